@@ -1,0 +1,78 @@
+//! Backends: whatever runs a model's steps. One trait, one folder per implementation, one conformance suite for all.
+
+use crate::{
+    Result,
+    kv::{KvKind, LaneId, SnapshotId},
+    spec::DecoderSpec,
+    step::{StepOutput, StepPlan},
+};
+
+/// What the caller may rely on, fixed when the backend is opened.
+#[derive(Debug, Clone)]
+pub struct Capabilities {
+    /// Backend's name: `cpu`, `cuda`, `tensorrt`.
+    pub backend: &'static str,
+    /// Device in words, for people and for keys of measured costs.
+    pub device: String,
+    /// Instruction set or kernel family in use, for people: `avx512-vnni`, `avx2`, `neon-dotprod`, `scalar`.
+    pub kernels: String,
+    /// Lanes that can advance together.
+    pub num_lanes: usize,
+    /// Tokens one lane holds.
+    pub lane_capacity: usize,
+    /// Most tokens of one plan, all segments together.
+    pub max_step_tokens: usize,
+    /// Most logits rows of one plan.
+    pub max_logits_rows: usize,
+    /// Threads that compute.
+    pub num_threads: usize,
+    /// KV cache format in use.
+    pub kv: KvKind,
+    /// Bytes of weights one decode step reads.
+    pub weight_bytes_per_step: u64,
+    /// Bytes of KV cache held.
+    pub kv_bytes: u64,
+}
+
+/// Runs steps of one model. Owned by one thread; called once per section.
+///
+/// Invariants: `run_step` allocates nothing after the first call with the largest plan; after an error no lane's committed
+/// length has changed; snapshots survive the lanes they were taken from.
+pub trait Backend: Send {
+    /// Fixed facts about this backend.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// The model it runs.
+    fn spec(&self) -> &DecoderSpec;
+
+    /// Computes `plan`, writes the KV of its tokens and commits them.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] for an empty plan, a token outside the vocabulary or a lane named twice;
+    /// [`crate::EngineError::Capacity`] when a lane or the plan is too small.
+    fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>>;
+
+    /// Tokens of `lane` that count; 0 for a fresh one.
+    fn committed_len(&self, lane: LaneId) -> usize;
+
+    /// Forgets the tokens of `lane` in `[len, committed_len)`.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] when `len` is beyond the committed length or the lane does not exist.
+    fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()>;
+
+    /// Copies `[0, len)` of `lane` into a new snapshot.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] when fewer than `len` tokens are committed.
+    fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId>;
+
+    /// Replaces the contents of `lane` by the snapshot; the committed length becomes the snapshot's.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] for an unknown snapshot or lane.
+    fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()>;
+
+    /// Frees a snapshot; unknown ones are ignored.
+    fn drop_snapshot(&mut self, snapshot: SnapshotId);
+}

@@ -1,0 +1,60 @@
+//! The KV cache: number formats, lanes and prefix snapshots.
+//!
+//! A **lane** owns a contiguous region of fixed capacity; `[0, committed_len)` counts, `[committed_len, …)` is tentative.
+//! A **snapshot** is a stored prefix that can be copied into any lane.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvKind {
+    /// 16-bit brain float.
+    Bf16,
+    /// E4M3 with one F32 scale a head and token.
+    Fp8,
+    /// 8-bit integers with one F32 scale a head and token.
+    Int8,
+}
+
+impl KvKind {
+    /// All kinds, in the order help texts list them.
+    pub const ALL: [Self; 3] = [Self::Bf16, Self::Fp8, Self::Int8];
+
+    /// Name on the command line and in the manifest.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for KvKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for KvKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| format!("unknown KV cache format {text:?}: expected bf16, fp8 or int8"))
+    }
+}
+
+/// A lane's index, `0..num_lanes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub usize);
+
+/// A stored prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(pub u64);

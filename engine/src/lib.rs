@@ -1,0 +1,35 @@
+//! Takt's model runtime.
+//!
+//! An **engine directory** ([`dir`]) written by the builder is opened validated and memory-mapped. A [`backend::Backend`] runs
+//! one [`step::StepPlan`] at a time over KV **lanes**; a [`sequence::Sequence`] turns logits into tokens, tokens into text and
+//! decides when an answer is complete.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`spec`] | the decoder description every front end produces and every backend consumes |
+//! | [`quant`] | number formats and how a tensor is quantized and read back |
+//! | [`dir`] | the engine directory: manifest, validation, mapping |
+//! | [`kv`] | cache formats, lanes and prefix snapshots |
+//! | [`step`] | one unit of device work: what goes in, what comes out |
+//! | [`backend`] | the trait, and one folder per implementation |
+//! | [`text`] | tokenizer, chat template, streaming detokenizer, stop strings |
+//! | [`sampler`] | from logits to a token |
+//! | [`sequence`] | one request's token timeline |
+//!
+//! Architecture invariant: this crate does no I/O but mapping an engine directory, reads no environment variable and no clock.
+
+pub mod backend;
+pub mod dir;
+mod error;
+pub mod kv;
+pub mod quant;
+pub mod sampler;
+pub mod sequence;
+pub mod spec;
+pub mod step;
+pub mod text;
+
+pub use error::{EngineError, Result};
+
+/// A token's index in the vocabulary.
+pub type TokenId = u32;

@@ -1,0 +1,1 @@
+//! Takt's node: command line, worker, ROS 2 and configuration.
