@@ -7,9 +7,15 @@
 //! | `nvfp4` | `X.weight` U8 `[N, K/2]` (low nibble = even column), `X.weight_scale` F8_E4M3 `[N, K/16]`, `X.weight_scale_2` F32 `[]` | `e2m1 · (scale · scale_2)` |
 //! | `int4` | `X.weight` U8 `[N, K/2]` (low nibble = even column, two's complement), `X.weight_scale` F16 `[N, ⌈K/128⌉]` | `int4 · scale` |
 
+pub mod e2m1;
+pub mod e4m3;
+mod matrix;
+
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub use matrix::{INT4_GROUP, MatrixData, MatrixView, NVFP4_BLOCK};
 
 /// How a matrix of weights is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
