@@ -1,0 +1,162 @@
+//! A request's life as the rest of the node sees it: asked with a deadline, streamed, replied to exactly once.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, TrySendError};
+use serde::Serialize;
+use takt_engine::TokenId;
+
+/// Identity of a request within this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RequestId(pub u64);
+
+/// What to answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// Messages through the chat template: `(role, content)`.
+    Chat(Vec<(String, String)>),
+    /// Text as it is, without a chat template.
+    Raw(String),
+}
+
+/// One demand with a deadline.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Identity, unique in the process.
+    pub id: RequestId,
+    /// What to answer.
+    pub prompt: Prompt,
+    /// When it arrived.
+    pub arrived: Instant,
+    /// Absolute, on the monotonic clock; `None` for background work.
+    pub deadline: Option<Instant>,
+    /// Most tokens of the answer; `None` for what the lane has room for.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen; `None` for the engine's defaults.
+    pub sampling: Option<takt_engine::sampler::SamplingParams>,
+    /// Strings that end the answer (not part of it).
+    pub stop: Vec<String>,
+    /// Where its events go; bounded. A full channel drops [`Event::Tokens`], never the reply: give it room for the reply.
+    pub events: Sender<Event>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The model ended the answer, or a limit the caller set did.
+    Complete,
+    /// The deadline came first; the text is what there was.
+    TruncatedAtDeadline,
+    /// The deadline came first; the text was completed by the grammar's closing.
+    ClosedAtDeadline,
+    /// Never started: queue full, deadline passed, prompt too long.
+    Rejected,
+    /// The caller or a shutdown ended it.
+    Cancelled,
+    /// Something broke; the reason says what.
+    Failed,
+}
+
+impl Status {
+    /// The name used in JSON and in ROS messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::TruncatedAtDeadline => "truncated_at_deadline",
+            Self::ClosedAtDeadline => "closed_at_deadline",
+            Self::Rejected => "rejected",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Where the time went; all since arrival but `queue`, `prefill`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Timings {
+    /// Arrival to the first section that worked on the request.
+    pub queue: Duration,
+    /// First section to the end of prefill.
+    pub prefill: Duration,
+    /// Arrival to the first token; `None` when there was none.
+    pub ttft: Option<Duration>,
+    /// Arrival to the reply.
+    pub total: Duration,
+    /// Arrival to the deadline.
+    pub deadline: Option<Duration>,
+}
+
+/// The end of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The request.
+    pub id: RequestId,
+    /// How it ended.
+    pub status: Status,
+    /// The answer, as far as it came.
+    pub text: String,
+    /// Its tokens.
+    pub token_ids: Vec<TokenId>,
+    /// The prompt's tokens.
+    pub prompt_token_ids: Vec<TokenId>,
+    /// `stop`, `length`, `deadline`, `cancelled`, `rejected`, `failed`.
+    pub finish_reason: &'static str,
+    /// For `rejected` and `failed`: what and what to do.
+    pub reason: Option<String>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// What a request's asker receives, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// New text of one scheduler section.
+    Tokens {
+        /// The request.
+        id: RequestId,
+        /// Counts a request's `Tokens` events from 0.
+        index: u32,
+        /// Byte offset of `text` in the answer.
+        offset: usize,
+        /// Whole UTF-8 characters.
+        text: String,
+    },
+    /// The end; exactly once, last.
+    Reply(Box<Reply>),
+}
+
+/// Why a request could not even be queued; the caller still holds it and answers it.
+#[derive(Debug)]
+pub enum SubmitError {
+    /// The queue is full.
+    Full(Box<Request>),
+    /// The worker has stopped.
+    Stopped(Box<Request>),
+}
+
+/// Hands requests to the worker; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RequestSender {
+    queue: Sender<Request>,
+}
+
+impl RequestSender {
+    /// Wraps the worker's bounded queue.
+    #[must_use]
+    pub fn new(queue: Sender<Request>) -> Self {
+        Self { queue }
+    }
+
+    /// Queues `request` without blocking.
+    ///
+    /// # Errors
+    /// Gives the request back when the queue is full or the worker is gone.
+    pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        self.queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(request) => SubmitError::Full(Box::new(request)),
+            TrySendError::Disconnected(request) => SubmitError::Stopped(Box::new(request)),
+        })
+    }
+}
