@@ -122,10 +122,17 @@ impl DecoderSpec {
             }
         }
         if !self.num_q_heads.is_multiple_of(self.num_kv_heads) {
-            return fail(format!("{} query heads do not divide among {} key/value heads", self.num_q_heads, self.num_kv_heads));
+            return fail(format!(
+                "{} query heads do not divide among {} key/value heads",
+                self.num_q_heads, self.num_kv_heads
+            ));
         }
         if self.rope.inv_freq.is_empty() || self.rope.inv_freq.len() * 2 > self.head_dim {
-            return fail(format!("{} RoPE frequencies for head_dim {}", self.rope.inv_freq.len(), self.head_dim));
+            return fail(format!(
+                "{} RoPE frequencies for head_dim {}",
+                self.rope.inv_freq.len(),
+                self.head_dim
+            ));
         }
         let floats = [self.norm_eps, self.attention_scale, self.rope.attention_factor];
         if floats.iter().chain(&self.rope.inv_freq).any(|v| !v.is_finite()) || self.norm_eps < 0.0 {

@@ -68,7 +68,12 @@ impl MatrixView<'_> {
     /// When `row_idx` or `out` do not match the shape; callers pass validated views.
     pub fn dequantize_row(&self, row_idx: usize, out: &mut [f32]) {
         let k = self.num_cols;
-        assert!(row_idx < self.num_rows && out.len() == k, "row {row_idx} of {} into {} values", self.num_rows, out.len());
+        assert!(
+            row_idx < self.num_rows && out.len() == k,
+            "row {row_idx} of {} into {} values",
+            self.num_rows,
+            out.len()
+        );
         match self.data {
             MatrixData::Bf16(bytes) => {
                 let row = &bytes[row_idx * k * 2..(row_idx + 1) * k * 2];

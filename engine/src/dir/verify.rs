@@ -1,0 +1,109 @@
+//! The files of an engine directory: exactly those listed, with the listed sizes and hashes.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use sha2::{Digest, Sha256};
+
+use super::{FileEntry, MANIFEST_FILE, Manifest, RESERVED_FOLDERS, WEIGHTS_FILE, corrupt, io_error, weights};
+use crate::Result;
+
+/// Whether one listed file is what the manifest says.
+#[derive(Debug)]
+pub struct FileCheck {
+    /// The manifest's entry.
+    pub entry: FileEntry,
+    /// `Ok` when size and hash hold.
+    pub outcome: Result<()>,
+}
+
+impl Manifest {
+    /// Checks size and SHA-256 of every listed file below `dir`, without stopping at the first that fails.
+    #[must_use]
+    pub fn check_files(&self, dir: &Path) -> Vec<FileCheck> {
+        let check = |entry: &FileEntry| {
+            let outcome = check_size(dir, entry).and_then(|()| check_mapped_hash(dir, entry));
+            FileCheck { entry: entry.clone(), outcome }
+        };
+        self.files.iter().map(check).collect()
+    }
+}
+
+/// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// Checks that the directory holds the listed files with their sizes and nothing else but the reserved folders.
+pub(super) fn check_listing(dir: &Path, manifest: &Manifest) -> Result<()> {
+    for entry in &manifest.files {
+        check_size(dir, entry)?;
+    }
+    for found in fs::read_dir(dir).map_err(|e| io_error(dir, e))? {
+        let found = found.map_err(|e| io_error(dir, e))?;
+        let name = found.file_name();
+        let name = name.to_string_lossy();
+        let reserved = RESERVED_FOLDERS.contains(&&*name) && found.path().is_dir();
+        if name != MANIFEST_FILE && manifest.file(&name).is_none() && !reserved {
+            return Err(corrupt(dir, format!("holds {name:?}, which the manifest does not list; remove it")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the SHA-256 of every listed file; the weights come mapped already.
+pub(super) fn check_hashes(dir: &Path, manifest: &Manifest, weights: &[u8]) -> Result<()> {
+    for entry in &manifest.files {
+        if entry.name == WEIGHTS_FILE {
+            compare_hash(&dir.join(WEIGHTS_FILE), entry, weights)?;
+        } else {
+            check_mapped_hash(dir, entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_size(dir: &Path, entry: &FileEntry) -> Result<()> {
+    let path = dir.join(&entry.name);
+    let facts = match fs::metadata(&path) {
+        Ok(facts) => facts,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(corrupt(&path, "is listed in engine.json but missing"));
+        }
+        Err(e) => return Err(io_error(&path, e)),
+    };
+    if !facts.is_file() {
+        return Err(corrupt(&path, "is not a regular file"));
+    }
+    if facts.len() != entry.size_bytes {
+        let (found, expected) = (facts.len(), entry.size_bytes);
+        return Err(corrupt(&path, format!("{found} bytes, expected {expected}: truncated or changed")));
+    }
+    Ok(())
+}
+
+fn check_mapped_hash(dir: &Path, entry: &FileEntry) -> Result<()> {
+    let path = dir.join(&entry.name);
+    // Mapping an empty file fails on some systems.
+    if entry.size_bytes == 0 {
+        return compare_hash(&path, entry, &[]);
+    }
+    compare_hash(&path, entry, &weights::map_file(&path)?)
+}
+
+fn compare_hash(path: &Path, entry: &FileEntry, bytes: &[u8]) -> Result<()> {
+    let found = sha256_hex(bytes);
+    if found == entry.sha256 {
+        return Ok(());
+    }
+    let expected = &entry.sha256;
+    Err(corrupt(
+        path,
+        format!("SHA-256 is {found}, expected {expected}: the file was changed; build it again"),
+    ))
+}
