@@ -1,3 +1,5 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
+pub mod clock;
 pub mod request;
+pub mod scheduler;
