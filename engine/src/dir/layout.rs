@@ -152,13 +152,8 @@ impl MatrixPart {
         })
     }
 
-    /// NVFP4 has whole blocks only, and two 4-bit codes share a byte.
     fn check_format(&self) -> Result<()> {
-        let multiple = match self.kind {
-            WeightKind::Bf16 | WeightKind::Fp8 => 1,
-            WeightKind::Nvfp4 => NVFP4_BLOCK,
-            WeightKind::Int4 => 2,
-        };
+        let multiple = self.kind.column_multiple();
         if self.num_cols.is_multiple_of(multiple) {
             return Ok(());
         }

@@ -9,13 +9,20 @@
 
 pub mod e2m1;
 pub mod e4m3;
+mod error_stats;
+mod fp8;
+mod int4;
 mod matrix;
+pub mod nvfp4;
+mod quantized;
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+pub use error_stats::ErrorStats;
 pub use matrix::{INT4_GROUP, MatrixData, MatrixView, NVFP4_BLOCK};
+pub use quantized::{QuantizedMatrix, non_finite, quantize};
 
 /// How a matrix of weights is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,6 +52,16 @@ impl WeightKind {
             Self::Int4 => "int4",
         }
     }
+
+    /// What the number of columns must be a multiple of: NVFP4 has whole blocks only, and two 4-bit codes share a byte.
+    #[must_use]
+    pub fn column_multiple(self) -> usize {
+        match self {
+            Self::Bf16 | Self::Fp8 => 1,
+            Self::Nvfp4 => NVFP4_BLOCK,
+            Self::Int4 => 2,
+        }
+    }
 }
 
 impl fmt::Display for WeightKind {
@@ -63,3 +80,6 @@ impl FromStr for WeightKind {
             .ok_or_else(|| format!("unknown weight format {text:?}: expected bf16, fp8, nvfp4 or int4"))
     }
 }
+
+#[cfg(test)]
+mod fixture_tests;
