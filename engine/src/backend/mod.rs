@@ -1,5 +1,7 @@
 //! Backends: whatever runs a model's steps. One trait, one folder per implementation, one conformance suite for all.
 
+pub mod cpu;
+
 use crate::{
     Result,
     kv::{KvKind, LaneId, SnapshotId},

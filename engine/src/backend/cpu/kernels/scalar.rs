@@ -1,0 +1,89 @@
+//! The oracle: every kernel written plainly, with the layout read element by element.
+
+use half::f16;
+
+use super::super::{
+    activations::Tokens,
+    packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes, fp8_offset},
+};
+use crate::quant::{WeightKind, e2m1};
+
+/// One tile times `tokens`, dequantized weights times F32 activations; `sums` `[num_tokens][16]`.
+pub(super) fn multiply_f32(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
+    for (token_idx, token_sums) in sums.iter_mut().enumerate() {
+        let x = &tokens.rows[token_idx * tokens.row_len..][..tokens.row_len];
+        for (row, out) in token_sums.iter_mut().enumerate() {
+            let mut sum = 0.0;
+            for (block, x) in x.chunks_exact(BLOCK_COLS).enumerate() {
+                let mut part = 0.0;
+                for (k, &x) in x.iter().enumerate() {
+                    part = x.mul_add(weight(tile, row, block, k), part);
+                }
+                sum = block_scale(tile, row, block).mul_add(part, sum);
+            }
+            *out = sum * tile.row_scales[row];
+        }
+    }
+}
+
+/// One tile times `tokens`, 4-bit weights times 8-bit activations.
+pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
+    let num_blocks = tile.num_blocks;
+    let unit = integer_unit(tile.kind);
+    for (token_idx, token_sums) in sums.iter_mut().enumerate() {
+        let x = &tokens.codes[token_idx * tokens.row_len..][..tokens.row_len];
+        let x_scales = &tokens.scales[token_idx * num_blocks..][..num_blocks];
+        for (row, out) in token_sums.iter_mut().enumerate() {
+            let mut sum = 0.0;
+            for (block, x) in x.chunks_exact(BLOCK_COLS).enumerate() {
+                let products = x.iter().enumerate().map(|(k, &x)| {
+                    let doubled_or_plain = weight(tile, row, block, k) / unit;
+                    doubled_or_plain as i32 * i32::from(x)
+                });
+                let part: i32 = products.sum();
+                let scale = block_scale(tile, row, block) * x_scales[block];
+                sum = scale.mul_add(part as f32, sum);
+            }
+            *out = sum * (tile.row_scales[row] * unit);
+        }
+    }
+}
+
+/// What one step of the integer form of a code is worth.
+pub(super) fn integer_unit(kind: WeightKind) -> f32 {
+    if kind == WeightKind::Nvfp4 { 0.5 } else { 1.0 }
+}
+
+/// The code's value, without block and row scales.
+fn weight(tile: &Tile<'_>, row: usize, block: usize, k: usize) -> f32 {
+    let codes = &tile.codes[block * block_bytes(tile.kind)..];
+    match tile.kind {
+        WeightKind::Bf16 => {
+            let at = (k / 2) * 64 + row * 4 + (k % 2) * 2;
+            f32::from_bits(u32::from(u16::from_le_bytes([codes[at], codes[at + 1]])) << 16)
+        }
+        WeightKind::Fp8 => e4m3_as_f16(codes[fp8_offset(row, k)]),
+        WeightKind::Nvfp4 => e2m1::VALUES[usize::from(nibble(codes, row, k))],
+        WeightKind::Int4 => f32::from(nibble(codes, row, k)) - 8.0,
+    }
+}
+
+fn block_scale(tile: &Tile<'_>, row: usize, block: usize) -> f32 {
+    match tile.kind {
+        WeightKind::Bf16 | WeightKind::Fp8 => 1.0,
+        WeightKind::Nvfp4 => e4m3_as_f16(tile.scales[block * TILE_ROWS + row]),
+        WeightKind::Int4 => {
+            let at = ((block / BLOCKS_PER_GROUP) * TILE_ROWS + row) * 2;
+            f16::from_le_bytes([tile.scales[at], tile.scales[at + 1]]).to_f32()
+        }
+    }
+}
+
+fn nibble(codes: &[u8], row: usize, k: usize) -> u8 {
+    (codes[(k / 8) * 64 + row * 4 + k % 4] >> (4 * ((k / 4) % 2))) & 0xf
+}
+
+/// E4M3 read as F16, `2^-8` of its value.
+fn e4m3_as_f16(code: u8) -> f32 {
+    f16::from_bits((u16::from(code & 0x80) << 8) | (u16::from(code & 0x7f) << 7)).to_f32()
+}

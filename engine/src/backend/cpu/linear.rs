@@ -1,0 +1,65 @@
+//! Matrix times activations, over all threads.
+#![expect(unsafe_code, reason = "the tasks of one product each write their own columns of the output")]
+
+use super::{
+    activations::Activations,
+    disjoint::Disjoint,
+    kernels::{self, Isa, MAX_TOKENS},
+    packed::{PackedMatrix, TILE_ROWS},
+    pool::ThreadPool,
+};
+
+/// Tasks per thread: enough that a thread which the system took away delays the others little.
+const TASKS_PER_THREAD: usize = 8;
+
+/// `out[m, n] = Σ_k w[n, k] · x[m, k]`: `w` `[N, K]`, `x` `[M, K]`, `out` `[M, N]` F32 row-major.
+///
+/// Invariant: a row of the output depends on its row of `x` alone: bit for bit the same for any M, any number of threads
+/// and any instruction set.
+///
+/// # Panics
+/// When the shapes do not match or `x` is not filled; shapes are the model's, validated at load.
+pub fn linear(pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f32]) {
+    linear_on(Isa::detect(), pool, w, x, out);
+}
+
+/// [`linear`] with the kernels of `isa`.
+///
+/// # Panics
+/// As [`linear`].
+pub fn linear_on(isa: Isa, pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f32]) {
+    let (num_tokens, num_rows) = (x.num_rows(), w.num_rows());
+    assert_eq!(x.num_cols(), w.num_cols(), "activations and weights differ in columns");
+    assert_eq!(out.len(), num_tokens * num_rows, "output of [{num_tokens}, {num_rows}]");
+    let num_tiles = w.num_tiles();
+    let num_tasks = num_tiles.min(pool.num_threads() * TASKS_PER_THREAD);
+    let out = Disjoint::new(out);
+    pool.run(num_tasks, &|task_idx| {
+        let tiles = task_idx * num_tiles / num_tasks..(task_idx + 1) * num_tiles / num_tasks;
+        for tile_idx in tiles {
+            multiply_tile(isa, w, tile_idx, x, &out);
+        }
+    });
+}
+
+/// Columns `[16 · tile_idx, …)` of the output, for all tokens.
+fn multiply_tile(isa: Isa, w: &PackedMatrix, tile_idx: usize, x: &Activations, out: &Disjoint<'_, f32>) {
+    let tile = w.tile(tile_idx);
+    let first_col = tile_idx * TILE_ROWS;
+    let num_cols = TILE_ROWS.min(w.num_rows() - first_col);
+    let mut sums = [[0.0; TILE_ROWS]; MAX_TOKENS];
+    let step = isa.max_tokens();
+    for first in (0..x.num_rows()).step_by(step) {
+        let tokens = x.tokens(first..x.num_rows().min(first + step));
+        let sums = &mut sums[..tokens.num_tokens];
+        kernels::multiply_tile(isa, x.arithmetic(), &tile, &tokens, sums);
+        for (token_idx, token_sums) in sums.iter().enumerate() {
+            let at = (first + token_idx) * w.num_rows() + first_col;
+            // SAFETY: only the task that owns this tile writes these columns, one token at a time.
+            unsafe { out.part(at, num_cols) }.copy_from_slice(&token_sums[..num_cols]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

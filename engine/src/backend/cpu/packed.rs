@@ -1,0 +1,320 @@
+//! Weights interleaved at load so that a thread reads them once, front to back.
+//!
+//! A **tile** is 16 rows; a **block** is 16 columns of a tile. Tiles lie one after another, each 64-byte aligned:
+//! first the codes of all its blocks, then its scales. Rows and columns beyond the matrix are zeros.
+//!
+//! | kind | codes of a block | scales of a tile | row scale |
+//! |---|---|---|---|
+//! | `bf16` | `[k/2][16 rows][2]` bf16, 512 B | none | 1 |
+//! | `fp8` | `[k/4]` chunks of 64 B: byte `2·(16·(k%2) + row) + (k%4)/2`, 256 B | none | `scale[n] · 2^8` |
+//! | `nvfp4` | `[k/8]` lines of 64 B: byte `4·row + k%4`, nibble `(k/4)%2`, 128 B | E4M3 without sign `[blocks][16 rows]` | `scale_2 · 2^8` |
+//! | `int4` | as `nvfp4`, code = value + 8 | F16 `[groups of 128][16 rows]` | 1 |
+//!
+//! In the nibble layout a 32-bit lane is one row: a shift brings any of its 8 columns to the low nibble (F32 path), and
+//! masking brings 4 consecutive columns to the 4 bytes that `vpdpbusd` and `sdot` sum (integer path).
+//! E4M3 is read as F16 (`code << 7`), which is exact and `2^-8` too small; hence the `2^8` in the row scale.
+
+use half::f16;
+
+use super::aligned::{AlignedVec, LINE_BYTES};
+use crate::{
+    EngineError, Result,
+    quant::{INT4_GROUP, MatrixData, MatrixView, WeightKind, e4m3},
+};
+
+/// Rows of a tile.
+pub(crate) const TILE_ROWS: usize = 16;
+/// Columns of a block.
+pub(crate) const BLOCK_COLS: usize = 16;
+/// Blocks that share an INT4 group scale.
+pub(crate) const BLOCKS_PER_GROUP: usize = INT4_GROUP / BLOCK_COLS;
+/// What reading E4M3 as F16 leaves out.
+const E4M3_AS_F16: f32 = 256.0;
+
+/// A `[num_rows, num_cols]` weight matrix in the interleaved layout.
+#[derive(Debug, Clone)]
+pub struct PackedMatrix {
+    kind: WeightKind,
+    num_rows: usize,
+    num_cols: usize,
+    layout: TileLayout,
+    tiles: AlignedVec<u8>,
+    /// `[num_tiles][16]`.
+    row_scales: Vec<[f32; TILE_ROWS]>,
+}
+
+/// One tile, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    pub(crate) kind: WeightKind,
+    /// `[num_blocks][block_bytes]`.
+    pub(crate) codes: &'a [u8],
+    /// Per kind, see the module.
+    pub(crate) scales: &'a [u8],
+    pub(crate) row_scales: &'a [f32; TILE_ROWS],
+    pub(crate) num_blocks: usize,
+}
+
+/// Sizes in bytes of one tile's parts.
+#[derive(Debug, Clone, Copy)]
+struct TileLayout {
+    num_blocks: usize,
+    code_bytes: usize,
+    scale_bytes: usize,
+    stride: usize,
+}
+
+impl TileLayout {
+    fn of(kind: WeightKind, num_cols: usize) -> Option<Self> {
+        let num_blocks = num_cols.div_ceil(BLOCK_COLS);
+        let code_bytes = num_blocks.checked_mul(block_bytes(kind))?;
+        let scale_bytes = match kind {
+            WeightKind::Bf16 | WeightKind::Fp8 => 0,
+            WeightKind::Nvfp4 => num_blocks * TILE_ROWS,
+            WeightKind::Int4 => num_blocks.div_ceil(BLOCKS_PER_GROUP) * TILE_ROWS * 2,
+        };
+        let stride = code_bytes.checked_add(scale_bytes)?.checked_next_multiple_of(LINE_BYTES)?;
+        Some(Self { num_blocks, code_bytes, scale_bytes, stride })
+    }
+}
+
+/// Bytes of the codes of one block.
+pub(crate) const fn block_bytes(kind: WeightKind) -> usize {
+    match kind {
+        WeightKind::Bf16 => 512,
+        WeightKind::Fp8 => 256,
+        WeightKind::Nvfp4 | WeightKind::Int4 => 128,
+    }
+}
+
+impl PackedMatrix {
+    /// Interleaves the rows of all `views`, one after another: Q, K and V, or gate and up, become one matrix.
+    /// Each view keeps its own scales.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] when there is no view, when views differ in format or columns, when a byte length does
+    /// not match its shape, when NVFP4 columns are no multiple of 16, or when a scale is not finite.
+    pub fn pack(views: &[MatrixView<'_>]) -> Result<Self> {
+        let first = views.first().ok_or_else(|| unsupported("no matrix to pack"))?;
+        let (kind, num_cols) = (first.kind(), first.num_cols);
+        let mut num_rows = 0usize;
+        for view in views {
+            check(view, kind, num_cols)?;
+            num_rows =
+                num_rows.checked_add(view.num_rows).ok_or_else(|| unsupported("too many rows to pack"))?;
+        }
+        let num_tiles = num_rows.div_ceil(TILE_ROWS);
+        let layout = TileLayout::of(kind, num_cols).ok_or_else(|| unsupported("too many columns to pack"))?;
+        let num_bytes =
+            num_tiles.checked_mul(layout.stride).ok_or_else(|| unsupported("matrix too large to pack"))?;
+        let mut packed = Self {
+            kind,
+            num_rows,
+            num_cols,
+            layout,
+            tiles: AlignedVec::zeroed(num_bytes),
+            row_scales: vec![[0.0; TILE_ROWS]; num_tiles],
+        };
+        let mut first_row = 0;
+        for view in views {
+            for row_idx in 0..view.num_rows {
+                packed.put_row(first_row + row_idx, view, row_idx)?;
+            }
+            first_row += view.num_rows;
+        }
+        Ok(packed)
+    }
+
+    /// The format.
+    #[must_use]
+    pub fn kind(&self) -> WeightKind {
+        self.kind
+    }
+
+    /// Output features N.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+
+    /// Input features K.
+    #[must_use]
+    pub fn num_cols(&self) -> usize {
+        self.num_cols
+    }
+
+    /// Bytes that one use of the matrix reads, padding included.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.tiles.as_slice().len()
+    }
+
+    pub(crate) fn num_tiles(&self) -> usize {
+        self.row_scales.len()
+    }
+
+    pub(crate) fn tile(&self, tile_idx: usize) -> Tile<'_> {
+        let at = tile_idx * self.layout.stride;
+        let (codes, rest) =
+            self.tiles.as_slice()[at..at + self.layout.stride].split_at(self.layout.code_bytes);
+        Tile {
+            kind: self.kind,
+            codes,
+            scales: &rest[..self.layout.scale_bytes],
+            row_scales: &self.row_scales[tile_idx],
+            num_blocks: self.layout.num_blocks,
+        }
+    }
+
+    /// Puts row `from` of `view` at row `to`.
+    fn put_row(&mut self, to: usize, view: &MatrixView<'_>, from: usize) -> Result<()> {
+        let (tile_idx, row, k) = (to / TILE_ROWS, to % TILE_ROWS, self.num_cols);
+        let at = tile_idx * self.layout.stride;
+        let tile = &mut self.tiles.as_mut_slice()[at..at + self.layout.stride];
+        let (codes, scales) = tile.split_at_mut(self.layout.code_bytes);
+        self.row_scales[tile_idx][row] = match view.data {
+            MatrixData::Bf16(values) => {
+                put_bf16(&values[from * k * 2..(from + 1) * k * 2], row, codes);
+                1.0
+            }
+            MatrixData::Fp8 { codes: from_codes, scales } => {
+                put_fp8(&from_codes[from * k..(from + 1) * k], row, codes)?;
+                finite(f32::from_le_bytes([0, 1, 2, 3].map(|i| scales[from * 4 + i])) * E4M3_AS_F16)?
+            }
+            MatrixData::Nvfp4 { packed, scales: from_scales, scale_2 } => {
+                put_nibbles(&packed[from * k / 2..(from + 1) * k / 2], row, codes, 0);
+                let num_blocks = self.layout.num_blocks;
+                put_nvfp4_scales(
+                    &from_scales[from * num_blocks..(from + 1) * num_blocks],
+                    row,
+                    codes,
+                    scales,
+                )?;
+                finite(scale_2 * E4M3_AS_F16)?
+            }
+            MatrixData::Int4 { packed, scales: from_scales } => {
+                put_nibbles(&packed[from * k / 2..(from + 1) * k / 2], row, codes, 0x88);
+                let row_bytes = 2 * k.div_ceil(INT4_GROUP);
+                put_int4_scales(&from_scales[from * row_bytes..(from + 1) * row_bytes], row, scales)?;
+                1.0
+            }
+        };
+        Ok(())
+    }
+}
+
+fn check(view: &MatrixView<'_>, kind: WeightKind, num_cols: usize) -> Result<()> {
+    if view.kind() != kind || view.num_cols != num_cols {
+        return Err(unsupported(&format!(
+            "cannot pack {} with {} columns together with {kind} with {num_cols} columns",
+            view.kind(),
+            view.num_cols
+        )));
+    }
+    if view.num_rows == 0 || num_cols == 0 {
+        return Err(unsupported(&format!(
+            "cannot pack an empty matrix of shape [{}, {num_cols}]",
+            view.num_rows
+        )));
+    }
+    let (divisor, lens) = match view.data {
+        MatrixData::Bf16(values) => (1, [(values.len(), num_cols.checked_mul(2)), (0, Some(0))]),
+        MatrixData::Fp8 { codes, scales } => (1, [(codes.len(), Some(num_cols)), (scales.len(), Some(4))]),
+        MatrixData::Nvfp4 { packed, scales, .. } => {
+            (BLOCK_COLS, [(packed.len(), Some(num_cols / 2)), (scales.len(), Some(num_cols / BLOCK_COLS))])
+        }
+        MatrixData::Int4 { packed, scales } => {
+            (2, [(packed.len(), Some(num_cols / 2)), (scales.len(), Some(2 * num_cols.div_ceil(INT4_GROUP)))])
+        }
+    };
+    if !num_cols.is_multiple_of(divisor) {
+        return Err(unsupported(&format!(
+            "{kind} with {num_cols} columns: expected a multiple of {divisor}"
+        )));
+    }
+    for (found, row_bytes) in lens {
+        let expected = row_bytes.and_then(|bytes| bytes.checked_mul(view.num_rows));
+        if expected != Some(found) {
+            return Err(unsupported(&format!(
+                "{kind} matrix [{}, {num_cols}] has {found} bytes in one part, expected {expected:?}",
+                view.num_rows
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn unsupported(fact: &str) -> EngineError {
+    EngineError::Unsupported(fact.to_owned())
+}
+
+fn finite(scale: f32) -> Result<f32> {
+    if scale.is_finite() {
+        Ok(scale)
+    } else {
+        Err(unsupported(&format!("a weight scale is {scale}, expected a finite value")))
+    }
+}
+
+fn put_bf16(values: &[u8], row: usize, codes: &mut [u8]) {
+    for (k, value) in values.chunks_exact(2).enumerate() {
+        let at = (k / 2) * 64 + row * 4 + (k % 2) * 2;
+        codes[at..at + 2].copy_from_slice(value);
+    }
+}
+
+/// Offset of column `k` of row `row` in the codes of an FP8 tile.
+pub(crate) const fn fp8_offset(row: usize, k: usize) -> usize {
+    (k / 4) * 64 + 2 * (TILE_ROWS * (k % 2) + row) + (k % 4) / 2
+}
+
+fn put_fp8(from: &[u8], row: usize, codes: &mut [u8]) -> Result<()> {
+    for (k, &code) in from.iter().enumerate() {
+        if code & 0x7f == 0x7f {
+            return Err(unsupported(&format!(
+                "the fp8 weight of column {k} is NaN, expected a finite value"
+            )));
+        }
+        codes[fp8_offset(row, k)] = code;
+    }
+    Ok(())
+}
+
+/// 8 columns a time: 4 source bytes (even column low) become the row's 4 bytes of one line; `flip` is added by XOR.
+fn put_nibbles(packed: &[u8], row: usize, codes: &mut [u8], flip: u8) {
+    for (source, line) in packed.chunks(4).zip(codes.chunks_exact_mut(LINE_BYTES)) {
+        let mut b = [0u8; 4];
+        b[..source.len()].copy_from_slice(source);
+        let [b0, b1, b2, b3] = b;
+        let lanes = [
+            (b0 & 0xf) | (b2 << 4),
+            (b0 >> 4) | (b2 & 0xf0),
+            (b1 & 0xf) | (b3 << 4),
+            (b1 >> 4) | (b3 & 0xf0),
+        ];
+        line[row * 4..row * 4 + 4].copy_from_slice(&lanes.map(|byte| byte ^ flip));
+    }
+}
+
+/// Scales are kept without their sign; a negative one (no builder writes it) turns the signs of its block's codes.
+fn put_nvfp4_scales(from: &[u8], row: usize, codes: &mut [u8], scales: &mut [u8]) -> Result<()> {
+    for (block, &scale) in from.iter().enumerate() {
+        finite(e4m3::decode(scale))?;
+        scales[block * TILE_ROWS + row] = scale & 0x7f;
+        if scale & 0x80 != 0 {
+            for line in codes[block * 128..(block + 1) * 128].chunks_exact_mut(LINE_BYTES) {
+                line[row * 4..row * 4 + 4].iter_mut().for_each(|byte| *byte ^= 0x88);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put_int4_scales(from: &[u8], row: usize, scales: &mut [u8]) -> Result<()> {
+    for (group, scale) in from.chunks_exact(2).enumerate() {
+        finite(f16::from_le_bytes([scale[0], scale[1]]).to_f32())?;
+        let at = (group * TILE_ROWS + row) * 2;
+        scales[at..at + 2].copy_from_slice(scale);
+    }
+    Ok(())
+}
