@@ -1,5 +1,7 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
 pub mod clock;
+pub mod config;
 pub mod request;
+pub mod rt;
 pub mod scheduler;

@@ -1,0 +1,174 @@
+//! Every key there is: its section, what it accepts, its built-in value and one line of explanation.
+
+/// One configuration key.
+#[derive(Debug)]
+pub struct Key {
+    /// `[section]` of the file.
+    pub section: &'static str,
+    /// Name within the section.
+    pub name: &'static str,
+    /// What it accepts.
+    pub accepts: Accepts,
+    /// Value when nobody says otherwise.
+    pub built_in: BuiltIn,
+    /// One line for people.
+    pub doc: &'static str,
+}
+
+/// What a key accepts.
+#[derive(Debug, Clone, Copy)]
+pub enum Accepts {
+    /// Any text.
+    Text,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A whole number in this closed interval.
+    Whole(u64, u64),
+    /// `true` or `false`.
+    Flag,
+    /// A list of whole numbers, each at most this.
+    Wholes(u64),
+}
+
+/// A built-in value.
+#[derive(Debug, Clone, Copy)]
+pub enum BuiltIn {
+    /// Text or word.
+    Text(&'static str),
+    /// Whole number.
+    Whole(u64),
+    /// Flag.
+    Flag(bool),
+    /// The empty list.
+    NoWholes,
+}
+
+/// Backends a configuration may name; those of later versions are refused by name when the engine is opened.
+pub const BACKENDS: &[&str] = &["auto", "cpu", "cuda", "tensorrt"];
+/// KV cache formats, and `auto` for the one the engine records.
+pub const KV_KINDS: &[&str] = &["auto", "bf16", "fp8", "int8"];
+/// The CPU's arithmetic.
+pub const ACTIVATIONS: &[&str] = &["auto", "f32", "int8"];
+/// Scheduling policies of the worker thread.
+pub const POLICIES: &[&str] = &["other", "fifo"];
+
+const MAX_MS: u64 = 86_400_000; // a day
+
+/// All keys, in the order they are printed.
+pub const KEYS: &[Key] = &[
+    key("engine", "dir", Accepts::Text, BuiltIn::Text(""), "engine directory, written by `takt build`"),
+    key(
+        "engine",
+        "backend",
+        Accepts::Word(BACKENDS),
+        BuiltIn::Text("auto"),
+        "what computes; auto takes the best there is",
+    ),
+    key(
+        "engine",
+        "threads",
+        Accepts::Whole(0, 1024),
+        BuiltIn::Whole(0),
+        "computing threads; 0: one a physical core",
+    ),
+    key("engine", "lanes", Accepts::Whole(1, 64), BuiltIn::Whole(4), "requests that advance together"),
+    key(
+        "engine",
+        "max_context",
+        Accepts::Whole(0, 1 << 24),
+        BuiltIn::Whole(0),
+        "tokens a lane holds, prompt and answer; 0: the model's own limit, at most 4096",
+    ),
+    key(
+        "engine",
+        "kv",
+        Accepts::Word(KV_KINDS),
+        BuiltIn::Text("auto"),
+        "KV cache format; auto: the engine's",
+    ),
+    key("engine", "activations", Accepts::Word(ACTIVATIONS), BuiltIn::Text("auto"), "the CPU's arithmetic"),
+    key(
+        "scheduler",
+        "max_prefill_slice_tokens",
+        Accepts::Whole(1, 1 << 16),
+        BuiltIn::Whole(64),
+        "most prompt tokens of one section: bounds how long anybody waits for a section to end",
+    ),
+    key(
+        "scheduler",
+        "queue_len",
+        Accepts::Whole(1, 1 << 16),
+        BuiltIn::Whole(32),
+        "requests that may wait for a lane",
+    ),
+    key(
+        "scheduler",
+        "prefix_snapshots",
+        Accepts::Whole(0, 64),
+        BuiltIn::Whole(4),
+        "system prompts whose KV is kept",
+    ),
+    key(
+        "scheduler",
+        "reply_margin_us",
+        Accepts::Whole(0, 1_000_000),
+        BuiltIn::Whole(500),
+        "how long before its deadline a reply leaves the worker, for the way to the asker",
+    ),
+    key(
+        "scheduler",
+        "default_deadline_ms",
+        Accepts::Whole(0, MAX_MS),
+        BuiltIn::Whole(2000),
+        "deadline of requests that name none; 0: none, they run as background work",
+    ),
+    key(
+        "scheduler",
+        "default_max_tokens",
+        Accepts::Whole(1, 1 << 20),
+        BuiltIn::Whole(256),
+        "longest answer of requests that name no limit",
+    ),
+    key(
+        "realtime",
+        "policy",
+        Accepts::Word(POLICIES),
+        BuiltIn::Text("other"),
+        "the worker's policy; fifo is SCHED_FIFO",
+    ),
+    key("realtime", "priority", Accepts::Whole(1, 99), BuiltIn::Whole(40), "SCHED_FIFO priority"),
+    key(
+        "realtime",
+        "cores",
+        Accepts::Wholes(1023),
+        BuiltIn::NoWholes,
+        "cores the worker may use; empty: all",
+    ),
+    key(
+        "realtime",
+        "lock_memory",
+        Accepts::Flag,
+        BuiltIn::Flag(false),
+        "keep all memory resident (mlockall)",
+    ),
+    key("ros", "node_name", Accepts::Text, BuiltIn::Text("takt"), "node name"),
+    key("ros", "namespace", Accepts::Text, BuiltIn::Text("/"), "namespace"),
+    key("ros", "domain_id", Accepts::Whole(0, 232), BuiltIn::Whole(0), "DDS domain"),
+    key("ros", "localhost_only", Accepts::Flag, BuiltIn::Flag(false), "only processes on this machine"),
+];
+
+const fn key(
+    section: &'static str,
+    name: &'static str,
+    accepts: Accepts,
+    built_in: BuiltIn,
+    doc: &'static str,
+) -> Key {
+    Key { section, name, accepts, built_in, doc }
+}
+
+/// Position of `section.name` in [`KEYS`].
+#[must_use]
+pub fn position(section: &str, name: &str) -> Option<usize> {
+    KEYS.iter().position(|key| key.section == section && key.name == name)
+}
