@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod request;
 pub mod rt;
 pub mod scheduler;

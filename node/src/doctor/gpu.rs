@@ -1,0 +1,83 @@
+//! NVIDIA driver and TensorRT, by their files: nothing is loaded or initialised.
+
+use std::path::{Path, PathBuf};
+
+use super::{Finding, read};
+
+pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> {
+    let folders = library_folders(lookup);
+    vec![driver(&folders), tensorrt(&folders)]
+}
+
+fn driver(folders: &[PathBuf]) -> Finding {
+    let kernel = read("/proc/driver/nvidia/version").and_then(|text| text.lines().next().map(str::to_owned));
+    match (find(folders, "libcuda.so.1"), kernel) {
+        (Some(library), kernel) => {
+            let kernel = kernel.map(|line| format!(", {line}")).unwrap_or_default();
+            Finding::note(
+                "gpu",
+                format!("NVIDIA driver at {}{kernel}", library.display()),
+                "not used yet: this version computes on the CPU",
+            )
+        }
+        (None, Some(kernel)) => Finding::note(
+            "gpu",
+            kernel,
+            "the kernel driver is there but libcuda.so.1 is not: a container started without the NVIDIA runtime?",
+        ),
+        (None, None) => Finding::note("gpu", "no NVIDIA driver", "answers come from the CPU"),
+    }
+}
+
+fn tensorrt(folders: &[PathBuf]) -> Finding {
+    match find(folders, "libnvinfer.so") {
+        Some(library) => Finding::note(
+            "tensorrt",
+            library.display().to_string(),
+            "not used yet: this version computes on the CPU",
+        ),
+        None => Finding::note("tensorrt", "not found", "no TensorRT plans can be built or run here"),
+    }
+}
+
+fn library_folders(lookup: &impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let standard = ["/usr/lib", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/local/lib", "/usr/lib/wsl/lib"];
+    let configured = lookup("LD_LIBRARY_PATH").unwrap_or_default();
+    let configured = configured.split(':').filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    configured
+        .chain(standard.into_iter().map(PathBuf::from))
+        .chain([
+            Path::new(&multiarch).to_owned(),
+            Path::new(&multiarch).join("nvidia"),
+            Path::new(&multiarch).join("tegra"),
+        ])
+        .collect()
+}
+
+/// The first file whose name is `name` or starts with `name.`.
+fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
+    let matches =
+        |file: &str| file == name || file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+    folders.iter().find_map(|folder| {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.sort();
+        files.into_iter().find(|path| path.file_name().and_then(|file| file.to_str()).is_some_and(matches))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_versioned_library_is_found_and_a_similar_name_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("libnvinfer_plugin.so.10"), "").unwrap();
+        let folders = [folder.path().to_owned()];
+        assert_eq!(find(&folders, "libnvinfer.so"), None);
+        std::fs::write(folder.path().join("libnvinfer.so.10"), "").unwrap();
+        assert_eq!(find(&folders, "libnvinfer.so"), Some(folder.path().join("libnvinfer.so.10")));
+    }
+}

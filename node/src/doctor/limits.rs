@@ -1,0 +1,73 @@
+//! Memory and real-time limits.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::{Finding, field, read};
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+pub(super) fn examine() -> Vec<Finding> {
+    vec![memory(), realtime_priority(), locked_memory(), kernel()]
+}
+
+fn memory() -> Finding {
+    let meminfo = read("/proc/meminfo").unwrap_or_default();
+    let bytes = |name| Some(field(&meminfo, name)?.strip_suffix(" kB")?.parse::<u64>().ok()? * 1024);
+    let (Some(total), Some(free)) = (bytes("MemTotal"), bytes("MemAvailable")) else {
+        return Finding::note("memory", "unknown", "takt cannot tell whether an engine fits");
+    };
+    let limit =
+        read("/sys/fs/cgroup/memory.max").and_then(|text| text.parse::<u64>().ok()).filter(|l| *l < total);
+    let usable = limit.unwrap_or(total).min(free);
+    let limited = limit.map(|l| format!(", limited to {:.1} GiB here", l as f64 / GIB)).unwrap_or_default();
+    let found = format!("{:.1} GiB free of {:.1}{limited}", free as f64 / GIB, total as f64 / GIB);
+    if usable < 1 << 30 {
+        return Finding::note("memory", found, "only small engines fit (`takt inspect` says what one needs)");
+    }
+    Finding::good("memory", found)
+}
+
+fn realtime_priority() -> Finding {
+    let allowed = getrlimit(Resource::RLIMIT_RTPRIO).map_or(0, |(soft, _)| soft);
+    if allowed > 0 || has_capability(CAP_SYS_NICE) {
+        return Finding::good("real-time priority", "SCHED_FIFO is allowed");
+    }
+    Finding::note(
+        "real-time priority",
+        "SCHED_FIFO is not allowed",
+        "other processes can delay an answer; set an rtprio limit in /etc/security/limits.d, or LimitRTPRIO= in the unit",
+    )
+}
+
+fn locked_memory() -> Finding {
+    let allowed = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
+    if has_capability(CAP_IPC_LOCK) || allowed > 1 << 40 {
+        return Finding::good("locked memory", "unlimited");
+    }
+    Finding::note(
+        "locked memory",
+        format!("at most {} KiB", allowed / 1024),
+        "`lock_memory` will be refused and a page fault can delay an answer; set a memlock limit or LimitMEMLOCK=",
+    )
+}
+
+fn kernel() -> Finding {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into());
+    if read("/sys/kernel/realtime").as_deref() == Some("1") {
+        return Finding::good("kernel", format!("{release}, PREEMPT_RT"));
+    }
+    Finding::note(
+        "kernel",
+        release,
+        "not a PREEMPT_RT kernel: scheduling delays of a few milliseconds can occur under load",
+    )
+}
+
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_NICE: u32 = 23;
+
+fn has_capability(bit: u32) -> bool {
+    let status = read("/proc/self/status").unwrap_or_default();
+    let effective = field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
+    effective >> bit & 1 == 1
+}
