@@ -12,24 +12,33 @@ from dataclasses import dataclass, field
 COLOURS = "red blue green yellow black white orange grey brown purple".split()
 NOUNS = (
     "cup box bottle book hammer screwdriver wrench bowl plate bag "
-    "tray crate jar folder brush towel battery phone remote helmet"
+    "tray crate jar folder brush towel marker phone remote helmet"
 ).split()
 PLACES = (
     "kitchen lab office lobby hallway storage workshop garage entrance reception warehouse "
     "shelf table bench conveyor counter elevator library garden sink"
 ).split() + ["loading bay", "meeting room"]
+UNLISTED_PLACES = "roof basement attic balcony canteen cellar".split()
+"""Places that no state lists."""
 PERSONS = (
     "Anna Ben Carla David Emma Felix Grace Hugo Ivan Julia Kevin Laura Marco Nina Oscar Paula "
     "Robert Sofia Thomas Victor"
 ).split()
 MACHINES = "pump valve motor panel sensor tank fan pipe gauge fuse cable compressor".split()
-FIXTURES = "door drawer gate window cabinet locker fridge valve lid hatch blinds".split()
+FIXTURES = "door drawer gate window cabinet locker fridge shutter lid hatch blinds".split()
 SPEEDS = ["slow", "normal", "fast"]
 UNITS = ["seconds", "minutes"]
 TEXTS = [
     "hello", "good morning", "good night", "welcome", "thank you", "lunch is ready", "please step back",
     "the delivery is here", "I am on my way", "the meeting starts soon", "watch your step", "well done",
 ]
+DEFAULT_PROMPTS = [
+    None,
+    "You are a robot.",
+    "You are a robot. Answer with one skill call as JSON.",
+    "You control a robot. Turn the operator's sentence into one skill call as JSON.",
+]
+"""System prompts without a state; None is no system message at all."""
 WAIT_COUNTS = [2, 3, 4, 5, 8, 10, 12, 15, 20, 25, 30, 40, 45, 60, 90]
 PHOTO_COUNTS = [2, 3, 4, 5, 6, 7, 8, 9, 10]
 COUNT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten",

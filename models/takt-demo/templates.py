@@ -1,0 +1,53 @@
+"""The sentences of the operator: patterns.txt, and what goes around them.
+
+`(a|b|)` chooses one alternative, `{slot}` is filled in by the generator. A leading `=` marks a
+pattern that is no imperative, so "could you" does not fit before it. Training and held-out
+evaluation are split by whole patterns, never by alternatives within one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+
+def read_patterns(path: Path) -> dict[str, list[str]]:
+    """The patterns of each `[group]` of the file, in its order."""
+    patterns: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            patterns[line.strip("[]")] = group = []
+        elif line and not line.startswith("#"):
+            group.append(line)
+    return patterns
+
+
+PATTERNS = read_patterns(Path(__file__).parent / "patterns.txt")
+
+# REQUESTS go before imperatives only; "=" patterns take an address.
+ADDRESSES = ["", "", "", "", "", "robot, ", "hey, ", "hey robot, ", "ok, ", "ok robot, ", "hi, ", "so, "]
+REQUESTS = ["", "", "", "", "", "please ", "please ", "could you ", "can you ", "would you ", "could you please ",
+            "can you please ", "kindly ", "go ahead and ", "would you please "]
+CLOSINGS = ["", "", "", "", "", "", " please", ", please", " now", ", thanks", ", thank you", ", robot",
+            " if you can", " right away"]
+ENDINGS = ["", "", ".", ".", "!"]
+
+SPEED_PHRASES: dict[str, list[str]] = {
+    "slow": ["slowly", "at low speed", "at a slow pace", "at slow speed", "carefully", "very slowly"],
+    "normal": ["at normal speed", "at a normal pace", "with normal speed", "at medium speed"],
+    "fast": ["fast", "quickly", "at full speed", "at high speed", "as fast as you can", "at a fast pace"],
+}
+
+ALTERNATION = re.compile(r"\(([^()]*)\)")
+
+
+def expansions(pattern: str) -> list[str]:
+    """Every sentence skeleton a pattern can produce, slots still unfilled."""
+    parts = ALTERNATION.split(pattern.removeprefix("="))
+    choices = [part.split("|") if idx % 2 else [part] for idx, part in enumerate(parts)]
+    return [" ".join("".join(choice).split()) for choice in itertools.product(*choices)]
+
+
+def words(pattern: str) -> set[str]:
+    """The fixed words of a pattern, over all its alternatives."""
+    return {word for text in expansions(pattern) for word in re.sub(r"\{\w+\}", " ", text).split()}
