@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 
 def read_patterns(path: Path) -> dict[str, list[str]]:
