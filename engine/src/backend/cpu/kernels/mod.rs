@@ -9,7 +9,12 @@
 //! both: blocks in order, from 0;                                     out = sum · row_scale
 //! ```
 //! The codes of E2M1 are doubled in the integer form, so its row scale is halved.
+#![expect(unsafe_code, reason = "calling kernels that need an instruction set, which an `Isa` value proves")]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod isa;
 mod quantize;
 mod rows;
@@ -17,7 +22,7 @@ mod scalar;
 
 use super::{
     activations::{Arithmetic, QuantizedRow, Tokens},
-    packed::{TILE_ROWS, Tile},
+    packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes},
 };
 use crate::quant::WeightKind;
 
@@ -27,6 +32,33 @@ pub use rows::{Rows, axpy, dot};
 /// Most tokens of one call of [`multiply_tile`].
 pub(crate) const MAX_TOKENS: usize = 8;
 
+/// Calls `name` of the file of `isa`; values of [`Isa`] exist only for levels this machine has.
+macro_rules! on_isa {
+    ($isa:expr, $name:ident($($argument:expr),*), scalar: $scalar:expr) => {
+        match $isa.0 {
+            isa::Level::Scalar => $scalar,
+            // SAFETY: the level was found on this machine.
+            #[cfg(target_arch = "x86_64")]
+            isa::Level::Avx2 => unsafe { avx2::$name($($argument),*) },
+            // SAFETY: the level was found on this machine.
+            #[cfg(target_arch = "x86_64")]
+            isa::Level::Avx512 => unsafe { avx512::$name($($argument),*) },
+        }
+    };
+}
+use on_isa;
+
+/// Runs the call with `M` as the number of tokens; zero tokens need no work.
+macro_rules! for_num_tokens {
+    ($num_tokens:expr, [$($count:literal)*], $m:ident => $call:expr) => {
+        match $num_tokens {
+            $($count => { const $m: usize = $count; $call })*
+            _ => {}
+        }
+    };
+}
+use for_num_tokens;
+
 /// `sums[m, r] = Σ_k tile[r, k] · tokens[m, k]` for at most [`Isa::max_tokens`] tokens; `sums` `[num_tokens][16]`.
 pub(crate) fn multiply_tile(
     isa: Isa,
@@ -35,17 +67,40 @@ pub(crate) fn multiply_tile(
     tokens: &Tokens<'_>,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let is_integer =
-        arithmetic == Arithmetic::Int8 && matches!(tile.kind, WeightKind::Nvfp4 | WeightKind::Int4);
-    match isa.0 {
-        _ if is_integer => scalar::multiply_int8(tile, tokens, sums),
-        _ => scalar::multiply_f32(tile, tokens, sums),
+    if arithmetic == Arithmetic::Int8 && matches!(tile.kind, WeightKind::Nvfp4 | WeightKind::Int4) {
+        on_isa!(isa, multiply_int8(tile, tokens, sums), scalar: scalar::multiply_int8(tile, tokens, sums));
+    } else {
+        on_isa!(isa, multiply_f32(tile, tokens, sums), scalar: scalar::multiply_f32(tile, tokens, sums));
     }
 }
 
 /// Quantizes one row (a multiple of 16 values).
 pub(crate) fn quantize_row(isa: Isa, row: &[f32], to: QuantizedRow<'_>) {
-    match isa.0 {
-        _ => quantize::quantize_row(row, to),
-    }
+    on_isa!(isa, quantize_row(row, to), scalar: quantize::quantize_row(row, to));
+}
+
+/// What the kernels' pointer arithmetic relies on: lengths of every part, for `tile.num_blocks` blocks.
+///
+/// # Panics
+/// When a length does not fit; packing and [`super::Activations`] make them fit.
+fn check_shapes(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &[[f32; TILE_ROWS]]) {
+    let (num_tokens, num_blocks) = (tokens.num_tokens, tile.num_blocks);
+    let scale_bytes = match tile.kind {
+        WeightKind::Bf16 | WeightKind::Fp8 => 0,
+        WeightKind::Nvfp4 => num_blocks * TILE_ROWS,
+        WeightKind::Int4 => num_blocks.div_ceil(BLOCKS_PER_GROUP) * TILE_ROWS * 2,
+    };
+    assert!(tile.codes.len() == num_blocks * block_bytes(tile.kind) && tile.scales.len() == scale_bytes);
+    assert!(tokens.row_len == num_blocks * BLOCK_COLS && sums.len() == num_tokens);
+    assert!(tokens.rows.len() == num_tokens * tokens.row_len);
+}
+
+/// What the integer kernels rely on besides: lengths of the quantized form.
+///
+/// # Panics
+/// When a length does not fit.
+fn check_quantized(tile: &Tile<'_>, tokens: &Tokens<'_>) {
+    let num_scales = tokens.num_tokens * tile.num_blocks;
+    assert!(tokens.codes.len() == num_scales * BLOCK_COLS);
+    assert!(tokens.scales.len() == num_scales && tokens.biases.len() == num_scales);
 }

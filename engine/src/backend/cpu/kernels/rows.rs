@@ -5,7 +5,9 @@
 
 use half::bf16;
 
-use super::Isa;
+use super::{Isa, isa, on_isa};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
 /// A cached row as it is stored.
 #[derive(Debug, Clone, Copy)]
@@ -25,14 +27,12 @@ const LANES: usize = 16;
 /// `Σ a[i] · row[i]` over the shorter of both.
 #[must_use]
 pub fn dot(isa: Isa, a: &[f32], row: Rows<'_>) -> f32 {
-    let _ = isa;
-    dot_plain(a, row)
+    on_isa!(isa, dot(a, row), scalar: dot_plain(a, row))
 }
 
 /// `out[i] += factor · row[i]` over the shorter of both.
 pub fn axpy(isa: Isa, factor: f32, row: Rows<'_>, out: &mut [f32]) {
-    let _ = isa;
-    axpy_plain(factor, row, out);
+    on_isa!(isa, axpy(factor, row, out), scalar: axpy_plain(factor, row, out));
 }
 
 #[inline(always)]
