@@ -17,7 +17,8 @@ from pathlib import Path
 import skills
 from skills import Request, State, Thing
 from splits import PAIRS, Pair, Splits, make_splits
-from templates import ADDRESSES, ALTERNATION, CLOSINGS, ENDINGS, REQUESTS, SPEED_PHRASES
+from templates import (ADDRESSES, ALTERNATION, ARTICLES, CLOSINGS, CONTRACTIONS, ENDINGS, OBJECT_ARTICLES,
+                       QUESTION_ENDINGS, QUESTION_WORDS, REQUESTS, SPEED_PHRASES)
 
 GROUP_WEIGHTS = {
     "goto": 9, "goto_open": 2, "pick": 8, "place": 5, "place_here": 4, "bring": 5, "bring_person": 4, "bring_open": 2,
@@ -111,7 +112,7 @@ class Sampler:
             known = [state.held]
         thing = rng.choice(known) if known and rng.random() < 0.78 else self.thing()
         wanted = Thing(thing.noun) if rng.random() < 0.45 else thing
-        return wanted, f"{rng.choice(['the', 'the', 'the', 'that'])} {wanted}"
+        return wanted, rng.choice(OBJECT_ARTICLES) + str(wanted)
 
     def place(self, state: State) -> str:
         if state.places and self.rng.random() < 0.78:
@@ -138,12 +139,12 @@ class Sampler:
                 slots[name], wording[name] = self.object(state, group)
             elif kind == "place":
                 slots[name] = self.place(state)
-                wording[name] = f"the {slots[name]}"
+                wording[name] = rng.choice(ARTICLES) + slots[name]
             elif kind == "person":
                 slots[name], wording[name] = self.person(group)
             elif kind in ("machine", "fixture"):
                 slots[name] = rng.choice(skills.MACHINES if kind == "machine" else skills.FIXTURES)
-                wording[name] = f"the {slots[name]}"
+                wording[name] = rng.choice(ARTICLES) + slots[name]
             elif kind == "count":
                 slots[name] = rng.choice(skills.PHOTO_COUNTS if group == "inspect_count" else skills.WAIT_COUNTS)
                 in_words = slots[name] in skills.COUNT_WORDS and rng.random() < 0.4
@@ -151,14 +152,19 @@ class Sampler:
             else:
                 values = {"unit": skills.UNITS, "text": skills.TEXTS, "number": list(range(2, 50))}[kind]
                 slots[name] = rng.choice(values)
-                wording[name] = str(slots[name])
-        return text.format(**wording), slots
+                quoted = kind == "text" and rng.random() < 0.2
+                wording[name] = f'"{slots[name]}"' if quoted else str(slots[name])
+        return re.sub(r"\ba (?=[aeiou])", "an ", text.format(**wording)), slots
 
     def decorate(self, text: str, pattern: str, group: str) -> str:
         """Politeness, capitals, punctuation and typos around a bare sentence."""
         rng = self.rng
-        request = "" if pattern.startswith("=") else rng.choice(REQUESTS)
         closing = "" if group.startswith("say") else rng.choice(CLOSINGS)
+        request = "" if pattern.startswith("=") else rng.choice(REQUESTS)
+        asks = request.startswith(("can", "could", "would")) or text.startswith(QUESTION_WORDS)
+        for full, short in CONTRACTIONS:
+            if rng.random() < 0.4:
+                text = re.sub(full, short, text)
         text = " ".join(f"{rng.choice(ADDRESSES)}{request}{text}{closing}".split())
         if rng.random() < self.typo_rate:
             text = misspell(text, rng)
@@ -166,7 +172,7 @@ class Sampler:
             text = text.lower()
         elif rng.random() < 0.5:
             text = text[0].upper() + text[1:]
-        return text + rng.choice(ENDINGS)
+        return text + rng.choice(QUESTION_ENDINGS if asks else ENDINGS)
 
     def example(self, system: str | None, state: State) -> Example:
         """One exchange about the situation, redrawn until its slot pairs are allowed."""

@@ -32,6 +32,12 @@ REQUESTS = ["", "", "", "", "", "please ", "please ", "could you ", "can you ", 
 CLOSINGS = ["", "", "", "", "", "", " please", ", please", " now", ", thanks", ", thank you", ", robot",
             " if you can", " right away"]
 ENDINGS = ["", "", ".", ".", "!"]
+QUESTION_ENDINGS = ["", "", "?", "?", "."]
+QUESTION_WORDS = ("what ", "who ", "which ", "where ", "how ", "is ", "are ", "do ", "does ", "did ", "can ", "have ")
+ARTICLES = ["the "] * 7 + [""]
+OBJECT_ARTICLES = ["the "] * 6 + ["that "] * 2 + ["a ", ""]
+CONTRACTIONS = [(r"\b(what|where|how|who) is\b", r"\1's"), (r"\blet us\b", "let's"), (r"\bI would\b", "I'd"),
+                (r"\bit is\b", "it's")]
 
 SPEED_PHRASES: dict[str, list[str]] = {
     "slow": ["slowly", "at low speed", "at a slow pace", "at slow speed", "carefully", "very slowly"],
