@@ -21,6 +21,7 @@
 pub mod backend;
 pub mod dir;
 mod error;
+mod generate;
 pub mod kv;
 pub mod quant;
 pub mod sampler;
@@ -30,6 +31,7 @@ pub mod step;
 pub mod text;
 
 pub use error::{EngineError, Result};
+pub use generate::generate;
 
 /// A token's index in the vocabulary.
 pub type TokenId = u32;

@@ -1,1 +1,367 @@
 //! One request's token timeline.
+//!
+//! ```text
+//! [0, prompt_len)          the prompt
+//! [prompt_len, len)        the answer so far
+//! [0, committed_len)       tokens whose KV is in the lane
+//! [committed_len, len)     pending: what the next steps compute
+//! ```
+//!
+//! A sequence knows no backend and no clock. Its owner puts pending tokens into a [`StepPlan`] ([`Sequence::push_to`]), runs it, tells how
+//! many were computed ([`Sequence::commit`]) and, when those were all, hands the logits of the last to [`Sequence::advance`].
+
+use std::ops::Range;
+
+use crate::{
+    EngineError, Result, TokenId,
+    kv::LaneId,
+    sampler::{Sampler, SamplingParams},
+    step::{LogitsWanted, StepPlan},
+    text::{StopScan, StopStrings, StreamDecoder},
+};
+
+/// Bytes of text set aside for each token that may come; English has about four.
+const TEXT_BYTES_PER_TOKEN: usize = 8;
+
+/// Where an answer may end, and how its tokens are chosen.
+#[derive(Debug, Clone, Default)]
+pub struct SequenceOptions {
+    /// Most tokens of the answer; `None` for what the lane has room for.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Strings that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer; they count among its tokens, but have no text.
+    pub eos_token_ids: Vec<TokenId>,
+}
+
+/// What the sequence runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SequenceLimits {
+    /// Tokens its lane holds.
+    pub lane_capacity: usize,
+    /// Tokens the model has.
+    pub vocab_size: usize,
+}
+
+/// Why an answer ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// The model ended it.
+    Eos,
+    /// A stop string came.
+    Stop,
+    /// It has as many tokens as asked for.
+    Length,
+    /// The lane is full.
+    ContextFull,
+}
+
+impl Finish {
+    /// The name in replies: `stop` or `length`.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Eos | Self::Stop => "stop",
+            Self::Length | Self::ContextFull => "length",
+        }
+    }
+}
+
+/// What one token changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advance<'a> {
+    /// The token.
+    pub token: TokenId,
+    /// Text that can be shown now: whole characters that no stop string can take back. Often empty, or of several tokens.
+    pub text: &'a str,
+    /// Byte offset of `text` in the answer.
+    pub offset: usize,
+    /// Why this was the last one, if it was.
+    pub finish: Option<Finish>,
+}
+
+/// One prompt and the answer to it.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    committed_len: usize,
+    /// Tokens after which the answer has its length.
+    max_len: usize,
+    limits: SequenceLimits,
+    eos_token_ids: Vec<TokenId>,
+    sampler: Sampler,
+    answer: AnswerText,
+    finish: Option<Finish>,
+}
+
+impl Sequence {
+    /// A sequence at its start. `decoder` makes its text; without one (an engine without tokenizer) it has tokens only.
+    ///
+    /// # Errors
+    /// [`EngineError::Capacity`] when the prompt is longer than the lane; [`EngineError::Input`] for an empty prompt, a token outside the
+    /// vocabulary, an empty stop string, stop strings without a decoder, zero `max_tokens` or sampling parameters out of range.
+    pub fn new(
+        prompt: &[TokenId],
+        options: &SequenceOptions,
+        limits: SequenceLimits,
+        decoder: Option<StreamDecoder>,
+    ) -> Result<Self> {
+        check(prompt, options, limits, decoder.is_some())?;
+        let mut sampler = Sampler::new(&options.sampling)?;
+        sampler.reserve(limits.vocab_size);
+        let room = limits.lane_capacity - prompt.len() + 1;
+        let max_new = options.max_tokens.map_or(room, |max_tokens| max_tokens.min(room));
+        let mut tokens = Vec::with_capacity(prompt.len() + max_new);
+        tokens.extend_from_slice(prompt);
+        let text_capacity = if decoder.is_some() { max_new.saturating_mul(TEXT_BYTES_PER_TOKEN) } else { 0 };
+        Ok(Self {
+            tokens,
+            prompt_len: prompt.len(),
+            committed_len: 0,
+            max_len: options
+                .max_tokens
+                .map_or(usize::MAX, |max_tokens| max_tokens.saturating_add(prompt.len())),
+            limits,
+            eos_token_ids: options.eos_token_ids.clone(),
+            sampler,
+            answer: AnswerText::new(decoder, StopStrings::new(&options.stop)?, text_capacity),
+            finish: None,
+        })
+    }
+
+    /// Tokens whose KV is not in the lane yet; empty when the answer is complete.
+    #[must_use]
+    pub fn pending(&self) -> &[TokenId] {
+        if self.finish.is_some() { &[] } else { &self.tokens[self.committed_len..] }
+    }
+
+    /// What the next step can compute within `max_tokens`: positions in the lane, and whether logits come of it.
+    #[must_use]
+    pub fn next_slice(&self, max_tokens: usize) -> (Range<usize>, LogitsWanted) {
+        let len = self.pending().len().min(max_tokens);
+        let wants_logits = len > 0 && len == self.pending().len();
+        let logits = if wants_logits { LogitsWanted::Last } else { LogitsWanted::None };
+        (self.committed_len..self.committed_len + len, logits)
+    }
+
+    /// Appends the next slice of at most `max_tokens` tokens to `plan` as a segment of `lane`; returns its length. Nothing for none.
+    pub fn push_to(&self, plan: &mut StepPlan, lane: LaneId, max_tokens: usize) -> usize {
+        let (slice, logits) = self.next_slice(max_tokens);
+        let len = slice.len();
+        if len > 0 {
+            plan.push(lane, &self.tokens[slice], logits);
+        }
+        len
+    }
+
+    /// Notes that the lane now holds `num_tokens` more tokens: after a step, or for a restored prefix snapshot.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when fewer are pending.
+    pub fn commit(&mut self, num_tokens: usize) -> Result<()> {
+        if num_tokens > self.pending().len() {
+            return Err(EngineError::Input(format!(
+                "{num_tokens} tokens committed, {} were pending",
+                self.pending().len()
+            )));
+        }
+        self.committed_len += num_tokens;
+        Ok(())
+    }
+
+    /// True when every token is in the lane, so that [`Self::advance`] is due with the logits of the last.
+    #[must_use]
+    pub fn awaits_logits(&self) -> bool {
+        self.finish.is_none() && self.committed_len == self.tokens.len()
+    }
+
+    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when tokens are still pending or the answer is complete, [`EngineError::Backend`] for broken logits. The sequence is unchanged.
+    pub fn advance(&mut self, logits: &[f32]) -> Result<Advance<'_>> {
+        if !self.awaits_logits() {
+            return Err(EngineError::Input(
+                "the sequence was advanced while tokens are pending, or after its end".into(),
+            ));
+        }
+        let token = self.choose(logits)?;
+        self.tokens.push(token);
+        let offset = self.answer.shown_len;
+        let is_eos = self.eos_token_ids.contains(&token);
+        let stopped = !is_eos && self.answer.push(token);
+        self.finish = self.ending(is_eos, stopped);
+        if self.finish.is_some() && self.answer.end() {
+            self.finish = Some(Finish::Stop);
+        }
+        Ok(Advance { token, text: self.answer.shown_from(offset), offset, finish: self.finish })
+    }
+
+    /// Ends the answer here and releases the text held back, for a deadline or a cancellation; returns what was not shown yet.
+    /// Nothing more comes after an answer that ended by itself.
+    pub fn finish_now(&mut self) -> &str {
+        let offset = self.answer.shown_len;
+        self.answer.end();
+        self.answer.shown_from(offset)
+    }
+
+    /// From logits to a token. A grammar's mask belongs between the two: −∞ in the logits excludes a token.
+    fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
+        if logits.len() != self.limits.vocab_size {
+            return Err(EngineError::Backend(format!(
+                "{} logits for {} tokens",
+                logits.len(),
+                self.limits.vocab_size
+            )));
+        }
+        self.sampler.sample(logits)
+    }
+
+    /// Why the answer ends with the last token, if it does.
+    fn ending(&self, is_eos: bool, stopped: bool) -> Option<Finish> {
+        if is_eos {
+            Some(Finish::Eos)
+        } else if stopped {
+            Some(Finish::Stop)
+        } else if self.tokens.len() >= self.max_len {
+            Some(Finish::Length)
+        } else if self.tokens.len() > self.limits.lane_capacity {
+            // The last token's KV has no place, so nothing can follow it.
+            Some(Finish::ContextFull)
+        } else {
+            None
+        }
+    }
+
+    /// The prompt.
+    #[must_use]
+    pub fn prompt_token_ids(&self) -> &[TokenId] {
+        &self.tokens[..self.prompt_len]
+    }
+
+    /// The answer's tokens, including one that ended it.
+    #[must_use]
+    pub fn token_ids(&self) -> &[TokenId] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// The answer as far as it may be shown.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.answer.shown_from(0)
+    }
+
+    /// Tokens of the prompt and of the answer whose KV is in the lane.
+    #[must_use]
+    pub fn committed_len(&self) -> usize {
+        self.committed_len
+    }
+
+    /// True until the whole prompt is in the lane.
+    #[must_use]
+    pub fn is_prefilling(&self) -> bool {
+        self.committed_len < self.prompt_len
+    }
+
+    /// Why the answer ended, once it has by itself.
+    #[must_use]
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+}
+
+fn check(
+    prompt: &[TokenId],
+    options: &SequenceOptions,
+    limits: SequenceLimits,
+    has_decoder: bool,
+) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(EngineError::Input("the prompt has no tokens".into()));
+    }
+    if prompt.len() > limits.lane_capacity {
+        return Err(EngineError::Capacity(format!(
+            "prompt is {} tokens, the lane holds {}: shorten it or raise --max-context",
+            prompt.len(),
+            limits.lane_capacity
+        )));
+    }
+    if let Some(token) = prompt.iter().find(|&&token| token as usize >= limits.vocab_size) {
+        return Err(EngineError::Input(format!(
+            "token {token} in the prompt, the model has {} tokens",
+            limits.vocab_size
+        )));
+    }
+    if options.max_tokens == Some(0) {
+        return Err(EngineError::Input("max_tokens is 0, expected at least 1".into()));
+    }
+    if !options.stop.is_empty() && !has_decoder {
+        return Err(EngineError::Input(
+            "stop strings need a tokenizer, which this engine does not have".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// The answer's text: all of it, and how much may be shown.
+#[derive(Debug, Clone)]
+struct AnswerText {
+    decoder: Option<StreamDecoder>,
+    stops: StopStrings,
+    text: String,
+    /// `[0, scanned_len)` has been searched for stop strings.
+    scanned_len: usize,
+    /// `[0, shown_len)` can no longer be part of a stop string.
+    shown_len: usize,
+    stopped: bool,
+    ended: bool,
+}
+
+impl AnswerText {
+    fn new(decoder: Option<StreamDecoder>, stops: StopStrings, capacity: usize) -> Self {
+        let text = String::with_capacity(capacity);
+        Self { decoder, stops, text, scanned_len: 0, shown_len: 0, stopped: false, ended: false }
+    }
+
+    /// Adds a token; true when a stop string ended the answer.
+    fn push(&mut self, token: TokenId) -> bool {
+        if let Some(decoder) = &mut self.decoder {
+            decoder.push(token, &mut self.text);
+        }
+        self.scan()
+    }
+
+    /// No more tokens: everything held back is shown, or cut by a stop string inside it (then true).
+    fn end(&mut self) -> bool {
+        if self.ended {
+            return self.stopped;
+        }
+        self.ended = true;
+        if let Some(decoder) = self.decoder.as_mut().filter(|_| !self.stopped) {
+            decoder.finish(&mut self.text);
+            self.scan();
+        }
+        self.shown_len = self.text.len();
+        self.stopped
+    }
+
+    fn scan(&mut self) -> bool {
+        match self.stops.scan(&self.text[self.scanned_len..]) {
+            StopScan::Open { held_len } => self.shown_len = self.text.len() - held_len,
+            StopScan::Found { end, len } => {
+                self.text.truncate(self.scanned_len + end - len);
+                self.shown_len = self.text.len();
+                self.stopped = true;
+            }
+        }
+        self.scanned_len = self.text.len();
+        self.stopped
+    }
+
+    fn shown_from(&self, offset: usize) -> &str {
+        &self.text[offset..self.shown_len]
+    }
+}

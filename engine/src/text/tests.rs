@@ -1,0 +1,1 @@
+//! The whole of text against Hugging Face's own answers.
