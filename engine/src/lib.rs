@@ -12,6 +12,9 @@
 //! | [`kv`] | cache formats, lanes and prefix snapshots |
 //! | [`step`] | one unit of device work: what goes in, what comes out |
 //! | [`backend`] | the trait, and one folder per implementation |
+//! | [`engine`] | an opened directory with its backend |
+//! | [`weights`], [`shapes`] | where weights come from; random ones of known shapes |
+//! | [`score`] | likelihood of given tokens |
 //! | [`text`] | tokenizer, chat template, streaming detokenizer, stop strings |
 //! | [`sampler`] | from logits to a token |
 //! | [`sequence`] | one request's token timeline |
@@ -20,16 +23,21 @@
 
 pub mod backend;
 pub mod dir;
+pub mod engine;
 mod error;
 mod generate;
 pub mod kv;
 pub mod quant;
 pub mod sampler;
+pub mod score;
 pub mod sequence;
+pub mod shapes;
 pub mod spec;
 pub mod step;
 pub mod text;
+pub mod weights;
 
+pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, Result};
 pub use generate::generate;
 

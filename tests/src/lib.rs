@@ -1,1 +1,5 @@
 //! Helpers shared by the cross-crate suites.
+
+pub mod backends;
+pub mod memory_weights;
+pub mod reference;

@@ -3,9 +3,18 @@
 //! A **lane** owns a contiguous region of fixed capacity; `[0, committed_len)` counts, `[committed_len, …)` is tentative.
 //! A **snapshot** is a stored prefix that can be copied into any lane.
 
+mod lanes;
+mod memory;
+mod row;
+
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub use lanes::KvLanes;
+pub(crate) use lanes::RowAddress;
+pub use memory::{check_kv_budget, kv_bytes, kv_bytes_per_token};
+pub(crate) use row::HeadRows;
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,6 +40,21 @@ impl KvKind {
             Self::Fp8 => "fp8",
             Self::Int8 => "int8",
         }
+    }
+
+    /// Bytes of one stored element, without its scale.
+    #[must_use]
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::Fp8 | Self::Int8 => 1,
+        }
+    }
+
+    /// Whether each head and token has an F32 scale.
+    #[must_use]
+    pub fn has_scales(self) -> bool {
+        self != Self::Bf16
     }
 }
 

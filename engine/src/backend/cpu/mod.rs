@@ -2,13 +2,25 @@
 
 mod activations;
 mod aligned;
+mod arena;
+mod attention;
+mod backend;
 mod disjoint;
+mod forward;
 pub mod kernels;
 mod linear;
+mod model;
+mod norm;
 mod packed;
+mod plan_check;
 mod pool;
+mod rope;
+mod rows;
+mod swiglu;
+mod vectors;
 
 pub use activations::{Activations, Arithmetic};
+pub use backend::{ActivationArithmetic, CpuBackend, CpuOptions};
 pub use linear::{linear, linear_on};
 pub use packed::PackedMatrix;
 pub use pool::ThreadPool;

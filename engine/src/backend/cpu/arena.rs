@@ -1,0 +1,192 @@
+//! Everything a step writes, allocated once for the largest plan.
+
+use std::ops::Range;
+
+use super::{
+    activations::{Activations, Arithmetic},
+    attention::MAX_QUERIES,
+    plan_check::num_logits_rows,
+};
+use crate::{
+    kv::{KvLanes, LaneId},
+    spec::DecoderSpec,
+    step::StepPlan,
+};
+
+/// Buffers `[max_tokens, …]` of one step and where its tokens belong.
+#[derive(Debug)]
+pub(super) struct Arena {
+    /// Where each token of the plan goes.
+    pub places: Vec<Place>,
+    /// Runs of tokens that attend together.
+    pub blocks: Vec<Block>,
+    /// Tokens whose logits are wanted.
+    pub logits_tokens: Vec<usize>,
+    /// First logits row of each segment, and one past the last.
+    pub first_row: Vec<usize>,
+    /// Residual stream `[M, D]`.
+    pub residual: Vec<f32>,
+    /// What a block adds to it `[M, D]`.
+    pub delta: Vec<f32>,
+    /// Q, K, V `[M, (H + 2·G) · d]`.
+    pub qkv: Vec<f32>,
+    /// Attention results, one contiguous part a task; see [`AttentionTasks`].
+    pub attended: Vec<f32>,
+    /// Gate and up `[M, 2·F]`.
+    pub gate_up: Vec<f32>,
+    /// Logits `[R, V]`.
+    pub logits: Vec<f32>,
+    /// Input of QKV and of gate/up `[M, D]`.
+    pub normed: Activations,
+    /// Input of the output projection `[M, H · d]`.
+    pub heads: Activations,
+    /// Input of down `[M, F]`.
+    pub gated: Activations,
+    /// Input of the output head `[R, D]`.
+    pub last: Activations,
+}
+
+/// Where one token goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub lane: LaneId,
+    pub position: usize,
+}
+
+/// Consecutive tokens of one lane.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    /// Tokens of the plan.
+    pub tokens: Range<usize>,
+    pub lane: LaneId,
+    /// Position of the first.
+    pub position: usize,
+}
+
+/// Most tokens and logits rows of one plan, and most segments.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepLimits {
+    pub max_tokens: usize,
+    pub max_logits_rows: usize,
+    pub num_lanes: usize,
+}
+
+impl Arena {
+    /// Buffers for plans within `limits`.
+    pub(super) fn new(spec: &DecoderSpec, limits: StepLimits, arithmetic: Arithmetic) -> Self {
+        let (max_tokens, max_rows) = (limits.max_tokens, limits.max_logits_rows);
+        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        // A block is never shorter than its lane's tokens demand, so at most one block a lane is not full.
+        let block_len = AttentionTasks::block_len(spec);
+        let max_blocks = (max_tokens / block_len + limits.num_lanes).min(max_tokens);
+        Self {
+            places: Vec::with_capacity(max_tokens),
+            blocks: Vec::with_capacity(max_blocks),
+            logits_tokens: Vec::with_capacity(max_rows),
+            first_row: Vec::with_capacity(limits.num_lanes + 1),
+            residual: vec![0.0; max_tokens * hidden],
+            delta: vec![0.0; max_tokens * hidden],
+            qkv: vec![0.0; max_tokens * (spec.q_dim() + 2 * spec.kv_dim())],
+            attended: vec![0.0; max_blocks * block_len * spec.q_dim()],
+            gate_up: vec![0.0; max_tokens * 2 * inner],
+            logits: vec![0.0; max_rows * spec.vocab_size],
+            normed: Activations::new(arithmetic, max_tokens, hidden),
+            heads: Activations::new(arithmetic, max_tokens, spec.q_dim()),
+            gated: Activations::new(arithmetic, max_tokens, inner),
+            last: Activations::new(arithmetic, max_rows, hidden),
+        }
+    }
+
+    /// Notes where the tokens of a checked plan go.
+    pub(super) fn lay_out(&mut self, plan: &StepPlan, lanes: &KvLanes, block_len: usize) {
+        self.places.clear();
+        self.blocks.clear();
+        self.logits_tokens.clear();
+        self.first_row.clear();
+        for segment in &plan.segments {
+            let (lane, tokens) = (segment.lane, segment.tokens.clone());
+            let position = lanes.committed_len(lane);
+            self.places.extend((0..tokens.len()).map(|idx| Place { lane, position: position + idx }));
+            self.blocks.extend(tokens.clone().step_by(block_len).map(|start| Block {
+                tokens: start..tokens.end.min(start + block_len),
+                lane,
+                position: position + start - tokens.start,
+            }));
+            self.first_row.push(self.logits_tokens.len());
+            self.logits_tokens.extend(tokens.end - num_logits_rows(segment)..tokens.end);
+        }
+        self.first_row.push(self.logits_tokens.len());
+    }
+}
+
+/// How attention of one step is cut into tasks: a block of tokens × a run of query heads that share a key/value head.
+///
+/// Task `(block, g, split)` owns part `(block · G + g) · num_splits + split` of [`Arena::attended`],
+/// `[block_len, heads_per_task, d]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionTasks {
+    pub block_len: usize,
+    pub heads_per_task: usize,
+    pub num_splits: usize,
+    num_kv_heads: usize,
+}
+
+impl AttentionTasks {
+    /// Tokens of a full block: what fits beside the query heads that share a key/value head.
+    pub(super) fn block_len(spec: &DecoderSpec) -> usize {
+        MAX_QUERIES / largest_divisor(spec.num_q_heads / spec.num_kv_heads, MAX_QUERIES)
+    }
+
+    /// Enough tasks for `num_threads`, while as many heads as possible share each decoded key and value.
+    pub(super) fn new(spec: &DecoderSpec, num_blocks: usize, num_threads: usize) -> Self {
+        let group = spec.num_q_heads / spec.num_kv_heads;
+        let wanted_splits = num_threads.div_ceil(num_blocks.max(1) * spec.num_kv_heads);
+        let heads_per_task = largest_divisor(group, MAX_QUERIES.min(group.div_ceil(wanted_splits)));
+        Self {
+            block_len: Self::block_len(spec),
+            heads_per_task,
+            num_splits: group / heads_per_task,
+            num_kv_heads: spec.num_kv_heads,
+        }
+    }
+
+    /// Index of a task's part.
+    pub(super) fn part(&self, block_idx: usize, kv_head: usize, split: usize) -> usize {
+        (block_idx * self.num_kv_heads + kv_head) * self.num_splits + split
+    }
+
+    /// `(block_idx, kv_head, split)` of a part.
+    pub(super) fn task(&self, part: usize) -> (usize, usize, usize) {
+        let run = part / self.num_splits;
+        (run / self.num_kv_heads, run % self.num_kv_heads, part % self.num_splits)
+    }
+}
+
+/// Largest divisor of `value` up to `limit`.
+fn largest_divisor(value: usize, limit: usize) -> usize {
+    (1..=limit.min(value)).rev().find(|divisor| value.is_multiple_of(*divisor)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_tasks_split_heads_only_when_threads_would_idle() {
+        let spec = crate::shapes::decoder_spec("qwen3-4b").unwrap();
+        let tasks = |num_blocks, threads| AttentionTasks::new(&spec, num_blocks, threads);
+        assert_eq!((tasks(1, 8).heads_per_task, tasks(1, 8).num_splits), (4, 1));
+        assert_eq!((tasks(1, 12).heads_per_task, tasks(1, 12).num_splits), (2, 2));
+        assert_eq!((tasks(1, 64).heads_per_task, tasks(1, 64).num_splits), (1, 4));
+        assert_eq!(tasks(8, 64).num_splits, 1);
+        assert_eq!(tasks(1, 12).task(tasks(1, 12).part(5, 3, 1)), (5, 3, 1));
+    }
+
+    #[test]
+    fn largest_divisors_stay_within_the_limit() {
+        assert_eq!(
+            [(12, 16), (32, 16), (71, 16), (1, 16), (6, 4)].map(|(v, l)| largest_divisor(v, l)),
+            [12, 16, 1, 1, 3]
+        );
+    }
+}

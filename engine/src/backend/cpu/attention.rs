@@ -1,0 +1,220 @@
+//! Causal grouped-query attention of a few query rows over one key/value head of a lane.
+//!
+//! Online softmax (Milakov and Gimelshein 2018) over tiles of stored rows: a tile is decoded to F32 once and used by every
+//! query of the task. Tiles start at multiples of [`tile_rows`], so the order of a query's arithmetic depends on its own
+//! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
+
+use super::vectors::{Kernel, LANES, dot, exp, mul_add};
+use crate::kv::{HeadRows, KvKind};
+
+/// Most queries of one task: tokens × heads that share a key/value head.
+pub(super) const MAX_QUERIES: usize = 16;
+/// F32 values of a decoded tile: 16 KB, half of a first-level cache.
+const TILE_VALUES: usize = 4096;
+/// Most rows of a tile.
+const MAX_TILE_ROWS: usize = 64;
+
+/// Rows of a tile for heads of `head_dim` (at most 1024, by [`crate::spec::DecoderSpec::validate`]).
+#[inline(always)]
+fn tile_rows(head_dim: usize) -> usize {
+    (TILE_VALUES / head_dim).min(MAX_TILE_ROWS)
+}
+
+/// Queries of consecutive tokens of one lane, all of one key/value head.
+#[derive(Debug)]
+pub(super) struct Attention<'a> {
+    /// Stored keys and values.
+    pub rows: HeadRows<'a>,
+    /// The queries; at most [`MAX_QUERIES`].
+    pub queries: &'a mut [Query<'a>],
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// One head of one token.
+#[derive(Debug, Default)]
+pub(super) struct Query<'a> {
+    /// `[head_dim]`.
+    pub q: &'a [f32],
+    /// The result `[head_dim]`; accumulates unnormalized values meanwhile.
+    pub out: &'a mut [f32],
+    /// Rows it sees: `[first, end)`, not empty.
+    pub first: usize,
+    /// One past its own position.
+    pub end: usize,
+}
+
+/// Largest score so far and the sum of `exp(score - max)`.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+impl Kernel for Attention<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Some(head_dim) = self.queries.first().map(|query| query.q.len()) else { return };
+        let rows_per_tile = tile_rows(head_dim);
+        let mut tile = [0.0f32; TILE_VALUES];
+        let mut weights = [[0.0f32; MAX_TILE_ROWS]; MAX_QUERIES];
+        let mut softmax = [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES];
+        let first = self.queries.iter().map(|query| query.first).min().unwrap_or(0);
+        let end = self.queries.iter().map(|query| query.end).max().unwrap_or(0);
+        self.queries.iter_mut().for_each(|query| query.out.fill(0.0));
+
+        let mut tile_start = first - first % rows_per_tile;
+        while tile_start < end {
+            let tile_end = (tile_start + rows_per_tile).min(end);
+            let tile = &mut tile[..(tile_end - tile_start) * head_dim];
+            let range = tile_start * head_dim..tile_end * head_dim;
+            decode(self.rows.kind, self.rows.keys, range.clone(), tile);
+            for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut weights).zip(&mut softmax) {
+                let seen = query.seen(tile_start, tile_end);
+                let weights = &mut weights[..seen.len()];
+                scores::<FMA>(query.q, &tile[(seen.start - tile_start) * head_dim..], weights);
+                scale_scores(weights, self.scale, self.rows.key_scales.get(seen.clone()).unwrap_or(&[]));
+                let shrink = softmax.add::<FMA>(weights);
+                query.out.iter_mut().for_each(|value| *value *= shrink);
+                let value_scales = self.rows.value_scales.get(seen).unwrap_or(&[]);
+                weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
+            }
+            decode(self.rows.kind, self.rows.values, range, tile);
+            for (query, weights) in self.queries.iter_mut().zip(&weights) {
+                let seen = query.seen(tile_start, tile_end);
+                let values = &tile[(seen.start - tile_start) * head_dim..];
+                accumulate::<FMA>(&weights[..seen.len()], values, query.out);
+            }
+            tile_start = tile_end;
+        }
+        for (query, softmax) in self.queries.iter_mut().zip(&softmax) {
+            let factor = 1.0 / softmax.sum;
+            query.out.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+}
+
+impl Query<'_> {
+    /// The rows of tile `[start, end)` this query sees; may be empty.
+    #[inline(always)]
+    fn seen(&self, start: usize, end: usize) -> std::ops::Range<usize> {
+        let first = self.first.clamp(start, end);
+        first..self.end.clamp(first, end)
+    }
+}
+
+impl Softmax {
+    /// Turns a tile's scores into weights relative to the new maximum; gives the factor for everything accumulated so far.
+    #[inline(always)]
+    fn add<const FMA: bool>(&mut self, scores: &mut [f32]) -> f32 {
+        let max = scores.iter().fold(self.max, |max, &score| if score > max { score } else { max });
+        if max == f32::NEG_INFINITY {
+            // Nothing seen yet (or scores that are all -∞ or NaN, which then show as a sum of 0).
+            return 1.0;
+        }
+        let shrink = exp::<FMA>(self.max - max);
+        let mut sums = [0.0f32; LANES];
+        for chunk in scores.chunks_mut(LANES) {
+            for (score, sum) in chunk.iter_mut().zip(&mut sums) {
+                *score = exp::<FMA>(*score - max);
+                *sum += *score;
+            }
+        }
+        self.sum = mul_add::<FMA>(self.sum, shrink, super::vectors::reduce(sums));
+        self.max = max;
+        shrink
+    }
+}
+
+/// `scores[t] = q · keys[t]`, four rows at a time to hide the latency of additions; each row sums as [`dot`] does.
+#[inline(always)]
+fn scores<const FMA: bool>(q: &[f32], keys: &[f32], scores: &mut [f32]) {
+    let head_dim = q.len();
+    let (whole, rest) = (scores.len() / 4 * 4, head_dim % LANES);
+    for (quad, keys) in scores[..whole].chunks_exact_mut(4).zip(keys.chunks_exact(4 * head_dim)) {
+        let mut sums = [[0.0f32; LANES]; 4];
+        for (chunk_idx, q) in q.chunks_exact(LANES).enumerate() {
+            for (row_idx, sums) in sums.iter_mut().enumerate() {
+                let key = &keys[row_idx * head_dim + chunk_idx * LANES..][..LANES];
+                for lane in 0..LANES {
+                    sums[lane] = mul_add::<FMA>(q[lane], key[lane], sums[lane]);
+                }
+            }
+        }
+        for (row_idx, (score, sums)) in quad.iter_mut().zip(&mut sums).enumerate() {
+            let key_rest = &keys[(row_idx + 1) * head_dim - rest..(row_idx + 1) * head_dim];
+            for (lane, (&q, &key)) in q[head_dim - rest..].iter().zip(key_rest).enumerate() {
+                sums[lane] = mul_add::<FMA>(q, key, sums[lane]);
+            }
+            *score = super::vectors::reduce(*sums);
+        }
+    }
+    for (row_idx, score) in scores.iter_mut().enumerate().skip(whole) {
+        *score = dot::<FMA>(q, &keys[row_idx * head_dim..(row_idx + 1) * head_dim]);
+    }
+}
+
+#[inline(always)]
+fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
+    scores.iter_mut().for_each(|score| *score *= scale);
+    scores.iter_mut().zip(key_scales).for_each(|(score, key_scale)| *score *= key_scale);
+}
+
+/// `out += Σ weights[t] · values[t]`, a few columns at a time so that the sums stay in registers.
+#[inline(always)]
+fn accumulate<const FMA: bool>(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    const COLUMNS: usize = 2 * LANES;
+    let head_dim = out.len();
+    let whole = head_dim / COLUMNS * COLUMNS;
+    for start in (0..whole).step_by(COLUMNS) {
+        let mut sums = [0.0f32; COLUMNS];
+        sums.copy_from_slice(&out[start..start + COLUMNS]);
+        for (row_idx, &weight) in weights.iter().enumerate() {
+            let value = &values[row_idx * head_dim + start..][..COLUMNS];
+            for column in 0..COLUMNS {
+                sums[column] = mul_add::<FMA>(weight, value[column], sums[column]);
+            }
+        }
+        out[start..start + COLUMNS].copy_from_slice(&sums);
+    }
+    for (row_idx, &weight) in weights.iter().enumerate() {
+        let value = &values[row_idx * head_dim + whole..(row_idx + 1) * head_dim];
+        for (out, &value) in out[whole..].iter_mut().zip(value) {
+            *out = mul_add::<FMA>(weight, value, *out);
+        }
+    }
+}
+
+/// Elements `range` of the stored rows as F32, without their scales.
+#[inline(always)]
+fn decode(kind: KvKind, stored: &[u8], range: std::ops::Range<usize>, out: &mut [f32]) {
+    match kind {
+        KvKind::Bf16 => {
+            let bytes = &stored[range.start * 2..range.end * 2];
+            for (out, raw) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes([raw[0], raw[1]])) << 16);
+            }
+        }
+        KvKind::Fp8 => {
+            for (out, &code) in out.iter_mut().zip(&stored[range]) {
+                *out = decode_e4m3(code);
+            }
+        }
+        KvKind::Int8 => {
+            for (out, &code) in out.iter_mut().zip(&stored[range]) {
+                *out = f32::from(code.cast_signed());
+            }
+        }
+    }
+}
+
+/// E4M3 → F32 without a table, so that it vectorizes; NaN codes do not occur in a cache of finite values and read as 480.
+#[inline(always)]
+fn decode_e4m3(code: u8) -> f32 {
+    let code = u32::from(code);
+    let (sign, magnitude) = ((code & 0x80) << 24, code & 0x7f);
+    let normal = f32::from_bits((magnitude << 20) + (120 << 23));
+    let subnormal = magnitude as f32 * (1.0 / 512.0);
+    let value = if magnitude < 8 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | sign)
+}

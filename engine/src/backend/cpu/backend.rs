@@ -1,0 +1,220 @@
+//! The CPU backend: one model, its lanes and its threads.
+
+use std::str::FromStr;
+
+use super::{
+    activations::Arithmetic,
+    arena::{Arena, AttentionTasks, StepLimits},
+    forward::Forward,
+    kernels::Isa,
+    model::Model,
+    plan_check::check_plan,
+    pool::ThreadPool,
+    rope::RopeTable,
+    vectors::Vectors,
+};
+use crate::{
+    EngineError, Result,
+    backend::{Backend, Capabilities},
+    kv::{KvKind, KvLanes, LaneId, SnapshotId},
+    quant::WeightKind,
+    spec::DecoderSpec,
+    step::{StepOutput, StepPlan},
+    weights::WeightSource,
+};
+
+/// How weights meet activations, as a caller asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ActivationArithmetic {
+    /// Integer for 4-bit weights where the machine has fast integer scalar products, F32 otherwise.
+    #[default]
+    Auto,
+    /// F32 activations: closest to the reference.
+    F32,
+    /// 8-bit activations against 4-bit weights: fastest.
+    Int8,
+}
+
+impl FromStr for ActivationArithmetic {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("unknown activation arithmetic {text:?}: expected auto, f32 or int8")),
+        }
+    }
+}
+
+impl ActivationArithmetic {
+    fn resolve(self, weights: WeightKind, isa: Isa) -> Arithmetic {
+        let is_4_bit = matches!(weights, WeightKind::Nvfp4 | WeightKind::Int4);
+        match self {
+            Self::F32 => Arithmetic::F32,
+            Self::Int8 => Arithmetic::Int8,
+            Self::Auto if is_4_bit && has_integer_dot(isa) => Arithmetic::Int8,
+            Self::Auto => Arithmetic::F32,
+        }
+    }
+}
+
+fn has_integer_dot(isa: Isa) -> bool {
+    ["avx512-vnni", "avx2-vnni", "avx2", "neon-dotprod", "neon-i8mm"].contains(&isa.name())
+}
+
+/// How a [`CpuBackend`] is set up.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// Threads that compute, the caller's included.
+    pub num_threads: usize,
+    /// Lanes that can advance together.
+    pub num_lanes: usize,
+    /// Tokens one lane holds.
+    pub lane_capacity: usize,
+    /// KV cache format.
+    pub kv: KvKind,
+    /// Arithmetic of the linear layers.
+    pub arithmetic: ActivationArithmetic,
+    /// Most tokens of one plan.
+    pub max_step_tokens: usize,
+    /// Most logits rows of one plan.
+    pub max_logits_rows: usize,
+    /// Most bytes the lanes may take; `None` for what the system gives.
+    pub max_kv_bytes: Option<u64>,
+}
+
+/// Runs a model on this machine's cores.
+#[derive(Debug)]
+pub struct CpuBackend {
+    spec: DecoderSpec,
+    capabilities: Capabilities,
+    model: Model,
+    rope: RopeTable,
+    pool: ThreadPool,
+    vectors: Vectors,
+    lanes: KvLanes,
+    arena: Arena,
+}
+
+impl CpuBackend {
+    /// Loads and packs the weights of `spec` from `source`, allocates the lanes and everything a step needs.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a model that does not hold, [`EngineError::Capacity`] when
+    /// the lanes do not fit, [`EngineError::Input`] for an option of 0.
+    pub fn new(spec: &DecoderSpec, source: &dyn WeightSource, options: &CpuOptions) -> Result<Self> {
+        spec.validate()?;
+        options.validate(spec)?;
+        let lanes =
+            KvLanes::new(spec, options.kv, options.num_lanes, options.lane_capacity, options.max_kv_bytes)?;
+        let model = Model::load(spec, source)?;
+        let isa = Isa::detect();
+        let arithmetic = options.arithmetic.resolve(model.weight_kind(), isa);
+        let limits = StepLimits {
+            max_tokens: options.max_step_tokens,
+            max_logits_rows: options.max_logits_rows,
+            num_lanes: options.num_lanes,
+        };
+        Ok(Self {
+            capabilities: options.capabilities(
+                &model,
+                &lanes,
+                format!("{isa}, {} activations", arithmetic.name()),
+            ),
+            rope: RopeTable::new(&spec.rope, options.lane_capacity),
+            pool: ThreadPool::new(options.num_threads)?,
+            vectors: Vectors::detect(),
+            arena: Arena::new(spec, limits, arithmetic),
+            spec: spec.clone(),
+            model,
+            lanes,
+        })
+    }
+}
+
+impl CpuOptions {
+    fn validate(&self, spec: &DecoderSpec) -> Result<()> {
+        let counts = [
+            ("lanes", self.num_lanes, 1 << 10),
+            ("tokens a lane", self.lane_capacity, spec.max_context),
+            ("tokens a step", self.max_step_tokens, 1 << 16),
+            ("logits rows a step", self.max_logits_rows, 1 << 16),
+        ];
+        for (what, value, limit) in counts {
+            if value == 0 || value > limit {
+                return Err(EngineError::Input(format!("{value} {what} asked, expected 1..={limit}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn capabilities(&self, model: &Model, lanes: &KvLanes, kernels: String) -> Capabilities {
+        Capabilities {
+            backend: "cpu",
+            device: format!("cpu-{}", std::env::consts::ARCH),
+            kernels,
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: self.max_logits_rows,
+            num_threads: self.num_threads,
+            kv: self.kv,
+            weight_bytes_per_step: model.bytes_per_step(),
+            kv_bytes: lanes.num_bytes(),
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
+        check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes)?;
+        self.arena.lay_out(plan, &self.lanes, AttentionTasks::block_len(&self.spec));
+        let forward = Forward {
+            spec: &self.spec,
+            model: &self.model,
+            rope: &self.rope,
+            pool: &self.pool,
+            vectors: self.vectors,
+        };
+        forward.run(&plan.tokens, &mut self.arena, &mut self.lanes);
+        for segment in &plan.segments {
+            self.lanes.commit(segment.lane, segment.tokens.len());
+        }
+        let vocab_size = self.spec.vocab_size;
+        Ok(StepOutput {
+            logits: &self.arena.logits[..self.arena.logits_tokens.len() * vocab_size],
+            first_row: &self.arena.first_row,
+            vocab_size,
+        })
+    }
+
+    fn committed_len(&self, lane: LaneId) -> usize {
+        self.lanes.committed_len(lane)
+    }
+
+    fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
+        self.lanes.truncate(lane, len)
+    }
+
+    fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
+        self.lanes.save_snapshot(lane, len)
+    }
+
+    fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
+        self.lanes.restore_snapshot(lane, snapshot)
+    }
+
+    fn drop_snapshot(&mut self, snapshot: SnapshotId) {
+        self.lanes.drop_snapshot(snapshot);
+    }
+}

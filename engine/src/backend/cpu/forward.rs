@@ -1,0 +1,194 @@
+//! The forward pass of one step: every token of the plan is a row, whichever lane it belongs to.
+//!
+//! Reads like the model: embed, then per layer `norm → QKV → RoPE → store → attention → output projection` and
+//! `norm → gate/up → SwiGLU → down`, then the output head for the wanted rows. A row's arithmetic depends on its own tokens
+//! only, so logits are the same bit for bit however a prompt is sliced and whichever lanes run together.
+
+use super::{
+    arena::{Arena, AttentionTasks},
+    attention::{Attention, MAX_QUERIES, Query},
+    linear::linear,
+    model::{Layer, Model},
+    norm::{RmsNorm, add},
+    pool::ThreadPool,
+    rope::{PrepareHeads, RopeTable},
+    rows::for_each_row,
+    swiglu::SwiGlu,
+    vectors::Vectors,
+};
+use crate::{
+    TokenId,
+    kv::{KvLanes, RowAddress},
+    spec::DecoderSpec,
+};
+
+/// What every step reads.
+#[derive(Debug)]
+pub(super) struct Forward<'a> {
+    pub spec: &'a DecoderSpec,
+    pub model: &'a Model,
+    pub rope: &'a RopeTable,
+    pub pool: &'a ThreadPool,
+    pub vectors: Vectors,
+}
+
+impl Forward<'_> {
+    /// Computes all layers for `tokens` as laid out in `arena`, stores their keys and values and leaves logits in `arena`.
+    pub(super) fn run(&self, tokens: &[TokenId], arena: &mut Arena, lanes: &mut KvLanes) {
+        self.embed(tokens, arena);
+        for (layer_idx, layer) in self.model.layers.iter().enumerate() {
+            self.project_qkv(layer, arena);
+            self.store_kv(layer_idx, arena, lanes);
+            self.attend(layer_idx, arena, lanes);
+            self.project_output(layer, arena);
+            self.feed_forward(layer, arena);
+        }
+        self.output_head(arena);
+    }
+
+    fn embed(&self, tokens: &[TokenId], arena: &mut Arena) {
+        for (&token, row) in tokens.iter().zip(arena.residual.chunks_exact_mut(self.spec.hidden_size)) {
+            self.model.embed(token, row);
+        }
+    }
+
+    /// `residual` → norm → Q, K, V with bias, per-head norm and rotation applied.
+    fn project_qkv(&self, layer: &Layer, arena: &mut Arena) {
+        let (spec, num_tokens) = (self.spec, arena.places.len());
+        self.norm_rows(&layer.input_norm, arena);
+        let qkv_len = spec.q_dim() + 2 * spec.kv_dim();
+        let qkv = &mut arena.qkv[..num_tokens * qkv_len];
+        linear(self.pool, &layer.qkv, &arena.normed, qkv);
+        for_each_row(self.pool, 4 * qkv_len, qkv, qkv_len, |token_idx, qkv| {
+            self.vectors.run(PrepareHeads {
+                qkv,
+                bias: &layer.qkv_bias,
+                qk_norm: layer.qk_norm.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())),
+                eps: spec.norm_eps,
+                dims: (spec.q_dim(), spec.kv_dim()),
+                head_dim: spec.head_dim,
+                rotation: self.rope.rotation(arena.places[token_idx].position),
+            });
+        });
+    }
+
+    fn store_kv(&self, layer_idx: usize, arena: &Arena, lanes: &mut KvLanes) {
+        let (q_dim, kv_dim, head_dim) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.head_dim);
+        for (place, qkv) in arena.places.iter().zip(arena.qkv.chunks_exact(q_dim + 2 * kv_dim)) {
+            let (keys, values) = qkv[q_dim..].split_at(kv_dim);
+            for (kv_head, (key, value)) in
+                keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
+            {
+                let at = RowAddress { lane: place.lane, layer_idx, kv_head, position: place.position };
+                lanes.store(at, key, value);
+            }
+        }
+    }
+
+    /// Q and the lanes' keys and values → `attended`.
+    fn attend(&self, layer_idx: usize, arena: &mut Arena, lanes: &KvLanes) {
+        let (spec, head_dim) = (self.spec, self.spec.head_dim);
+        let tasks = AttentionTasks::new(spec, arena.blocks.len(), self.pool.num_threads());
+        let part_len = tasks.block_len * tasks.heads_per_task * head_dim;
+        let num_parts = tasks.part(arena.blocks.len(), 0, 0);
+        let (blocks, qkv, window) = (&arena.blocks, &arena.qkv, spec.window(layer_idx).unwrap_or(usize::MAX));
+        let longest = arena.places.iter().map(|place| place.position + 1).max().unwrap_or(0).min(window);
+        let part_work = 2 * longest * part_len.min(head_dim * tasks.heads_per_task * arena.places.len());
+        let attended = &mut arena.attended[..num_parts * part_len];
+        for_each_row(self.pool, part_work, attended, part_len, |part, out| {
+            let (block_idx, kv_head, split) = tasks.task(part);
+            let block = &blocks[block_idx];
+            let first_head = kv_head * (spec.num_q_heads / spec.num_kv_heads) + split * tasks.heads_per_task;
+            let mut queries: [Query<'_>; MAX_QUERIES] = Default::default();
+            let num_queries = block.tokens.len() * tasks.heads_per_task;
+            for ((idx, query), out) in
+                queries[..num_queries].iter_mut().enumerate().zip(out.chunks_exact_mut(head_dim))
+            {
+                let (token, head) = (idx / tasks.heads_per_task, first_head + idx % tasks.heads_per_task);
+                let end = block.position + token + 1;
+                let row_start = (block.tokens.start + token) * (spec.q_dim() + 2 * spec.kv_dim());
+                let q = &qkv[row_start + head * head_dim..][..head_dim];
+                *query = Query { q, out, first: end.saturating_sub(window), end };
+            }
+            self.vectors.run(Attention {
+                rows: lanes.head_rows(block.lane, layer_idx, kv_head),
+                queries: &mut queries[..num_queries],
+                scale: spec.attention_scale,
+            });
+        });
+        self.gather_heads(tasks, arena);
+    }
+
+    /// `attended` by task → `heads` by token.
+    fn gather_heads(&self, tasks: AttentionTasks, arena: &mut Arena) {
+        let (spec, attended, blocks) = (self.spec, &arena.attended, &arena.blocks);
+        let run_len = tasks.heads_per_task * spec.head_dim;
+        let part_len = tasks.block_len * run_len;
+        let num_tokens = arena.places.len();
+        arena.heads.fill(self.pool, num_tokens, spec.q_dim(), |token_idx, row| {
+            let block_idx = blocks.partition_point(|block| block.tokens.end <= token_idx);
+            let in_block = token_idx - blocks[block_idx].tokens.start;
+            for (run_idx, run) in row.chunks_exact_mut(run_len).enumerate() {
+                let part = tasks.part(block_idx, run_idx / tasks.num_splits, run_idx % tasks.num_splits);
+                run.copy_from_slice(&attended[part * part_len + in_block * run_len..][..run_len]);
+            }
+        });
+    }
+
+    fn project_output(&self, layer: &Layer, arena: &mut Arena) {
+        let delta = &mut arena.delta[..arena.places.len() * self.spec.hidden_size];
+        linear(self.pool, &layer.o, &arena.heads, delta);
+        self.add_delta(&layer.o_bias, arena);
+    }
+
+    fn feed_forward(&self, layer: &Layer, arena: &mut Arena) {
+        let (num_tokens, inner) = (arena.places.len(), self.spec.intermediate_size);
+        self.norm_rows(&layer.post_attention_norm, arena);
+        let gate_up = &mut arena.gate_up[..num_tokens * 2 * inner];
+        linear(self.pool, &layer.gate_up, &arena.normed, gate_up);
+        if !layer.gate_up_bias.is_empty() {
+            for_each_row(self.pool, 2 * inner, gate_up, 2 * inner, |_, row| add(row, &layer.gate_up_bias));
+        }
+        arena.gated.fill(self.pool, num_tokens, inner, |token_idx, out| {
+            let (gate, up) = gate_up[token_idx * 2 * inner..][..2 * inner].split_at(inner);
+            self.vectors.run(SwiGlu { gate, up, out });
+        });
+        let delta = &mut arena.delta[..num_tokens * self.spec.hidden_size];
+        linear(self.pool, &layer.down, &arena.gated, delta);
+        self.add_delta(&layer.down_bias, arena);
+    }
+
+    /// Final norm and output head, for the tokens whose logits are wanted.
+    fn output_head(&self, arena: &mut Arena) {
+        let (hidden, vocab_size, num_rows) =
+            (self.spec.hidden_size, self.spec.vocab_size, arena.logits_tokens.len());
+        if num_rows == 0 {
+            return;
+        }
+        let (residual, tokens) = (&arena.residual, &arena.logits_tokens);
+        arena.last.fill(self.pool, num_rows, hidden, |row_idx, out| {
+            let x = &residual[tokens[row_idx] * hidden..][..hidden];
+            self.vectors.run(RmsNorm { x, weight: &self.model.final_norm, eps: self.spec.norm_eps, out });
+        });
+        linear(self.pool, &self.model.lm_head, &arena.last, &mut arena.logits[..num_rows * vocab_size]);
+    }
+
+    /// `normed = RMSNorm(residual)` for every token.
+    fn norm_rows(&self, weight: &[f32], arena: &mut Arena) {
+        let (residual, hidden) = (&arena.residual, self.spec.hidden_size);
+        arena.normed.fill(self.pool, arena.places.len(), hidden, |token_idx, out| {
+            let x = &residual[token_idx * hidden..][..hidden];
+            self.vectors.run(RmsNorm { x, weight, eps: self.spec.norm_eps, out });
+        });
+    }
+
+    /// `residual += delta + bias` for every token.
+    fn add_delta(&self, bias: &[f32], arena: &mut Arena) {
+        let (hidden, num_tokens, delta) = (self.spec.hidden_size, arena.places.len(), &arena.delta);
+        let residual = &mut arena.residual[..num_tokens * hidden];
+        for_each_row(self.pool, hidden, residual, hidden, |token_idx, row| {
+            add(row, &delta[token_idx * hidden..][..hidden]);
+            add(row, bias);
+        });
+    }
+}

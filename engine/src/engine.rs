@@ -1,0 +1,150 @@
+//! An engine directory, opened and ready to run.
+
+use std::{path::Path, str::FromStr};
+
+use crate::{
+    EngineError, Result,
+    backend::{
+        Backend,
+        cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
+    },
+    dir::{EngineDir, Manifest},
+    kv::KvKind,
+    spec::DecoderSpec,
+};
+
+/// Most tokens of a lane when the caller names no capacity: models are made for up to 131,072 tokens, whose cache would
+/// take gigabytes that a robot's dialogue never uses.
+pub const DEFAULT_LANE_CAPACITY: usize = 4096;
+/// Most tokens of one step when the caller names none: enough rows to use every loaded weight well.
+pub const DEFAULT_STEP_TOKENS: usize = 128;
+/// Logits rows of one step beyond one a lane: what scoring works with.
+const MIN_LOGITS_ROWS: usize = 16;
+
+/// Which backend runs the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendKind {
+    /// The best this build and machine have.
+    #[default]
+    Auto,
+    /// The processor's cores.
+    Cpu,
+    /// NVIDIA GPUs through our kernels.
+    Cuda,
+    /// NVIDIA GPUs through TensorRT plans.
+    TensorRt,
+}
+
+impl FromStr for BackendKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            "tensorrt" => Ok(Self::TensorRt),
+            _ => Err(format!("unknown backend {text:?}: expected auto, cpu, cuda or tensorrt")),
+        }
+    }
+}
+
+/// How an engine is opened; the default suits one request at a time.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Which backend.
+    pub backend: BackendKind,
+    /// Threads that compute, the caller's included; `None` for one a core.
+    pub threads: Option<usize>,
+    /// Lanes that can advance together.
+    pub num_lanes: usize,
+    /// Tokens one lane holds; `None` for the model's context, at most [`DEFAULT_LANE_CAPACITY`].
+    pub lane_capacity: Option<usize>,
+    /// KV cache format; `None` for the one recorded in the engine.
+    pub kv: Option<KvKind>,
+    /// The CPU's arithmetic in linear layers.
+    pub arithmetic: ActivationArithmetic,
+    /// Most tokens of one step.
+    pub max_step_tokens: usize,
+    /// Most bytes the KV cache may take; `None` for what the system gives.
+    pub max_kv_bytes: Option<u64>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            backend: BackendKind::Auto,
+            threads: None,
+            num_lanes: 1,
+            lane_capacity: None,
+            kv: None,
+            arithmetic: ActivationArithmetic::Auto,
+            max_step_tokens: DEFAULT_STEP_TOKENS,
+            max_kv_bytes: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// What the CPU backend gets for a model whose engine records `kv`.
+    #[must_use]
+    pub fn cpu_options(&self, spec: &DecoderSpec, kv: KvKind) -> CpuOptions {
+        let num_cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        CpuOptions {
+            num_threads: self.threads.unwrap_or_else(num_cores),
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity.unwrap_or(spec.max_context.min(DEFAULT_LANE_CAPACITY)),
+            kv: self.kv.unwrap_or(kv),
+            arithmetic: self.arithmetic,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: self.num_lanes.max(MIN_LOGITS_ROWS),
+            max_kv_bytes: self.max_kv_bytes,
+        }
+    }
+}
+
+/// A validated engine directory with the backend that runs it.
+pub struct Engine {
+    /// What the engine is.
+    pub manifest: Manifest,
+    /// What runs it.
+    pub backend: Box<dyn Backend>,
+}
+
+impl Engine {
+    /// Opens the engine directory `path`, validates all of it and loads it into a backend.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] or [`EngineError::Io`] for the directory, [`EngineError::Unsupported`] for a backend this build
+    /// lacks, [`EngineError::Capacity`] when the lanes do not fit, [`EngineError::Input`] for an option out of range.
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Self> {
+        options.backend.check_present()?;
+        let dir = EngineDir::open(path)?;
+        let manifest = dir.manifest().clone();
+        let cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
+        let backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
+        // The backend owns packed copies, so the mapping ends here with `dir`.
+        Ok(Self { manifest, backend: Box::new(backend) })
+    }
+}
+
+impl BackendKind {
+    fn check_present(self) -> Result<()> {
+        let missing = match self {
+            Self::Auto | Self::Cpu => return Ok(()),
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        };
+        Err(EngineError::Unsupported(format!("this build has no {missing} backend; use `cpu` or `auto`")))
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let capabilities = self.backend.capabilities();
+        f.debug_struct("Engine")
+            .field("manifest", &self.manifest)
+            .field("backend", capabilities)
+            .finish_non_exhaustive()
+    }
+}

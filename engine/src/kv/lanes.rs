@@ -1,0 +1,361 @@
+//! The lanes and snapshots of one backend, in host memory.
+
+use std::collections::BTreeMap;
+
+use super::{HeadRows, KvKind, LaneId, SnapshotId, check_kv_budget, row};
+use crate::{EngineError, Result, spec::DecoderSpec};
+
+/// KV lanes of fixed capacity, allocated once, and the snapshots taken from them.
+///
+/// A lane's keys lie `[num_layers, num_kv_heads, lane_capacity, head_dim]`, so that attention of one head streams one
+/// contiguous run; values and scales alike. Rows at `committed_len` and beyond are tentative: whatever is there does not count.
+#[derive(Debug)]
+pub struct KvLanes {
+    layout: Layout,
+    lanes: Vec<Lane>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    next_snapshot: u64,
+    num_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    kind: KvKind,
+    num_planes: usize,
+    num_kv_heads: usize,
+    lane_capacity: usize,
+    head_dim: usize,
+}
+
+impl Layout {
+    fn row_bytes(&self) -> usize {
+        self.head_dim * self.kind.element_bytes()
+    }
+
+    /// Index of the run of rows of one layer and key/value head.
+    fn plane(&self, layer_idx: usize, kv_head: usize) -> usize {
+        layer_idx * self.num_kv_heads + kv_head
+    }
+}
+
+#[derive(Debug)]
+struct Lane {
+    committed_len: usize,
+    rows: Rows,
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    len: usize,
+    rows: Rows,
+}
+
+/// Keys and values of all planes, `rows_per_plane` rows each.
+#[derive(Debug)]
+struct Rows {
+    rows_per_plane: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
+}
+
+impl Rows {
+    fn new(layout: &Layout, rows_per_plane: usize) -> Result<Self> {
+        let num_rows = layout.num_planes.checked_mul(rows_per_plane);
+        let num_bytes = num_rows.and_then(|rows| rows.checked_mul(layout.row_bytes()));
+        let (Some(num_rows), Some(num_bytes)) = (num_rows, num_bytes) else {
+            return Err(EngineError::Capacity(format!(
+                "a KV region of {rows_per_plane} tokens exceeds the address space"
+            )));
+        };
+        let num_scales = if layout.kind.has_scales() { num_rows } else { 0 };
+        Ok(Self {
+            rows_per_plane,
+            keys: zeroed(num_bytes)?,
+            values: zeroed(num_bytes)?,
+            key_scales: zeroed(num_scales)?,
+            value_scales: zeroed(num_scales)?,
+        })
+    }
+
+    /// Copies rows `[0, len)` of every plane from `source`, byte for byte.
+    fn copy_prefix(&mut self, layout: &Layout, source: &Self, len: usize) {
+        let width = layout.row_bytes();
+        for plane in 0..layout.num_planes {
+            let (to, from) = (plane * self.rows_per_plane, plane * source.rows_per_plane);
+            let (to_bytes, from_bytes) = (to * width..(to + len) * width, from * width..(from + len) * width);
+            self.keys[to_bytes.clone()].copy_from_slice(&source.keys[from_bytes.clone()]);
+            self.values[to_bytes].copy_from_slice(&source.values[from_bytes]);
+            if layout.kind.has_scales() {
+                self.key_scales[to..to + len].copy_from_slice(&source.key_scales[from..from + len]);
+                self.value_scales[to..to + len].copy_from_slice(&source.value_scales[from..from + len]);
+            }
+        }
+    }
+}
+
+/// A vector of `len` zeros whose pages are touched now, so that no step faults them in.
+fn zeroed<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).map_err(|_| {
+        EngineError::Capacity(format!(
+            "no memory for {} bytes of KV cache",
+            len.saturating_mul(size_of::<T>())
+        ))
+    })?;
+    vec.resize(len, T::default());
+    Ok(vec)
+}
+
+impl KvLanes {
+    /// Allocates `num_lanes` empty lanes of `lane_capacity` tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Capacity`] when they take more than `budget_bytes` or more than the system gives.
+    pub fn new(
+        spec: &DecoderSpec,
+        kind: KvKind,
+        num_lanes: usize,
+        lane_capacity: usize,
+        budget_bytes: Option<u64>,
+    ) -> Result<Self> {
+        let num_bytes =
+            check_kv_budget(spec, kind, num_lanes, lane_capacity, budget_bytes.unwrap_or(u64::MAX))?;
+        let layout = Layout {
+            kind,
+            num_planes: spec.num_layers * spec.num_kv_heads,
+            num_kv_heads: spec.num_kv_heads,
+            lane_capacity,
+            head_dim: spec.head_dim,
+        };
+        let lanes = (0..num_lanes)
+            .map(|_| Ok(Lane { committed_len: 0, rows: Rows::new(&layout, lane_capacity)? }))
+            .collect::<Result<_>>()?;
+        Ok(Self { layout, lanes, snapshots: BTreeMap::new(), next_snapshot: 0, num_bytes })
+    }
+
+    /// Bytes of all lanes, without snapshots.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        self.num_bytes
+    }
+
+    /// Tokens one lane holds.
+    #[must_use]
+    pub fn lane_capacity(&self) -> usize {
+        self.layout.lane_capacity
+    }
+
+    /// Number of lanes.
+    #[must_use]
+    pub fn num_lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Tokens of `lane` that count; 0 for a lane that does not exist.
+    #[must_use]
+    pub fn committed_len(&self, lane: LaneId) -> usize {
+        self.lanes.get(lane.0).map_or(0, |lane| lane.committed_len)
+    }
+
+    /// Stores key and value `[head_dim]` of one head as row `position`.
+    pub(crate) fn store(&mut self, at: RowAddress, key: &[f32], value: &[f32]) {
+        let plane = self.layout.plane(at.layer_idx, at.kv_head);
+        let rows = &mut self.lanes[at.lane.0].rows;
+        let row_idx = plane * rows.rows_per_plane + at.position;
+        let width = self.layout.row_bytes();
+        let bytes = row_idx * width..(row_idx + 1) * width;
+        let key_scale = row::store(self.layout.kind, key, &mut rows.keys[bytes.clone()]);
+        let value_scale = row::store(self.layout.kind, value, &mut rows.values[bytes]);
+        if self.layout.kind.has_scales() {
+            rows.key_scales[row_idx] = key_scale;
+            rows.value_scales[row_idx] = value_scale;
+        }
+    }
+
+    /// All rows of one layer and key/value head of `lane`.
+    pub(crate) fn head_rows(&self, lane: LaneId, layer_idx: usize, kv_head: usize) -> HeadRows<'_> {
+        let rows = &self.lanes[lane.0].rows;
+        let first = self.layout.plane(layer_idx, kv_head) * rows.rows_per_plane;
+        let (scales, width) = (first..first + rows.rows_per_plane, self.layout.row_bytes());
+        let scales_of =
+            |all: &'_ [f32]| if self.layout.kind.has_scales() { scales.clone() } else { 0..all.len() };
+        let bytes = first * width..(first + rows.rows_per_plane) * width;
+        HeadRows {
+            kind: self.layout.kind,
+            keys: &rows.keys[bytes.clone()],
+            values: &rows.values[bytes],
+            key_scales: &rows.key_scales[scales_of(&rows.key_scales)],
+            value_scales: &rows.value_scales[scales_of(&rows.value_scales)],
+        }
+    }
+
+    /// Makes the `num_tokens` tentative rows after the committed length count. Infallible: the plan was checked before.
+    pub(crate) fn commit(&mut self, lane: LaneId, num_tokens: usize) {
+        let lane = &mut self.lanes[lane.0];
+        lane.committed_len += num_tokens;
+        debug_assert!(lane.committed_len <= self.layout.lane_capacity);
+    }
+
+    /// Forgets the tokens of `lane` in `[len, committed_len)`.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the lane does not exist or has fewer tokens.
+    pub fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
+        self.check_committed(lane, len)?;
+        self.lanes[lane.0].committed_len = len;
+        Ok(())
+    }
+
+    /// Copies `[0, len)` of `lane` into a new snapshot.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the lane does not exist or has fewer tokens; [`EngineError::Capacity`] without memory.
+    pub fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
+        self.check_committed(lane, len)?;
+        let mut rows = Rows::new(&self.layout, len)?;
+        rows.copy_prefix(&self.layout, &self.lanes[lane.0].rows, len);
+        let id = SnapshotId(self.next_snapshot);
+        self.next_snapshot += 1;
+        self.snapshots.insert(id, Snapshot { len, rows });
+        Ok(id)
+    }
+
+    /// Replaces the contents of `lane` by the snapshot.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when either does not exist.
+    pub fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
+        self.check_committed(lane, 0)?;
+        let Some(stored) = self.snapshots.get(&snapshot) else {
+            return Err(EngineError::Input(format!("snapshot {} does not exist (any more)", snapshot.0)));
+        };
+        let lane = &mut self.lanes[lane.0];
+        lane.rows.copy_prefix(&self.layout, &stored.rows, stored.len);
+        lane.committed_len = stored.len;
+        Ok(())
+    }
+
+    /// Frees a snapshot; unknown ones are ignored.
+    pub fn drop_snapshot(&mut self, snapshot: SnapshotId) {
+        self.snapshots.remove(&snapshot);
+    }
+
+    fn check_committed(&self, lane: LaneId, len: usize) -> Result<()> {
+        let Some(found) = self.lanes.get(lane.0) else {
+            return Err(EngineError::Input(format!(
+                "lane {} does not exist: there are {}",
+                lane.0,
+                self.lanes.len()
+            )));
+        };
+        if len > found.committed_len {
+            let fact = format!("lane {} holds {} tokens, {len} were asked for", lane.0, found.committed_len);
+            return Err(EngineError::Input(fact));
+        }
+        Ok(())
+    }
+}
+
+/// Where one head's key and value of one token go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowAddress {
+    /// The lane.
+    pub lane: LaneId,
+    /// The layer.
+    pub layer_idx: usize,
+    /// Key/value head.
+    pub kv_head: usize,
+    /// Position in the lane, `0..lane_capacity`.
+    pub position: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes;
+
+    fn spec() -> DecoderSpec {
+        DecoderSpec {
+            num_layers: 3,
+            num_kv_heads: 2,
+            head_dim: 8,
+            ..shapes::decoder_spec("qwen3-0.6b").unwrap()
+        }
+    }
+
+    fn fill(lanes: &mut KvLanes, lane: LaneId, num_tokens: usize, seed: f32) {
+        for position in 0..num_tokens {
+            for (layer_idx, kv_head) in (0..3).flat_map(|layer| [(layer, 0), (layer, 1)]) {
+                let key: Vec<f32> =
+                    (0..8).map(|i| seed + (position * 8 + i) as f32 * 0.1 + layer_idx as f32).collect();
+                let value: Vec<f32> = key.iter().map(|k| -k * 0.5 + kv_head as f32).collect();
+                lanes.store(RowAddress { lane, layer_idx, kv_head, position }, &key, &value);
+            }
+        }
+        lanes.commit(lane, num_tokens);
+    }
+
+    fn prefix(lanes: &KvLanes, lane: LaneId, len: usize) -> Vec<(Vec<u8>, Vec<u8>, Vec<f32>, Vec<f32>)> {
+        let width = lanes.layout.row_bytes();
+        (0..3)
+            .flat_map(|layer| [(layer, 0), (layer, 1)])
+            .map(|(layer_idx, kv_head)| {
+                let rows = lanes.head_rows(lane, layer_idx, kv_head);
+                let scales = if rows.kind.has_scales() { len } else { 0 };
+                let (keys, values) = (rows.keys[..len * width].to_vec(), rows.values[..len * width].to_vec());
+                (keys, values, rows.key_scales[..scales].to_vec(), rows.value_scales[..scales].to_vec())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_restored_snapshot_is_byte_exact_and_survives_its_lane() {
+        for kind in KvKind::ALL {
+            let mut lanes = KvLanes::new(&spec(), kind, 2, 16, None).unwrap();
+            fill(&mut lanes, LaneId(0), 10, 1.0);
+            let before = prefix(&lanes, LaneId(0), 7);
+            let snapshot = lanes.save_snapshot(LaneId(0), 7).unwrap();
+            lanes.truncate(LaneId(0), 0).unwrap();
+            fill(&mut lanes, LaneId(0), 12, -3.0);
+            fill(&mut lanes, LaneId(1), 5, 9.0);
+            lanes.restore_snapshot(LaneId(1), snapshot).unwrap();
+            assert_eq!(lanes.committed_len(LaneId(1)), 7);
+            assert_eq!(prefix(&lanes, LaneId(1), 7), before);
+            lanes.drop_snapshot(snapshot);
+            assert!(lanes.restore_snapshot(LaneId(1), snapshot).is_err());
+        }
+    }
+
+    #[test]
+    fn asking_for_more_than_is_committed_is_refused_and_changes_nothing() {
+        let mut lanes = KvLanes::new(&spec(), KvKind::Int8, 1, 16, None).unwrap();
+        fill(&mut lanes, LaneId(0), 4, 0.0);
+        assert_eq!(
+            lanes.truncate(LaneId(0), 5).unwrap_err().to_string(),
+            "lane 0 holds 4 tokens, 5 were asked for"
+        );
+        assert!(lanes.save_snapshot(LaneId(0), 5).is_err());
+        assert!(lanes.truncate(LaneId(1), 0).is_err());
+        assert_eq!(lanes.committed_len(LaneId(0)), 4);
+    }
+
+    #[test]
+    fn the_lanes_take_the_bytes_the_arithmetic_says() {
+        for kind in KvKind::ALL {
+            let lanes = KvLanes::new(&spec(), kind, 2, 16, None).unwrap();
+            let held: usize = lanes
+                .lanes
+                .iter()
+                .map(|lane| {
+                    let rows = &lane.rows;
+                    rows.keys.len()
+                        + rows.values.len()
+                        + 4 * (rows.key_scales.len() + rows.value_scales.len())
+                })
+                .sum();
+            assert_eq!(held as u64, lanes.num_bytes());
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Where a backend takes its weights from.
+
+use crate::{Result, dir::EngineDir, quant::MatrixView};
+
+/// A model's tensors under the names of [`crate::spec::DecoderSpec`]: an engine directory, or random weights of a known shape.
+pub trait WeightSource {
+    /// The linear layer `name`, without suffix: `model.layers.0.mlp.up_proj`.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it does not hold.
+    fn matrix(&self, name: &str) -> Result<MatrixView<'_>>;
+
+    /// Norm weight or bias under its full name: `model.norm.weight`, `model.layers.0.self_attn.q_proj.bias`.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it does not hold.
+    fn vector(&self, name: &str) -> Result<Vec<f32>>;
+
+    /// The embedding, bf16 `[vocab_size, hidden_size]`.
+    ///
+    /// # Errors
+    /// When there is none or it does not hold.
+    fn embedding(&self) -> Result<MatrixView<'_>>;
+
+    /// The output head `[vocab_size, hidden_size]`; the embedding when they are one tensor.
+    ///
+    /// # Errors
+    /// When there is none or it does not hold.
+    fn lm_head(&self) -> Result<MatrixView<'_>>;
+}
+
+impl WeightSource for EngineDir {
+    fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
+        Self::matrix(self, name)
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        Self::vector(self, name)
+    }
+
+    fn embedding(&self) -> Result<MatrixView<'_>> {
+        Self::embedding(self)
+    }
+
+    fn lm_head(&self) -> Result<MatrixView<'_>> {
+        Self::lm_head(self)
+    }
+}
