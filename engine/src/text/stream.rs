@@ -64,10 +64,13 @@ impl StreamDecoder {
     fn release_characters(&mut self, out: &mut String) {
         let held = std::mem::take(&mut self.held);
         let mut num_incomplete = 0;
+        let mut num_left = held.len();
         for chunk in held.utf8_chunks() {
             self.emit(chunk.valid(), out);
             let invalid = chunk.invalid();
-            if is_incomplete(invalid) {
+            num_left -= chunk.valid().len() + invalid.len();
+            // Only at the very end may more bytes complete a character.
+            if num_left == 0 && is_incomplete(invalid) {
                 num_incomplete = invalid.len();
             } else if !invalid.is_empty() {
                 self.emit("\u{FFFD}", out);
@@ -103,7 +106,7 @@ impl StreamDecoder {
     }
 }
 
-/// True for the start of a character that more bytes could complete. Only the last chunk of a byte string can be one.
+/// True for the start of a character.
 fn is_incomplete(invalid: &[u8]) -> bool {
     !invalid.is_empty() && str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none())
 }

@@ -1,1 +1,0 @@
-//! The whole of text against Hugging Face's own answers.
