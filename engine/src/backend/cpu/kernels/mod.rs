@@ -16,6 +16,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantize;
 mod rows;
 mod scalar;
@@ -43,6 +45,9 @@ macro_rules! on_isa {
             // SAFETY: the level was found on this machine.
             #[cfg(target_arch = "x86_64")]
             isa::Level::Avx512 => unsafe { avx512::$name($($argument),*) },
+            // SAFETY: the level was found on this machine.
+            #[cfg(target_arch = "aarch64")]
+            isa::Level::Neon | isa::Level::NeonDotprod => unsafe { neon::$name($($argument),*) },
         }
     };
 }
@@ -68,6 +73,11 @@ pub(crate) fn multiply_tile(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     if arithmetic == Arithmetic::Int8 && matches!(tile.kind, WeightKind::Nvfp4 | WeightKind::Int4) {
+        #[cfg(target_arch = "aarch64")]
+        if isa.0 == isa::Level::NeonDotprod {
+            // SAFETY: the level was found on this machine.
+            return unsafe { neon::multiply_int8_dotprod(tile, tokens, sums) };
+        }
         on_isa!(isa, multiply_int8(tile, tokens, sums), scalar: scalar::multiply_int8(tile, tokens, sums));
     } else {
         on_isa!(isa, multiply_f32(tile, tokens, sums), scalar: scalar::multiply_f32(tile, tokens, sums));

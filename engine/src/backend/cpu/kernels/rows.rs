@@ -5,6 +5,8 @@
 
 use half::bf16;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::{Isa, isa, on_isa};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
