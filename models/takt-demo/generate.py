@@ -27,6 +27,14 @@ GROUP_WEIGHTS = {
     "report_sees": 3, "report_people": 2, "wait": 4, "wait_open": 1.5, "open": 2.5, "close": 2.5, "open_open": 2,
     "say": 2.5, "say_person": 3, "say_open": 1.5, "unsafe": 4, "unsupported": 4,
 }
+EMPHASIS = {
+    "report_sees": 2.5, "report_gripper": 1.3, "goto": 1.7, "bring": 1.8, "bring_person": 1.6, "place": 1.7,
+    "place_here": 1.2, "hand_over": 1.6, "pick": 1.3, "say_person": 1.3, "goto_open": 0.7, "bring_open": 0.7,
+    "hand_over_open": 0.5, "dock": 0.6, "follow_open": 0.6, "inspect": 0.6, "inspect_count": 0.5, "inspect_open": 0.6,
+    "wait": 0.6, "wait_open": 0.6, "open": 0.6, "close": 0.6, "open_open": 0.6, "say": 0.7, "say_open": 0.6,
+    "unsafe": 0.8, "unsupported": 0.7,
+}
+"""How much more often training, but not the held-out set, draws a kind of sentence: what is hard, more often."""
 MISSING = {"goto_open": ("goto", "place"), "bring_open": ("bring", "place"), "hand_over_open": ("hand_over", "person"),
            "follow_open": ("follow", "person"), "inspect_open": ("inspect", "object"), "wait_open": ("wait", "count"),
            "open_open": ("open", "object"), "say_open": ("say", "text")}
@@ -48,7 +56,9 @@ class Sampler:
     """Draws examples; a training sampler sees neither held-out patterns nor held-out pairs."""
 
     def __init__(self, splits: Splits, rng: random.Random, held_out_patterns: bool = False,
-                 held_out_pairs: bool = False, typo_rate: float = 0.12) -> None:
+                 held_out_pairs: bool = False, typo_rate: float = 0.12,
+                 emphasis: dict[str, float] | None = None) -> None:
+        self.weights = {group: weight * (emphasis or {}).get(group, 1) for group, weight in GROUP_WEIGHTS.items()}
         self.typo_rate = typo_rate
         self.splits = splits
         self.rng = rng
@@ -93,7 +103,7 @@ class Sampler:
 
     def group(self, state: State) -> str:
         """A kind of sentence, less often one whose refusal the gripper already decides."""
-        weights = dict(GROUP_WEIGHTS)
+        weights = dict(self.weights)
         busy = state.held is not None
         for name in ("pick", "bring", "bring_person"):
             weights[name] *= 0.4 if busy else 1
