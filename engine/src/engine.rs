@@ -11,6 +11,7 @@ use crate::{
     dir::{EngineDir, Manifest},
     kv::KvKind,
     spec::DecoderSpec,
+    text::Text,
 };
 
 /// Most tokens of a lane when the caller names no capacity: models are made for up to 131,072 tokens, whose cache would
@@ -107,6 +108,8 @@ impl EngineOptions {
 pub struct Engine {
     /// What the engine is.
     pub manifest: Manifest,
+    /// Tokenizer and chat template; `None` when the engine has none and is only scored by token ids.
+    pub text: Option<Text>,
     /// What runs it.
     pub backend: Box<dyn Backend>,
 }
@@ -121,10 +124,14 @@ impl Engine {
         options.backend.check_present()?;
         let dir = EngineDir::open(path)?;
         let manifest = dir.manifest().clone();
+        let text = Text::open(path)?;
+        if let Some(text) = &text {
+            text.check_vocab_size(manifest.spec.vocab_size)?;
+        }
         let cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
         // The backend owns packed copies, so the mapping ends here with `dir`.
-        Ok(Self { manifest, backend: Box::new(backend) })
+        Ok(Self { manifest, text, backend: Box::new(backend) })
     }
 }
 

@@ -4,7 +4,6 @@
 //! cache format says, so that what remains is the backend's own arithmetic. Shares no code with the backend but reading the
 //! quantized weights.
 
-use half::bf16;
 use takt_engine::{
     TokenId,
     kv::KvKind,
@@ -105,7 +104,7 @@ fn attention(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, (layer, x)
 fn round(kv: KvKind, head: &mut [f64]) {
     let max = head.iter().fold(0.0f64, |max, v| max.max(v.abs()));
     head.iter_mut().for_each(|v| match kv {
-        KvKind::Bf16 => *v = bf16::from_f64(*v).to_f64(),
+        KvKind::Bf16 => *v = (*v * 32767.0 / max).round_ties_even() * max / 32767.0,
         KvKind::Fp8 => *v = f64::from(e4m3::decode(e4m3::encode((*v * 448.0 / max) as f32))) * max / 448.0,
         KvKind::Int8 => *v = (*v * 127.0 / max).round_ties_even() * max / 127.0,
     });

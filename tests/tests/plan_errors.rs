@@ -115,7 +115,7 @@ fn options_out_of_range_and_caches_over_budget_are_refused_with_numbers() {
     assert_eq!(refuse(&|o| o.num_lanes = 0), "0 lanes asked, expected 1..=1024");
     assert_eq!(refuse(&|o| o.lane_capacity = 257), "257 tokens a lane asked, expected 1..=256");
     assert!(refuse(&|o| o.num_threads = 0).contains("0 threads"));
-    assert!(refuse(&|o| o.max_kv_bytes = Some(460_799)).contains("takes 460800 bytes, 460799 are allowed"));
+    assert!(refuse(&|o| o.max_kv_bytes = Some(489_599)).contains("takes 489600 bytes, 489599 are allowed"));
 }
 
 #[test]

@@ -69,13 +69,12 @@ impl Rows {
                 "a KV region of {rows_per_plane} tokens exceeds the address space"
             )));
         };
-        let num_scales = if layout.kind.has_scales() { num_rows } else { 0 };
         Ok(Self {
             rows_per_plane,
             keys: zeroed(num_bytes)?,
             values: zeroed(num_bytes)?,
-            key_scales: zeroed(num_scales)?,
-            value_scales: zeroed(num_scales)?,
+            key_scales: zeroed(num_rows)?,
+            value_scales: zeroed(num_rows)?,
         })
     }
 
@@ -87,10 +86,8 @@ impl Rows {
             let (to_bytes, from_bytes) = (to * width..(to + len) * width, from * width..(from + len) * width);
             self.keys[to_bytes.clone()].copy_from_slice(&source.keys[from_bytes.clone()]);
             self.values[to_bytes].copy_from_slice(&source.values[from_bytes]);
-            if layout.kind.has_scales() {
-                self.key_scales[to..to + len].copy_from_slice(&source.key_scales[from..from + len]);
-                self.value_scales[to..to + len].copy_from_slice(&source.value_scales[from..from + len]);
-            }
+            self.key_scales[to..to + len].copy_from_slice(&source.key_scales[from..from + len]);
+            self.value_scales[to..to + len].copy_from_slice(&source.value_scales[from..from + len]);
         }
     }
 }
@@ -166,12 +163,8 @@ impl KvLanes {
         let row_idx = plane * rows.rows_per_plane + at.position;
         let width = self.layout.row_bytes();
         let bytes = row_idx * width..(row_idx + 1) * width;
-        let key_scale = row::store(self.layout.kind, key, &mut rows.keys[bytes.clone()]);
-        let value_scale = row::store(self.layout.kind, value, &mut rows.values[bytes]);
-        if self.layout.kind.has_scales() {
-            rows.key_scales[row_idx] = key_scale;
-            rows.value_scales[row_idx] = value_scale;
-        }
+        rows.key_scales[row_idx] = row::store(self.layout.kind, key, &mut rows.keys[bytes.clone()]);
+        rows.value_scales[row_idx] = row::store(self.layout.kind, value, &mut rows.values[bytes]);
     }
 
     /// All rows of one layer and key/value head of `lane`.
@@ -179,15 +172,13 @@ impl KvLanes {
         let rows = &self.lanes[lane.0].rows;
         let first = self.layout.plane(layer_idx, kv_head) * rows.rows_per_plane;
         let (scales, width) = (first..first + rows.rows_per_plane, self.layout.row_bytes());
-        let scales_of =
-            |all: &'_ [f32]| if self.layout.kind.has_scales() { scales.clone() } else { 0..all.len() };
         let bytes = first * width..(first + rows.rows_per_plane) * width;
         HeadRows {
             kind: self.layout.kind,
             keys: &rows.keys[bytes.clone()],
             values: &rows.values[bytes],
-            key_scales: &rows.key_scales[scales_of(&rows.key_scales)],
-            value_scales: &rows.value_scales[scales_of(&rows.value_scales)],
+            key_scales: &rows.key_scales[scales.clone()],
+            value_scales: &rows.value_scales[scales],
         }
     }
 
@@ -303,9 +294,8 @@ mod tests {
             .flat_map(|layer| [(layer, 0), (layer, 1)])
             .map(|(layer_idx, kv_head)| {
                 let rows = lanes.head_rows(lane, layer_idx, kv_head);
-                let scales = if rows.kind.has_scales() { len } else { 0 };
                 let (keys, values) = (rows.keys[..len * width].to_vec(), rows.values[..len * width].to_vec());
-                (keys, values, rows.key_scales[..scales].to_vec(), rows.value_scales[..scales].to_vec())
+                (keys, values, rows.key_scales[..len].to_vec(), rows.value_scales[..len].to_vec())
             })
             .collect()
     }

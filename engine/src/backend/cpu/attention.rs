@@ -73,10 +73,10 @@ impl Kernel for Attention<'_> {
                 let seen = query.seen(tile_start, tile_end);
                 let weights = &mut weights[..seen.len()];
                 scores::<FMA>(query.q, &tile[(seen.start - tile_start) * head_dim..], weights);
-                scale_scores(weights, self.scale, self.rows.key_scales.get(seen.clone()).unwrap_or(&[]));
+                scale_scores(weights, self.scale, &self.rows.key_scales[seen.clone()]);
                 let shrink = softmax.add::<FMA>(weights);
                 query.out.iter_mut().for_each(|value| *value *= shrink);
-                let value_scales = self.rows.value_scales.get(seen).unwrap_or(&[]);
+                let value_scales = &self.rows.value_scales[seen];
                 weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
             }
             decode(self.rows.kind, self.rows.values, range, tile);
@@ -192,7 +192,7 @@ fn decode(kind: KvKind, stored: &[u8], range: std::ops::Range<usize>, out: &mut 
         KvKind::Bf16 => {
             let bytes = &stored[range.start * 2..range.end * 2];
             for (out, raw) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *out = f32::from_bits(u32::from(u16::from_le_bytes([raw[0], raw[1]])) << 16);
+                *out = f32::from(i16::from_le_bytes([raw[0], raw[1]]));
             }
         }
         KvKind::Fp8 => {
