@@ -18,7 +18,10 @@ pub struct Checkpoint {
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkpoint").field("spec", &self.spec).field("text", &self.text).finish_non_exhaustive()
+        f.debug_struct("Checkpoint")
+            .field("spec", &self.spec)
+            .field("text", &self.text)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,16 @@
 //! Takt's builder: ONNX and Hugging Face checkpoints → one internal decoder description → a quantized engine directory.
 
+mod build;
 pub mod checkpoint;
 mod error;
+pub mod hf;
+mod quantize;
+mod report;
+mod source;
+mod staging;
+mod text_files;
+mod write;
 
+pub use build::{BuildOptions, Progress, build, build_checkpoint};
 pub use error::{BuildError, Result};
+pub use report::{BuildReport, GroupError, TensorError};

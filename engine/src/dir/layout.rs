@@ -37,6 +37,24 @@ pub enum Role {
     LmHead,
 }
 
+impl Role {
+    /// Name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Q => "attention q",
+            Self::K => "attention k",
+            Self::V => "attention v",
+            Self::O => "attention o",
+            Self::Gate => "mlp gate",
+            Self::Up => "mlp up",
+            Self::Down => "mlp down",
+            Self::LmHead => "lm_head",
+        }
+    }
+}
+
 /// A matrix of the model and how it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatrixPart {

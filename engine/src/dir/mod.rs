@@ -12,7 +12,6 @@
 //! tensor's shape and type, finiteness), so that reading from it cannot fail for reasons of content.
 
 mod finite;
-mod generation;
 mod layout;
 mod manifest;
 mod verify;
@@ -20,7 +19,6 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-pub use generation::Generation;
 pub use layout::{MatrixPart, Part, Role, StoredTensor, VectorPart, expected_tensors, parts};
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
 pub use verify::{FileCheck, sha256_hex};
@@ -29,6 +27,7 @@ pub use weights::safetensors_header;
 use crate::{
     EngineError, Result,
     quant::{MatrixView, WeightKind},
+    text::GenerationDefaults,
 };
 use weights::Weights;
 
@@ -38,8 +37,8 @@ pub const WEIGHTS_FILE: &str = "weights.safetensors";
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Jinja source of the chat template.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
-/// See [`Generation`].
-pub const GENERATION_FILE: &str = "generation.json";
+/// See [`GenerationDefaults`].
+pub const GENERATION_FILE: &str = GenerationDefaults::FILE;
 /// Sub-folders that later parts of the project fill; whatever is in them does not concern the base model.
 pub const RESERVED_FOLDERS: [&str; 4] = ["draft", "kernels", "plans", "costs"];
 
@@ -48,7 +47,7 @@ pub const RESERVED_FOLDERS: [&str; 4] = ["draft", "kernels", "plans", "costs"];
 pub struct EngineDir {
     path: PathBuf,
     manifest: Manifest,
-    generation: Generation,
+    generation: GenerationDefaults,
     weights: Weights,
 }
 
@@ -63,7 +62,7 @@ impl EngineDir {
     pub fn open(path: &Path) -> Result<Self> {
         let manifest = Manifest::read(path)?;
         verify::check_listing(path, &manifest)?;
-        let generation = Generation::read(path)?;
+        let generation = GenerationDefaults::read(&path.join(GENERATION_FILE))?;
         let weights_path = path.join(WEIGHTS_FILE);
         let weights = Weights::map(&weights_path, &manifest)?;
         // Hashing is the slow part (about 1.5 GB/s a core with SHA extensions): the other checks run beside it.
@@ -91,7 +90,7 @@ impl EngineDir {
 
     /// End tokens, template strings and sampling defaults.
     #[must_use]
-    pub fn generation(&self) -> &Generation {
+    pub fn generation(&self) -> &GenerationDefaults {
         &self.generation
     }
 

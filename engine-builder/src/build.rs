@@ -1,0 +1,216 @@
+//! Checkpoint → engine directory.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use takt_engine::{
+    dir::{
+        CHAT_TEMPLATE_FILE, EngineDir, FileEntry, GENERATION_FILE, MANIFEST_FILE, Manifest, Part,
+        Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
+    },
+    kv::KvKind,
+    quant::WeightKind,
+    spec::DecoderSpec,
+};
+
+use crate::{
+    BuildError, Result,
+    checkpoint::{Checkpoint, TensorSource},
+    quantize::{source_name, write_part},
+    report::{BuildReport, TensorError},
+    source,
+    staging::Staging,
+    text_files::write_text_files,
+    write::{WeightsFile, file_entry},
+};
+
+/// What to make of a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildOptions<'a> {
+    /// Format of the decoder layers' linear weights.
+    pub weights: WeightKind,
+    /// Format of the output head; by default bf16 for bf16 weights, otherwise fp8.
+    pub lm_head: Option<WeightKind>,
+    /// KV cache format recorded in the engine; bf16 by default.
+    pub kv: Option<KvKind>,
+    /// Longest context the engine promises, in tokens; at most the model's own, which is the default.
+    pub max_context: Option<usize>,
+    /// Replace an engine that is already there.
+    pub force: bool,
+    /// Set by another thread to stop the build at the next tensor.
+    pub cancelled: Option<&'a AtomicBool>,
+}
+
+impl BuildOptions<'_> {
+    /// Defaults for a weight format.
+    #[must_use]
+    pub fn new(weights: WeightKind) -> Self {
+        Self { weights, lm_head: None, kv: None, max_context: None, force: false, cancelled: None }
+    }
+
+    /// The engine's number formats.
+    #[must_use]
+    pub fn quantization(&self) -> Quantization {
+        let default_head = if self.weights == WeightKind::Bf16 { WeightKind::Bf16 } else { WeightKind::Fp8 };
+        Quantization {
+            weights: self.weights,
+            lm_head: self.lm_head.unwrap_or(default_head),
+            kv: self.kv.unwrap_or(KvKind::Bf16),
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        match self.cancelled {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(BuildError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How far a build is; reported after each tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The tensor just written.
+    pub tensor: &'a str,
+    /// Tensors of the checkpoint done so far.
+    pub done: usize,
+    /// Tensors of the checkpoint in all.
+    pub total: usize,
+    /// Bytes written so far.
+    pub bytes: u64,
+}
+
+/// Builds the engine directory `out` from `source`: a Hugging Face folder, an `.onnx` file or a folder with `model.onnx`.
+///
+/// Memory stays bounded by the largest tensor (its F32 copy and its quantized form). The same source and options give the
+/// same bytes. `out` appears whole, by a rename, or not at all.
+///
+/// # Errors
+/// [`BuildError`]; nothing is left behind, and an engine that was at `out` is still there.
+pub fn build(
+    source: &Path,
+    out: &Path,
+    options: &BuildOptions<'_>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<BuildReport> {
+    let (checkpoint, source_kind) = source::open(source)?;
+    build_checkpoint(checkpoint, source_kind, out, options, progress)
+}
+
+/// Builds from an opened checkpoint; `source_kind` is recorded in the manifest.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_checkpoint(
+    checkpoint: Checkpoint,
+    source_kind: &str,
+    out: &Path,
+    options: &BuildOptions<'_>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<BuildReport> {
+    let Checkpoint { spec, tensors, text } = checkpoint;
+    let spec = with_context(spec, options.max_context)?;
+    let quantization = options.quantization();
+    let plan = Plan::new(&spec, &quantization, &*tensors)?;
+    let staging = Staging::start(out, options.force)?;
+    // Before the weights: a bad tokenizer should not cost the time of quantizing them.
+    let warnings = write_text_files(&staging, &text, &spec)?;
+    let losses = plan.write_weights(&staging.path().join(WEIGHTS_FILE), &*tensors, options, progress)?;
+    let files = list_files(staging.path())?;
+    let manifest = Manifest {
+        schema_version: SCHEMA_VERSION,
+        builder_version: env!("CARGO_PKG_VERSION").into(),
+        source: source_kind.into(),
+        spec: spec.clone(),
+        quantization,
+        eos_token_ids: text.eos_token_ids.clone(),
+        files,
+    };
+    let json = manifest.to_json()?;
+    staging.write(MANIFEST_FILE, &json)?;
+    // What is published is what the runtime would open.
+    EngineDir::open(staging.path())?;
+    options.check_cancelled()?;
+    staging.commit()?;
+    Ok(BuildReport {
+        engine_bytes: manifest.total_bytes() + json.len() as u64,
+        num_parameters: plan.num_parameters(),
+        spec,
+        quantization,
+        tensors: losses,
+        warnings,
+    })
+}
+
+fn with_context(mut spec: DecoderSpec, max_context: Option<usize>) -> Result<DecoderSpec> {
+    if let Some(wanted) = max_context {
+        let made_for = spec.max_context;
+        if wanted == 0 || wanted > made_for {
+            let fact = format!("a context of {wanted} tokens: the model was made for 1 to {made_for}");
+            return Err(BuildError::Unsupported(fact));
+        }
+        spec.max_context = wanted;
+    }
+    spec.validate()?;
+    Ok(spec)
+}
+
+/// The files of a finished engine but the manifest, sorted by name.
+fn list_files(folder: &Path) -> Result<Vec<FileEntry>> {
+    let mut names = [CHAT_TEMPLATE_FILE, GENERATION_FILE, TOKENIZER_FILE, WEIGHTS_FILE];
+    names.sort_unstable();
+    names.into_iter().filter(|name| folder.join(name).exists()).map(|name| file_entry(folder, name)).collect()
+}
+
+/// What will be written, checked before anything is.
+struct Plan {
+    parts: Vec<Part>,
+    /// The checkpoint's tensor for each part.
+    sources: Vec<String>,
+    stored: Vec<takt_engine::dir::StoredTensor>,
+    tied: bool,
+}
+
+impl Plan {
+    fn new(spec: &DecoderSpec, quantization: &Quantization, tensors: &dyn TensorSource) -> Result<Self> {
+        let parts = parts(spec, quantization);
+        let sources: Vec<String> = parts.iter().map(|part| source_name(part, spec.tied_embeddings)).collect();
+        if let Some(name) = sources.iter().find(|name| !tensors.contains(name)) {
+            let fact = "is missing from the checkpoint".into();
+            return Err(BuildError::Tensor { name: name.clone(), fact });
+        }
+        let stored = expected_tensors(spec, quantization)?;
+        Ok(Self { parts, sources, stored, tied: spec.tied_embeddings })
+    }
+
+    fn write_weights(
+        &self,
+        path: &Path,
+        tensors: &dyn TensorSource,
+        options: &BuildOptions<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<TensorError>> {
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut weights = WeightsFile::create(path, self.stored.clone())?;
+        let mut losses = Vec::new();
+        for (idx, (part, source)) in self.parts.iter().zip(&self.sources).enumerate() {
+            options.check_cancelled()?;
+            losses.extend(write_part(part, source, tensors, &mut weights, num_threads)?);
+            let (done, total, bytes) = (idx + 1, self.parts.len(), weights.bytes_written());
+            progress(Progress { tensor: source, done, total, bytes });
+        }
+        weights.finish()?;
+        Ok(losses)
+    }
+
+    fn num_parameters(&self) -> u64 {
+        let count = |part: &Part| match part {
+            Part::Vector(part) => part.len as u64,
+            Part::Matrix(part) if self.tied && part.name == "lm_head" => 0,
+            Part::Matrix(part) => part.num_rows as u64 * part.num_cols as u64,
+        };
+        self.parts.iter().map(count).sum()
+    }
+}

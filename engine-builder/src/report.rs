@@ -1,0 +1,80 @@
+//! What a build did: sizes, warnings, and how much each tensor lost.
+
+use takt_engine::{
+    dir::{Quantization, Role},
+    quant::{ErrorStats, WeightKind},
+    spec::DecoderSpec,
+};
+
+/// The outcome of a build. The time it took is the caller's to measure.
+#[derive(Debug, Clone)]
+pub struct BuildReport {
+    /// The model.
+    pub spec: DecoderSpec,
+    /// Its number formats.
+    pub quantization: Quantization,
+    /// Bytes of the whole engine directory.
+    pub engine_bytes: u64,
+    /// Parameters of the model, a tied head counted once.
+    pub num_parameters: u64,
+    /// Every quantized tensor, in the order of the forward pass.
+    pub tensors: Vec<TensorError>,
+    /// What the user should know: no tokenizer, no end token, …
+    pub warnings: Vec<String>,
+}
+
+/// One tensor's loss.
+#[derive(Debug, Clone)]
+pub struct TensorError {
+    /// Name, without `.weight`.
+    pub name: String,
+    /// What it does.
+    pub role: Role,
+    /// Its format.
+    pub kind: WeightKind,
+    /// Against the checkpoint's values.
+    pub stats: ErrorStats,
+}
+
+/// The loss of all tensors with the same role.
+#[derive(Debug, Clone)]
+pub struct GroupError {
+    /// What they do.
+    pub role: Role,
+    /// Their format.
+    pub kind: WeightKind,
+    /// How many.
+    pub num_tensors: usize,
+    /// Over all of them.
+    pub stats: ErrorStats,
+    /// The tensor with the largest relative error, and that error.
+    pub worst: (String, f64),
+}
+
+impl BuildReport {
+    /// The tensors grouped by role, in the order of the forward pass.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupError> {
+        let mut groups: Vec<GroupError> = Vec::new();
+        for tensor in &self.tensors {
+            let error = tensor.stats.relative_rms();
+            match groups.iter_mut().find(|group| group.role == tensor.role) {
+                Some(group) => {
+                    group.num_tensors += 1;
+                    group.stats.add(&tensor.stats);
+                    if error > group.worst.1 {
+                        group.worst = (tensor.name.clone(), error);
+                    }
+                }
+                None => groups.push(GroupError {
+                    role: tensor.role,
+                    kind: tensor.kind,
+                    num_tensors: 1,
+                    stats: tensor.stats,
+                    worst: (tensor.name.clone(), error),
+                }),
+            }
+        }
+        groups
+    }
+}

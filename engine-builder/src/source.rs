@@ -1,0 +1,27 @@
+//! Which front end reads a source.
+
+use std::path::Path;
+
+use crate::{BuildError, Result, checkpoint::Checkpoint, hf};
+
+/// Opens `source` with the front end it is for; the name goes into the manifest.
+pub(crate) fn open(source: &Path) -> Result<(Checkpoint, &'static str)> {
+    let refused = |fact: &str| Err(BuildError::Source { path: source.into(), fact: fact.into() });
+    if !source.exists() {
+        return refused(
+            "does not exist; expected a Hugging Face folder, an .onnx file or a folder with model.onnx",
+        );
+    }
+    if source.is_dir() {
+        return open_folder(source);
+    }
+    match source.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors" | "json") => refused("is one file of a checkpoint; give the folder it is in"),
+        _ => refused("is neither a folder nor an .onnx file"),
+    }
+}
+
+/// A folder with safetensors weights is a Hugging Face checkpoint, also when it has an ONNX export beside them.
+fn open_folder(folder: &Path) -> Result<(Checkpoint, &'static str)> {
+    Ok((hf::open(folder)?, "huggingface"))
+}
