@@ -4,6 +4,7 @@ mod build;
 pub mod checkpoint;
 mod error;
 pub mod hf;
+pub mod onnx;
 mod quantize;
 mod report;
 mod source;

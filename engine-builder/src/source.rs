@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{BuildError, Result, checkpoint::Checkpoint, hf};
+use crate::{BuildError, Result, checkpoint::Checkpoint, hf, onnx};
 
 /// Opens `source` with the front end it is for; the name goes into the manifest.
 pub(crate) fn open(source: &Path) -> Result<(Checkpoint, &'static str)> {
@@ -16,6 +16,7 @@ pub(crate) fn open(source: &Path) -> Result<(Checkpoint, &'static str)> {
         return open_folder(source);
     }
     match source.extension().and_then(|extension| extension.to_str()) {
+        Some("onnx") => Ok((onnx::open(source)?, "onnx")),
         Some("safetensors" | "json") => refused("is one file of a checkpoint; give the folder it is in"),
         _ => refused("is neither a folder nor an .onnx file"),
     }
@@ -23,5 +24,10 @@ pub(crate) fn open(source: &Path) -> Result<(Checkpoint, &'static str)> {
 
 /// A folder with safetensors weights is a Hugging Face checkpoint, also when it has an ONNX export beside them.
 fn open_folder(folder: &Path) -> Result<(Checkpoint, &'static str)> {
+    let has_safetensors =
+        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
+    if !has_safetensors && folder.join("model.onnx").exists() {
+        return Ok((onnx::open(folder)?, "onnx"));
+    }
     Ok((hf::open(folder)?, "huggingface"))
 }

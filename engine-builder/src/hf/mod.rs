@@ -24,6 +24,7 @@ use crate::{
 };
 use config::Config;
 use shards::Shards;
+pub(crate) use text::text_around_onnx;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";

@@ -1,6 +1,6 @@
 //! The text side of a Hugging Face folder: tokenizer, chat template, special tokens, end tokens, sampling defaults.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use takt_engine::TokenId;
@@ -20,16 +20,36 @@ pub(super) fn text_files(folder: &Path, config: &Config) -> Result<TextFiles> {
     if !tokenizer.is_file() {
         return Err(no_tokenizer(folder));
     }
+    read(folder, Some(tokenizer), &[config])
+}
+
+/// Finds what there is about text around an ONNX file in `folder`; a model without a tokenizer can still be scored by token ids.
+pub(crate) fn text_around_onnx(folder: &Path) -> Result<TextFiles> {
+    let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+    let config = Config::read_if_exists(&folder.join("config.json"))?;
+    let genai = match Config::read_if_exists(&folder.join("genai_config.json"))? {
+        Some(file) => file.object("model")?,
+        None => None,
+    };
+    let configs: Vec<&Config> = genai.iter().chain(&config).collect();
+    read(folder, tokenizer, &configs)
+}
+
+/// `configs` are the files that may name end tokens, after `generation_config.json`.
+fn read(folder: &Path, tokenizer: Option<PathBuf>, configs: &[&Config]) -> Result<TextFiles> {
     let tokenizer_config = Config::read_if_exists(&folder.join("tokenizer_config.json"))?;
     let generation = Config::read_if_exists(&folder.join("generation_config.json"))?;
     let special_tokens = special_tokens(folder, tokenizer_config.as_ref())?;
     Ok(TextFiles {
         chat_template: chat_template(folder, tokenizer_config.as_ref())?,
-        eos_token_ids: eos_token_ids(config, generation.as_ref())?,
-        bos_token_id: bos_token_id(&tokenizer, tokenizer_config.as_ref(), &special_tokens)?,
+        eos_token_ids: eos_token_ids(generation.as_ref(), configs)?,
+        bos_token_id: match &tokenizer {
+            Some(file) => bos_token_id(file, tokenizer_config.as_ref(), &special_tokens)?,
+            None => None,
+        },
         special_tokens,
         sampling: sampling(generation.as_ref())?,
-        tokenizer: Some(tokenizer),
+        tokenizer,
     })
 }
 
@@ -97,9 +117,9 @@ fn token_text(config: &Config, key: &str) -> Result<Option<String>> {
     }
 }
 
-/// From `generation_config.json`, else `config.json`: one id or a list.
-fn eos_token_ids(config: &Config, generation: Option<&Config>) -> Result<Vec<TokenId>> {
-    for config in [generation, Some(config)].into_iter().flatten() {
+/// From `generation_config.json`, else from the first of `configs` that has it: one id or a list.
+fn eos_token_ids(generation: Option<&Config>, configs: &[&Config]) -> Result<Vec<TokenId>> {
+    for config in generation.into_iter().chain(configs.iter().copied()) {
         let Some(value) = config.value("eos_token_id") else { continue };
         let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         let id = |item: &Value| item.as_u64().and_then(|id| TokenId::try_from(id).ok());
