@@ -4,5 +4,6 @@ pub mod clock;
 pub mod config;
 pub mod doctor;
 pub mod request;
+pub mod ros;
 pub mod rt;
 pub mod scheduler;

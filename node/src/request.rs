@@ -1,5 +1,6 @@
 //! A request's life as the rest of the node sees it: asked with a deadline, streamed, replied to exactly once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
@@ -9,6 +10,15 @@ use takt_engine::TokenId;
 /// Identity of a request within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct RequestId(pub u64);
+
+impl RequestId {
+    /// One that no other request of this process has.
+    #[must_use]
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// What to answer.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,76 @@
+//! Asking a running node, as `takt ask` and `takt demo` do.
+
+use std::time::Duration;
+
+use super::dds::DdsTransport;
+use super::message::{ASK, AskReply, AskRequest};
+use super::transport::{Call, PendingCall, Transport};
+use super::{NodeName, RosError, RosOptions};
+
+/// A client of one node's service.
+#[derive(Debug)]
+pub struct AskClient {
+    call: Box<dyn Call>,
+    /// The node asked.
+    node: NodeName,
+    _transport: Box<dyn Transport>,
+}
+
+/// An answer still to come.
+#[derive(Debug)]
+pub struct PendingAsk {
+    call: PendingCall,
+    node: String,
+}
+
+impl AskClient {
+    /// Joins the domain and waits until the node of `options` is there, `timeout` at most.
+    ///
+    /// # Errors
+    /// [`RosError::NoNode`] if it is not, [`RosError::Name`], [`RosError::Transport`].
+    pub fn connect(options: &RosOptions, timeout: Duration) -> Result<Self, RosError> {
+        let node = options.node()?;
+        // A leading underscore hides a node from `ros2 node list`.
+        let own_name = format!("_{}_client_{}", options.node_name, std::process::id());
+        let transport = DdsTransport::join(&RosOptions { node_name: own_name, ..options.clone() })?;
+        let call = transport.client(&node.private("ask"), ASK)?;
+        transport.announce()?;
+        if !call.wait_for_server(timeout) {
+            let (node, domain_id) = (node.to_string(), options.domain_id);
+            return Err(RosError::NoNode { node, domain_id, waited: timeout });
+        }
+        Ok(Self { call, node, _transport: Box::new(transport) })
+    }
+
+    /// Sends `request` without waiting.
+    ///
+    /// # Errors
+    /// [`RosError::TooManyCalls`], [`RosError::Congested`], [`RosError::Transport`], [`RosError::Message`].
+    pub fn start(&self, request: &AskRequest) -> Result<PendingAsk, RosError> {
+        let message =
+            request.encode().map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask", error })?;
+        Ok(PendingAsk { call: self.call.call(&message)?, node: self.node.to_string() })
+    }
+
+    /// Asks and waits for the reply, `timeout` at most.
+    ///
+    /// # Errors
+    /// As [`AskClient::start`] and [`PendingAsk::wait`].
+    pub fn ask(&self, request: &AskRequest, timeout: Duration) -> Result<AskReply, RosError> {
+        self.start(request)?.wait(timeout)
+    }
+}
+
+impl PendingAsk {
+    /// Waits for the reply, `timeout` at most.
+    ///
+    /// # Errors
+    /// [`RosError::NoReply`], [`RosError::Message`].
+    pub fn wait(&self, timeout: Duration) -> Result<AskReply, RosError> {
+        let Some(message) = self.call.wait(timeout) else {
+            return Err(RosError::NoReply { node: self.node.clone(), waited: timeout });
+        };
+        AskReply::decode(&message)
+            .map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask reply", error })
+    }
+}

@@ -1,0 +1,200 @@
+//! The transport's one thread: waits for samples, for news of other participants and for replies that become due.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rustdds::dds::result::ReadError;
+use rustdds::mio1::{Events, Interest, Poll, Token, Waker, event::Source};
+use rustdds::no_key::SimpleDataReader;
+use rustdds::rpc::SampleIdentity;
+use rustdds::{DomainParticipant, DomainParticipantStatusListener, GUID, SequenceNumber, StatusEvented};
+
+use super::payload::{AsIs, Payload};
+use super::peers::Peers;
+use super::server::Server;
+use crate::ros::RosError;
+
+pub(super) type Reader = SimpleDataReader<Payload, AsIs>;
+
+/// A message as it came, with where it came from.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub message: Vec<u8>,
+    pub writer: GUID,
+    pub sequence_number: SequenceNumber,
+    pub related: Option<SampleIdentity>,
+}
+
+pub(super) type OnSample = Box<dyn FnMut(Sample) + Send>;
+
+/// What other threads ask of the dispatcher.
+enum Command {
+    Listen(Box<Reader>, OnSample),
+    Serve(Arc<Server>),
+    Stop,
+}
+
+/// Handle to the thread; stops and joins it when dropped.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+const STATUS: Token = Token(0);
+const WAKE: Token = Token(1);
+/// Readers have the tokens from here on, in the order they came.
+const FIRST_READER: usize = 2;
+
+impl Dispatcher {
+    /// Starts the thread on `participant`'s events.
+    pub fn start(participant: &DomainParticipant, peers: Arc<Peers>) -> Result<Self, RosError> {
+        let create = || -> io::Result<Self> {
+            let poll = Poll::new()?;
+            let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+            let mut status = participant.status_listener();
+            status.as_status_source_mio1().register(poll.registry(), STATUS, Interest::READABLE)?;
+            // A handful of endpoints are made at start; nobody waits on this channel for long.
+            let (commands, inbox) = crossbeam_channel::bounded(64);
+            let event_loop =
+                EventLoop { poll, status, peers, inbox, readers: Vec::new(), servers: Vec::new() };
+            let thread =
+                std::thread::Builder::new().name("takt-ros".to_owned()).spawn(|| event_loop.run())?;
+            Ok(Self { commands, waker, thread: Some(thread) })
+        };
+        create().map_err(|error| RosError::Transport {
+            what: "starting the dispatcher".to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Calls `on_sample` for every sample of `reader` from now on.
+    pub fn listen(&self, reader: Reader, on_sample: OnSample) -> Result<(), RosError> {
+        self.send(Command::Listen(Box::new(reader), on_sample))
+    }
+
+    /// Sends `server`'s waiting replies when they become due.
+    pub fn serve(&self, server: Arc<Server>) -> Result<(), RosError> {
+        self.send(Command::Serve(server))
+    }
+
+    /// Wakes the thread up from elsewhere.
+    pub fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    fn send(&self, command: Command) -> Result<(), RosError> {
+        let stopped = || RosError::Transport {
+            what: "the dispatcher".to_owned(),
+            reason: "its thread has ended".to_owned(),
+        };
+        self.commands.send(command).map_err(|_| stopped())?;
+        self.waker.wake().map_err(|_| stopped())
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        // A thread that is gone already cannot be told; joining it below is all that is left.
+        let _ = self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the ROS 2 dispatcher thread panicked");
+        }
+    }
+}
+
+struct EventLoop {
+    poll: Poll,
+    status: DomainParticipantStatusListener,
+    peers: Arc<Peers>,
+    inbox: Receiver<Command>,
+    readers: Vec<(Box<Reader>, OnSample)>,
+    servers: Vec<Arc<Server>>,
+}
+
+impl EventLoop {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        let mut timeout = None;
+        loop {
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "waiting for ROS 2 events failed; the node no longer hears anything");
+                return;
+            }
+            // Before the samples: a request's client must be known when the request is looked at.
+            while let Some(event) = self.status.try_recv_status() {
+                self.peers.apply(event);
+            }
+            if !self.obey() {
+                return;
+            }
+            for token in events.iter().map(|event| event.token().0) {
+                if let Some((reader, on_sample)) =
+                    token.checked_sub(FIRST_READER).and_then(|i| self.readers.get_mut(i))
+                {
+                    take_all(reader, on_sample);
+                }
+            }
+            timeout = self.flush();
+        }
+    }
+
+    /// Carries out what other threads asked; `false` to stop.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Listen(mut reader, mut on_sample) => {
+                    let token = Token(FIRST_READER + self.readers.len());
+                    if let Err(error) = reader.register(self.poll.registry(), token, Interest::READABLE) {
+                        tracing::error!(%error, "cannot wait for a ROS 2 topic");
+                    }
+                    // What came before the registration raised no event here.
+                    take_all(&reader, &mut on_sample);
+                    self.readers.push((reader, on_sample));
+                }
+                Command::Serve(server) => self.servers.push(server),
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    /// Sends the replies that are due; how long until the next is.
+    fn flush(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let next_due = self.servers.iter().filter_map(|server| server.flush(now)).min()?;
+        Some(next_due.saturating_duration_since(now).max(Duration::from_millis(1)))
+    }
+}
+
+/// Hands every sample that is there to `on_sample`.
+fn take_all(reader: &Reader, on_sample: &mut OnSample) {
+    reader.drain_read_notifications();
+    loop {
+        match reader.try_take_one() {
+            Ok(Some(change)) => on_sample(Sample {
+                related: change.related_sample_identity(),
+                writer: change.writer_guid,
+                sequence_number: change.sequence_number,
+                message: change.into_value().0,
+            }),
+            Ok(None) => return,
+            // RustDDS has stepped past the sample: the next one may be good.
+            Err(ReadError::Deserialization { reason }) => {
+                tracing::warn!("a ROS 2 message was dropped: {reason}")
+            }
+            Err(error) => {
+                tracing::warn!("reading a ROS 2 topic: {error}");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The default transport: ROS 2's wire protocol through `rustdds`, with nothing of ROS 2 installed.
+
+mod client;
+mod dispatcher;
+mod payload;
+mod peers;
+mod server;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustdds::dds::result::CreateError;
+use rustdds::no_key::DataWriter;
+use rustdds::policy;
+use rustdds::{
+    DomainParticipant, DomainParticipantBuilder, GUID, QosPolicies, QosPolicyBuilder, RTPSEntity, TopicKind,
+};
+
+use self::client::{Calls, Client, write_error};
+use self::dispatcher::{Dispatcher, OnSample, Reader};
+use self::payload::{AsIs, Payload};
+use self::peers::Peers;
+use self::server::Server;
+use super::name::{reply_topic, request_topic, topic};
+use super::options::{GidLen, RosOptions};
+use super::presence::{self, NodeEntities, ParticipantEntities};
+use super::transport::{
+    Call, Durability, OnMessage, OnRequest, Publish, Qos, Reliability, Subscription, Transport,
+};
+use super::{NodeName, RosError, TypeName};
+
+/// How long a write may wait for subscribers that do not acknowledge.
+const MAX_BLOCKING: Duration = Duration::from_millis(10);
+/// Every participant announces itself with one message; a late one must still find them all.
+const PRESENCE_QOS: Qos =
+    Qos { reliability: Reliability::Reliable, durability: Durability::TransientLocal, depth: 1 };
+/// As reader: one message of each participant, which share one history.
+const PRESENCES_QOS: Qos = Qos { depth: 1000, ..PRESENCE_QOS };
+
+/// One node in one domain.
+pub struct DdsTransport {
+    // Dropped first: it owns the readers and every callback.
+    dispatcher: Dispatcher,
+    presence: DataWriter<Payload, AsIs>,
+    endpoints: Mutex<Endpoints>,
+    publisher: rustdds::Publisher,
+    subscriber: rustdds::Subscriber,
+    participant: DomainParticipant,
+    peers: Arc<Peers>,
+    node: NodeName,
+    gid_len: GidLen,
+}
+
+type Writer = Arc<DataWriter<Payload, AsIs>>;
+
+/// What `ros2 node info` shows of this node.
+#[derive(Default)]
+struct Endpoints {
+    readers: Vec<GUID>,
+    writers: Vec<Writer>,
+}
+
+impl std::fmt::Debug for DdsTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DdsTransport").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl DdsTransport {
+    /// Joins the domain; the name is not claimed yet.
+    ///
+    /// # Errors
+    /// [`RosError::Name`], [`RosError::Transport`].
+    pub fn join(options: &RosOptions) -> Result<Self, RosError> {
+        let node = options.node()?;
+        let mut builder = DomainParticipantBuilder::new(options.domain_id);
+        if options.localhost_only {
+            builder = builder.with_only_networks([Ipv4Addr::LOCALHOST]);
+        }
+        let joining = |error| create_error(&format!("joining domain {}", options.domain_id), &error);
+        let participant = builder.build().map_err(joining)?;
+        let publisher = participant.create_publisher(&policies(Qos::DEFAULT)).map_err(joining)?;
+        let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
+        let peers = Arc::new(Peers::default());
+        let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers))?;
+        let ty = presence::TYPE.message();
+        let presence = create_writer(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?;
+        let presences = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;
+        let (own, noted) = (participant.guid(), Arc::clone(&peers));
+        dispatcher.listen(presences, Box::new(move |sample| note_presence(&noted, own, &sample.message)))?;
+        let (endpoints, gid_len) = (Mutex::default(), options.gid_len);
+        Ok(Self { dispatcher, presence, endpoints, publisher, subscriber, participant, peers, node, gid_len })
+    }
+
+    /// Claims the node's name: tells it and listens for `window` whether somebody has it. Of two that claim it at once, the
+    /// one with the smaller identity keeps it. To be called before any endpoint is made.
+    ///
+    /// # Errors
+    /// [`RosError::NameTaken`], [`RosError::Transport`].
+    pub fn claim_name(&self, window: Duration) -> Result<(), RosError> {
+        self.send_presence(NodeEntities::claim(&self.node))?;
+        let own = self.participant.guid().to_bytes();
+        let taken = self.peers.wait_for(window, |state| {
+            state.namesakes(&self.node).any(|(other, node)| !node.is_claim() || other < own)
+        });
+        if taken {
+            return Err(RosError::NameTaken {
+                node: self.node.to_string(),
+                domain_id: self.participant.domain_id(),
+            });
+        }
+        Ok(())
+    }
+
+    fn send_presence(&self, node: NodeEntities) -> Result<(), RosError> {
+        let entities =
+            ParticipantEntities { participant: self.participant.guid().to_bytes(), nodes: vec![node] };
+        let message = entities
+            .encode(self.gid_len)
+            .map_err(|error| RosError::Message { what: presence::TOPIC, error })?;
+        let sent = self.presence.write(Payload(message), None);
+        sent.map_err(|error| write_error(presence::TOPIC, &error))
+    }
+
+    fn create_writer(&self, topic: &str, ty: &str, qos: Qos) -> Result<Writer, RosError> {
+        let writer = Arc::new(create_writer(&self.participant, &self.publisher, topic, ty, qos)?);
+        self.endpoints().writers.push(Arc::clone(&writer));
+        Ok(writer)
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn create_reader(&self, topic: &str, ty: &str, qos: Qos) -> Result<Reader, RosError> {
+        let reader = create_reader(&self.participant, &self.subscriber, topic, ty, qos)?;
+        self.endpoints().readers.push(reader.guid());
+        Ok(reader)
+    }
+}
+
+impl Transport for DdsTransport {
+    fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    fn publisher(&self, name: &str, message: TypeName, qos: Qos) -> Result<Box<dyn Publish>, RosError> {
+        let writer = self.create_writer(&topic(name), &message.message(), qos)?;
+        Ok(Box::new(Topic { name: name.to_owned(), endpoint: writer, peers: Arc::clone(&self.peers) }))
+    }
+
+    fn subscribe(
+        &self,
+        name: &str,
+        message: TypeName,
+        qos: Qos,
+        mut on_message: OnMessage,
+    ) -> Result<Box<dyn Subscription>, RosError> {
+        let reader = self.create_reader(&topic(name), &message.message(), qos)?;
+        let endpoint = reader.guid();
+        self.dispatcher.listen(reader, Box::new(move |sample| on_message(&sample.message)))?;
+        Ok(Box::new(Topic { name: name.to_owned(), endpoint, peers: Arc::clone(&self.peers) }))
+    }
+
+    fn serve(&self, service: &str, ty: TypeName, mut on_request: OnRequest) -> Result<(), RosError> {
+        let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
+        let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
+        let server = Arc::new(Server::new(service, writer, Arc::clone(&self.peers), self.dispatcher.waker()));
+        self.dispatcher.serve(Arc::clone(&server))?;
+        let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));
+        self.dispatcher.listen(reader, on_sample)
+    }
+
+    fn client(&self, service: &str, ty: TypeName) -> Result<Box<dyn Call>, RosError> {
+        let reader = self.create_reader(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
+        let writer = self.create_writer(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
+        let (calls, own) = (Calls::default(), [reader.guid(), writer.guid()]);
+        let waiting = Arc::clone(&calls);
+        self.dispatcher.listen(reader, Box::new(move |sample| client::receive(&waiting, own, sample)))?;
+        let (service, peers) = (service.to_owned(), Arc::clone(&self.peers));
+        Ok(Box::new(Client { service, writer, reader: own[0], calls, peers }))
+    }
+
+    fn announce(&self) -> Result<(), RosError> {
+        let mut node = NodeEntities::claim(&self.node);
+        let endpoints = self.endpoints();
+        node.readers = endpoints.readers.iter().map(|guid| guid.to_bytes()).collect();
+        node.writers = endpoints.writers.iter().map(|writer| writer.guid().to_bytes()).collect();
+        drop(endpoints);
+        self.send_presence(node)
+    }
+
+    fn wait_delivered(&self, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
+        let writers: Vec<Writer> = self.endpoints().writers.clone();
+        writers.iter().all(|writer| {
+            let left = end.saturating_duration_since(Instant::now());
+            writer.wait_for_acknowledgments(left).unwrap_or(false)
+        })
+    }
+}
+
+/// One end of a topic: a writer, or the identity of a reader that the dispatcher owns.
+struct Topic<E> {
+    name: String,
+    endpoint: E,
+    peers: Arc<Peers>,
+}
+
+impl<E> std::fmt::Debug for Topic<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Topic").field(&self.name).finish()
+    }
+}
+
+impl Publish for Topic<Writer> {
+    fn publish(&self, message: &[u8]) -> Result<(), RosError> {
+        let sent = self.endpoint.write(Payload(message.to_vec()), None);
+        sent.map_err(|error| write_error(&self.name, &error))
+    }
+
+    fn wait_for_subscriber(&self, timeout: Duration) -> bool {
+        let writer = self.endpoint.guid();
+        self.peers.wait_for(timeout, |state| state.has_match(writer, |_| true))
+    }
+}
+
+impl Subscription for Topic<GUID> {
+    fn wait_for_publisher(&self, timeout: Duration) -> bool {
+        self.peers.wait_for(timeout, |state| state.has_match(self.endpoint, |_| true))
+    }
+}
+
+/// Takes over what another participant says of its nodes.
+fn note_presence(peers: &Peers, own: GUID, message: &[u8]) {
+    match ParticipantEntities::decode(message) {
+        Ok(entities) if entities.participant == own.to_bytes() => {}
+        Ok(entities) => peers.note_nodes(entities),
+        Err(error) => tracing::debug!("{} of an unknown form: {error}", presence::TOPIC),
+    }
+}
+
+/// Every policy that takes part in matching, explicitly, as rmw offers and requests them.
+fn policies(qos: Qos) -> QosPolicies {
+    let reliability = match qos.reliability {
+        Reliability::Reliable => {
+            policy::Reliability::Reliable { max_blocking_time: rustdds::Duration::from_std(MAX_BLOCKING) }
+        }
+        Reliability::BestEffort => policy::Reliability::BestEffort,
+    };
+    let durability = match qos.durability {
+        Durability::Volatile => policy::Durability::Volatile,
+        Durability::TransientLocal => policy::Durability::TransientLocal,
+    };
+    QosPolicyBuilder::new()
+        .reliability(reliability)
+        .durability(durability)
+        .history(policy::History::KeepLast { depth: i32::from(qos.depth) })
+        .deadline(policy::Deadline(rustdds::Duration::INFINITE))
+        .lifespan(policy::Lifespan { duration: rustdds::Duration::INFINITE })
+        .liveliness(policy::Liveliness::Automatic { lease_duration: rustdds::Duration::INFINITE })
+        .ownership(policy::Ownership::Shared)
+        .destination_order(policy::DestinationOrder::ByReceptionTimestamp)
+        .build()
+}
+
+fn create_writer(
+    participant: &DomainParticipant,
+    publisher: &rustdds::Publisher,
+    name: &str,
+    ty: &str,
+    qos: Qos,
+) -> Result<DataWriter<Payload, AsIs>, RosError> {
+    let create = || {
+        let topic =
+            participant.create_topic(name.to_owned(), ty.to_owned(), &policies(qos), TopicKind::NoKey)?;
+        publisher.create_datawriter_no_key::<Payload, AsIs>(&topic, Some(policies(qos)))
+    };
+    create().map_err(|error| create_error(&format!("writing {name}"), &error))
+}
+
+fn create_reader(
+    participant: &DomainParticipant,
+    subscriber: &rustdds::Subscriber,
+    name: &str,
+    ty: &str,
+    qos: Qos,
+) -> Result<Reader, RosError> {
+    let create = || {
+        let topic =
+            participant.create_topic(name.to_owned(), ty.to_owned(), &policies(qos), TopicKind::NoKey)?;
+        subscriber.create_simple_datareader_no_key::<Payload, AsIs>(&topic, Some(policies(qos)))
+    };
+    create().map_err(|error| create_error(&format!("reading {name}"), &error))
+}
+
+fn create_error(what: &str, error: &CreateError) -> RosError {
+    RosError::Transport { what: what.to_owned(), reason: error.to_string() }
+}

@@ -1,0 +1,216 @@
+//! What is known of the other participants: which remote endpoints are matched since when, and which nodes they hold.
+//!
+//! The dispatcher writes it from RustDDS's status events; everybody else reads it or waits for it to change.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID};
+
+use crate::ros::NodeName;
+use crate::ros::presence::{Guid, NodeEntities, ParticipantEntities};
+
+/// Participants remembered by their announcements; each is one process on the robot.
+const MAX_PARTICIPANTS: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    state: Mutex<PeerState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct PeerState {
+    /// Local endpoint → remote endpoints it is matched with, and since when.
+    matched: HashMap<GUID, HashMap<GUID, Instant>>,
+    /// rmw_cyclonedds marks a client's request writer and reply reader with the same key.
+    client_keys: HashMap<GUID, Vec<u8>>,
+    /// Nodes of each other participant, by its identity's prefix.
+    nodes: HashMap<[u8; 12], ParticipantEntities>,
+}
+
+/// How a service client can be told from others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientIdentity {
+    /// Writer of its requests.
+    pub request_writer: GUID,
+    /// Reader of its replies, if the request told.
+    pub reply_reader: Option<GUID>,
+}
+
+impl Peers {
+    fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over one status event.
+    pub fn apply(&self, event: Event) {
+        let mut state = self.lock();
+        match event {
+            Event::RemoteReaderMatched { local_writer, remote_reader } => {
+                state
+                    .matched
+                    .entry(local_writer)
+                    .or_default()
+                    .entry(remote_reader)
+                    .or_insert_with(Instant::now);
+            }
+            Event::RemoteWriterMatched { local_reader, remote_writer } => {
+                state
+                    .matched
+                    .entry(local_reader)
+                    .or_default()
+                    .entry(remote_writer)
+                    .or_insert_with(Instant::now);
+            }
+            Event::ReaderDetected { reader } => state.note_key(&reader),
+            Event::WriterDetected { writer } => state.note_key(&writer),
+            Event::ReaderLost { guid, .. } | Event::WriterLost { guid, .. } => {
+                state.forget(|other| other == guid)
+            }
+            Event::ParticipantLost { id, .. } => {
+                state.forget(|other| other.prefix == id);
+                state.nodes.retain(|prefix, _| prefix.as_slice() != id.as_ref());
+            }
+            _ => return,
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Takes over a participant's list of its nodes; the same participant's former list is replaced.
+    pub fn note_nodes(&self, entities: ParticipantEntities) {
+        let mut state = self.lock();
+        let prefix = prefix_of(entities.participant);
+        if state.nodes.len() < MAX_PARTICIPANTS || state.nodes.contains_key(&prefix) {
+            state.nodes.insert(prefix, entities);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `condition` holds; `false` after `timeout`.
+    pub fn wait_for(&self, timeout: Duration, condition: impl Fn(&PeerState) -> bool) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, |state| !condition(state));
+        let (_state, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
+    }
+
+    /// Since when `local` is matched with the client's reply reader; `None` while it is not.
+    pub fn client_matched_at(&self, local: GUID, client: &ClientIdentity) -> Option<Instant> {
+        let state = self.lock();
+        let remotes = state.matched.get(&local)?;
+        if let Some(reader) = client.reply_reader {
+            return remotes.get(&reader).copied();
+        }
+        match state.client_keys.get(&client.request_writer) {
+            Some(key) => latest(remotes, |guid| state.client_keys.get(&guid) == Some(key)),
+            None => latest(remotes, |guid| guid.prefix == client.request_writer.prefix),
+        }
+    }
+
+    /// Whether `local` is matched with any endpoint of the client's participant.
+    pub fn participant_matched(&self, local: GUID, client: &ClientIdentity) -> bool {
+        self.lock().has_match(local, |guid| guid.prefix == client.request_writer.prefix)
+    }
+}
+
+fn latest(remotes: &HashMap<GUID, Instant>, is_client: impl Fn(GUID) -> bool) -> Option<Instant> {
+    remotes.iter().filter(|(guid, _)| is_client(**guid)).map(|(_, since)| *since).max()
+}
+
+/// The participant's part of an identity.
+pub(super) fn prefix_of(guid: Guid) -> [u8; 12] {
+    let mut prefix = [0; 12];
+    prefix.copy_from_slice(&guid[..12]);
+    prefix
+}
+
+impl PeerState {
+    fn note_key(&mut self, endpoint: &EndpointDescription) {
+        if let Some(key) = client_key(&endpoint.user_data) {
+            self.client_keys.insert(endpoint.guid, key.to_vec());
+        }
+    }
+
+    fn forget(&mut self, gone: impl Fn(GUID) -> bool) {
+        self.client_keys.retain(|guid, _| !gone(*guid));
+        for remotes in self.matched.values_mut() {
+            remotes.retain(|guid, _| !gone(*guid));
+        }
+    }
+
+    /// Whether `local` is matched with a remote endpoint that `wanted` accepts.
+    pub fn has_match(&self, local: GUID, wanted: impl Fn(GUID) -> bool) -> bool {
+        self.matched.get(&local).is_some_and(|remotes| remotes.keys().any(|guid| wanted(*guid)))
+    }
+
+    /// Whether one participant reads what `writer` sends and writes what `reader` hears.
+    pub fn has_server(&self, writer: GUID, reader: GUID) -> bool {
+        self.has_match(writer, |server| self.has_match(reader, |guid| guid.prefix == server.prefix))
+    }
+
+    /// Another participant that holds a node named `node`, as that participant's identity and the node.
+    pub fn namesakes(&self, node: &NodeName) -> impl Iterator<Item = (Guid, &NodeEntities)> {
+        self.nodes.values().flat_map(move |entities| {
+            let named = entities.nodes.iter().filter(move |other| other.is_named(node));
+            named.map(|other| (entities.participant, other))
+        })
+    }
+}
+
+/// `X` of `…;clientid=X;…`, as rmw_cyclonedds writes USER_DATA.
+fn client_key(user_data: &[u8]) -> Option<&[u8]> {
+    user_data.split(|byte| *byte == b';').find_map(|part| part.strip_prefix(b"clientid="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_key_is_found_among_the_other_user_data() {
+        assert_eq!(client_key(b"typehash=RIHS01_00;clientid=01.02.ff;"), Some(b"01.02.ff".as_slice()));
+        assert_eq!(client_key(b"clientid=7"), Some(b"7".as_slice()));
+        assert_eq!(client_key(b"serviceid=7;"), None);
+        assert_eq!(client_key(b""), None);
+    }
+
+    fn guid(participant: u8, entity: u8) -> GUID {
+        let mut bytes = [participant; 16];
+        bytes[15] = entity;
+        GUID::from_bytes(bytes)
+    }
+
+    fn reader_matched(peers: &Peers, local_writer: GUID, remote_reader: GUID) {
+        peers.apply(Event::RemoteReaderMatched { local_writer, remote_reader });
+    }
+
+    #[test]
+    fn a_client_is_matched_once_its_own_reply_reader_is() {
+        let (peers, local) = (Peers::default(), guid(1, 1));
+        let told = ClientIdentity { request_writer: guid(2, 3), reply_reader: Some(guid(2, 4)) };
+        let untold = ClientIdentity { request_writer: guid(2, 3), reply_reader: None };
+        reader_matched(&peers, local, guid(3, 4));
+        assert!(peers.client_matched_at(local, &told).is_none() && !peers.participant_matched(local, &told));
+        reader_matched(&peers, local, guid(2, 5));
+        assert!(peers.client_matched_at(local, &told).is_none());
+        assert!(peers.client_matched_at(local, &untold).is_some());
+        reader_matched(&peers, local, guid(2, 4));
+        assert!(peers.client_matched_at(local, &told).is_some());
+    }
+
+    #[test]
+    fn endpoints_that_left_are_forgotten() {
+        let (peers, writer, reader) = (Peers::default(), guid(1, 1), guid(1, 2));
+        reader_matched(&peers, writer, guid(2, 4));
+        peers.apply(Event::RemoteWriterMatched { local_reader: reader, remote_writer: guid(2, 3) });
+        assert!(peers.lock().has_server(writer, reader));
+        let reason = rustdds::LostReason::Disposed;
+        peers.apply(Event::ReaderLost { guid: guid(2, 4), reason });
+        assert!(!peers.lock().has_server(writer, reader));
+        assert!(!peers.wait_for(Duration::ZERO, |state| state.has_match(writer, |_| true)));
+        assert!(peers.wait_for(Duration::ZERO, |state| state.has_match(reader, |_| true)));
+    }
+}

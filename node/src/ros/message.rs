@@ -1,0 +1,308 @@
+//! The few ROS 2 messages the node speaks, field by field as in their `.msg` and `.srv` files.
+
+use std::time::Duration;
+
+use super::cdr::{CdrError, CdrReader, CdrWriter};
+use super::name::TypeName;
+use crate::request::{Reply, Timings};
+
+/// `std_msgs/msg/String`.
+pub const STRING: TypeName = TypeName { package: "std_msgs", name: "String" };
+/// `takt_msgs/srv/Ask`, defined in `launch/takt_msgs/srv/Ask.srv`.
+pub const ASK: TypeName = TypeName { package: "takt_msgs", name: "Ask" };
+
+/// `text` as a `std_msgs/String`.
+///
+/// # Errors
+/// [`CdrError::TooLong`] over 32 bits.
+pub fn encode_string(text: &str) -> Result<Vec<u8>, CdrError> {
+    let mut writer = CdrWriter::default();
+    writer.string(text)?;
+    Ok(writer.finish())
+}
+
+/// The text of a `std_msgs/String`.
+///
+/// # Errors
+/// [`CdrError`] for anything that is not one.
+pub fn decode_string(message: &[u8]) -> Result<&str, CdrError> {
+    CdrReader::new(message)?.string()
+}
+
+/// `builtin_interfaces/msg/Duration`: seconds may be negative, nanoseconds add to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RosDuration {
+    /// Whole seconds, rounded down.
+    pub sec: i32,
+    /// 0 to 999 999 999.
+    pub nanosec: u32,
+}
+
+impl RosDuration {
+    /// The duration, or `None` if it is negative or its nanoseconds are a second or more.
+    #[must_use]
+    pub fn to_std(self) -> Option<Duration> {
+        let sec = u64::try_from(self.sec).ok()?;
+        (self.nanosec < 1_000_000_000).then(|| Duration::new(sec, self.nanosec))
+    }
+
+    /// `duration`, cut at what 32 bits of seconds hold (68 years).
+    #[must_use]
+    pub fn from_std(duration: Duration) -> Self {
+        match i32::try_from(duration.as_secs()) {
+            Ok(sec) => Self { sec, nanosec: duration.subsec_nanos() },
+            Err(_) => Self { sec: i32::MAX, nanosec: 999_999_999 },
+        }
+    }
+}
+
+/// Request part of `takt_msgs/srv/Ask`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AskRequest {
+    /// What to answer.
+    pub prompt: String,
+    /// System prompt; empty for the node's default.
+    pub system: String,
+    /// Time allowed from arrival; zero for the node's default.
+    pub deadline: RosDuration,
+    /// Most tokens of the answer; 0 for as many as there is room for.
+    pub max_tokens: u32,
+}
+
+impl AskRequest {
+    /// As a message.
+    ///
+    /// # Errors
+    /// [`CdrError::TooLong`] over 32 bits.
+    pub fn encode(&self) -> Result<Vec<u8>, CdrError> {
+        let mut writer = CdrWriter::default();
+        writer.string(&self.prompt)?;
+        writer.string(&self.system)?;
+        writer.i32(self.deadline.sec);
+        writer.u32(self.deadline.nanosec);
+        writer.u32(self.max_tokens);
+        Ok(writer.finish())
+    }
+
+    /// From a message.
+    ///
+    /// # Errors
+    /// [`CdrError`] for anything that is not one.
+    pub fn decode(message: &[u8]) -> Result<Self, CdrError> {
+        let mut reader = CdrReader::new(message)?;
+        Ok(Self {
+            prompt: reader.string()?.to_owned(),
+            system: reader.string()?.to_owned(),
+            deadline: RosDuration { sec: reader.i32()?, nanosec: reader.u32()? },
+            max_tokens: reader.u32()?,
+        })
+    }
+}
+
+/// Reply part of `takt_msgs/srv/Ask`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AskReply {
+    /// A [`crate::request::Status`] by name.
+    pub status: String,
+    /// The answer, as far as it came.
+    pub text: String,
+    /// For `rejected` and `failed`: what was wrong and what to do.
+    pub reason: String,
+    /// Arrival to the first token; NaN when there was none.
+    pub ttft_ms: f64,
+    /// Arrival to this reply.
+    pub total_ms: f64,
+    /// Arrival to the first work on the request.
+    pub queue_ms: f64,
+    /// First work to the end of the prompt.
+    pub prefill_ms: f64,
+    /// Arrival to the deadline; NaN when there was none.
+    pub deadline_ms: f64,
+    /// Tokens of the prompt.
+    pub num_prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub num_tokens: u32,
+}
+
+impl AskReply {
+    /// As a message.
+    ///
+    /// # Errors
+    /// [`CdrError::TooLong`] over 32 bits.
+    pub fn encode(&self) -> Result<Vec<u8>, CdrError> {
+        let mut writer = CdrWriter::default();
+        writer.string(&self.status)?;
+        writer.string(&self.text)?;
+        writer.string(&self.reason)?;
+        writer.f64(self.ttft_ms);
+        writer.f64(self.total_ms);
+        writer.f64(self.queue_ms);
+        writer.f64(self.prefill_ms);
+        writer.f64(self.deadline_ms);
+        writer.u32(self.num_prompt_tokens);
+        writer.u32(self.num_tokens);
+        Ok(writer.finish())
+    }
+
+    /// From a message.
+    ///
+    /// # Errors
+    /// [`CdrError`] for anything that is not one.
+    pub fn decode(message: &[u8]) -> Result<Self, CdrError> {
+        let mut reader = CdrReader::new(message)?;
+        Ok(Self {
+            status: reader.string()?.to_owned(),
+            text: reader.string()?.to_owned(),
+            reason: reader.string()?.to_owned(),
+            ttft_ms: reader.f64()?,
+            total_ms: reader.f64()?,
+            queue_ms: reader.f64()?,
+            prefill_ms: reader.f64()?,
+            deadline_ms: reader.f64()?,
+            num_prompt_tokens: reader.u32()?,
+            num_tokens: reader.u32()?,
+        })
+    }
+}
+
+impl From<&Reply> for AskReply {
+    fn from(reply: &Reply) -> Self {
+        let Timings { queue, prefill, ttft, total, deadline } = reply.timings;
+        Self {
+            status: reply.status.name().to_owned(),
+            text: reply.text.clone(),
+            reason: reply.reason.clone().unwrap_or_default(),
+            ttft_ms: ttft.map_or(f64::NAN, millis),
+            total_ms: millis(total),
+            queue_ms: millis(queue),
+            prefill_ms: millis(prefill),
+            deadline_ms: deadline.map_or(f64::NAN, millis),
+            num_prompt_tokens: u32::try_from(reply.prompt_token_ids.len()).unwrap_or(u32::MAX),
+            num_tokens: u32::try_from(reply.token_ids.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Milliseconds with their fraction.
+pub(super) fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `(type, name)` of every field of one half of a `.srv` file.
+    type Fields<'a> = Vec<(&'a str, &'a str)>;
+
+    fn fields(half: &str) -> Fields<'_> {
+        half.lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim())
+            .filter(|line| !line.is_empty())
+            .map(|line| line.split_once(' ').unwrap())
+            .collect()
+    }
+
+    fn halves() -> (Fields<'static>, Fields<'static>) {
+        let (request, reply) =
+            include_str!("../../../launch/takt_msgs/srv/Ask.srv").split_once("\n---\n").unwrap();
+        (fields(request), fields(reply))
+    }
+
+    /// What a generic reader sees when it follows the `.srv` file's fields through our bytes.
+    fn read_along(fields: &[(&str, &str)], message: &[u8]) -> Vec<(String, String)> {
+        let mut reader = CdrReader::new(message).unwrap();
+        let values = fields.iter().map(|(kind, name)| {
+            let value = match *kind {
+                "string" => reader.string().unwrap().to_owned(),
+                "uint32" => reader.u32().unwrap().to_string(),
+                "float64" => reader.f64().unwrap().to_string(),
+                "builtin_interfaces/Duration" => {
+                    format!("{}s{}ns", reader.i32().unwrap(), reader.u32().unwrap())
+                }
+                other => panic!("field type {other} is not read here"),
+            };
+            ((*name).to_owned(), value)
+        });
+        let values: Vec<_> = values.collect();
+        assert!(reader.bytes(1).is_err(), "bytes are left after the last field");
+        values
+    }
+
+    fn pairs(values: &[(&str, &str)]) -> Vec<(String, String)> {
+        values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_request_has_the_fields_of_the_srv_file_in_its_order() {
+        let request = AskRequest {
+            prompt: "what do you hold?".to_owned(),
+            system: "s".to_owned(),
+            deadline: RosDuration { sec: 1, nanosec: 2 },
+            max_tokens: 3,
+        };
+        let message = request.encode().unwrap();
+        assert_eq!(
+            read_along(&halves().0, &message),
+            pairs(&[
+                ("prompt", "what do you hold?"),
+                ("system", "s"),
+                ("deadline", "1s2ns"),
+                ("max_tokens", "3")
+            ])
+        );
+        assert_eq!(AskRequest::decode(&message).unwrap(), request);
+    }
+
+    #[test]
+    fn the_reply_has_the_fields_of_the_srv_file_in_its_order() {
+        let reply = AskReply {
+            status: "complete".to_owned(),
+            text: "a cup".to_owned(),
+            reason: "r".to_owned(),
+            ttft_ms: 1.5,
+            total_ms: 2.5,
+            queue_ms: 3.5,
+            prefill_ms: 4.5,
+            deadline_ms: 5.5,
+            num_prompt_tokens: 6,
+            num_tokens: 7,
+        };
+        let message = reply.encode().unwrap();
+        assert_eq!(
+            read_along(&halves().1, &message),
+            pairs(&[
+                ("status", "complete"),
+                ("text", "a cup"),
+                ("reason", "r"),
+                ("ttft_ms", "1.5"),
+                ("total_ms", "2.5"),
+                ("queue_ms", "3.5"),
+                ("prefill_ms", "4.5"),
+                ("deadline_ms", "5.5"),
+                ("num_prompt_tokens", "6"),
+                ("num_tokens", "7"),
+            ])
+        );
+        assert_eq!(AskReply::decode(&message).unwrap(), reply);
+    }
+
+    #[test]
+    fn every_truncated_request_is_an_error() {
+        let request = AskRequest { prompt: "prompt".to_owned(), ..AskRequest::default() };
+        let message = request.encode().unwrap();
+        for len in 0..message.len() {
+            assert!(AskRequest::decode(&message[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn durations_that_are_negative_or_overfull_are_not_durations() {
+        assert_eq!(RosDuration { sec: -1, nanosec: 999_999_999 }.to_std(), None);
+        assert_eq!(RosDuration { sec: 0, nanosec: 1_000_000_000 }.to_std(), None);
+        assert_eq!(RosDuration { sec: 0, nanosec: 5 }.to_std(), Some(Duration::from_nanos(5)));
+        let back = RosDuration::from_std(Duration::from_millis(1500));
+        assert_eq!(back, RosDuration { sec: 1, nanosec: 500_000_000 });
+        assert_eq!(RosDuration::from_std(Duration::MAX).sec, i32::MAX);
+    }
+}

@@ -1,0 +1,148 @@
+use std::time::{Duration, Instant};
+
+use takt_node::request::Status;
+use takt_node::ros::{AskClient, AskDefaults, AskRequest, RosDuration, RosError, serve};
+
+use super::{EchoWorker, PATIENCE, echo, next, private_options, send_reply, serve_echo};
+
+fn ask(prompt: &str) -> AskRequest {
+    AskRequest { prompt: prompt.to_owned(), ..AskRequest::default() }
+}
+
+#[test]
+fn a_call_is_answered_with_status_text_and_timings() {
+    let options = private_options();
+    let _node = serve_echo(&options);
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let deadline = RosDuration::from_std(Duration::from_secs(20));
+    let reply = client.ask(&AskRequest { deadline, ..ask("what now?") }, PATIENCE).unwrap();
+    assert_eq!((reply.status.as_str(), reply.text.as_str()), ("complete", "echo: what now?"));
+    assert_eq!((reply.num_prompt_tokens, reply.num_tokens), (5, 3));
+    assert!(reply.ttft_ms >= 0.0 && reply.total_ms >= reply.ttft_ms);
+    assert!((reply.deadline_ms - 20_000.0).abs() < 1e-6, "{}", reply.deadline_ms);
+    assert_eq!(reply.reason, "");
+}
+
+#[test]
+fn twenty_fresh_clients_lose_no_reply() {
+    let options = private_options();
+    let _node = serve_echo(&options);
+    for i in 0..20 {
+        let client = AskClient::connect(&options, PATIENCE).unwrap();
+        let asked = Instant::now();
+        let reply = client.ask(&ask(&format!("call {i}")), PATIENCE);
+        assert_eq!(reply.unwrap().text, format!("echo: call {i}"), "after {:?}", asked.elapsed());
+    }
+}
+
+#[test]
+fn several_calls_in_flight_each_get_their_own_reply_in_any_order() {
+    let options = private_options();
+    let worker = EchoWorker::with(|requests| {
+        let mut batch: Vec<_> = requests.iter().take(6).collect();
+        batch.reverse();
+        batch.iter().for_each(echo);
+    });
+    let _node = serve(&options, worker.sender.clone(), AskDefaults::default()).unwrap();
+    let clients =
+        [AskClient::connect(&options, PATIENCE).unwrap(), AskClient::connect(&options, PATIENCE).unwrap()];
+    let calls: Vec<_> =
+        (0..6).map(|i| (i, clients[i % 2].start(&ask(&format!("call {i}"))).unwrap())).collect();
+    for (i, call) in calls {
+        assert_eq!(call.wait(PATIENCE).unwrap().text, format!("echo: call {i}"));
+    }
+}
+
+#[test]
+fn bad_requests_are_rejected_with_the_reason() {
+    let options = private_options();
+    let _node = serve_echo(&options);
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let negative = AskRequest { deadline: RosDuration { sec: -3, nanosec: 0 }, ..ask("p") };
+    for (bad, word) in [(ask(""), "empty"), (negative, "negative"), (ask(&"x".repeat(70_000)), "70000 bytes")]
+    {
+        let reply = client.ask(&bad, PATIENCE).unwrap();
+        assert_eq!((reply.status.as_str(), reply.text.as_str()), ("rejected", ""));
+        assert!(reply.reason.contains(word), "{}", reply.reason);
+    }
+}
+
+#[test]
+fn malformed_request_bytes_are_answered_and_the_node_lives_on() {
+    use takt_node::ros::dds::DdsTransport;
+    use takt_node::ros::message::{ASK, AskReply};
+    use takt_node::ros::transport::Transport;
+
+    let options = private_options();
+    let _node = serve_echo(&options);
+    let transport =
+        DdsTransport::join(&takt_node::ros::RosOptions { node_name: "fuzzer".to_owned(), ..options.clone() })
+            .unwrap();
+    let client = transport.client(&options.node().unwrap().private("ask"), ASK).unwrap();
+    assert!(client.wait_for_server(PATIENCE));
+    let good = ask("whole").encode().unwrap();
+    let mut not_utf8 = good.clone();
+    not_utf8[8] = 0xff;
+    // A payload is filled up to 4 bytes with zeros on the wire: less than 4 missing zeros are not missing.
+    let cut = (4..good.len() - 4).step_by(5).map(|len| good[..len].to_vec());
+    for bad in cut.chain([not_utf8]) {
+        let reply = AskReply::decode(&client.call(&bad).unwrap().wait(PATIENCE).unwrap()).unwrap();
+        assert_eq!(reply.status, "rejected", "{bad:?}");
+        assert!(reply.reason.contains("not a takt_msgs/srv/Ask request"), "{}", reply.reason);
+    }
+    let reply = client.call(&good).unwrap().wait(PATIENCE).unwrap();
+    assert_eq!(AskReply::decode(&reply).unwrap().text, "echo: whole");
+}
+
+#[test]
+fn more_requests_than_the_limit_are_rejected_at_once() {
+    let options = private_options();
+    let (seen, taken) = crossbeam_channel::unbounded();
+    let worker =
+        EchoWorker::with(move |requests| requests.iter().for_each(|request| seen.send(request).unwrap()));
+    let defaults = AskDefaults { max_in_flight: 2, ..AskDefaults::default() };
+    let _node = serve(&options, worker.sender.clone(), defaults).unwrap();
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let open = [client.start(&ask("one")).unwrap(), client.start(&ask("two")).unwrap()];
+    let requests = [next(&taken), next(&taken)];
+    let reply = client.ask(&ask("three"), PATIENCE).unwrap();
+    assert_eq!(reply.status, "rejected");
+    assert!(reply.reason.contains("limit"), "{}", reply.reason);
+    requests.iter().for_each(|request| send_reply(request, Status::Complete, "done"));
+    open.iter().for_each(|call| assert_eq!(call.wait(PATIENCE).unwrap().text, "done"));
+    // The places are free again.
+    let call = client.start(&ask("four")).unwrap();
+    send_reply(&next(&taken), Status::Complete, "again");
+    assert_eq!(call.wait(PATIENCE).unwrap().text, "again");
+}
+
+#[test]
+fn a_client_that_leaves_before_its_reply_disturbs_nobody() {
+    let options = private_options();
+    let (seen, taken) = crossbeam_channel::unbounded();
+    let worker =
+        EchoWorker::with(move |requests| requests.iter().for_each(|request| seen.send(request).unwrap()));
+    let _node = serve(&options, worker.sender.clone(), AskDefaults::default()).unwrap();
+    let leaving = AskClient::connect(&options, PATIENCE).unwrap();
+    let call = leaving.start(&ask("never mind")).unwrap();
+    let request = next(&taken);
+    drop((call, leaving));
+    send_reply(&request, Status::Complete, "too late");
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let call = client.start(&ask("still there?")).unwrap();
+    send_reply(&next(&taken), Status::Complete, "yes");
+    assert_eq!(call.wait(PATIENCE).unwrap().text, "yes");
+}
+
+#[test]
+fn a_missing_node_is_an_error_that_says_what_to_check() {
+    let options = private_options();
+    let error = AskClient::connect(&options, Duration::from_millis(200)).unwrap_err();
+    assert!(matches!(error, RosError::NoNode { .. }), "{error}");
+    let text = error.to_string();
+    for word in
+        [&options.node().unwrap().to_string(), &format!("domain {}", options.domain_id), "ROS_DOMAIN_ID"]
+    {
+        assert!(text.contains(word), "{text}");
+    }
+}
