@@ -1,5 +1,6 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod doctor;
@@ -7,3 +8,4 @@ pub mod request;
 pub mod ros;
 pub mod rt;
 pub mod scheduler;
+pub mod worker;

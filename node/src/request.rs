@@ -150,13 +150,29 @@ pub enum SubmitError {
 #[derive(Debug, Clone)]
 pub struct RequestSender {
     queue: Sender<Request>,
+    cancels: Option<Sender<RequestId>>,
 }
 
 impl RequestSender {
     /// Wraps the worker's bounded queue.
     #[must_use]
     pub fn new(queue: Sender<Request>) -> Self {
-        Self { queue }
+        Self { queue, cancels: None }
+    }
+
+    /// Adds the way to cancel requests.
+    #[must_use]
+    pub fn with_cancels(self, cancels: Sender<RequestId>) -> Self {
+        Self { cancels: Some(cancels), ..self }
+    }
+
+    /// Asks the worker to end a request at the next section boundary; its reply then has the status `cancelled`, or how it
+    /// ended meanwhile. A request whose `events` receiver is dropped is cancelled as well.
+    pub fn cancel(&self, id: RequestId) {
+        if let Some(cancels) = &self.cancels {
+            // Full only when hundreds are being cancelled at once: the request then runs to its end or deadline.
+            let _ = cancels.try_send(id);
+        }
     }
 
     /// Queues `request` without blocking.

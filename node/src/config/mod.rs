@@ -18,6 +18,12 @@ pub use value::{Origin, Value};
 
 use schema::{KEYS, position};
 
+/// The value of an environment variable of this process: the one place that reads them.
+#[must_use]
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// Every fault of a configuration, one a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]

@@ -1,0 +1,52 @@
+//! Options that say how an engine is run, shared by the commands that run one.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use takt_engine::{
+    backend::cpu::ActivationArithmetic,
+    engine::{BackendKind, Engine, EngineOptions},
+    kv::KvKind,
+};
+
+use super::CliError;
+
+#[derive(Debug, Args)]
+pub(super) struct EngineArgs {
+    /// What computes: auto, cpu (cuda and tensorrt are not yet in this version)
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub backend: BackendKind,
+    /// Computing threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// KV cache format: bf16, fp8, int8 [default: the one recorded in the engine]
+    #[arg(long, value_name = "KIND")]
+    pub kv: Option<KvKind>,
+    /// The CPU's arithmetic in linear layers: auto, f32, int8
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    pub activations: ActivationArithmetic,
+}
+
+impl EngineArgs {
+    pub(super) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            backend: self.backend,
+            threads: self.threads.map(usize::from),
+            kv: self.kv,
+            arithmetic: self.activations,
+            ..EngineOptions::default()
+        }
+    }
+
+    pub(super) fn open(&self, dir: &Path) -> Result<Engine, CliError> {
+        Ok(Engine::open(dir, &self.options())?)
+    }
+}
+
+/// The engine directory of a command.
+#[derive(Debug, Args)]
+pub(super) struct EngineDirArg {
+    /// Engine directory, written by `takt build`
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}

@@ -1,0 +1,148 @@
+//! `takt inspect`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use serde_json::{Value, json};
+use takt_engine::{
+    dir::{EngineDir, FileCheck, Manifest, WEIGHTS_FILE},
+    engine::DEFAULT_LANE_CAPACITY,
+    kv::{KvKind, kv_bytes},
+};
+
+use super::{CliError, paint, print_json};
+
+/// Show what an engine is, whether its files are intact, and the memory it needs
+#[derive(Debug, Args)]
+#[command(after_help = "Example: takt inspect robot-engine --lanes 4 --max-context 2048")]
+pub(super) struct InspectArgs {
+    /// Engine directory, written by `takt build`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Requests that advance together, for the memory needed
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    lanes: u16,
+    /// Tokens a lane holds, for the memory needed [default: the model's, at most 4096]
+    #[arg(long, value_name = "N")]
+    max_context: Option<usize>,
+    /// KV cache format for the memory needed [default: the one recorded in the engine]
+    #[arg(long, value_name = "KIND")]
+    kv: Option<KvKind>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes an engine needs to run.
+struct Memory {
+    lanes: usize,
+    max_context: usize,
+    kv: KvKind,
+    kv_bytes: u64,
+    weight_bytes: u64,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
+    let manifest = Manifest::read(&args.dir)?;
+    let checks = manifest.check_files(&args.dir);
+    let memory = memory(args, &manifest)?;
+    // Hashes say that files are what the builder wrote; opening says that they are an engine.
+    let opened = EngineDir::open(&args.dir).map(|_| ());
+    if args.json {
+        print_json(&as_json(&manifest, &checks, &memory, opened.is_ok()))?;
+    } else {
+        print!("{}", as_text(args, &manifest, &checks, &memory));
+    }
+    opened?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn memory(args: &InspectArgs, manifest: &Manifest) -> Result<Memory, CliError> {
+    let spec = &manifest.spec;
+    let max_context = args.max_context.unwrap_or(spec.max_context.min(DEFAULT_LANE_CAPACITY));
+    if max_context == 0 || max_context > spec.max_context {
+        return Err(CliError::Failed(format!(
+            "--max-context {max_context}: the model was made for 1 to {} tokens",
+            spec.max_context
+        )));
+    }
+    let (kv, lanes) = (args.kv.unwrap_or(manifest.quantization.kv), usize::from(args.lanes));
+    let kv_bytes = kv_bytes(spec, kv, lanes, max_context)
+        .ok_or_else(|| CliError::Failed("the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into()))?;
+    let weight_bytes = manifest.file(WEIGHTS_FILE).map_or(0, |entry| entry.size_bytes);
+    Ok(Memory { lanes, max_context, kv, kv_bytes, weight_bytes })
+}
+
+fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bool) -> Value {
+    let files: Vec<Value> = checks
+        .iter()
+        .map(|check| {
+            let fault = check.outcome.as_ref().err().map(ToString::to_string);
+            json!({ "name": check.entry.name, "size_bytes": check.entry.size_bytes, "sha256": check.entry.sha256,
+                    "intact": fault.is_none(), "fault": fault })
+        })
+        .collect();
+    json!({
+        "valid": valid,
+        "schema_version": manifest.schema_version,
+        "builder_version": manifest.builder_version,
+        "source": manifest.source,
+        "architecture": manifest.spec,
+        "parameters": num_parameters(manifest),
+        "quantization": manifest.quantization,
+        "eos_token_ids": manifest.eos_token_ids,
+        "engine_bytes": manifest.total_bytes(),
+        "files": files,
+        "memory": {
+            "lanes": memory.lanes, "max_context": memory.max_context, "kv": memory.kv,
+            "kv_bytes": memory.kv_bytes, "weight_bytes": memory.weight_bytes,
+        },
+    })
+}
+
+fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory: &Memory) -> String {
+    let (spec, formats) = (&manifest.spec, &manifest.quantization);
+    let mut text = format!("{}\n", paint::bold(&args.dir.display().to_string()));
+    let bias = [("QK norm", spec.qk_norm), ("QKV bias", spec.qkv_bias), ("tied embeddings", spec.tied_embeddings)];
+    let traits: Vec<&str> = bias.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    let heads = format!("{} query, {} key/value, width {}", spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
+    text += &paint::facts(&[
+        ("family", format!("{} ({}, builder {})", spec.family, manifest.source, manifest.builder_version)),
+        ("parameters", paint::grouped(num_parameters(manifest))),
+        ("layers", format!("{} x (hidden {}, feed-forward {})", spec.num_layers, spec.hidden_size, spec.intermediate_size)),
+        ("heads", heads),
+        ("vocabulary", paint::grouped(spec.vocab_size as u64)),
+        ("context", format!("{} tokens, RoPE {} (theta {})", spec.max_context, spec.rope.scaling, spec.rope.theta)),
+        ("features", if traits.is_empty() { "none beyond the plain decoder".into() } else { traits.join(", ") }),
+        ("formats", format!("weights {}, output head {}, KV cache {}", formats.weights, formats.lm_head, formats.kv)),
+    ]);
+    text += &format!("\n{}\n", paint::bold("files"));
+    let width = checks.iter().map(|check| check.entry.name.len()).max().unwrap_or(0);
+    for check in checks {
+        let (mark, note) = match &check.outcome {
+            Ok(()) => (paint::green("✓"), paint::dim(&check.entry.sha256[..12.min(check.entry.sha256.len())])),
+            Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
+        };
+        text += &format!("  {mark} {:<width$}  {:>10}  {note}\n", check.entry.name, paint::bytes(check.entry.size_bytes));
+    }
+    let what = format!("memory for {} lanes of {} tokens", memory.lanes, memory.max_context);
+    text += &format!("\n{}\n", paint::bold(&what));
+    text += &paint::facts(&[
+        ("weights", paint::bytes(memory.weight_bytes)),
+        ("KV cache", format!("{} ({})", paint::bytes(memory.kv_bytes), memory.kv)),
+        ("together", paint::bytes(memory.weight_bytes.saturating_add(memory.kv_bytes))),
+    ]);
+    text
+}
+
+/// Weights of the model, from its shape: embedding, head of its own, layers, norms.
+fn num_parameters(manifest: &Manifest) -> u64 {
+    let spec = &manifest.spec;
+    let [d, f, v] = [spec.hidden_size, spec.intermediate_size, spec.vocab_size].map(|n| n as u64);
+    let (q, kv) = ((spec.num_q_heads * spec.head_dim) as u64, (spec.num_kv_heads * spec.head_dim) as u64);
+    let biases = u64::from(spec.qkv_bias) * (q + 2 * kv) + u64::from(spec.o_bias) * d + u64::from(spec.mlp_bias) * (2 * f + d);
+    let qk_norm = u64::from(spec.qk_norm) * 2 * spec.head_dim as u64;
+    let layer = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d + biases + qk_norm;
+    let head = if spec.tied_embeddings { 0 } else { v * d };
+    v * d + head + d + layer * spec.num_layers as u64
+}

@@ -1,0 +1,54 @@
+//! Ctrl-C and SIGTERM as a flag and a message instead of a sudden death. A second one ends the process at once.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crossbeam_channel::Receiver;
+use nix::sys::signal::{SigSet, Signal};
+
+use super::CliError;
+
+/// Says when the user wants the command to end.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    flag: Arc<AtomicBool>,
+    first: Receiver<()>,
+}
+
+impl Interrupt {
+    /// Takes SIGINT and SIGTERM over. Call before any thread starts, so that all of them inherit the blocked signals.
+    pub(super) fn install() -> Result<Self, CliError> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.add(Signal::SIGTERM);
+        let failed = |error| CliError::Failed(format!("cannot watch for Ctrl-C: {error}"));
+        signals.thread_block().map_err(failed)?;
+        let (flag, (first_in, first)) = (Arc::new(AtomicBool::new(false)), crossbeam_channel::bounded(1));
+        let raised = Arc::clone(&flag);
+        let watch = move || {
+            while let Ok(signal) = signals.wait() {
+                if raised.swap(true, Ordering::SeqCst) {
+                    std::process::exit(128 + signal as i32);
+                }
+                let _ = first_in.try_send(());
+            }
+        };
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(watch)
+            .map_err(|error| CliError::Failed(format!("cannot start a thread: {error}")))?;
+        Ok(Self { flag, first })
+    }
+
+    /// Whether the user wants the command to end.
+    pub(super) fn is_raised(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// Receives once, when the user wants the command to end.
+    pub(super) fn receiver(&self) -> &Receiver<()> {
+        &self.first
+    }
+}

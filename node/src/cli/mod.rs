@@ -1,0 +1,80 @@
+//! The command line: one file a command.
+//!
+//! Exit status: 0 done, 1 the work failed, 2 wrong usage. With `--json` standard output holds one JSON object and nothing else;
+//! logs and errors go to standard error.
+
+mod build;
+mod doctor;
+mod duration;
+mod engine_args;
+mod error;
+mod inspect;
+mod interrupt;
+mod paint;
+mod score;
+
+use std::{io::IsTerminal, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::RosArgs;
+
+pub use error::CliError;
+use interrupt::Interrupt;
+
+/// Runs language models on robots, on the beat of their control loop.
+#[derive(Debug, Parser)]
+#[command(name = "takt", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
+#[command(after_help = "Start with: takt demo")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(build::BuildArgs),
+    Inspect(inspect::InspectArgs),
+    Score(score::ScoreArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Parses `args` (with the program's name first) and runs the command.
+///
+/// # Errors
+/// [`CliError`], which knows its exit status. Wrong usage that clap finds ends the process with status 2 and its own message.
+pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
+    let (ros_args, args) = RosArgs::split(args).map_err(CliError::Usage)?;
+    let cli = Cli::parse_from(args);
+    log_to_stderr();
+    if ros_args != RosArgs::default() {
+        return Err(CliError::Usage("--ros-args belongs to `takt serve`".into()));
+    }
+    // Before any thread starts: signals must be blocked in all of them.
+    let interrupt = Interrupt::install()?;
+    match cli.command {
+        Command::Build(args) => build::run(&args, &interrupt),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rustdds=error"));
+    let colours = std::io::stderr().is_terminal() && crate::config::process_environment("NO_COLOR").is_none();
+    // A second initialisation (tests in one process) keeps the first.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
+}
+
+/// Prints one JSON object on standard output.
+fn print_json(value: &serde_json::Value) -> Result<ExitCode, CliError> {
+    use std::io::Write as _;
+    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Failed(error.to_string()))?;
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(CliError::Failed(format!("cannot write the result: {error}"))),
+    }
+}
