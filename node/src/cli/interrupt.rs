@@ -42,6 +42,11 @@ impl Interrupt {
         Ok(Self { flag, first })
     }
 
+    /// True once the user wants the command to end.
+    pub(super) fn flag(&self) -> &AtomicBool {
+        &self.flag
+    }
+
     /// Whether the user wants the command to end.
     pub(super) fn is_raised(&self) -> bool {
         self.flag.load(Ordering::Relaxed)

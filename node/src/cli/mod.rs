@@ -8,6 +8,7 @@ mod doctor;
 mod duration;
 mod engine_args;
 mod error;
+mod generate;
 mod inspect;
 mod interrupt;
 mod paint;
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Build(build::BuildArgs),
     Inspect(inspect::InspectArgs),
+    Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -56,6 +58,7 @@ pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
     match cli.command {
         Command::Build(args) => build::run(&args, &interrupt),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Generate(args) => generate::run(&args, &interrupt),
         Command::Score(args) => score::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

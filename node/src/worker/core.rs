@@ -1,6 +1,6 @@
 //! The worker's algorithm, one section at a time: accept, cut, plan, run, advance, reply.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use takt_engine::{
     EngineError,

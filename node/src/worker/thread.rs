@@ -15,7 +15,7 @@ use takt_engine::{
 };
 
 use super::{
-    Turn, WorkerCore, WorkerOptions,
+    WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
     warm_up::warm_up,
 };
@@ -176,6 +176,7 @@ fn work(
                 if num_failures >= MAX_FAILURES {
                     break Some(format!("{reason}; given up after {MAX_FAILURES} failures: restart the node"));
                 }
+                drop(core); // two engines at once may not fit into memory
                 match open(&mut opener, options) {
                     Ok((reopened, _)) => core = reopened,
                     Err(error) => break Some(format!("{reason}; opening the engine again failed: {error}")),
