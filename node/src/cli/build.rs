@@ -72,7 +72,8 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
 }
 
 fn refuse_later_options(args: &BuildArgs) -> Result<(), CliError> {
-    let asked = [("--draft", args.draft.is_some()), ("--for", args.targets.is_some()), ("--tensorrt", args.tensorrt)];
+    let asked =
+        [("--draft", args.draft.is_some()), ("--for", args.targets.is_some()), ("--tensorrt", args.tensorrt)];
     match asked.iter().find(|(_, is_asked)| *is_asked) {
         Some((option, _)) => Err(CliError::not_yet(option)),
         None => Ok(()),
@@ -112,7 +113,10 @@ fn as_json(args: &BuildArgs, report: &BuildReport, seconds: f64) -> Value {
 
 fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     let mut text = String::new();
-    let header = format!("{:<10} {:<6} {:>8} {:>15} {:>13}  worst", "tensors", "format", "count", "relative error", "largest");
+    let header = format!(
+        "{:<10} {:<6} {:>8} {:>15} {:>13}  worst",
+        "tensors", "format", "count", "relative error", "largest"
+    );
     text += &format!("{}\n", paint::dim(&header));
     for group in report.groups() {
         text += &format!(

@@ -1,15 +1,11 @@
 //! Options that say how an engine is run, shared by the commands that run one.
 
-use std::path::{Path, PathBuf};
-
 use clap::Args;
 use takt_engine::{
     backend::cpu::ActivationArithmetic,
-    engine::{BackendKind, Engine, EngineOptions},
+    engine::{BackendKind, EngineOptions},
     kv::KvKind,
 };
-
-use super::CliError;
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
@@ -37,16 +33,4 @@ impl EngineArgs {
             ..EngineOptions::default()
         }
     }
-
-    pub(super) fn open(&self, dir: &Path) -> Result<Engine, CliError> {
-        Ok(Engine::open(dir, &self.options())?)
-    }
-}
-
-/// The engine directory of a command.
-#[derive(Debug, Args)]
-pub(super) struct EngineDirArg {
-    /// Engine directory, written by `takt build`
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
 }

@@ -106,15 +106,21 @@ struct LaterArgs {
 
 pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let later = &args.later;
-    let asked =
-        [("--schema", later.schema.is_some()), ("--regex", later.regex.is_some()), ("--choice", !later.choice.is_empty())];
+    let asked = [
+        ("--schema", later.schema.is_some()),
+        ("--regex", later.regex.is_some()),
+        ("--choice", !later.choice.is_empty()),
+    ];
     if let Some((option, _)) = asked.iter().find(|(_, is_asked)| *is_asked) {
         return Err(CliError::not_yet(option));
     }
     let prompt = prompt(args)?;
     let mut options = args.engine.options();
     options.lane_capacity = args.max_context;
-    let worker = Worker::spawn(opener(args.dir.clone(), options), WorkerOptions { queue_len: 1, ..WorkerOptions::default() })?;
+    let worker = Worker::spawn(
+        opener(args.dir.clone(), options),
+        WorkerOptions { queue_len: 1, ..WorkerOptions::default() },
+    )?;
     let defaults = worker.facts().text.defaults().sampling.params(args.sampling.seed);
     let (events_in, events) = bounded(MAX_EVENTS);
     let arrived = Instant::now();
@@ -129,7 +135,9 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
         events: events_in,
     };
     let sender = worker.sender();
-    sender.submit(request).map_err(|_| CliError::Failed("the worker stopped before the request arrived".into()))?;
+    sender
+        .submit(request)
+        .map_err(|_| CliError::Failed("the worker stopped before the request arrived".into()))?;
     let reply = follow(&events, interrupt, !args.json, || sender.cancel(RequestId(0)))?;
     worker.shut_down();
     report(args, &reply)
@@ -167,9 +175,8 @@ fn prompt(args: &GenerateArgs) -> Result<Prompt, CliError> {
 fn read_chat(path: &Path) -> Result<Prompt, CliError> {
     let failed = |fact: String| CliError::Failed(format!("{}: {fact}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
-    let messages: Vec<Message> = serde_json::from_slice(&bytes).map_err(|error| {
-        failed(format!("{error}; expected [{{\"role\": \"user\", \"content\": \"…\"}}]"))
-    })?;
+    let messages: Vec<Message> = serde_json::from_slice(&bytes)
+        .map_err(|error| failed(format!("{error}; expected [{{\"role\": \"user\", \"content\": \"…\"}}]")))?;
     if messages.is_empty() {
         return Err(failed("no messages: there is nothing to answer".into()));
     }
@@ -189,7 +196,12 @@ impl SamplingArgs {
 }
 
 /// Shows text as it comes until the reply does; Ctrl-C calls `cancel` once and waits for what there is.
-fn follow(events: &Receiver<Event>, interrupt: &Interrupt, shows_text: bool, cancel: impl Fn()) -> Result<Reply, CliError> {
+fn follow(
+    events: &Receiver<Event>,
+    interrupt: &Interrupt,
+    shows_text: bool,
+    cancel: impl Fn(),
+) -> Result<Reply, CliError> {
     let mut interrupts = interrupt.receiver().clone();
     loop {
         select! {
@@ -212,7 +224,8 @@ fn follow(events: &Receiver<Event>, interrupt: &Interrupt, shows_text: bool, can
 }
 
 fn report(args: &GenerateArgs, reply: &Reply) -> Result<ExitCode, CliError> {
-    let is_answer = matches!(reply.status, Status::Complete | Status::TruncatedAtDeadline | Status::ClosedAtDeadline);
+    let is_answer =
+        matches!(reply.status, Status::Complete | Status::TruncatedAtDeadline | Status::ClosedAtDeadline);
     if args.json {
         print_json(&as_json(reply))?;
     } else {
@@ -233,7 +246,8 @@ fn report(args: &GenerateArgs, reply: &Reply) -> Result<ExitCode, CliError> {
 fn summary(reply: &Reply) -> String {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let deadline = reply.timings.deadline.map(|time| format!(" of {:.0}", ms(time))).unwrap_or_default();
-    let ttft = reply.timings.ttft.map(|time| format!(", first token after {:.1} ms", ms(time))).unwrap_or_default();
+    let ttft =
+        reply.timings.ttft.map(|time| format!(", first token after {:.1} ms", ms(time))).unwrap_or_default();
     let speed = decode_tok_s(reply).map(|speed| format!(", {speed:.0} tokens/s")).unwrap_or_default();
     format!(
         "{} ({}): {} tokens in {:.1}{deadline} ms{ttft}{speed}",

@@ -67,8 +67,9 @@ fn memory(args: &InspectArgs, manifest: &Manifest) -> Result<Memory, CliError> {
         )));
     }
     let (kv, lanes) = (args.kv.unwrap_or(manifest.quantization.kv), usize::from(args.lanes));
-    let kv_bytes = kv_bytes(spec, kv, lanes, max_context)
-        .ok_or_else(|| CliError::Failed("the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into()))?;
+    let kv_bytes = kv_bytes(spec, kv, lanes, max_context).ok_or_else(|| {
+        CliError::Failed("the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into())
+    })?;
     let weight_bytes = manifest.file(WEIGHTS_FILE).map_or(0, |entry| entry.size_bytes);
     Ok(Memory { lanes, max_context, kv, kv_bytes, weight_bytes })
 }
@@ -103,27 +104,50 @@ fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bo
 fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory: &Memory) -> String {
     let (spec, formats) = (&manifest.spec, &manifest.quantization);
     let mut text = format!("{}\n", paint::bold(&args.dir.display().to_string()));
-    let bias = [("QK norm", spec.qk_norm), ("QKV bias", spec.qkv_bias), ("tied embeddings", spec.tied_embeddings)];
+    let bias =
+        [("QK norm", spec.qk_norm), ("QKV bias", spec.qkv_bias), ("tied embeddings", spec.tied_embeddings)];
     let traits: Vec<&str> = bias.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
-    let heads = format!("{} query, {} key/value, width {}", spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
+    let heads =
+        format!("{} query, {} key/value, width {}", spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
     text += &paint::facts(&[
         ("family", format!("{} ({}, builder {})", spec.family, manifest.source, manifest.builder_version)),
         ("parameters", paint::grouped(num_parameters(manifest))),
-        ("layers", format!("{} x (hidden {}, feed-forward {})", spec.num_layers, spec.hidden_size, spec.intermediate_size)),
+        (
+            "layers",
+            format!(
+                "{} x (hidden {}, feed-forward {})",
+                spec.num_layers, spec.hidden_size, spec.intermediate_size
+            ),
+        ),
         ("heads", heads),
         ("vocabulary", paint::grouped(spec.vocab_size as u64)),
-        ("context", format!("{} tokens, RoPE {} (theta {})", spec.max_context, spec.rope.scaling, spec.rope.theta)),
-        ("features", if traits.is_empty() { "none beyond the plain decoder".into() } else { traits.join(", ") }),
-        ("formats", format!("weights {}, output head {}, KV cache {}", formats.weights, formats.lm_head, formats.kv)),
+        (
+            "context",
+            format!("{} tokens, RoPE {} (theta {})", spec.max_context, spec.rope.scaling, spec.rope.theta),
+        ),
+        (
+            "features",
+            if traits.is_empty() { "none beyond the plain decoder".into() } else { traits.join(", ") },
+        ),
+        (
+            "formats",
+            format!("weights {}, output head {}, KV cache {}", formats.weights, formats.lm_head, formats.kv),
+        ),
     ]);
     text += &format!("\n{}\n", paint::bold("files"));
     let width = checks.iter().map(|check| check.entry.name.len()).max().unwrap_or(0);
     for check in checks {
         let (mark, note) = match &check.outcome {
-            Ok(()) => (paint::green("✓"), paint::dim(&check.entry.sha256[..12.min(check.entry.sha256.len())])),
+            Ok(()) => {
+                (paint::green("✓"), paint::dim(&check.entry.sha256[..12.min(check.entry.sha256.len())]))
+            }
             Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
         };
-        text += &format!("  {mark} {:<width$}  {:>10}  {note}\n", check.entry.name, paint::bytes(check.entry.size_bytes));
+        text += &format!(
+            "  {mark} {:<width$}  {:>10}  {note}\n",
+            check.entry.name,
+            paint::bytes(check.entry.size_bytes)
+        );
     }
     let what = format!("memory for {} lanes of {} tokens", memory.lanes, memory.max_context);
     text += &format!("\n{}\n", paint::bold(&what));
@@ -140,7 +164,9 @@ fn num_parameters(manifest: &Manifest) -> u64 {
     let spec = &manifest.spec;
     let [d, f, v] = [spec.hidden_size, spec.intermediate_size, spec.vocab_size].map(|n| n as u64);
     let (q, kv) = ((spec.num_q_heads * spec.head_dim) as u64, (spec.num_kv_heads * spec.head_dim) as u64);
-    let biases = u64::from(spec.qkv_bias) * (q + 2 * kv) + u64::from(spec.o_bias) * d + u64::from(spec.mlp_bias) * (2 * f + d);
+    let biases = u64::from(spec.qkv_bias) * (q + 2 * kv)
+        + u64::from(spec.o_bias) * d
+        + u64::from(spec.mlp_bias) * (2 * f + d);
     let qk_norm = u64::from(spec.qk_norm) * 2 * spec.head_dim as u64;
     let layer = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d + biases + qk_norm;
     let head = if spec.tied_embeddings { 0 } else { v * d };

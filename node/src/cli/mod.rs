@@ -26,7 +26,13 @@ use interrupt::Interrupt;
 
 /// Runs language models on robots, on the beat of their control loop.
 #[derive(Debug, Parser)]
-#[command(name = "takt", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
+#[command(
+    name = "takt",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
 #[command(after_help = "Start with: takt demo")]
 struct Cli {
     #[command(subcommand)]
@@ -68,7 +74,11 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rustdds=error"));
     let colours = std::io::stderr().is_terminal() && crate::config::process_environment("NO_COLOR").is_none();
     // A second initialisation (tests in one process) keeps the first.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .try_init();
 }
 
 /// Prints one JSON object on standard output.

@@ -61,10 +61,16 @@ fn score_tokens(args: &ScoreArgs) -> Result<ExitCode, CliError> {
     let mut engine = open(args, token_ids.len())?;
     let found = score(engine.backend.as_mut(), &token_ids)?;
     if args.json {
-        return print_json(&json!({ "token_ids": token_ids, "last_logits": found.last_logits, "nll": found.nll }));
+        return print_json(
+            &json!({ "token_ids": token_ids, "last_logits": found.last_logits, "nll": found.nll }),
+        );
     }
-    let nll = found.nll.map_or_else(|| "a single token has none".into(), |nll| format!("{nll:.4} nats a token"));
-    print!("{}", paint::facts(&[("tokens", token_ids.len().to_string()), ("nll", nll), ("kernels", kernels(&engine))]));
+    let nll =
+        found.nll.map_or_else(|| "a single token has none".into(), |nll| format!("{nll:.4} nats a token"));
+    print!(
+        "{}",
+        paint::facts(&[("tokens", token_ids.len().to_string()), ("nll", nll), ("kernels", kernels(&engine))])
+    );
     println!("  {}", paint::dim("likeliest next"));
     let text = Text::open(&args.dir)?;
     for (id, logit) in likeliest(&found.last_logits, 5) {
@@ -105,7 +111,10 @@ fn measure_perplexity(args: &ScoreArgs, file: &PathBuf) -> Result<ExitCode, CliE
 fn encode(args: &ScoreArgs, text: &str) -> Result<Vec<TokenId>, CliError> {
     Manifest::read(&args.dir)?; // "no engine here" before "no tokenizer here"
     let tokenizer = Text::open(&args.dir)?.ok_or_else(|| {
-        CliError::Failed(format!("{}: no tokenizer.json, so only --token-ids can be scored", args.dir.display()))
+        CliError::Failed(format!(
+            "{}: no tokenizer.json, so only --token-ids can be scored",
+            args.dir.display()
+        ))
     })?;
     Ok(tokenizer.encode(text, SpecialTokens::Add)?)
 }
@@ -114,7 +123,9 @@ fn encode(args: &ScoreArgs, text: &str) -> Result<Vec<TokenId>, CliError> {
 fn open(args: &ScoreArgs, num_tokens: usize) -> Result<Engine, CliError> {
     let max_context = Manifest::read(&args.dir)?.spec.max_context;
     if args.perplexity.is_none() && num_tokens > max_context {
-        return Err(CliError::Failed(format!("{num_tokens} tokens: the model was made for {max_context} at most")));
+        return Err(CliError::Failed(format!(
+            "{num_tokens} tokens: the model was made for {max_context} at most"
+        )));
     }
     let mut options = args.engine.options();
     options.lane_capacity = Some(num_tokens.clamp(1, max_context));

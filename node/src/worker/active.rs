@@ -22,7 +22,8 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Ends the request without having worked on it.
     pub fn reply(self, status: Status, now: Instant, reason: Option<String>) {
-        let timings = Timings { queue: now.saturating_duration_since(self.asker.arrived()), ..Timings::default() };
+        let timings =
+            Timings { queue: now.saturating_duration_since(self.asker.arrived()), ..Timings::default() };
         let prompt_token_ids = self.sequence.prompt_token_ids().to_vec();
         self.asker.reply(status, now, Outcome { prompt_token_ids, reason, timings, ..Outcome::default() });
     }
@@ -53,7 +54,8 @@ impl Active {
             return Phase::Decode;
         }
         let remaining = self.sequence.pending().len();
-        let until_stop = self.snapshot_at.map_or(remaining, |at| at.saturating_sub(self.sequence.committed_len()).max(1));
+        let until_stop =
+            self.snapshot_at.map_or(remaining, |at| at.saturating_sub(self.sequence.committed_len()).max(1));
         Phase::Prefill { remaining, until_stop }
     }
 

@@ -55,15 +55,12 @@ impl Asker {
         self.arrived
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
     /// Streams what `answer` has beyond the last call. With a full channel it stays for the next call, and one place is
     /// always left for the reply. False when the asker is gone.
     pub(super) fn stream(&mut self, answer: &str) -> bool {
         let Some(text) = answer.get(self.sent_len..).filter(|text| !text.is_empty()) else { return true };
-        let room = self.events.capacity().map_or(usize::MAX, |capacity| capacity.saturating_sub(self.events.len()));
+        let room =
+            self.events.capacity().map_or(usize::MAX, |capacity| capacity.saturating_sub(self.events.len()));
         if room < 2 {
             return true;
         }

@@ -69,7 +69,12 @@ impl std::fmt::Debug for WorkerCore {
 impl WorkerCore {
     /// A worker without requests.
     #[must_use]
-    pub fn new(backend: Box<dyn Backend>, text: Arc<Text>, options: &WorkerOptions, clock: Box<dyn Clock>) -> Self {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        text: Arc<Text>,
+        options: &WorkerOptions,
+        clock: Box<dyn Clock>,
+    ) -> Self {
         let facts = backend.capabilities();
         let (num_lanes, max_step_tokens) = (facts.num_lanes, facts.max_step_tokens);
         Self {
@@ -131,14 +136,17 @@ impl WorkerCore {
     /// Tokens, admission and sampling of a request; the reason why not.
     fn prepare(&mut self, request: &Request) -> Result<(Sequence, usize), String> {
         let facts = self.backend.capabilities();
-        let limits = SequenceLimits { lane_capacity: facts.lane_capacity, vocab_size: self.backend.spec().vocab_size };
+        let limits =
+            SequenceLimits { lane_capacity: facts.lane_capacity, vocab_size: self.backend.spec().vocab_size };
         let allowed = request.deadline.map(|deadline| deadline.saturating_duration_since(request.arrived));
         let mut candidate = Candidate { prompt_len: 1, deadline: request.deadline, allowed };
         // Before the tokenizer runs: a request without time must not cost the others any.
-        admission::admit(&candidate, self.clock.now(), limits.lane_capacity).map_err(|refusal| refusal.to_string())?;
+        admission::admit(&candidate, self.clock.now(), limits.lane_capacity)
+            .map_err(|refusal| refusal.to_string())?;
         let prompt = self.encoder.encode(&request.prompt).map_err(|error| error.to_string())?;
         candidate.prompt_len = prompt.tokens.len();
-        admission::admit(&candidate, self.clock.now(), limits.lane_capacity).map_err(|refusal| refusal.to_string())?;
+        admission::admit(&candidate, self.clock.now(), limits.lane_capacity)
+            .map_err(|refusal| refusal.to_string())?;
         let defaults = self.encoder.text().defaults();
         let options = SequenceOptions {
             max_tokens: request.max_tokens,
@@ -198,9 +206,11 @@ impl WorkerCore {
         self.fill_lanes()?;
         let now = self.clock.now();
         self.states.clear();
-        self.states.extend(
-            self.lanes.used().map(|(lane, active)| LaneState { lane, rank: active.rank, phase: active.phase() }),
-        );
+        self.states.extend(self.lanes.used().map(|(lane, active)| LaneState {
+            lane,
+            rank: active.rank,
+            phase: active.phase(),
+        }));
         self.states.sort_unstable_by_key(|state| state.rank);
         plan(&self.states, now, &self.pace, &self.limits, &mut self.section);
         let num_cut = self.section.cut.len();
@@ -216,7 +226,8 @@ impl WorkerCore {
 
     fn end_late_waiting(&mut self) {
         let (now, margin) = (self.clock.now(), self.limits.reply_margin);
-        let late = self.queue.take_if(|rank, _| rank.deadline.is_some_and(|deadline| deadline <= now + margin));
+        let late =
+            self.queue.take_if(|rank, _| rank.deadline.is_some_and(|deadline| deadline <= now + margin));
         for waiting in late {
             waiting.reply(Status::TruncatedAtDeadline, now, None);
         }
@@ -238,7 +249,10 @@ impl WorkerCore {
             active.sequence.commit(shared_len)?;
             active.snapshot_at = active.snapshot_at.filter(|at| {
                 let prefix = &active.sequence.prompt_token_ids()[..*at];
-                *at > shared_len && *at >= MIN_SHARED_TOKENS && self.prefixes.is_enabled() && !self.prefixes.contains(prefix)
+                *at > shared_len
+                    && *at >= MIN_SHARED_TOKENS
+                    && self.prefixes.is_enabled()
+                    && !self.prefixes.contains(prefix)
             });
             if let Err(active) = self.lanes.occupy(choice.lane, active) {
                 active.reply(Status::Failed, self.clock.now(), Some("the lane was taken: ask again".into()));
@@ -287,9 +301,9 @@ impl WorkerCore {
             let Some(active) = self.lanes.holder_mut(segment.lane) else { continue };
             active.sequence.commit(segment.tokens.len())?;
             if active.sequence.awaits_logits() {
-                let logits = output.last_logits(segment_idx).ok_or_else(|| {
-                    EngineError::Backend(format!("no logits for lane {}", segment.lane.0))
-                })?;
+                let logits = output
+                    .last_logits(segment_idx)
+                    .ok_or_else(|| EngineError::Backend(format!("no logits for lane {}", segment.lane.0)))?;
                 if active.advance(logits, now)?.is_some() {
                     self.ended.push(segment.lane);
                 }
@@ -334,7 +348,8 @@ impl WorkerCore {
         let Some(active) = self.lanes.release(lane) else { return };
         let held = self.backend.committed_len(lane);
         let sequence = &active.sequence;
-        let tokens: Vec<_> = sequence.prompt_token_ids().iter().chain(sequence.token_ids()).copied().collect();
+        let tokens: Vec<_> =
+            sequence.prompt_token_ids().iter().chain(sequence.token_ids()).copied().collect();
         self.lanes.set_resident(lane, &tokens[..held.min(tokens.len())]);
         active.reply(status, self.clock.now(), reason.map(str::to_owned));
     }

@@ -43,7 +43,8 @@ impl PromptEncoder {
     }
 
     fn encode_chat(&mut self, turns: &[(String, String)]) -> Result<EncodedPrompt, EngineError> {
-        let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(role, content)).collect();
+        let messages: Vec<Message> =
+            turns.iter().map(|(role, content)| Message::new(role, content)).collect();
         let tokens = self.text.encode_chat(&messages, &ChatOptions::default())?;
         let system_len = match messages.first() {
             Some(first) if first.role == "system" && messages.len() > 1 => self.system_len(first, &tokens),

@@ -88,9 +88,9 @@ impl Worker {
             .name("takt-worker".into())
             .spawn(move || work(opener, &options, &channels, &ready_in))
             .map_err(|error| EngineError::Backend(format!("cannot start the worker thread: {error}")))?;
-        let facts = ready
-            .recv()
-            .unwrap_or_else(|_| Err(EngineError::Backend("the worker stopped while opening the engine".into())))?;
+        let facts = ready.recv().unwrap_or_else(|_| {
+            Err(EngineError::Backend("the worker stopped while opening the engine".into()))
+        })?;
         Ok(Self {
             sender: RequestSender::new(requests_in).with_cancels(cancels_in),
             facts,
@@ -174,7 +174,9 @@ fn work(
                 num_failures += 1;
                 tracing::error!(reason, num_failures, "the engine failed");
                 if num_failures >= MAX_FAILURES {
-                    break Some(format!("{reason}; given up after {MAX_FAILURES} failures: restart the node"));
+                    break Some(format!(
+                        "{reason}; given up after {MAX_FAILURES} failures: restart the node"
+                    ));
                 }
                 drop(core); // two engines at once may not fit into memory
                 match open(&mut opener, options) {

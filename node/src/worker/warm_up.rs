@@ -18,7 +18,11 @@ const NUM_SLICES: usize = 2;
 ///
 /// # Errors
 /// Whatever the backend reports.
-pub(super) fn warm_up(backend: &mut dyn Backend, clock: &dyn Clock, max_slice_len: usize) -> Result<Pace, EngineError> {
+pub(super) fn warm_up(
+    backend: &mut dyn Backend,
+    clock: &dyn Clock,
+    max_slice_len: usize,
+) -> Result<Pace, EngineError> {
     let (lane, facts) = (LaneId(0), backend.capabilities());
     let room = facts.lane_capacity.saturating_sub(1).min(facts.max_step_tokens);
     let slice = vec![0; max_slice_len.min(room).max(1)];
