@@ -3,7 +3,7 @@
 use takt_engine::EngineError;
 use takt_engine_builder::BuildError;
 
-use crate::config::ConfigError;
+use crate::{config::ConfigError, ros::RosError};
 
 /// A command's failure; each kind has a fixed exit status.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum CliError {
     /// The configuration does not hold.
     #[error("configuration:\n{0}")]
     Config(#[from] ConfigError),
+    /// ROS 2 did not work.
+    #[error(transparent)]
+    Ros(#[from] RosError),
     /// Anything else, with what to do.
     #[error("{0}")]
     Failed(String),

@@ -123,9 +123,9 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
     )?;
     let defaults = worker.facts().text.defaults().sampling.params(args.sampling.seed);
     let (events_in, events) = bounded(MAX_EVENTS);
-    let arrived = Instant::now();
+    let (id, arrived) = (RequestId::next(), Instant::now());
     let request = Request {
-        id: RequestId(0),
+        id,
         prompt,
         arrived,
         deadline: args.deadline.map(|allowed| arrived + allowed),
@@ -138,7 +138,7 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
     sender
         .submit(request)
         .map_err(|_| CliError::Failed("the worker stopped before the request arrived".into()))?;
-    let reply = follow(&events, interrupt, !args.json, || sender.cancel(RequestId(0)))?;
+    let reply = follow(&events, interrupt, !args.json, || sender.cancel(id))?;
     worker.shut_down();
     report(args, &reply)
 }

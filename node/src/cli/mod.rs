@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the work failed, 2 wrong usage. With `--json` standard output holds one JSON object and nothing else;
 //! logs and errors go to standard error.
 
+mod ask;
 mod build;
 mod doctor;
 mod duration;
@@ -13,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod paint;
 mod score;
+mod serve;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -45,8 +47,13 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
+    Serve(serve::ServeArgs),
+    Ask(ask::AskArgs),
     Doctor(doctor::DoctorArgs),
 }
+
+/// What is logged without `RUST_LOG`. The two silenced parts of rustdds call every orderly end on loopback an error.
+const LOG_FILTER: &str = "warn,rustdds=error,rustdds::network::udp_listener=off,rustdds::dds::pubsub=off";
 
 /// Parses `args` (with the program's name first) and runs the command.
 ///
@@ -56,8 +63,9 @@ pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
     let (ros_args, args) = RosArgs::split(args).map_err(CliError::Usage)?;
     let cli = Cli::parse_from(args);
     log_to_stderr();
-    if ros_args != RosArgs::default() {
-        return Err(CliError::Usage("--ros-args belongs to `takt serve`".into()));
+    let takes_ros_args = matches!(cli.command, Command::Serve(_) | Command::Ask(_));
+    if ros_args != RosArgs::default() && !takes_ros_args {
+        return Err(CliError::Usage("--ros-args belongs to `takt serve` and `takt ask`".into()));
     }
     // Before any thread starts: signals must be blocked in all of them.
     let interrupt = Interrupt::install()?;
@@ -66,12 +74,14 @@ pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args, &interrupt),
         Command::Score(args) => score::run(&args),
+        Command::Serve(args) => serve::run(&args, ros_args, &interrupt),
+        Command::Ask(args) => ask::run(&args, ros_args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }
 
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rustdds=error"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let colours = std::io::stderr().is_terminal() && crate::config::process_environment("NO_COLOR").is_none();
     // A second initialisation (tests in one process) keeps the first.
     let _ = tracing_subscriber::fmt()
@@ -84,7 +94,7 @@ fn log_to_stderr() {
 /// Prints one JSON object on standard output.
 fn print_json(value: &serde_json::Value) -> Result<ExitCode, CliError> {
     use std::io::Write as _;
-    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Failed(error.to_string()))?;
+    let text = serde_json::to_string(value).map_err(|error| CliError::Failed(error.to_string()))?;
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),

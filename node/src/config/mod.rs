@@ -16,6 +16,7 @@ use std::{
 pub use ros_args::RosArgs;
 pub use value::{Origin, Value};
 
+use crate::ros::RosOptions;
 use schema::{KEYS, position};
 
 /// The value of an environment variable of this process: the one place that reads them.
@@ -196,6 +197,21 @@ impl Config {
     #[must_use]
     pub fn default_deadline(&self) -> Option<Duration> {
         Some(self.whole("scheduler", "default_deadline_ms")).filter(|ms| *ms > 0).map(Duration::from_millis)
+    }
+
+    /// The node's place on the ROS 2 network; `lookup` gives an environment variable's value (`ROS_DISTRO` decides a wire detail).
+    ///
+    /// # Errors
+    /// [`ConfigError`] when ROS 2's own variables do not hold.
+    pub fn ros(&self, lookup: impl Fn(&str) -> Option<String>) -> Result<RosOptions, ConfigError> {
+        let base = RosOptions::from_lookup(lookup).map_err(|error| ConfigError(vec![error.to_string()]))?;
+        Ok(RosOptions {
+            domain_id: u16::try_from(self.whole("ros", "domain_id")).unwrap_or(0),
+            node_name: self.text("ros", "node_name").to_owned(),
+            namespace: self.text("ros", "namespace").to_owned(),
+            localhost_only: self.flag("ros", "localhost_only"),
+            ..base
+        })
     }
 
     /// How the worker thread is to run.

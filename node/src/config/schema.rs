@@ -155,6 +155,13 @@ pub const KEYS: &[Key] = &[
     key("ros", "namespace", Accepts::Text, BuiltIn::Text("/"), "namespace"),
     key("ros", "domain_id", Accepts::Whole(0, 232), BuiltIn::Whole(0), "DDS domain"),
     key("ros", "localhost_only", Accepts::Flag, BuiltIn::Flag(false), "only processes on this machine"),
+    key(
+        "ros",
+        "system_prompt",
+        Accepts::Text,
+        BuiltIn::Text(""),
+        "system prompt of requests that bring none",
+    ),
 ];
 
 const fn key(

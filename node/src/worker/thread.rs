@@ -11,7 +11,7 @@ use takt_engine::{
     EngineError,
     backend::{Backend, Capabilities},
     dir::Manifest,
-    text::Text,
+    text::{SpecialTokens, Text},
 };
 
 use super::{
@@ -193,6 +193,8 @@ fn open(opener: &mut Opener, options: &WorkerOptions) -> Result<(WorkerCore, Fac
     let Opened { mut backend, text, manifest } = opener()?;
     text.check_vocab_size(manifest.spec.vocab_size)?;
     let clock = MonotonicClock;
+    // The tokenizer compiles its patterns on first use.
+    text.encode("Where are you? 42", SpecialTokens::Add)?;
     let pace = warm_up(backend.as_mut(), &clock, options.max_prefill_slice_tokens)?;
     let facts = Facts {
         capabilities: backend.capabilities().clone(),

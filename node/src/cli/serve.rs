@@ -1,0 +1,222 @@
+//! `takt serve`: the node.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+use crossbeam_channel::RecvTimeoutError;
+use takt_engine::engine::EngineOptions;
+
+use super::{CliError, generate::opener, interrupt::Interrupt, paint};
+use crate::{
+    config::{Config, Layers, RosArgs, Value, process_environment},
+    ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
+    worker::{Facts, Worker, WorkerOptions},
+};
+
+/// How long a new node listens for another of its name.
+const NAME_CLAIM: Duration = Duration::from_millis(600);
+/// How often a waiting node looks whether its worker still runs.
+const HEALTH_CHECK: Duration = Duration::from_millis(250);
+
+/// Run the ROS 2 node
+#[derive(Debug, Args)]
+#[command(after_help = "Example: takt serve --engine engines/takt-demo --config jetson-configs/host.toml\n\
+    Values: built-in < file < environment (ROS_DOMAIN_ID, …) < command line; --print-config shows them.\n\
+    Names: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE")]
+pub(super) struct ServeArgs {
+    /// Engine directory, written by `takt build`
+    #[arg(long, value_name = "DIR")]
+    engine: Option<PathBuf>,
+    /// Configuration file
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// Print every value and where it came from, and end
+    #[arg(long)]
+    print_config: bool,
+    /// What computes: auto, cpu
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// Computing threads; 0: one a physical core
+    #[arg(long, value_name = "N")]
+    threads: Option<u64>,
+    /// Requests that advance together
+    #[arg(long, value_name = "N")]
+    lanes: Option<u64>,
+    /// Tokens a lane holds; 0: the model's limit, at most 4096
+    #[arg(long, value_name = "N")]
+    max_context: Option<u64>,
+    /// KV cache format: auto, bf16, fp8, int8
+    #[arg(long, value_name = "KIND")]
+    kv: Option<String>,
+    /// The CPU's arithmetic: auto, f32, int8
+    #[arg(long, value_name = "NAME")]
+    activations: Option<String>,
+}
+
+pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
+    let config = configuration(args, ros_args)?;
+    if args.print_config {
+        print!("{}", config.describe());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let dir = config.engine_dir().ok_or_else(|| {
+        CliError::Usage("which engine? give --engine DIR, or `dir` in [engine] of the configuration".into())
+    })?;
+    for consequence in RosOptions::unsupported(process_environment) {
+        tracing::warn!("{consequence}");
+    }
+    let ros = config.ros(process_environment)?;
+    // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
+    let transport = DdsTransport::join(&ros)?;
+    transport.claim_name(NAME_CLAIM)?;
+    let options = engine_options(&config)?;
+    let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))?;
+    for refusal in &worker.facts().refused {
+        tracing::warn!("real time: {refusal}");
+    }
+    let node_name = transport.node().to_string();
+    let node = RosNode::start(Box::new(transport), worker.sender(), ask_defaults(&config))?;
+    eprint!("{}", banner(&dir, &node_name, &ros, worker.facts(), &config));
+    let outcome = wait(&worker, interrupt);
+    node.stop_accepting();
+    let num_open = node.num_open();
+    worker.shut_down(); // answers what is open; the node delivers it
+    node.close();
+    if outcome.is_ok() {
+        eprintln!("stopped; {num_open} open requests were answered `cancelled`");
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// All layers of the configuration.
+fn configuration(args: &ServeArgs, ros_args: RosArgs) -> Result<Config, CliError> {
+    let mut layers = Layers::default();
+    if let Some(path) = &args.config {
+        layers = layers.file(path);
+    }
+    layers = layers.environment(process_environment);
+    if let Some(dir) = &args.engine {
+        layers.set_argument("engine", "dir", Value::Text(dir.display().to_string()), "--engine");
+    }
+    for (name, value) in [("backend", &args.backend), ("kv", &args.kv), ("activations", &args.activations)] {
+        if let Some(text) = value {
+            layers.set_argument("engine", name, Value::Text(text.clone()), &format!("--{name}"));
+        }
+    }
+    for (name, flag, value) in [
+        ("threads", "--threads", args.threads),
+        ("lanes", "--lanes", args.lanes),
+        ("max_context", "--max-context", args.max_context),
+    ] {
+        if let Some(number) = value {
+            layers.set_argument("engine", name, Value::Whole(number), flag);
+        }
+    }
+    set_ros_names(&mut layers, ros_args);
+    Ok(layers.resolve()?)
+}
+
+/// Node name and namespace of `--ros-args`.
+pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
+    for (name, rule, value) in
+        [("node_name", "-r __node", ros_args.node_name), ("namespace", "-r __ns", ros_args.namespace)]
+    {
+        if let Some(text) = value {
+            layers.set_argument("ros", name, Value::Text(text), rule);
+        }
+    }
+}
+
+fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {
+    let automatic = |name| Some(config.count("engine", name)).filter(|count| *count > 0);
+    let word = |name| Some(config.text("engine", name)).filter(|word| *word != "auto");
+    let (lanes, slice) =
+        (config.count("engine", "lanes"), config.count("scheduler", "max_prefill_slice_tokens"));
+    Ok(EngineOptions {
+        backend: config.text("engine", "backend").parse().map_err(CliError::Usage)?,
+        threads: automatic("threads"),
+        num_lanes: lanes,
+        lane_capacity: automatic("max_context"),
+        kv: word("kv").map(str::parse).transpose().map_err(CliError::Usage)?,
+        arithmetic: config.text("engine", "activations").parse().map_err(CliError::Usage)?,
+        max_step_tokens: lanes.saturating_add(slice),
+        ..EngineOptions::default()
+    })
+}
+
+fn worker_options(config: &Config) -> WorkerOptions {
+    WorkerOptions {
+        max_prefill_slice_tokens: config.count("scheduler", "max_prefill_slice_tokens"),
+        queue_len: config.count("scheduler", "queue_len"),
+        prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
+        reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
+        realtime: config.realtime(),
+    }
+}
+
+fn ask_defaults(config: &Config) -> AskDefaults {
+    AskDefaults {
+        system: config.text("ros", "system_prompt").to_owned(),
+        deadline: config.default_deadline(),
+        max_tokens: Some(config.count("scheduler", "default_max_tokens")),
+        max_in_flight: config.count("scheduler", "queue_len").saturating_add(config.count("engine", "lanes")),
+        ..AskDefaults::default()
+    }
+}
+
+/// Until the user ends the node or the worker ends itself.
+fn wait(worker: &Worker, interrupt: &Interrupt) -> Result<(), CliError> {
+    loop {
+        match interrupt.receiver().recv_timeout(HEALTH_CHECK) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if worker.has_stopped() => {
+                return Err(CliError::Failed(
+                    "the engine failed and could not be opened again: see the log".into(),
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+fn banner(dir: &std::path::Path, node: &str, ros: &RosOptions, facts: &Facts, config: &Config) -> String {
+    let (backend, spec) = (&facts.capabilities, &facts.manifest.spec);
+    let where_ = if ros.localhost_only { "this machine only" } else { "the local network" };
+    let deadline = config.default_deadline().map_or("none".into(), |time| format!("{} ms", time.as_millis()));
+    let rows = paint::facts(&[
+        (
+            "engine",
+            format!(
+                "{} ({}, {} layers, {})",
+                dir.display(),
+                spec.family,
+                spec.num_layers,
+                facts.manifest.quantization.weights
+            ),
+        ),
+        (
+            "backend",
+            format!(
+                "{} on {}: {}, {} threads",
+                backend.backend, backend.device, backend.kernels, backend.num_threads
+            ),
+        ),
+        (
+            "lanes",
+            format!(
+                "{} x {} tokens, KV cache {} {}",
+                backend.num_lanes,
+                backend.lane_capacity,
+                backend.kv,
+                paint::bytes(backend.kv_bytes)
+            ),
+        ),
+        ("decode step", format!("{:.2} ms measured", facts.decode_step.as_secs_f64() * 1e3)),
+        ("ros 2", format!("{node} in domain {}, {where_}", ros.domain_id)),
+        ("topics", format!("{node}/ask → {node}/answer, {node}/tokens, {node}/status (std_msgs/String)")),
+        ("service", format!("{node}/ask (takt_msgs/srv/Ask)")),
+        ("deadline", format!("{deadline} unless a request names its own")),
+        ("ask it", "takt ask 'Where are you?' --deadline 300ms".into()),
+    ]);
+    format!("{} {}\n{rows}", paint::bold("takt"), paint::dim(env!("CARGO_PKG_VERSION")))
+}
