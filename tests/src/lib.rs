@@ -1,5 +1,6 @@
 //! Helpers shared by the cross-crate suites.
 
 pub mod backends;
+pub mod checkpoint;
 pub mod memory_weights;
 pub mod reference;

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs::File, ops::Range, path::Path};
 
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::{Manifest, Part, StoredTensor, corrupt, expected_tensors, finite, io_error, parts};
@@ -133,32 +133,39 @@ fn check_header(path: &Path, file: &[u8], expected: &[StoredTensor]) -> Result<u
     let (header_len, metadata) = SafeTensors::read_metadata(file)
         .map_err(|e| corrupt(path, format!("not a whole safetensors file: {e}")))?;
     let found = metadata.tensors();
+    check_types(path, &found, expected)?;
+    if found.len() != expected.len() {
+        let extra = found.keys().find(|name| !expected.iter().any(|tensor| &tensor.name == *name));
+        return Err(corrupt(path, format!("unknown tensor {:?}", extra.map_or("", String::as_str))));
+    }
     for tensor in expected {
-        let name = &tensor.name;
-        let Some(info) = found.get(name) else {
-            return Err(corrupt(path, format!("tensor {name:?} is missing")));
-        };
-        if info.dtype != tensor.dtype || info.shape != tensor.shape {
-            let (dtype, shape) = (info.dtype, &info.shape);
-            let (want_dtype, want_shape) = (tensor.dtype, &tensor.shape);
-            return Err(corrupt(
-                path,
-                format!("tensor {name:?} is {dtype} {shape:?}, expected {want_dtype} {want_shape:?}"),
-            ));
-        }
-        if info.data_offsets != (tensor.offset, tensor.offset + tensor.byte_len) {
-            let (start, expected) = (info.data_offsets.0, tensor.offset);
+        let start = found.get(&tensor.name).map(|info| info.data_offsets.0);
+        if start != Some(tensor.offset) {
+            let (name, start, expected) = (&tensor.name, start.unwrap_or_default(), tensor.offset);
             return Err(corrupt(
                 path,
                 format!("tensor {name:?} starts at byte {start}, expected {expected}"),
             ));
         }
     }
-    if found.len() != expected.len() {
-        let extra = found.keys().find(|name| !expected.iter().any(|tensor| &tensor.name == *name));
-        return Err(corrupt(path, format!("unknown tensor {:?}", extra.map_or("", String::as_str))));
-    }
     Ok(LENGTH_BYTES + header_len)
+}
+
+/// Checks that every expected tensor is there, with its type and shape (and so with its size, which the header's own
+/// validation has compared with them).
+fn check_types(path: &Path, found: &HashMap<String, &TensorInfo>, expected: &[StoredTensor]) -> Result<()> {
+    for tensor in expected {
+        let name = &tensor.name;
+        let Some(info) = found.get(name) else {
+            return Err(corrupt(path, format!("tensor {name:?} is missing")));
+        };
+        if info.dtype != tensor.dtype || info.shape != tensor.shape {
+            let found = format!("{} {:?}", info.dtype, info.shape);
+            let expected = format!("{} {:?}", tensor.dtype, tensor.shape);
+            return Err(corrupt(path, format!("tensor {name:?} is {found}, expected {expected}")));
+        }
+    }
+    Ok(())
 }
 
 fn no_tensor(name: &str, what: &str) -> EngineError {
