@@ -17,15 +17,15 @@ pub(crate) fn open(source: &Path) -> Result<(Checkpoint, &'static str)> {
     }
     match source.extension().and_then(|extension| extension.to_str()) {
         Some("onnx") => Ok((onnx::open(source)?, "onnx")),
+        Some("gguf") => refused("GGUF is not read yet; give the Hugging Face folder it was made from"),
         Some("safetensors" | "json") => refused("is one file of a checkpoint; give the folder it is in"),
         _ => refused("is neither a folder nor an .onnx file"),
     }
 }
 
-/// A folder with safetensors weights is a Hugging Face checkpoint, also when it has an ONNX export beside them.
+/// A folder with safetensors weights is a Hugging Face checkpoint, also when an ONNX export lies beside them.
 fn open_folder(folder: &Path) -> Result<(Checkpoint, &'static str)> {
-    let has_safetensors =
-        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
+    let has_safetensors = hf::WEIGHT_FILES.iter().any(|name| folder.join(name).exists());
     if !has_safetensors && folder.join("model.onnx").exists() {
         return Ok((onnx::open(folder)?, "onnx"));
     }

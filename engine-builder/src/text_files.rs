@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 use takt_engine::{
+    EngineError,
     dir::{CHAT_TEMPLATE_FILE, GENERATION_FILE, TOKENIZER_FILE},
     spec::DecoderSpec,
-    text::{GenerationDefaults, SamplingDefaults},
+    text::{GenerationDefaults, SamplingDefaults, Text},
 };
 
 use crate::{
@@ -25,7 +26,7 @@ pub(crate) fn write_text_files(
     match &text.tokenizer {
         Some(path) => {
             let json = std::fs::read(path).map_err(|e| io_error("read", path, e))?;
-            check_vocabulary(path, &json, spec.vocab_size)?;
+            warnings.extend(check_vocabulary(path, &json, spec.vocab_size)?);
             staging.write(TOKENIZER_FILE, &json)?;
         }
         None => warnings.push("no tokenizer.json: the engine can only score token ids".into()),
@@ -43,7 +44,23 @@ pub(crate) fn write_text_files(
         .map_err(|e| BuildError::Unsupported(format!("generation defaults that are not JSON: {e}")))?;
     json.push(b'\n');
     staging.write(GENERATION_FILE, &json)?;
+    check_opens(staging, text)?;
     Ok(warnings)
+}
+
+/// Opens what was written as the runtime will: a tokenizer or template that it refuses is refused here.
+fn check_opens(staging: &Staging, text: &TextFiles) -> Result<()> {
+    let Some(path) = &text.tokenizer else { return Ok(()) };
+    match Text::open(staging.path()) {
+        Ok(_) => Ok(()),
+        // Named by the file it came from: the staging folder is gone when this is read.
+        Err(EngineError::Corrupt { path: written, fact }) => {
+            let is_tokenizer = written.ends_with(TOKENIZER_FILE);
+            let path = if is_tokenizer { path.clone() } else { path.with_file_name(CHAT_TEMPLATE_FILE) };
+            Err(BuildError::Source { path, fact })
+        }
+        Err(e) => Err(BuildError::Source { path: path.clone(), fact: e.to_string() }),
+    }
 }
 
 fn generation_defaults(text: &TextFiles) -> Result<GenerationDefaults> {
@@ -77,24 +94,26 @@ fn check_ids(defaults: &GenerationDefaults, vocab_size: usize) -> Result<()> {
     }
 }
 
-/// Every id the tokenizer can give must have a row in the embedding.
-fn check_vocabulary(path: &Path, json: &[u8], vocab_size: usize) -> Result<()> {
+/// Every token of the tokenizer's own vocabulary must have a row in the embedding. Tokens added later may lie beyond (some
+/// fine-tunes add padding without resizing the model); that is worth a warning.
+fn check_vocabulary(path: &Path, json: &[u8], vocab_size: usize) -> Result<Option<String>> {
     let broken = |fact: String| BuildError::Source { path: path.into(), fact };
     let tokenizer: Value = serde_json::from_slice(json).map_err(|e| broken(format!("is not JSON: {e}")))?;
-    let vocab = tokenizer.get("model").and_then(|model| model.get("vocab"));
-    let largest = match vocab {
+    let own = match tokenizer.get("model").and_then(|model| model.get("vocab")) {
         Some(Value::Object(ids)) => ids.values().filter_map(Value::as_u64).max(),
         // Unigram: a list of pieces with their scores, the id is the place.
         Some(Value::Array(pieces)) => (pieces.len() as u64).checked_sub(1),
         _ => return Err(broken("has no model.vocab, so it is not a tokenizer".into())),
     };
-    let added = tokenizer.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
-    let largest_added = added.filter_map(|token| token.get("id").and_then(Value::as_u64)).max();
-    match largest.max(largest_added) {
-        Some(id) if id >= vocab_size as u64 => {
-            let rows = format!("the model's vocabulary has {vocab_size} tokens");
-            Err(broken(format!("has a token with id {id}, but {rows}: it belongs to another model")))
-        }
-        _ => Ok(()),
+    let has_row = |id: u64| id < vocab_size as u64;
+    if let Some(id) = own.filter(|&id| !has_row(id)) {
+        let rows = format!("the model's vocabulary has {vocab_size} tokens");
+        return Err(broken(format!("has a token with id {id}, but {rows}: it belongs to another model")));
     }
+    let added = tokenizer.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    let beyond =
+        added.filter_map(|token| token.get("id").and_then(Value::as_u64)).filter(|&id| !has_row(id)).count();
+    let warning =
+        || format!("{beyond} added tokens lie beyond the model's {vocab_size}; texts with them are refused");
+    Ok((beyond > 0).then(warning))
 }

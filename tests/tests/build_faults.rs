@@ -223,6 +223,12 @@ fn a_tokenizer_or_end_token_of_another_model_is_refused() {
     fs::write(copy.file("tokenizer.json"), "{").unwrap();
     copy.assert_refused(&["tokenizer.json", "JSON"]);
     let copy = Copy::of(MODEL);
+    copy.edit_json("tokenizer.json", |tokenizer| tokenizer["model"]["type"] = json!("Telepathy"));
+    copy.assert_refused(&["model/tokenizer.json"]);
+    let copy = Copy::of(MODEL);
+    fs::write(copy.file("chat_template.jinja"), "{% for message in messages %}").unwrap();
+    copy.assert_refused(&["model/chat_template.jinja"]);
+    let copy = Copy::of(MODEL);
     copy.set("eos_token_id", json!(96));
     copy.assert_refused(&["special token 96"]);
 }

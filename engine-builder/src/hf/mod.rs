@@ -26,6 +26,8 @@ use config::Config;
 use shards::Shards;
 pub(crate) use text::text_around_onnx;
 
+/// What the weights of a folder are called: one file, or the index of several.
+pub const WEIGHT_FILES: [&str; 2] = [shards::SINGLE_FILE, shards::INDEX_FILE];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
 

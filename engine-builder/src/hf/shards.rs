@@ -15,8 +15,8 @@ use safetensors::{Dtype, SafeTensors};
 use super::config::Config;
 use crate::{BuildError, Result, checkpoint::Tensor};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// A safetensors file starts with the header's length in a little-endian u64.
 const LENGTH_BYTES: usize = 8;
 
