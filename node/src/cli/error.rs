@@ -3,7 +3,7 @@
 use takt_engine::EngineError;
 use takt_engine_builder::BuildError;
 
-use crate::{config::ConfigError, ros::RosError};
+use crate::{config::ConfigError, demo::DemoError, ros::RosError};
 
 /// A command's failure; each kind has a fixed exit status.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum CliError {
     /// ROS 2 did not work.
     #[error(transparent)]
     Ros(#[from] RosError),
+    /// The demo could not be played.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     /// Anything else, with what to do.
     #[error("{0}")]
     Failed(String),

@@ -5,6 +5,7 @@
 
 mod ask;
 mod build;
+mod demo;
 mod doctor;
 mod duration;
 mod engine_args;
@@ -49,6 +50,7 @@ enum Command {
     Score(score::ScoreArgs),
     Serve(serve::ServeArgs),
     Ask(ask::AskArgs),
+    Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -76,6 +78,7 @@ pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
         Command::Score(args) => score::run(&args),
         Command::Serve(args) => serve::run(&args, ros_args, &interrupt),
         Command::Ask(args) => ask::run(&args, ros_args),
+        Command::Demo(args) => demo::run(&args, &interrupt),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -17,6 +17,11 @@ pub(super) fn dim(text: &str) -> String {
     paint(text, Style::new().dimmed())
 }
 
+/// What the model said.
+pub(super) fn cyan(text: &str) -> String {
+    paint(text, Style::new().cyan())
+}
+
 /// Good news.
 pub(super) fn green(text: &str) -> String {
     paint(text, Style::new().green())

@@ -1,0 +1,95 @@
+//! The shipped model as an engine, built once and kept in the user's cache.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
+
+use takt_engine::{
+    dir::{Manifest, sha256_hex},
+    quant::WeightKind,
+};
+use takt_engine_builder::{BuildOptions, Progress, build};
+
+use super::DemoError;
+
+const MODEL: &str = "models/takt-demo";
+
+/// A demo engine ready to be served.
+#[derive(Debug)]
+pub struct PreparedEngine {
+    /// Engine directory.
+    pub dir: PathBuf,
+    /// What it is.
+    pub manifest: Manifest,
+    /// How long building took; `None` when it had been built before.
+    pub built_in: Option<Duration>,
+}
+
+/// The shipped model's folder: below the current directory or one above it, or beside the running program.
+///
+/// # Errors
+/// [`DemoError::NoModel`] with what to do.
+pub fn find_model() -> Result<PathBuf, DemoError> {
+    let program = std::env::current_exe().ok();
+    let here = std::env::current_dir().ok();
+    let found = [here, program]
+        .iter()
+        .flatten()
+        .flat_map(|start| start.ancestors().map(|folder| folder.join(MODEL)))
+        .find(|folder| folder.join("config.json").is_file());
+    found.ok_or_else(|| {
+        DemoError::NoModel(format!(
+            "the demo model {MODEL} is neither below this directory nor beside the program: run `cargo run --release -- demo` \
+             in a clone of the repository, or give --model FOLDER"
+        ))
+    })
+}
+
+/// Builds `model` as NVFP4 below `cache`, unless the same model has been built by this version before.
+///
+/// # Errors
+/// [`DemoError::Build`], or [`DemoError::NoModel`] when the model cannot be read.
+pub fn prepare_engine(
+    model: &Path,
+    cache: &Path,
+    cancelled: &AtomicBool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<PreparedEngine, DemoError> {
+    let dir = cache.join(format!("takt-demo-{}", &fingerprint(model)?[..16]));
+    if let Ok(manifest) = Manifest::read(&dir)
+        && manifest.check_files(&dir).iter().all(|check| check.outcome.is_ok())
+    {
+        return Ok(PreparedEngine { dir, manifest, built_in: None });
+    }
+    std::fs::create_dir_all(cache)
+        .map_err(|error| DemoError::NoModel(format!("cannot create {}: {error}", cache.display())))?;
+    let started = Instant::now();
+    let options =
+        BuildOptions { force: true, cancelled: Some(cancelled), ..BuildOptions::new(WeightKind::Nvfp4) };
+    build(model, &dir, &options, progress)?;
+    let manifest = Manifest::read(&dir).map_err(takt_engine_builder::BuildError::from)?;
+    Ok(PreparedEngine { dir, manifest, built_in: Some(started.elapsed()) })
+}
+
+/// SHA-256 over the builder's version and the names and contents of the model's files.
+fn fingerprint(model: &Path) -> Result<String, DemoError> {
+    let failed = |path: &Path, error: std::io::Error| {
+        DemoError::NoModel(format!("{} cannot be read: {error}", path.display()))
+    };
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(model)
+        .map_err(|error| failed(model, error))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension().is_some_and(|kind| ["json", "safetensors", "jinja"].iter().any(|k| kind == *k))
+        })
+        .collect();
+    paths.sort();
+    let mut digests = env!("CARGO_PKG_VERSION").to_owned();
+    for path in paths {
+        let bytes = std::fs::read(&path).map_err(|error| failed(&path, error))?;
+        digests += &format!("\n{} {}", path.display(), sha256_hex(&bytes));
+    }
+    Ok(sha256_hex(digests.as_bytes()))
+}
