@@ -10,15 +10,21 @@
 //! A sequence knows no backend and no clock. Its owner puts pending tokens into a [`StepPlan`] ([`Sequence::push_to`]), runs it, tells how
 //! many were computed ([`Sequence::commit`]) and, when those were all, hands the logits of the last to [`Sequence::advance`].
 
+mod answer;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use crate::{
     EngineError, Result, TokenId,
+    backend::Backend,
     kv::LaneId,
     sampler::{Sampler, SamplingParams},
     step::{LogitsWanted, StepPlan},
-    text::{StopScan, StopStrings, StreamDecoder},
+    text::{StopStrings, StreamDecoder},
 };
+use answer::AnswerText;
 
 /// Bytes of text set aside for each token that may come; English has about four.
 const TEXT_BYTES_PER_TOKEN: usize = 8;
@@ -43,6 +49,14 @@ pub struct SequenceLimits {
     pub lane_capacity: usize,
     /// Tokens the model has.
     pub vocab_size: usize,
+}
+
+impl SequenceLimits {
+    /// What a lane of `backend` offers.
+    #[must_use]
+    pub fn of(backend: &dyn Backend) -> Self {
+        Self { lane_capacity: backend.capabilities().lane_capacity, vocab_size: backend.spec().vocab_size }
+    }
 }
 
 /// Why an answer ended by itself.
@@ -304,64 +318,4 @@ fn check(
         ));
     }
     Ok(())
-}
-
-/// The answer's text: all of it, and how much may be shown.
-#[derive(Debug, Clone)]
-struct AnswerText {
-    decoder: Option<StreamDecoder>,
-    stops: StopStrings,
-    text: String,
-    /// `[0, scanned_len)` has been searched for stop strings.
-    scanned_len: usize,
-    /// `[0, shown_len)` can no longer be part of a stop string.
-    shown_len: usize,
-    stopped: bool,
-    ended: bool,
-}
-
-impl AnswerText {
-    fn new(decoder: Option<StreamDecoder>, stops: StopStrings, capacity: usize) -> Self {
-        let text = String::with_capacity(capacity);
-        Self { decoder, stops, text, scanned_len: 0, shown_len: 0, stopped: false, ended: false }
-    }
-
-    /// Adds a token; true when a stop string ended the answer.
-    fn push(&mut self, token: TokenId) -> bool {
-        if let Some(decoder) = &mut self.decoder {
-            decoder.push(token, &mut self.text);
-        }
-        self.scan()
-    }
-
-    /// No more tokens: everything held back is shown, or cut by a stop string inside it (then true).
-    fn end(&mut self) -> bool {
-        if self.ended {
-            return self.stopped;
-        }
-        self.ended = true;
-        if let Some(decoder) = self.decoder.as_mut().filter(|_| !self.stopped) {
-            decoder.finish(&mut self.text);
-            self.scan();
-        }
-        self.shown_len = self.text.len();
-        self.stopped
-    }
-
-    fn scan(&mut self) -> bool {
-        match self.stops.scan(&self.text[self.scanned_len..]) {
-            StopScan::Open { held_len } => self.shown_len = self.text.len() - held_len,
-            StopScan::Found { end, len } => {
-                self.text.truncate(self.scanned_len + end - len);
-                self.shown_len = self.text.len();
-                self.stopped = true;
-            }
-        }
-        self.scanned_len = self.text.len();
-        self.stopped
-    }
-
-    fn shown_from(&self, offset: usize) -> &str {
-        &self.text[offset..self.shown_len]
-    }
 }
