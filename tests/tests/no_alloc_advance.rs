@@ -1,0 +1,73 @@
+//! Choosing a token and turning it into text allocates nothing.
+#![expect(unsafe_code, reason = "a global allocator that counts")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use takt_engine::{
+    sampler::SamplingParams,
+    sequence::{Sequence, SequenceLimits, SequenceOptions},
+    text::{GenerationDefaults, Text},
+};
+
+static NUM_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        NUM_ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn fixture_text() -> Text {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hf/tiny-llama/tokenizer.json");
+    fs::copy(fixture, dir.path().join(Text::TOKENIZER_FILE)).unwrap();
+    fs::write(dir.path().join(GenerationDefaults::FILE), r#"{"eos_token_ids":[2]}"#).unwrap();
+    Text::open(dir.path()).unwrap().unwrap()
+}
+
+// One test alone in its binary: the counter sees every thread of the process.
+#[test]
+fn advancing_a_sequence_allocates_nothing() {
+    let text = fixture_text();
+    let vocab_size = 640;
+    let logits: Vec<f32> = (0..vocab_size as u16).map(|token| f32::from(token * 37 % 101) / 16.0).collect();
+    let greedy = SamplingParams::default();
+    let hot = SamplingParams { temperature: 1.2, ..greedy };
+    for sampling in [
+        greedy,
+        hot,
+        SamplingParams { top_k: Some(20), ..hot },
+        SamplingParams { top_p: 0.9, min_p: 0.05, ..hot },
+        SamplingParams { top_k: Some(100), top_p: 0.7, ..hot },
+    ] {
+        let stop = vec!["never\u{0}said".to_owned()];
+        let options = SequenceOptions { sampling, stop, max_tokens: Some(200), ..SequenceOptions::default() };
+        let limits = SequenceLimits { lane_capacity: 400, vocab_size };
+        let mut sequence = Sequence::new(&[5, 6, 7], &options, limits, Some(text.stream_decoder())).unwrap();
+        let before = NUM_ALLOCATIONS.load(Ordering::SeqCst);
+        while !sequence.pending().is_empty() {
+            sequence.commit(sequence.pending().len()).unwrap();
+            sequence.advance(&logits).unwrap();
+        }
+        let num_allocations = NUM_ALLOCATIONS.load(Ordering::SeqCst) - before;
+        assert_eq!((num_allocations, sequence.token_ids().len()), (0, 200), "{sampling:?}");
+    }
+}
