@@ -9,7 +9,6 @@ use super::{
         packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile},
     },
     check_quantized, check_shapes, for_num_tokens, quantize,
-    rows::{self, Rows},
     scalar::integer_unit,
 };
 use crate::quant::WeightKind;
@@ -78,18 +77,6 @@ pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut Sum
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn quantize_row(row: &[f32], to: QuantizedRow<'_>) {
     quantize::quantize_row(row, to);
-}
-
-/// As [`rows::dot_plain`].
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn dot(a: &[f32], row: Rows<'_>) -> f32 {
-    rows::dot_plain(a, row)
-}
-
-/// As [`rows::axpy_plain`].
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn axpy(factor: f32, row: Rows<'_>, out: &mut [f32]) {
-    rows::axpy_plain(factor, row, out);
 }
 
 /// The loop of every F32 kernel: `part` adds one block's products to `M` partial sums.

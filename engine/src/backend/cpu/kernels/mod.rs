@@ -15,11 +15,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bandwidth;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
-mod rows;
 mod scalar;
 
 use super::{
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::quant::WeightKind;
 
+pub use bandwidth::ReadProbe;
 pub use isa::Isa;
-pub use rows::{Rows, axpy, dot};
 
 /// Most tokens of one call of [`multiply_tile`].
 pub(crate) const MAX_TOKENS: usize = 8;
@@ -51,7 +51,6 @@ macro_rules! on_isa {
         }
     };
 }
-use on_isa;
 
 /// Runs the call with `M` as the number of tokens; zero tokens need no work.
 macro_rules! for_num_tokens {
