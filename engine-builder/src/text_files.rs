@@ -55,9 +55,15 @@ fn check_opens(staging: &Staging, text: &TextFiles) -> Result<()> {
         Ok(_) => Ok(()),
         // Named by the file it came from: the staging folder is gone when this is read.
         Err(EngineError::Corrupt { path: written, fact }) => {
-            let is_tokenizer = written.ends_with(TOKENIZER_FILE);
-            let path = if is_tokenizer { path.clone() } else { path.with_file_name(CHAT_TEMPLATE_FILE) };
-            Err(BuildError::Source { path, fact })
+            let source = match written.file_name().and_then(|name| name.to_str()) {
+                Some(GENERATION_FILE) => path.with_file_name("generation_config.json"),
+                Some(CHAT_TEMPLATE_FILE) if path.with_file_name(CHAT_TEMPLATE_FILE).exists() => {
+                    path.with_file_name(CHAT_TEMPLATE_FILE)
+                }
+                Some(CHAT_TEMPLATE_FILE) => path.with_file_name("tokenizer_config.json"),
+                _ => path.clone(),
+            };
+            Err(BuildError::Source { path: source, fact })
         }
         Err(e) => Err(BuildError::Source { path: path.clone(), fact: e.to_string() }),
     }

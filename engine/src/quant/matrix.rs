@@ -89,9 +89,12 @@ impl MatrixView<'_> {
             }
             MatrixData::Nvfp4 { packed, scales, scale_2 } => {
                 let row_scales = &scales[row_idx * (k / NVFP4_BLOCK)..];
-                for (col_idx, value) in out.iter_mut().enumerate() {
-                    let scale = e4m3::decode(row_scales[col_idx / NVFP4_BLOCK]) * scale_2;
-                    *value = e2m1::VALUES[usize::from(nibble(packed, row_idx * k + col_idx))] * scale;
+                for (block_idx, block) in out.chunks_mut(NVFP4_BLOCK).enumerate() {
+                    let scale = e4m3::decode(row_scales[block_idx]) * scale_2;
+                    let first = row_idx * k + block_idx * NVFP4_BLOCK;
+                    for (idx, value) in block.iter_mut().enumerate() {
+                        *value = e2m1::VALUES[usize::from(nibble(packed, first + idx))] * scale;
+                    }
                 }
             }
             MatrixData::Int4 { packed, scales } => {
