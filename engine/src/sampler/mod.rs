@@ -66,7 +66,7 @@ fn largest_logit(logits: &[f32]) -> Result<f32> {
         largest = if logit > largest { logit } else { largest };
     }
     if !all_valid {
-        let found = logits.iter().enumerate().find(|(_, logit)| !(**logit < f32::INFINITY));
+        let found = logits.iter().enumerate().find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
         let (token, logit) = found.unwrap_or((0, &f32::NAN));
         return Err(EngineError::Backend(format!(
             "the logit of token {token} is {logit}: the model's output is broken"
