@@ -150,10 +150,8 @@ def answer(request: Request, state: State) -> dict[str, object]:
 
 def report(topic: str, state: State) -> dict[str, object]:
     """Answer a question about the state by copying the field it asks for."""
-    sees = None if state.sees is None else ", ".join(map(str, state.sees)) or "nothing"
     battery = None if state.battery is None else f"{state.battery}%"
-    value = {"battery": battery, "place": state.at, "gripper": state.gripper, "sees": sees,
-             "people": state.people}[topic]
+    value = {"battery": battery, "place": state.at, "gripper": state.gripper, "people": state.people}[topic]
     return refuse("unknown_state") if value is None else call("report", topic=topic, value=str(value))
 
 

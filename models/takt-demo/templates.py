@@ -1,7 +1,8 @@
 """The sentences of the operator: patterns.txt, and what goes around them.
 
 `(a|b|)` chooses one alternative, `{slot}` is filled in by the generator. A leading `=` marks a
-pattern that is no imperative, so "could you" does not fit before it. Training and held-out
+pattern that is no imperative, so "could you" does not fit before it; a `~` before that, one that
+only the held-out set uses. Training and held-out
 evaluation are split by whole patterns, never by alternatives within one.
 """
 
@@ -23,7 +24,10 @@ def read_patterns(path: Path) -> dict[str, list[str]]:
     return patterns
 
 
-PATTERNS = read_patterns(Path(__file__).parent / "patterns.txt")
+MARKED = read_patterns(Path(__file__).parent / "patterns.txt")
+PATTERNS = {group: [pattern.removeprefix("~") for pattern in patterns] for group, patterns in MARKED.items()}
+HELD_OUT = {group: frozenset(pattern[1:] for pattern in patterns if pattern.startswith("~"))
+            for group, patterns in MARKED.items()}
 
 # REQUESTS go before imperatives only; "=" patterns take an address.
 ADDRESSES = ["", "", "", "", "", "robot, ", "hey, ", "hey robot, ", "ok, ", "ok robot, ", "hi, ", "so, "]
