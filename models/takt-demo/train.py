@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--row-len", type=int, default=256)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
-    parser.add_argument("--quantize-from", type=float, default=0.88, help="progress at which NVFP4 rounding joins in")
+    parser.add_argument("--quantize-from", type=float, default=0.75, help="progress at which NVFP4 rounding joins in")
     parser.add_argument("--compile", action="store_true", help="torch.compile the decoder")
     parser.add_argument("--log-s", type=float, default=20.0)
     parser.add_argument("--score-s", type=float, default=240.0)
