@@ -1,5 +1,6 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -4,6 +4,7 @@
 //! logs and errors go to standard error.
 
 mod ask;
+mod bench;
 mod build;
 mod demo;
 mod doctor;
@@ -48,6 +49,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
+    Bench(bench::BenchArgs),
     Serve(serve::ServeArgs),
     Ask(ask::AskArgs),
     Demo(demo::DemoArgs),
@@ -76,6 +78,7 @@ pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args, &interrupt),
         Command::Score(args) => score::run(&args),
+        Command::Bench(args) => bench::run(&args, &interrupt),
         Command::Serve(args) => serve::run(&args, ros_args, &interrupt),
         Command::Ask(args) => ask::run(&args, ros_args),
         Command::Demo(args) => demo::run(&args, &interrupt),

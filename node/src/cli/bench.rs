@@ -1,0 +1,198 @@
+//! `takt bench`.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+use takt_engine::{
+    backend::{Backend, cpu::CpuBackend},
+    engine::Engine,
+    kv::KvKind,
+    quant::WeightKind,
+    shapes,
+};
+
+use super::{CliError, duration, engine_args::EngineArgs, interrupt::Interrupt, paint, print_json};
+use crate::bench::{Decode, PowerMeter, Prefill, Sustained, decode, peak_rss_bytes, prefill, read_bandwidth, sustain};
+
+/// Prompts read; the median counts.
+const NUM_PREFILLS: usize = 3;
+/// Decode steps before those that count.
+const NUM_WARM_STEPS: usize = 4;
+
+/// Measure how fast a model runs on this machine
+#[derive(Debug, Args)]
+#[command(after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s")]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(super) struct BenchArgs {
+    /// Engine directory, written by `takt build`
+    #[arg(value_name = "DIR", group = "what")]
+    dir: Option<PathBuf>,
+    /// Random weights of a known shape: qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, llama-3.2-1b, llama-3.1-8b
+    #[arg(long, value_name = "NAME", group = "what")]
+    shape: Option<String>,
+    /// Format of the shape's weights: bf16, fp8, nvfp4, int4 [default: nvfp4]
+    #[arg(long, value_name = "KIND", requires = "shape")]
+    weights: Option<WeightKind>,
+    /// Format of the shape's output head [default: bf16 for bf16 weights, else fp8]
+    #[arg(long, value_name = "KIND", requires = "shape")]
+    lm_head: Option<WeightKind>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt_len: usize,
+    /// Tokens decoded
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    tokens: usize,
+    /// Then decode for this long and report speed over time
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    sustained: Option<Duration>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A loaded model and what loading it took.
+struct Loaded {
+    name: String,
+    backend: Box<dyn Backend>,
+    load: Duration,
+    engine_bytes: u64,
+}
+
+/// Everything measured.
+struct Measured {
+    prefill: Prefill,
+    decode: Decode,
+    sustained: Option<Sustained>,
+    /// Bytes a second.
+    read_bandwidth: f64,
+    watts: Option<f64>,
+}
+
+pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
+    if args.prompt_len == 0 || args.tokens == 0 {
+        return Err(CliError::Usage("--prompt-len and --tokens must be at least 1".into()));
+    }
+    let mut loaded = load(args)?;
+    let measured = measure(args, &mut loaded, interrupt)?;
+    if args.json {
+        return print_json(&as_json(&loaded, &measured));
+    }
+    print!("{}", as_text(&loaded, &measured));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
+    let mut options = args.engine.options();
+    let capacity = args.prompt_len.saturating_add(args.tokens).saturating_add(NUM_WARM_STEPS);
+    options.lane_capacity = Some(capacity);
+    let started = Instant::now();
+    let Some(shape) = &args.shape else {
+        let dir = args.dir.clone().unwrap_or_default();
+        let Engine { manifest, backend, .. } = Engine::open(&dir, &options)?;
+        let (load, engine_bytes) = (started.elapsed(), manifest.total_bytes());
+        return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes });
+    };
+    let spec = shapes::decoder_spec(shape)?;
+    let weights = args.weights.unwrap_or(WeightKind::Nvfp4);
+    let default_head = if weights == WeightKind::Bf16 { WeightKind::Bf16 } else { WeightKind::Fp8 };
+    let source = shapes::RandomWeights::new(&spec, weights, args.lm_head.unwrap_or(default_head), 1)?;
+    let started = Instant::now(); // making random numbers is not loading
+    let cpu_options = options.cpu_options(&spec, KvKind::Bf16);
+    let backend = Box::new(CpuBackend::new(&spec, &source, &cpu_options)?);
+    let (load, engine_bytes) = (started.elapsed(), backend.capabilities().weight_bytes_per_step);
+    Ok(Loaded { name: format!("{shape}, random {weights} weights"), backend, load, engine_bytes })
+}
+
+fn measure(args: &BenchArgs, loaded: &mut Loaded, interrupt: &Interrupt) -> Result<Measured, CliError> {
+    let backend = loaded.backend.as_mut();
+    let prefill = prefill(backend, args.prompt_len, NUM_PREFILLS)?;
+    decode(backend, NUM_WARM_STEPS)?;
+    let meter = PowerMeter::start();
+    let decode = decode(backend, args.tokens)?;
+    let watts = meter.and_then(|meter| meter.watts());
+    let sustained = match args.sustained {
+        None => None,
+        Some(length) => Some(sustain(backend, args.prompt_len, length, interrupt.flag(), &mut |window| {
+            if !args.json {
+                let (until, max_ms) = (window.until.as_secs_f64(), window.max_itl.as_secs_f64() * 1e3);
+                eprintln!("  {until:>6.1} s  {:>8.1} tokens/s  slowest {max_ms:.2} ms", window.tok_s);
+            }
+        })?),
+    };
+    let read_bandwidth = read_bandwidth(backend.capabilities().num_threads)?;
+    Ok(Measured { prefill, decode, sustained, read_bandwidth, watts })
+}
+
+fn weight_bandwidth(loaded: &Loaded, measured: &Measured) -> f64 {
+    loaded.backend.capabilities().weight_bytes_per_step as f64 * measured.decode.tok_s()
+}
+
+fn as_json(loaded: &Loaded, measured: &Measured) -> Value {
+    let facts = loaded.backend.capabilities();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let Measured { prefill, decode, .. } = measured;
+    let sustained = measured.sustained.as_ref().map(|sustained| {
+        let windows = sustained.windows.iter();
+        windows
+            .map(|w| json!({"until_s": w.until.as_secs_f64(), "tok_s": w.tok_s, "max_itl_ms": ms(w.max_itl)}))
+            .collect::<Vec<_>>()
+    });
+    json!({
+        "model": loaded.name, "load_s": loaded.load.as_secs_f64(), "engine_bytes": loaded.engine_bytes,
+        "peak_rss_bytes": peak_rss_bytes(), "prompt_len": prefill.prompt_len, "prefill_tok_s": prefill.tok_s(),
+        "decode_tok_s": decode.tok_s(), "ttft_ms": ms(prefill.ttft),
+        "itl_ms": {"p50": ms(decode.itl(0.5)), "p99": ms(decode.itl(0.99)), "max": ms(decode.itl(1.0))},
+        "weight_bytes_per_token": facts.weight_bytes_per_step,
+        "read_bandwidth_gb_s": measured.read_bandwidth / 1e9,
+        "bandwidth_share": weight_bandwidth(loaded, measured) / measured.read_bandwidth,
+        "power_w": measured.watts, "backend": facts.backend, "kernels": facts.kernels, "kv": facts.kv,
+        "threads": facts.num_threads, "device": facts.device, "sustained": sustained,
+    })
+}
+
+fn as_text(loaded: &Loaded, measured: &Measured) -> String {
+    let facts = loaded.backend.capabilities();
+    let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
+    let Measured { prefill, decode, .. } = measured;
+    let achieved = weight_bandwidth(loaded, measured);
+    let share = achieved / measured.read_bandwidth;
+    let cached = if share > 1.0 { ", more than memory gives: the weights stay in the caches" } else { "" };
+    let mut rows = vec![
+        ("backend", format!("{} on {}: {}, {} threads, KV cache {}", facts.backend, facts.device, facts.kernels, facts.num_threads, facts.kv)),
+        ("load", format!("{:.2} s, {}", loaded.load.as_secs_f64(), paint::bytes(loaded.engine_bytes))),
+        ("prefill", format!("{:.0} tokens/s, {} tokens to the first answer token in {}", prefill.tok_s(), prefill.prompt_len, ms(prefill.ttft))),
+        (
+            "decode",
+            format!(
+                "{:.1} tokens/s; a token takes p50 {}, p99 {}, max {}",
+                decode.tok_s(),
+                ms(decode.itl(0.5)),
+                ms(decode.itl(0.99)),
+                ms(decode.itl(1.0))
+            ),
+        ),
+        (
+            "bandwidth",
+            format!(
+                "{:.2} GB/s of weights, {:.0} % of the {:.2} GB/s this machine reads{cached}",
+                achieved / 1e9,
+                share * 100.0,
+                measured.read_bandwidth / 1e9
+            ),
+        ),
+        ("peak memory", peak_rss_bytes().map_or("unknown".into(), paint::bytes)),
+        ("power", measured.watts.map_or("not told by this machine".into(), |watts| format!("{watts:.1} W while decoding"))),
+    ];
+    if let Some((first, last)) = measured.sustained.as_ref().and_then(|s| s.windows.first().zip(s.windows.last())) {
+        let change = (last.tok_s / first.tok_s - 1.0) * 100.0;
+        rows.push(("sustained", format!("{:.1} tokens/s at first, {:.1} at last ({change:+.1} %)", first.tok_s, last.tok_s)));
+    }
+    format!("{}\n{}", paint::bold(&loaded.name), paint::facts(&rows))
+}
