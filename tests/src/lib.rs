@@ -4,3 +4,4 @@ pub mod backends;
 pub mod checkpoint;
 pub mod memory_weights;
 pub mod reference;
+pub mod virtual_backend;

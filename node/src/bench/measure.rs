@@ -83,7 +83,11 @@ pub struct Window {
 ///
 /// # Errors
 /// Whatever the backend reports.
-pub fn prefill(backend: &mut dyn Backend, prompt_len: usize, repetitions: usize) -> Result<Prefill, EngineError> {
+pub fn prefill(
+    backend: &mut dyn Backend,
+    prompt_len: usize,
+    repetitions: usize,
+) -> Result<Prefill, EngineError> {
     let (lane, slice_len) = (LaneId(0), backend.capabilities().max_step_tokens);
     let prompt = tokens(backend, prompt_len);
     let mut plan = StepPlan::with_capacity(slice_len, 1);

@@ -37,7 +37,9 @@ impl PowerMeter {
             (number(&folder.join("energy_uj")), number(&folder.join("max_energy_range_uj")))
         {
             let counter = folder.join("energy_uj");
-            return Some(Self { source: Source::Energy { counter, range_uj, first_uj, since: Instant::now() } });
+            return Some(Self {
+                source: Source::Energy { counter, range_uj, first_uj, since: Instant::now() },
+            });
         }
         let sensors: Vec<PathBuf> = fs::read_dir("/sys/class/hwmon")
             .ok()?
@@ -53,7 +55,8 @@ impl PowerMeter {
         match &self.source {
             Source::Energy { counter, range_uj, first_uj, since } => {
                 let now_uj = number(counter)?;
-                let used_uj = if now_uj >= *first_uj { now_uj - first_uj } else { now_uj + range_uj - first_uj };
+                let used_uj =
+                    if now_uj >= *first_uj { now_uj - first_uj } else { now_uj + range_uj - first_uj };
                 let time = since.elapsed();
                 (time > Duration::ZERO).then(|| used_uj as f64 / 1e6 / time.as_secs_f64())
             }

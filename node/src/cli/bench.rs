@@ -17,7 +17,9 @@ use takt_engine::{
 };
 
 use super::{CliError, duration, engine_args::EngineArgs, interrupt::Interrupt, paint, print_json};
-use crate::bench::{Decode, PowerMeter, Prefill, Sustained, decode, peak_rss_bytes, prefill, read_bandwidth, sustain};
+use crate::bench::{
+    Decode, PowerMeter, Prefill, Sustained, decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
+};
 
 /// Prompts read; the median counts.
 const NUM_PREFILLS: usize = 3;
@@ -26,7 +28,9 @@ const NUM_WARM_STEPS: usize = 4;
 
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
-#[command(after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s")]
+#[command(
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s"
+)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(super) struct BenchArgs {
     /// Engine directory, written by `takt build`
@@ -165,9 +169,23 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
     let share = achieved / measured.read_bandwidth;
     let cached = if share > 1.0 { ", more than memory gives: the weights stay in the caches" } else { "" };
     let mut rows = vec![
-        ("backend", format!("{} on {}: {}, {} threads, KV cache {}", facts.backend, facts.device, facts.kernels, facts.num_threads, facts.kv)),
+        (
+            "backend",
+            format!(
+                "{} on {}: {}, {} threads, KV cache {}",
+                facts.backend, facts.device, facts.kernels, facts.num_threads, facts.kv
+            ),
+        ),
         ("load", format!("{:.2} s, {}", loaded.load.as_secs_f64(), paint::bytes(loaded.engine_bytes))),
-        ("prefill", format!("{:.0} tokens/s, {} tokens to the first answer token in {}", prefill.tok_s(), prefill.prompt_len, ms(prefill.ttft))),
+        (
+            "prefill",
+            format!(
+                "{:.0} tokens/s, {} tokens to the first answer token in {}",
+                prefill.tok_s(),
+                prefill.prompt_len,
+                ms(prefill.ttft)
+            ),
+        ),
         (
             "decode",
             format!(
@@ -188,11 +206,21 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
             ),
         ),
         ("peak memory", peak_rss_bytes().map_or("unknown".into(), paint::bytes)),
-        ("power", measured.watts.map_or("not told by this machine".into(), |watts| format!("{watts:.1} W while decoding"))),
+        (
+            "power",
+            measured
+                .watts
+                .map_or("not told by this machine".into(), |watts| format!("{watts:.1} W while decoding")),
+        ),
     ];
-    if let Some((first, last)) = measured.sustained.as_ref().and_then(|s| s.windows.first().zip(s.windows.last())) {
+    if let Some((first, last)) =
+        measured.sustained.as_ref().and_then(|s| s.windows.first().zip(s.windows.last()))
+    {
         let change = (last.tok_s / first.tok_s - 1.0) * 100.0;
-        rows.push(("sustained", format!("{:.1} tokens/s at first, {:.1} at last ({change:+.1} %)", first.tok_s, last.tok_s)));
+        rows.push((
+            "sustained",
+            format!("{:.1} tokens/s at first, {:.1} at last ({change:+.1} %)", first.tok_s, last.tok_s),
+        ));
     }
     format!("{}\n{}", paint::bold(&loaded.name), paint::facts(&rows))
 }

@@ -1,0 +1,85 @@
+//! A real backend in virtual time: every step costs what the test says, and may be told to fail.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use takt_engine::{
+    EngineError, Result,
+    backend::{Backend, Capabilities},
+    kv::{LaneId, SnapshotId},
+    spec::DecoderSpec,
+    step::{StepOutput, StepPlan},
+};
+use takt_node::clock::VirtualClock;
+
+/// What the steps of a [`VirtualBackend`] cost and how many ran; clones share the counts.
+#[derive(Debug, Clone, Default)]
+pub struct StepLog {
+    /// Tokens computed.
+    pub num_tokens: Arc<AtomicUsize>,
+    /// Most segments of one step.
+    pub max_segments: Arc<AtomicUsize>,
+    /// Steps that will fail from now on.
+    pub failures: Arc<AtomicUsize>,
+}
+
+/// Runs another backend and moves a virtual clock by the cost of each step.
+pub struct VirtualBackend {
+    /// What computes.
+    pub inner: Box<dyn Backend>,
+    /// The clock it moves.
+    pub clock: VirtualClock,
+    /// Cost of a step.
+    pub step: Duration,
+    /// Further cost of each token beyond one a segment.
+    pub token: Duration,
+    /// What happened.
+    pub log: StepLog,
+}
+
+impl Backend for VirtualBackend {
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn spec(&self) -> &DecoderSpec {
+        self.inner.spec()
+    }
+
+    fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
+        let extra = plan.tokens.len() - plan.segments.len();
+        self.clock.advance(self.step + self.token * u32::try_from(extra).unwrap_or(u32::MAX));
+        if self.log.failures.load(Ordering::SeqCst) > 0 {
+            self.log.failures.fetch_sub(1, Ordering::SeqCst);
+            return Err(EngineError::Backend("the test pulled the plug".into()));
+        }
+        self.log.num_tokens.fetch_add(plan.tokens.len(), Ordering::SeqCst);
+        self.log.max_segments.fetch_max(plan.segments.len(), Ordering::SeqCst);
+        self.inner.run_step(plan)
+    }
+
+    fn committed_len(&self, lane: LaneId) -> usize {
+        self.inner.committed_len(lane)
+    }
+
+    fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
+        self.inner.truncate(lane, len)
+    }
+
+    fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
+        self.inner.save_snapshot(lane, len)
+    }
+
+    fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
+        self.inner.restore_snapshot(lane, snapshot)
+    }
+
+    fn drop_snapshot(&mut self, snapshot: SnapshotId) {
+        self.inner.drop_snapshot(snapshot);
+    }
+}

@@ -1,0 +1,364 @@
+//! The worker on the real CPU backend and a fixture model, in virtual time.
+
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock, atomic::Ordering},
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, bounded};
+use takt_engine::{
+    engine::{Engine, EngineOptions},
+    quant::WeightKind,
+    text::Text,
+};
+use takt_engine_builder::{BuildOptions, build};
+use takt_node::{
+    clock::{Clock, VirtualClock},
+    request::{Event, Prompt, Reply, Request, RequestId, Status},
+    worker::{Opened, Turn, Worker, WorkerCore, WorkerOptions},
+};
+use takt_tests::virtual_backend::{StepLog, VirtualBackend};
+
+const STEP: Duration = Duration::from_millis(2);
+const TOKEN: Duration = Duration::from_micros(100);
+
+/// The fixture as an engine, built once for all tests of this file.
+static ENGINE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hf/tiny-llama");
+    let options = BuildOptions::new(WeightKind::Bf16);
+    build(&source, &folder.path().join("engine"), &options, &mut |_| {}).unwrap();
+    folder
+});
+
+fn options(num_lanes: usize) -> EngineOptions {
+    EngineOptions {
+        threads: Some(1),
+        num_lanes,
+        lane_capacity: Some(128),
+        max_step_tokens: 32,
+        ..EngineOptions::default()
+    }
+}
+
+struct Bench {
+    core: WorkerCore,
+    clock: VirtualClock,
+    log: StepLog,
+}
+
+impl Bench {
+    fn new(num_lanes: usize, worker: &WorkerOptions) -> Self {
+        let dir = ENGINE.path().join("engine");
+        let engine = Engine::open(&dir, &options(num_lanes)).unwrap();
+        let (clock, log) = (VirtualClock::default(), StepLog::default());
+        let backend = VirtualBackend {
+            inner: engine.backend,
+            clock: clock.clone(),
+            step: STEP,
+            token: TOKEN,
+            log: log.clone(),
+        };
+        let text = Arc::new(Text::open(&dir).unwrap().unwrap());
+        let core = WorkerCore::new(Box::new(backend), text, worker, Box::new(clock.clone()));
+        Self { core, clock, log }
+    }
+
+    fn submit(&mut self, prompt: Prompt, allowed: Option<Duration>, max_tokens: usize) -> Receiver<Event> {
+        self.submit_with_room(prompt, allowed, max_tokens, 256).1
+    }
+
+    fn submit_with_room(
+        &mut self,
+        prompt: Prompt,
+        allowed: Option<Duration>,
+        max_tokens: usize,
+        room: usize,
+    ) -> (RequestId, Receiver<Event>) {
+        let (events, receiver) = bounded(room);
+        let (id, arrived) = (RequestId::next(), self.clock.now());
+        self.core.accept(Request {
+            id,
+            prompt,
+            arrived,
+            deadline: allowed.map(|allowed| arrived + allowed),
+            max_tokens: Some(max_tokens),
+            sampling: None,
+            stop: Vec::new(),
+            events,
+        });
+        (id, receiver)
+    }
+
+    fn run_until_idle(&mut self) {
+        while self.core.turn().unwrap() == Turn::Worked {}
+        assert_eq!(self.core.num_open(), 0);
+    }
+}
+
+fn raw(text: &str) -> Prompt {
+    Prompt::Raw(text.into())
+}
+
+fn chat(system: &str, user: &str) -> Prompt {
+    Prompt::Chat(vec![("system".into(), system.into()), ("user".into(), user.into())])
+}
+
+/// The one reply, with the streamed text before it.
+fn finish(events: &Receiver<Event>) -> (Reply, String) {
+    let (mut streamed, mut replies) = (String::new(), Vec::new());
+    for event in events.try_iter() {
+        match event {
+            Event::Tokens { text, offset, .. } => {
+                assert!(replies.is_empty(), "tokens after the reply");
+                assert_eq!(offset, streamed.len());
+                streamed += &text;
+            }
+            Event::Reply(reply) => replies.push(*reply),
+        }
+    }
+    assert_eq!(replies.len(), 1, "exactly one reply");
+    (replies.remove(0), streamed)
+}
+
+#[test]
+fn an_answer_is_streamed_whole_and_equals_what_the_request_alone_gets() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let events = bench.submit(raw("pick the red cup"), None, 24);
+    bench.run_until_idle();
+    let (reply, streamed) = finish(&events);
+    assert_eq!(reply.status, Status::Complete);
+    assert_eq!(streamed, reply.text);
+    let golden: serde_json::Value = serde_json::from_slice(
+        &std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hf/tiny-llama/golden.json"))
+            .unwrap(),
+    )
+    .unwrap();
+    let case = &golden["cases"][0];
+    assert_eq!(serde_json::json!(reply.prompt_token_ids), case["input_ids"]);
+    // transformers' greedy tokens, up to the first choice that other arithmetic may make differently.
+    let margins = case["greedy_margins"].as_array().unwrap();
+    let sure = margins
+        .iter()
+        .take(reply.token_ids.len())
+        .take_while(|margin| margin.as_f64().unwrap() > 1e-2)
+        .count();
+    assert!(sure > 0);
+    let expected: Vec<u64> =
+        case["greedy_48"].as_array().unwrap()[..sure].iter().map(|id| id.as_u64().unwrap()).collect();
+    let found: Vec<u64> = reply.token_ids[..sure].iter().map(|id| u64::from(*id)).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn lanes_advance_together_and_give_the_same_answers_as_one_after_another() {
+    let prompts = ["pick the red cup", "go to the lab", "where are you", "stop"];
+    let mut alone = Bench::new(1, &WorkerOptions::default());
+    let expected: Vec<Vec<u32>> = prompts
+        .iter()
+        .map(|prompt| {
+            let events = alone.submit(raw(prompt), None, 12);
+            alone.run_until_idle();
+            finish(&events).0.token_ids
+        })
+        .collect();
+    let mut together = Bench::new(3, &WorkerOptions::default());
+    let events: Vec<_> = prompts.iter().map(|prompt| together.submit(raw(prompt), None, 12)).collect();
+    together.run_until_idle();
+    let found: Vec<Vec<u32>> = events.iter().map(|events| finish(events).0.token_ids).collect();
+    assert_eq!(found, expected);
+    assert_eq!(together.log.max_segments.load(Ordering::SeqCst), 3, "all lanes in one step");
+    assert_eq!(together.core.num_free_lanes(), 3);
+}
+
+#[test]
+fn a_request_that_reaches_its_deadline_returns_what_it_has_before_it() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    bench.submit(raw("warm up"), None, 4); // so that the pace is known
+    bench.run_until_idle();
+    let allowed = Duration::from_millis(25);
+    let events = bench.submit(raw("pick the red cup"), Some(allowed), 100);
+    bench.run_until_idle();
+    let (reply, streamed) = finish(&events);
+    assert_eq!((reply.status, reply.finish_reason), (Status::TruncatedAtDeadline, "deadline"));
+    assert!(!reply.token_ids.is_empty() && reply.text == streamed);
+    assert!(reply.timings.total <= allowed, "{:?}", reply.timings);
+    assert!(reply.timings.total + STEP * 2 > allowed, "cut too early: {:?}", reply.timings);
+}
+
+#[test]
+fn a_deadline_during_prefill_or_in_the_queue_is_answered_too() {
+    let slices = WorkerOptions { max_prefill_slice_tokens: 4, ..WorkerOptions::default() };
+    let mut bench = Bench::new(1, &slices);
+    let long = "pick the red cup and then place it on the green table near the door ".repeat(3);
+    bench.submit(raw(&long), None, 2);
+    bench.run_until_idle();
+    let reading = bench.submit(raw(&format!("now {long}")), Some(Duration::from_millis(7)), 10);
+    let queued = bench.submit(raw("stop"), Some(Duration::from_millis(8)), 10);
+    bench.run_until_idle();
+    let (reply, _) = finish(&reading);
+    assert_eq!((reply.status, reply.token_ids.len()), (Status::TruncatedAtDeadline, 0));
+    assert!(reply.timings.ttft.is_none());
+    let (reply, _) = finish(&queued);
+    assert_eq!(reply.status, Status::TruncatedAtDeadline);
+}
+
+#[test]
+fn the_earliest_deadline_runs_first_and_background_work_last() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let background = bench.submit(raw("a"), None, 3);
+    let late = bench.submit(raw("b"), Some(Duration::from_secs(9)), 3);
+    let early = bench.submit(raw("c"), Some(Duration::from_secs(1)), 3);
+    let mut order = Vec::new();
+    while bench.core.num_open() > 0 {
+        bench.core.turn().unwrap();
+        for (name, events) in [("background", &background), ("late", &late), ("early", &early)] {
+            if events.try_iter().any(|event| matches!(event, Event::Reply(_))) {
+                order.push(name);
+            }
+        }
+    }
+    assert_eq!(order, ["early", "late", "background"]);
+}
+
+#[test]
+fn the_system_prompt_is_computed_once() {
+    let system = "You are a robot. Answer with one skill call as JSON. Be brief and careful with people.";
+    let options = WorkerOptions { max_prefill_slice_tokens: 16, ..WorkerOptions::default() };
+    let mut bench = Bench::new(2, &options);
+    let first = bench.submit(chat(system, "pick the red cup"), None, 4);
+    bench.run_until_idle();
+    let first_tokens = bench.log.num_tokens.load(Ordering::SeqCst);
+    // Two at once: one can reuse the lane, the other needs the snapshot.
+    let second = bench.submit(chat(system, "go to the lab"), None, 4);
+    let third = bench.submit(chat(system, "stop now please"), None, 4);
+    bench.run_until_idle();
+    let later_tokens = bench.log.num_tokens.load(Ordering::SeqCst) - first_tokens;
+    assert!(later_tokens < first_tokens, "{later_tokens} tokens for two, {first_tokens} for the first");
+    // … and reuse changes no answer.
+    let mut fresh = Bench::new(1, &WorkerOptions { prefix_snapshots: 0, ..WorkerOptions::default() });
+    for (events, user) in [(first, "pick the red cup"), (second, "go to the lab"), (third, "stop now please")]
+    {
+        let alone = fresh.submit(chat(system, user), None, 4);
+        fresh.run_until_idle();
+        assert_eq!(finish(&events).0.token_ids, finish(&alone).0.token_ids, "{user}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_rejected_with_the_reason() {
+    let options = WorkerOptions { queue_len: 1, ..WorkerOptions::default() };
+    let mut bench = Bench::new(1, &options);
+    let cases = [
+        (bench.submit(raw("hello"), Some(Duration::ZERO), 4), "deadline"),
+        (bench.submit(raw(&"pick the red cup ".repeat(60)), None, 4), "does not fit a lane of 128"),
+        (bench.submit(raw("hello"), None, 0), "max_tokens"),
+    ];
+    for (events, word) in cases {
+        let (reply, _) = finish(&events);
+        assert_eq!(reply.status, Status::Rejected);
+        assert!(reply.reason.as_ref().unwrap().contains(word), "{:?}", reply.reason);
+    }
+    let running = bench.submit(raw("a"), None, 8);
+    bench.core.turn().unwrap();
+    let waiting = bench.submit(raw("b"), None, 8);
+    let refused = bench.submit(raw("c"), None, 8);
+    assert!(finish(&refused).0.reason.unwrap().contains("queue full"));
+    bench.run_until_idle();
+    assert_eq!(finish(&running).0.status, Status::Complete);
+    assert_eq!(finish(&waiting).0.status, Status::Complete);
+}
+
+#[test]
+fn a_failing_backend_fails_every_open_request_and_the_next_one_works() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let events = [bench.submit(raw("a"), None, 8), bench.submit(raw("b"), None, 8)];
+    bench.log.failures.store(1, Ordering::SeqCst);
+    let error = bench.core.turn().unwrap_err();
+    bench.core.end_all(Status::Failed, &error.to_string());
+    bench.core.reset().unwrap();
+    for events in &events {
+        let (reply, _) = finish(events);
+        assert_eq!(reply.status, Status::Failed);
+        assert!(reply.reason.unwrap().contains("pulled the plug"));
+    }
+    let next = bench.submit(raw("a"), None, 8);
+    bench.run_until_idle();
+    assert_eq!(finish(&next).0.status, Status::Complete);
+}
+
+#[test]
+fn cancelling_returns_what_there_is_and_a_gone_asker_frees_its_lane() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let (id, events) = bench.submit_with_room(raw("pick the red cup"), None, 60, 256);
+    for _ in 0..6 {
+        bench.core.turn().unwrap();
+    }
+    bench.core.cancel(id);
+    let (reply, _) = finish(&events);
+    assert_eq!(reply.status, Status::Cancelled);
+    assert!(!reply.token_ids.is_empty());
+    drop(bench.submit(raw("pick the red cup"), None, 100));
+    bench.run_until_idle();
+    assert_eq!(bench.core.num_free_lanes(), 1);
+    let num_tokens = bench.log.num_tokens.load(Ordering::SeqCst);
+    assert!(num_tokens < 60, "{num_tokens} tokens for an asker that was gone");
+}
+
+#[test]
+fn an_asker_that_does_not_read_loses_tokens_but_never_the_reply() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let (_, events) = bench.submit_with_room(raw("pick the red cup"), None, 24, 2);
+    bench.run_until_idle();
+    let all: Vec<Event> = events.try_iter().collect();
+    assert_eq!(all.len(), 2);
+    assert!(
+        matches!(&all[1], Event::Reply(reply) if reply.token_ids.len() == 24 || reply.finish_reason == "stop")
+    );
+}
+
+#[test]
+fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
+    let dir = ENGINE.path().join("engine");
+    let opener = move || {
+        let engine = Engine::open(&dir, &options(1))?;
+        let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
+        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest })
+    };
+    let worker = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap();
+    assert!(worker.facts().decode_step > Duration::ZERO, "measured while warming up");
+    let sender = worker.sender();
+    let (events_in, events) = bounded(1024);
+    let request = |events| Request {
+        id: RequestId::next(),
+        prompt: raw("pick the red cup"),
+        arrived: std::time::Instant::now(),
+        deadline: None,
+        max_tokens: Some(5),
+        sampling: None,
+        stop: Vec::new(),
+        events,
+    };
+    sender.submit(request(events_in)).unwrap();
+    let reply = events.iter().find_map(|event| match event {
+        Event::Reply(reply) => Some(*reply),
+        Event::Tokens { .. } => None,
+    });
+    assert_eq!(reply.unwrap().status, Status::Complete);
+    let (open_in, open) = bounded(1024);
+    let mut endless = request(open_in);
+    endless.max_tokens = None;
+    sender.submit(endless).unwrap();
+    worker.shut_down();
+    let (reply, _) = finish(&open);
+    assert!(matches!(reply.status, Status::Cancelled | Status::Complete), "{:?}", reply.status);
+    assert!(sender.submit(request(bounded(1).0)).is_err());
+}
+
+#[test]
+fn an_engine_that_does_not_open_is_reported_by_spawn() {
+    let opener = || Engine::open(Path::new("nowhere"), &options(1)).map(|_| unreachable!());
+    let error = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+}
