@@ -42,6 +42,12 @@ pub struct VirtualBackend {
     pub log: StepLog,
 }
 
+impl std::fmt::Debug for VirtualBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtualBackend").field("step", &self.step).field("log", &self.log).finish_non_exhaustive()
+    }
+}
+
 impl Backend for VirtualBackend {
     fn capabilities(&self) -> &Capabilities {
         self.inner.capabilities()
