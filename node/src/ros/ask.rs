@@ -57,7 +57,7 @@ impl AskDefaults {
         if num_bytes > self.max_prompt_bytes {
             let limit = self.max_prompt_bytes;
             return Err(format!(
-                "the prompt has {num_bytes} bytes with its system prompt, {limit} are allowed"
+                "the prompt and its system prompt have {num_bytes} bytes, {limit} are allowed"
             ));
         }
         let asked = message.deadline.to_std().ok_or_else(|| {

@@ -63,7 +63,7 @@ impl Topics {
                 }
                 publish(&*self.status, &status_json(&prompt, reply).to_string());
             }
-            Asker::Service(respond) => match AskReply::from(reply).encode() {
+            Asker::Service(respond) => match encode_reply(reply, respond.max_len()) {
                 Ok(message) => respond.respond(&message),
                 Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
             },
@@ -78,6 +78,23 @@ impl Topics {
             open.num_streamed += text.len();
         }
     }
+}
+
+/// `reply` as a service's answer; in its place, if it has more than `max_len` bytes, that it does not reach the client.
+fn encode_reply(reply: &Reply, max_len: usize) -> Result<Vec<u8>, CdrError> {
+    let mut answer = AskReply::from(reply);
+    let message = answer.encode()?;
+    if message.len() <= max_len {
+        return Ok(message);
+    }
+    let num_bytes = message.len();
+    answer.status = Status::Failed.name().to_owned();
+    answer.text = String::new();
+    answer.reason = format!(
+        "the reply has {num_bytes} bytes, and {max_len} reach a client of this DDS vendor: ask for fewer tokens, use the \
+         topic ~/ask, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp"
+    );
+    answer.encode()
 }
 
 fn publish(topic: &dyn Publish, text: &str) {

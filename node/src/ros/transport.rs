@@ -117,6 +117,9 @@ pub trait Subscription: Send + Sync + std::fmt::Debug {
 
 /// The way back to one request's sender.
 pub trait Respond: Send {
+    /// Longest message that can reach the sender.
+    fn max_len(&self) -> usize;
+
     /// Sends the reply, now or as soon as the sender can hear it; never blocks. A sender that left gets nothing.
     fn respond(self: Box<Self>, message: &[u8]);
 }

@@ -36,6 +36,23 @@ fn twenty_fresh_clients_lose_no_reply() {
 }
 
 #[test]
+fn a_question_of_many_datagrams_gets_its_answer_of_many_datagrams() {
+    let options = private_options();
+    let defaults = AskDefaults { max_prompt_bytes: 200_000, ..AskDefaults::default() };
+    let _node = serve(&options, EchoWorker::start().sender, defaults).unwrap();
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let long = "größer ".repeat(20_000);
+    let reply = client.ask(&ask(&long), PATIENCE).unwrap();
+    assert!(
+        reply.text == format!("echo: {long}"),
+        "{} with {} bytes: {}",
+        reply.status,
+        reply.text.len(),
+        reply.reason
+    );
+}
+
+#[test]
 fn several_calls_in_flight_each_get_their_own_reply_in_any_order() {
     let options = private_options();
     let worker = EchoWorker::with(|requests| {
@@ -59,7 +76,8 @@ fn bad_requests_are_rejected_with_the_reason() {
     let _node = serve_echo(&options);
     let client = AskClient::connect(&options, PATIENCE).unwrap();
     let negative = AskRequest { deadline: RosDuration { sec: -3, nanosec: 0 }, ..ask("p") };
-    for (bad, word) in [(ask(""), "empty"), (negative, "negative"), (ask(&"x".repeat(70_000)), "70000 bytes")]
+    for (bad, word) in
+        [(ask(""), "empty"), (negative, "negative"), (ask(&"x".repeat(70_000)), "have 70000 bytes")]
     {
         let reply = client.ask(&bad, PATIENCE).unwrap();
         assert_eq!((reply.status.as_str(), reply.text.as_str()), ("rejected", ""));

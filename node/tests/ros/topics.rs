@@ -91,7 +91,7 @@ fn a_bad_sentence_is_refused_on_status_and_never_answered() {
     let wrong_encoding = [0, 7, 0, 0, 2, 0, 0, 0, b'x', 0];
     for (bad, word) in [
         (encode_string("").unwrap(), "empty"),
-        (encode_string(&"x".repeat(101)).unwrap(), "101 bytes"),
+        (encode_string(&"x".repeat(101)).unwrap(), "have 101 bytes"),
         (not_utf8.to_vec(), "not valid UTF-8"),
         (truncated.to_vec(), "truncated"),
     ] {

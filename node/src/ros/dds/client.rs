@@ -1,36 +1,72 @@
-//! A service client in the Enhanced mapping, for this crate's own commands talking to this crate's own node.
+//! A service client for this crate's own commands talking to this crate's own node.
+//!
+//! Its calls are told apart by a header in the payload (see [`OWN_HEADER`]), as CycloneDDS's are: a server of another kind
+//! would not understand it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use rustdds::dds::result::WriteError;
-use rustdds::rpc::SampleIdentity;
-use rustdds::{GUID, RTPSEntity, SequenceNumber, WriteOptionsBuilder};
+use rustdds::{GUID, RTPSEntity};
 
 use super::Writer;
-use super::dispatcher::Sample;
 use super::payload::Payload;
 use super::peers::Peers;
+use super::server::{HEADER_LEN, OWN_HEADER};
 use crate::ros::RosError;
 use crate::ros::transport::{Call, PendingCall};
 
 /// Calls in flight at a time.
 const MAX_CALLS: usize = 1024;
-/// Longest request that names its reply reader. RustDDS 0.15.1 writes one byte too many before the inline QoS of a sample
-/// that does not fit one datagram (1,452 bytes on Ethernet), so longer ones go without and the server goes by the participant.
-const MAX_NAMED_LEN: usize = 1200;
 
-/// Calls waiting for their reply, by the request's sequence number.
-pub(super) type Calls = Arc<Mutex<HashMap<SequenceNumber, Sender<Vec<u8>>>>>;
+/// Calls waiting for their reply, by their header.
+#[derive(Debug)]
+pub(super) struct Calls {
+    waiting: Mutex<HashMap<[u8; HEADER_LEN], Sender<Vec<u8>>>>,
+    /// Tells this client's calls from those of others, who see each other's replies.
+    client: [u8; 4],
+    next: AtomicU32,
+}
+
+impl Calls {
+    pub fn new(participant: GUID) -> Self {
+        // Distinguishes the clients of one participant, whose prefix is random.
+        static NEXT_CLIENT: AtomicU32 = AtomicU32::new(0);
+        let prefix: &[u8] = participant.prefix.as_ref();
+        let mut client = NEXT_CLIENT.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+        client.iter_mut().zip(prefix.iter().rev()).for_each(|(byte, random)| *byte ^= random);
+        Self { waiting: Mutex::default(), client, next: AtomicU32::new(0) }
+    }
+
+    fn header(&self) -> [u8; HEADER_LEN] {
+        let mut header = [0; HEADER_LEN];
+        header[..8].copy_from_slice(&OWN_HEADER);
+        header[8..12].copy_from_slice(&self.client);
+        header[12..].copy_from_slice(&self.next.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+        header
+    }
+
+    /// Gives a reply to the call it belongs to; replies to others' calls come here too.
+    pub fn receive(&self, message: &[u8]) {
+        let Some((encapsulation, body)) = message.split_at_checked(4) else { return };
+        let Some((header, body)) = body.split_first_chunk::<HEADER_LEN>() else { return };
+        let call = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(header);
+        if let Some(call) = call {
+            // An asker that left has dropped the other end.
+            let _ = call.try_send([encapsulation, body].concat());
+        }
+    }
+}
 
 pub(super) struct Client {
     pub service: String,
     pub writer: Writer,
-    /// Its own reply reader, which tells the server where replies go.
+    /// Reader of its replies.
     pub reader: GUID,
-    pub calls: Calls,
+    pub calls: Arc<Calls>,
     pub peers: Arc<Peers>,
 }
 
@@ -47,43 +83,33 @@ impl Call for Client {
     }
 
     fn call(&self, message: &[u8]) -> Result<PendingCall, RosError> {
-        let identity = SampleIdentity { writer_guid: self.reader, sequence_number: SequenceNumber::UNKNOWN };
-        let named = (message.len() <= MAX_NAMED_LEN).then_some(identity);
-        let options = WriteOptionsBuilder::new().related_sample_identity_opt(named).build();
+        let header = self.calls.header();
         let (fill, reply) = crossbeam_channel::bounded(1);
-        // Held over the write: the reply may arrive before the sequence number is entered.
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        if calls.len() >= MAX_CALLS {
-            return Err(RosError::TooManyCalls { in_flight: MAX_CALLS });
+        {
+            let mut waiting = self.calls.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.len() >= MAX_CALLS {
+                return Err(RosError::TooManyCalls { in_flight: MAX_CALLS });
+            }
+            waiting.insert(header, fill);
         }
-        let sent = self.writer.write_with_options(Payload(message.to_vec()), options);
-        let sequence_number = sent.map_err(|error| write_error(&self.service, &error))?.sequence_number;
-        calls.insert(sequence_number, fill);
-        let entry = Entry { calls: Arc::clone(&self.calls), sequence_number };
+        // Made before the write, so that a call that is not sent is forgotten too.
+        let entry = Entry { calls: Arc::clone(&self.calls), header };
+        let (encapsulation, body) = message.split_at(message.len().min(4));
+        let request = Payload([encapsulation, &header, body].concat());
+        self.writer.write(request, None).map_err(|error| write_error(&self.service, &error))?;
         Ok(PendingCall { reply, _entry: Box::new(entry) })
     }
 }
 
 /// Forgets the call when its asker no longer waits.
 struct Entry {
-    calls: Calls,
-    sequence_number: SequenceNumber,
+    calls: Arc<Calls>,
+    header: [u8; HEADER_LEN],
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.sequence_number);
-    }
-}
-
-/// Gives a reply to the call it belongs to, named by the client's `own` reader or writer; replies to others' calls come
-/// here too.
-pub(super) fn receive(calls: &Calls, own: [GUID; 2], sample: Sample) {
-    let Some(related) = sample.related.filter(|related| own.contains(&related.writer_guid)) else { return };
-    let call = calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&related.sequence_number);
-    if let Some(call) = call {
-        // An asker that left has dropped the other end.
-        let _ = call.try_send(sample.message);
+        self.calls.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.header);
     }
 }
 

@@ -50,6 +50,7 @@ pub struct DdsTransport {
     peers: Arc<Peers>,
     node: NodeName,
     gid_len: GidLen,
+    max_inline_reply_len: usize,
 }
 
 type Writer = Arc<DataWriter<Payload, AsIs>>;
@@ -90,7 +91,19 @@ impl DdsTransport {
         let (own, noted) = (participant.guid(), Arc::clone(&peers));
         dispatcher.listen(presences, Box::new(move |sample| note_presence(&noted, own, &sample.message)))?;
         let (endpoints, gid_len) = (Mutex::default(), options.gid_len);
-        Ok(Self { dispatcher, presence, endpoints, publisher, subscriber, participant, peers, node, gid_len })
+        let max_inline_reply_len = server::max_inline_reply_len(options);
+        Ok(Self {
+            dispatcher,
+            presence,
+            endpoints,
+            publisher,
+            subscriber,
+            participant,
+            peers,
+            node,
+            gid_len,
+            max_inline_reply_len,
+        })
     }
 
     /// Claims the node's name: tells it and listens for `window` whether somebody has it. Of two that claim it at once, the
@@ -166,7 +179,8 @@ impl Transport for DdsTransport {
     fn serve(&self, service: &str, ty: TypeName, mut on_request: OnRequest) -> Result<(), RosError> {
         let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
         let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
-        let server = Arc::new(Server::new(service, writer, Arc::clone(&self.peers), self.dispatcher.waker()));
+        let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
+        let server = Arc::new(Server::new(service, writer, peers, waker, self.max_inline_reply_len));
         self.dispatcher.serve(Arc::clone(&server))?;
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));
         self.dispatcher.listen(reader, on_sample)
@@ -175,11 +189,11 @@ impl Transport for DdsTransport {
     fn client(&self, service: &str, ty: TypeName) -> Result<Box<dyn Call>, RosError> {
         let reader = self.create_reader(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
         let writer = self.create_writer(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
-        let (calls, own) = (Calls::default(), [reader.guid(), writer.guid()]);
+        let calls = Arc::new(Calls::new(self.participant.guid()));
         let waiting = Arc::clone(&calls);
-        self.dispatcher.listen(reader, Box::new(move |sample| client::receive(&waiting, own, sample)))?;
-        let (service, peers) = (service.to_owned(), Arc::clone(&self.peers));
-        Ok(Box::new(Client { service, writer, reader: own[0], calls, peers }))
+        let (service, peers, reader_guid) = (service.to_owned(), Arc::clone(&self.peers), reader.guid());
+        self.dispatcher.listen(reader, Box::new(move |sample| waiting.receive(&sample.message)))?;
+        Ok(Box::new(Client { service, writer, reader: reader_guid, calls, peers }))
     }
 
     fn announce(&self) -> Result<(), RosError> {

@@ -1,7 +1,8 @@
 //! A service server that speaks both vendors' mappings at once and never loses a fresh client's reply.
 //!
-//! Requests of rmw_cyclonedds carry a 16-byte header in the payload, which the reply repeats. Requests of everybody else
-//! (Fast DDS, Connext, this crate's client) carry an identity in the sample's inline QoS, to which the reply relates.
+//! Requests of rmw_cyclonedds carry a 16-byte header in the payload, which the reply repeats; so do those of this crate's
+//! own client, whose header starts with [`OWN_HEADER`]. Requests of everybody else (Fast DDS, Connext) carry an identity in
+//! the sample's inline QoS, to which the reply relates.
 //!
 //! A client's first request can arrive before its reply reader is matched; a reply sent then is lost for good. So a reply
 //! waits until the client's reader is matched, and longer: a CycloneDDS reader throws away what comes before the writer's
@@ -19,6 +20,7 @@ use super::Writer;
 use super::dispatcher::Sample;
 use super::payload::Payload;
 use super::peers::{ClientIdentity, Peers};
+use crate::ros::RosOptions;
 use crate::ros::transport::{OnRequest, Respond};
 
 /// Shortest time between the match and the first reply; alone it loses 1 of 100 first replies on a busy machine.
@@ -35,9 +37,17 @@ const MAX_WAITING: usize = 256;
 const ENCAPSULATION_LEN: usize = 4;
 const EMPTY_MESSAGE: [u8; ENCAPSULATION_LEN] = [0, 1, 0, 0];
 /// rmw_cyclonedds: `uint64 client`, `int64 sequence`.
-const CYCLONE_HEADER_LEN: usize = 16;
+pub(super) const HEADER_LEN: usize = 16;
 /// First bytes of every identity of an Eclipse CycloneDDS participant.
 const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
+/// First half of the header that this crate's client puts before its requests, whatever the service. As the length of a
+/// string it would be 1.9 GB, so no request without a header starts like this.
+pub(super) const OWN_HEADER: [u8; 8] = *b"takt-cli";
+/// Longest reply that fits one datagram of 1,280 bytes, the least that IPv6 carries. RustDDS 0.15.1 writes one byte too many
+/// before the inline QoS of a sample it has to cut into fragments, so longer ones cannot be sent in that mapping.
+const MAX_INLINE_REPLY_LEN: usize = 1100;
+/// The same on the loopback interface alone, whose datagrams hold 64 KiB.
+const MAX_INLINE_REPLY_LEN_LOOPBACK: usize = 65_000;
 
 /// The sending side of one service.
 pub(super) struct Server {
@@ -46,6 +56,7 @@ pub(super) struct Server {
     peers: Arc<Peers>,
     waker: Arc<Waker>,
     waiting: Mutex<Vec<Waiting>>,
+    max_inline_reply_len: usize,
 }
 
 /// A reply whose client cannot hear it yet.
@@ -66,9 +77,14 @@ struct Return {
 #[derive(Debug, Clone)]
 enum Mapping {
     /// Header in the payload, repeated as it came.
-    Cyclone([u8; CYCLONE_HEADER_LEN]),
+    Header([u8; HEADER_LEN]),
     /// Identity in the inline QoS.
     Enhanced(SampleIdentity),
+}
+
+/// Longest reply in the Enhanced mapping.
+pub(super) fn max_inline_reply_len(options: &RosOptions) -> usize {
+    if options.localhost_only { MAX_INLINE_REPLY_LEN_LOOPBACK } else { MAX_INLINE_REPLY_LEN }
 }
 
 /// When a reply can be sent.
@@ -78,12 +94,19 @@ enum Due {
 }
 
 impl Server {
-    pub fn new(service: &str, writer: Writer, peers: Arc<Peers>, waker: Arc<Waker>) -> Self {
-        let nobody = map(&EMPTY_MESSAGE, &Mapping::Cyclone([0; CYCLONE_HEADER_LEN]));
+    pub fn new(
+        service: &str,
+        writer: Writer,
+        peers: Arc<Peers>,
+        waker: Arc<Waker>,
+        max_inline_reply_len: usize,
+    ) -> Self {
+        let nobody = map(&EMPTY_MESSAGE, &Mapping::Header([0; HEADER_LEN]));
         if let Err(error) = writer.write(nobody, None) {
             tracing::warn!(service, "the first reply to a new client may be lost: {error}");
         }
-        Self { service: service.to_owned(), writer, peers, waker, waiting: Mutex::default() }
+        let (service, waiting) = (service.to_owned(), Mutex::default());
+        Self { service, writer, peers, waker, waiting, max_inline_reply_len }
     }
 
     /// Hands one request to `on_request`, without its mapping's header.
@@ -171,7 +194,7 @@ impl Server {
     fn send(&self, reply: Payload, to: &Return) {
         tracing::trace!(service = %self.service, client = ?to.client.request_writer, waited = ?to.arrived.elapsed(), "reply");
         let options = match &to.mapping {
-            Mapping::Cyclone(_) => WriteOptionsBuilder::new(),
+            Mapping::Header(_) => WriteOptionsBuilder::new(),
             Mapping::Enhanced(identity) => WriteOptionsBuilder::new().related_sample_identity(*identity),
         };
         if let Err(error) = self.writer.write_with_options(reply, options.build()) {
@@ -186,7 +209,8 @@ impl Server {
 
 /// A request's mapping, and its message without it.
 fn unmap(sample: &Sample) -> Option<(Mapping, Vec<u8>)> {
-    if !sample.writer.prefix.as_ref().starts_with(&CYCLONE_VENDOR) {
+    let (encapsulation, body) = sample.message.split_first_chunk::<ENCAPSULATION_LEN>()?;
+    if !has_header(sample.writer, body) {
         let client =
             sample.related.map(|related| related.writer_guid).filter(|guid| *guid != GUID::GUID_UNKNOWN);
         let identity = SampleIdentity {
@@ -195,22 +219,25 @@ fn unmap(sample: &Sample) -> Option<(Mapping, Vec<u8>)> {
         };
         return Some((Mapping::Enhanced(identity), sample.message.clone()));
     }
-    let (encapsulation, body) = sample.message.split_first_chunk::<ENCAPSULATION_LEN>()?;
-    let (header, body) = body.split_first_chunk::<CYCLONE_HEADER_LEN>()?;
+    let (header, body) = body.split_first_chunk::<HEADER_LEN>()?;
     let mut header = *header;
     if encapsulation[1] == 0 {
         // Big endian; the reply is little endian.
         header[..8].reverse();
         header[8..].reverse();
     }
-    Some((Mapping::Cyclone(header), [encapsulation, body].concat()))
+    Some((Mapping::Header(header), [encapsulation, body].concat()))
+}
+
+fn has_header(writer: GUID, body: &[u8]) -> bool {
+    writer.prefix.as_ref().starts_with(&CYCLONE_VENDOR) || body.starts_with(&OWN_HEADER)
 }
 
 /// A reply's message with its mapping's header.
 fn map(message: &[u8], mapping: &Mapping) -> Payload {
     match mapping {
         Mapping::Enhanced(_) => Payload(message.to_vec()),
-        Mapping::Cyclone(header) => {
+        Mapping::Header(header) => {
             let (encapsulation, body) = message.split_at(ENCAPSULATION_LEN.min(message.len()));
             Payload([encapsulation, header, body].concat())
         }
@@ -223,6 +250,13 @@ struct Responder {
 }
 
 impl Respond for Responder {
+    fn max_len(&self) -> usize {
+        match self.to.mapping {
+            Mapping::Header(_) => usize::MAX,
+            Mapping::Enhanced(_) => self.server.max_inline_reply_len,
+        }
+    }
+
     fn respond(self: Box<Self>, message: &[u8]) {
         let reply = map(message, &self.to.mapping);
         self.server.send_or_wait(reply, self.to);
@@ -258,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn this_crates_own_client_is_known_by_its_header() {
+        let message = [b"\0\x01\0\0".as_slice(), &OWN_HEADER, &[9; 8], b"body"].concat();
+        let (mapping, inner) = unmap(&request([0x01, 0x12], &message, None)).unwrap();
+        assert_eq!(inner, b"\0\x01\0\0body");
+        assert!(
+            matches!(mapping, Mapping::Header(header) if header[..8] == OWN_HEADER && header[8..] == [9; 8])
+        );
+    }
+
+    #[test]
     fn other_vendors_get_the_identity_of_their_request() {
         let sample = request([0x01, 0x0f], b"\0\x01\0\0body", None);
         let (Mapping::Enhanced(identity), inner) = unmap(&sample).unwrap() else {
@@ -275,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_cyclone_request_without_room_for_its_header_is_dropped() {
-        for len in 0..ENCAPSULATION_LEN + CYCLONE_HEADER_LEN {
+        for len in 0..ENCAPSULATION_LEN + HEADER_LEN {
             assert!(unmap(&request(CYCLONE_VENDOR, &[0; 32][..len], None)).is_none(), "{len} bytes");
         }
     }

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# A running `takt serve` against CycloneDDS (its Python binding), over real DDS traffic on the loopback interface.
+# Usage: tests/interop/run.sh [PATH OF takt]; without one, the release build. Needs Python 3.9+ with venv; the binding is
+# installed into target/interop-venv. Exits 1 if anything failed.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+cyclonedds=11.0.1
+target="${CARGO_TARGET_DIR:-target}"
+venv="$target/interop-venv"
+takt="${1:-$target/release/takt}"
+
+if [ ! -x "$takt" ]; then
+  echo "no $takt: build it with 'cargo build --release', or give the path of takt" >&2
+  exit 2
+fi
+if ! "$venv/bin/python" -c "from importlib.metadata import version; assert version('cyclonedds') == '$cyclonedds'" 2>/dev/null; then
+  rm -rf "$venv"
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "cyclonedds==$cyclonedds"
+fi
+exec "$venv/bin/python" tests/interop/run.py "$takt"
