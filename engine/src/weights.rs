@@ -3,7 +3,8 @@
 use crate::{Result, dir::EngineDir, quant::MatrixView};
 
 /// A model's tensors under the names of [`crate::spec::DecoderSpec`]: an engine directory, or random weights of a known shape.
-pub trait WeightSource {
+/// Read from several threads while a backend packs.
+pub trait WeightSource: Sync {
     /// The linear layer `name`, without suffix: `model.layers.0.mlp.up_proj`.
     ///
     /// # Errors

@@ -25,8 +25,7 @@ pub(super) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
         KvKind::Bf16 => {
             let (scale, inverse) = scale_to(values, 32_767.0);
             for (raw, &value) in out.chunks_exact_mut(2).zip(values) {
-                let code = (value * inverse).round_ties_even().clamp(-32_767.0, 32_767.0) as i16;
-                raw.copy_from_slice(&code.to_le_bytes());
+                raw.copy_from_slice(&(round(value * inverse) as i16).to_le_bytes());
             }
             scale
         }
@@ -40,11 +39,17 @@ pub(super) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
         KvKind::Int8 => {
             let (scale, inverse) = scale_to(values, 127.0);
             for (code, &value) in out.iter_mut().zip(values) {
-                *code = ((value * inverse).round_ties_even().clamp(-127.0, 127.0) as i8).cast_unsigned();
+                *code = round(value * inverse) as u8;
             }
             scale
         }
     }
+}
+
+/// Nearest integer, ties to even, in two's complement; |value| < 2^22. Adding 1.5·2^23 leaves it in the low mantissa bits,
+/// which vectorizes everywhere (rounding proper is a library call without SSE4.1).
+fn round(value: f32) -> u32 {
+    (value + 12_582_912.0).to_bits() & 0xffff
 }
 
 /// Reads element `idx` of a stored row, without its scale: the oracle of the vectorized readers.

@@ -4,7 +4,7 @@
 //! query of the task. Tiles start at multiples of [`tile_rows`], so the order of a query's arithmetic depends on its own
 //! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
 
-use super::vectors::{Kernel, LANES, dot, exp, mul_add};
+use super::vectors::{Kernel, LANES, dot, exp, mul_add, mul_add_lanes, mul_add_rest, reduce, reduce_each};
 use crate::kv::{HeadRows, KvKind};
 
 /// Most queries of one task: tokens × heads that share a key/value head.
@@ -120,7 +120,7 @@ impl Softmax {
                 *sum += *score;
             }
         }
-        self.sum = mul_add::<FMA>(self.sum, shrink, super::vectors::reduce(sums));
+        self.sum = mul_add::<FMA>(self.sum, shrink, reduce(sums));
         self.max = max;
         shrink
     }
@@ -130,28 +130,37 @@ impl Softmax {
 #[inline(always)]
 fn scores<const FMA: bool>(q: &[f32], keys: &[f32], scores: &mut [f32]) {
     let head_dim = q.len();
-    let (whole, rest) = (scores.len() / 4 * 4, head_dim % LANES);
-    for (quad, keys) in scores[..whole].chunks_exact_mut(4).zip(keys.chunks_exact(4 * head_dim)) {
-        let mut sums = [[0.0f32; LANES]; 4];
-        for (chunk_idx, q) in q.chunks_exact(LANES).enumerate() {
-            for (row_idx, sums) in sums.iter_mut().enumerate() {
-                let key = &keys[row_idx * head_dim + chunk_idx * LANES..][..LANES];
-                for lane in 0..LANES {
-                    sums[lane] = mul_add::<FMA>(q[lane], key[lane], sums[lane]);
-                }
-            }
-        }
-        for (row_idx, (score, sums)) in quad.iter_mut().zip(&mut sums).enumerate() {
-            let key_rest = &keys[(row_idx + 1) * head_dim - rest..(row_idx + 1) * head_dim];
-            for (lane, (&q, &key)) in q[head_dim - rest..].iter().zip(key_rest).enumerate() {
-                sums[lane] = mul_add::<FMA>(q, key, sums[lane]);
-            }
-            *score = super::vectors::reduce(*sums);
+    let (quads, rest) = scores.as_chunks_mut::<4>();
+    let (quad_keys, rest_keys) = keys.split_at(quads.len() * 4 * head_dim);
+    for (quad, keys) in quads.iter_mut().zip(quad_keys.chunks_exact(4 * head_dim)) {
+        *quad = dot_quad::<FMA>(q, keys);
+    }
+    for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(head_dim)) {
+        *score = dot::<FMA>(q, key);
+    }
+}
+
+/// Scalar products of `q` with four rows of `keys` `[4, head_dim]`.
+#[inline(always)]
+fn dot_quad<const FMA: bool>(q: &[f32], keys: &[f32]) -> [f32; 4] {
+    let (pairs, head_dim) = (keys.split_at(2 * q.len()), q.len());
+    let ((a, b), (c, d)) = (pairs.0.split_at(head_dim), pairs.1.split_at(head_dim));
+    let (q, q_rest) = q.as_chunks::<LANES>();
+    let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
+        [a, b, c, d].map(|row| row.as_chunks::<LANES>());
+    let mut sums = [[0.0f32; LANES]; 4];
+    for ((((q, a), b), c), d) in q.iter().zip(a).zip(b).zip(c).zip(d) {
+        mul_add_lanes::<FMA>(q, a, &mut sums[0]);
+        mul_add_lanes::<FMA>(q, b, &mut sums[1]);
+        mul_add_lanes::<FMA>(q, c, &mut sums[2]);
+        mul_add_lanes::<FMA>(q, d, &mut sums[3]);
+    }
+    if !q_rest.is_empty() {
+        for (sums, rest) in sums.iter_mut().zip([a_rest, b_rest, c_rest, d_rest]) {
+            mul_add_rest::<FMA>(q_rest, rest, sums);
         }
     }
-    for (row_idx, score) in scores.iter_mut().enumerate().skip(whole) {
-        *score = dot::<FMA>(q, &keys[row_idx * head_dim..(row_idx + 1) * head_dim]);
-    }
+    reduce_each(&sums)
 }
 
 #[inline(always)]
@@ -163,26 +172,42 @@ fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
 /// `out += Σ weights[t] · values[t]`, a few columns at a time so that the sums stay in registers.
 #[inline(always)]
 fn accumulate<const FMA: bool>(weights: &[f32], values: &[f32], out: &mut [f32]) {
-    const COLUMNS: usize = 2 * LANES;
+    const COLUMNS: usize = 4 * LANES;
     let head_dim = out.len();
-    let whole = head_dim / COLUMNS * COLUMNS;
-    for start in (0..whole).step_by(COLUMNS) {
-        let mut sums = [0.0f32; COLUMNS];
-        sums.copy_from_slice(&out[start..start + COLUMNS]);
-        for (row_idx, &weight) in weights.iter().enumerate() {
-            let value = &values[row_idx * head_dim + start..][..COLUMNS];
-            for column in 0..COLUMNS {
-                sums[column] = mul_add::<FMA>(weight, value[column], sums[column]);
-            }
-        }
-        out[start..start + COLUMNS].copy_from_slice(&sums);
+    let (wide, rest) = out.as_chunks_mut::<COLUMNS>();
+    let (narrow, rest) = rest.as_chunks_mut::<LANES>();
+    let mut start = 0;
+    for columns in wide {
+        accumulate_columns::<FMA, COLUMNS>(weights, &values[start..], head_dim, columns);
+        start += COLUMNS;
     }
-    for (row_idx, &weight) in weights.iter().enumerate() {
-        let value = &values[row_idx * head_dim + whole..(row_idx + 1) * head_dim];
-        for (out, &value) in out[whole..].iter_mut().zip(value) {
-            *out = mul_add::<FMA>(weight, value, *out);
+    for columns in narrow {
+        accumulate_columns::<FMA, LANES>(weights, &values[start..], head_dim, columns);
+        start += LANES;
+    }
+    for (column, out) in rest.iter_mut().enumerate() {
+        for (&weight, value) in weights.iter().zip(values[start + column..].iter().step_by(head_dim)) {
+            *out = mul_add::<FMA>(weight, *value, *out);
         }
     }
+}
+
+/// `out += Σ weights[t] · values[t]` for `N` columns; `values` starts at the first of them, rows are `stride` apart.
+#[inline(always)]
+fn accumulate_columns<const FMA: bool, const N: usize>(
+    weights: &[f32],
+    values: &[f32],
+    stride: usize,
+    out: &mut [f32; N],
+) {
+    let mut sums = *out;
+    for (&weight, row) in weights.iter().zip(values.chunks(stride)) {
+        let Some(row) = row.first_chunk::<N>() else { break };
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum = mul_add::<FMA>(weight, value, *sum);
+        }
+    }
+    *out = sums;
 }
 
 /// Elements `range` of the stored rows as F32, without their scales.

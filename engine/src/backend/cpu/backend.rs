@@ -109,7 +109,7 @@ impl CpuBackend {
         options.validate(spec)?;
         let lanes =
             KvLanes::new(spec, options.kv, options.num_lanes, options.lane_capacity, options.max_kv_bytes)?;
-        let model = Model::load(spec, source)?;
+        let model = Model::load(spec, source, options.num_threads)?;
         let isa = Isa::detect();
         let arithmetic = options.arithmetic.resolve(model.weight_kind(), isa);
         let limits = StepLimits {

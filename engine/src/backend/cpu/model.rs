@@ -1,5 +1,7 @@
 //! A model's weights in memory, packed for the kernels.
 
+use std::thread::ScopedJoinHandle;
+
 use super::packed::PackedMatrix;
 use crate::{
     EngineError, Result, TokenId,
@@ -47,16 +49,25 @@ pub(super) struct Layer {
 }
 
 impl Model {
-    /// Loads and packs every tensor that `spec` (validated) needs.
-    pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<Self> {
-        let layers = (0..spec.num_layers).map(|idx| Layer::load(spec, source, idx)).collect::<Result<_>>()?;
-        let lm_head = source.lm_head()?;
-        check_shape("lm_head", &lm_head, spec.vocab_size, spec.hidden_size)?;
-        Ok(Self {
-            embedding: Embedding::load(spec, &source.embedding()?)?,
-            layers,
-            final_norm: vector(source, "model.norm.weight", spec.hidden_size)?,
-            lm_head: PackedMatrix::pack(&[lm_head])?,
+    /// Loads and packs every tensor that `spec` (validated) needs, on up to `num_threads` threads.
+    pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource, num_threads: usize) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let lm_head = scope.spawn(|| load_head(spec, source));
+            let layers_per_thread = spec.num_layers.div_ceil(num_threads.max(1));
+            let spawn_range = |first: usize| {
+                let range = first..spec.num_layers.min(first + layers_per_thread);
+                scope.spawn(move || {
+                    range.map(|idx| Layer::load(spec, source, idx)).collect::<Result<Vec<_>>>()
+                })
+            };
+            let ranges: Vec<_> = (0..spec.num_layers).step_by(layers_per_thread).map(spawn_range).collect();
+            let embedding = Embedding::load(spec, &source.embedding()?)?;
+            let final_norm = vector(source, "model.norm.weight", spec.hidden_size)?;
+            let mut layers = Vec::with_capacity(spec.num_layers);
+            for range in ranges {
+                layers.append(&mut join(range)?);
+            }
+            Ok(Self { embedding, layers, final_norm, lm_head: join(lm_head)? })
         })
     }
 
@@ -141,6 +152,16 @@ impl Embedding {
             data: MatrixData::Bf16(&self.rows[at..at + width]),
         }
     }
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(EngineError::Backend("a thread that packs weights failed".into())))
+}
+
+fn load_head(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<PackedMatrix> {
+    let view = source.lm_head()?;
+    check_shape("lm_head", &view, spec.vocab_size, spec.hidden_size)?;
+    PackedMatrix::pack(&[view])
 }
 
 /// Matrices `(name, num_rows)` of `num_cols` columns as one packed matrix.

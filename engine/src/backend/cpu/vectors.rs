@@ -106,20 +106,38 @@ pub(super) fn reduce(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
+/// [`reduce`] of several sums. Never inlined: seeing the tree, LLVM keeps all sums of the loop before it as scalars, which
+/// made that loop five times slower; behind a call they stay whole vectors.
+#[inline(never)]
+pub(super) fn reduce_each<const N: usize>(sums: &[[f32; LANES]; N]) -> [f32; N] {
+    sums.map(reduce)
+}
+
+/// `sums += a · b`, lane by lane.
+#[inline(always)]
+pub(super) fn mul_add_lanes<const FMA: bool>(a: &[f32; LANES], b: &[f32; LANES], sums: &mut [f32; LANES]) {
+    for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+        *sum = mul_add::<FMA>(a, b, *sum);
+    }
+}
+
+/// The same for what is left after whole chunks.
+#[inline(always)]
+pub(super) fn mul_add_rest<const FMA: bool>(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
+    for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+        *sum = mul_add::<FMA>(a, b, *sum);
+    }
+}
+
 /// Scalar product.
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for lane in 0..LANES {
-            sums[lane] = mul_add::<FMA>(a[lane], b[lane], sums[lane]);
-        }
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        mul_add_lanes::<FMA>(a, b, &mut sums);
     }
-    for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] = mul_add::<FMA>(a, b, sums[lane]);
-    }
+    mul_add_rest::<FMA>(a_rest, b_rest, &mut sums);
     reduce(sums)
 }
 
