@@ -1,24 +1,18 @@
 //! Logits, likelihoods and greedy tokens of the Hugging Face fixtures against transformers' own.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use serde::Deserialize;
 use takt_engine::{
-    TokenId,
-    backend::{
-        Backend,
-        cpu::{ActivationArithmetic, CpuBackend},
-    },
+    Engine, EngineOptions, TokenId,
+    backend::{Backend, cpu::ActivationArithmetic},
     kv::{KvKind, LaneId},
     quant::WeightKind,
     score::score,
-    spec::{DecoderSpec, RopePairing, RopeSpec},
     step::{LogitsWanted, StepPlan},
 };
-use takt_tests::{
-    backends::{argmax, open, options, relative_errors},
-    memory_weights::MemoryWeights,
-};
+use takt_engine_builder::{BuildOptions, build};
+use takt_tests::backends::{argmax, relative_errors};
 
 const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
 /// Relative error of F32 arithmetic over the 16-bit cache, a hundredth of what the project promises (2e-2); measured at most
@@ -55,70 +49,29 @@ fn golden(model: &str, file: &str) -> Vec<Case> {
     serde_json::from_slice::<Golden>(&text).unwrap().cases
 }
 
-fn spec(model: &str) -> DecoderSpec {
-    let c: serde_json::Value =
-        serde_json::from_slice(&fs::read(folder(model).join("config.json")).unwrap()).unwrap();
-    let n = |k: &str| c[k].as_u64().unwrap() as usize;
-    let head_dim = c["head_dim"].as_u64().map_or(n("hidden_size") / n("num_attention_heads"), |d| d as usize);
-    let r = &c["rope_parameters"];
-    let theta = r["rope_theta"].as_f64().unwrap() as f32;
-    let mut inv_freq: Vec<f32> =
-        (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
-    if r["rope_type"] == "llama3" {
-        let f = |k: &str| r[k].as_f64().unwrap() as f32;
-        let (factor, low, high, old) =
-            (f("factor"), f("low_freq_factor"), f("high_freq_factor"), f("original_max_position_embeddings"));
-        for v in &mut inv_freq {
-            let wavelen = 2.0 * std::f32::consts::PI / *v;
-            if wavelen > old / low {
-                *v /= factor;
-            } else if wavelen >= old / high {
-                let smooth = (old / wavelen - low) / (high - low);
-                *v = (1.0 - smooth) * *v / factor + smooth * *v;
-            }
-        }
-    }
-    DecoderSpec {
-        family: c["model_type"].as_str().unwrap().into(),
-        num_layers: n("num_hidden_layers"),
-        hidden_size: n("hidden_size"),
-        intermediate_size: n("intermediate_size"),
-        num_q_heads: n("num_attention_heads"),
-        num_kv_heads: n("num_key_value_heads"),
-        head_dim,
-        vocab_size: n("vocab_size"),
-        max_context: n("max_position_embeddings"),
-        norm_eps: c["rms_norm_eps"].as_f64().unwrap() as f32,
-        attention_scale: 1.0 / (head_dim as f32).sqrt(),
-        rope: RopeSpec {
-            theta: theta.into(),
-            scaling: "default".into(),
-            inv_freq,
-            attention_factor: 1.0,
-            pairing: RopePairing::Half,
-        },
-        qk_norm: model == "tiny-qwen3",
-        qkv_bias: model == "tiny-qwen2",
-        o_bias: false,
-        mlp_bias: false,
-        tied_embeddings: c["tie_word_embeddings"].as_bool().unwrap(),
-        windows: vec![],
-    }
-}
-
-fn backend(model: &str, weights: WeightKind, kv: KvKind, arithmetic: ActivationArithmetic) -> CpuBackend {
-    let bytes = fs::read(folder(model).join("model.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors: HashMap<String, Vec<f32>> = file
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            (name, view.data().chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
-        })
-        .collect();
-    let spec = spec(model);
-    let source = MemoryWeights::new(&spec, weights, WeightKind::Bf16, |name, _| tensors[name].clone());
-    open(&spec, &source, &options(kv, arithmetic))
+/// Builds the fixture as `takt build --weights KIND --lm-head bf16 --kv bf16` does and opens it.
+fn backend(
+    model: &str,
+    weights: WeightKind,
+    kv: KvKind,
+    arithmetic: ActivationArithmetic,
+) -> Box<dyn Backend> {
+    let folder_out = tempfile::tempdir().unwrap();
+    let engine_dir = folder_out.path().join("engine");
+    let build_options = BuildOptions {
+        lm_head: Some(WeightKind::Bf16),
+        kv: Some(KvKind::Bf16),
+        ..BuildOptions::new(weights)
+    };
+    build(&folder(model), &engine_dir, &build_options, &mut |_| ()).unwrap();
+    let options = EngineOptions {
+        threads: Some(2),
+        num_lanes: 2,
+        kv: Some(kv),
+        arithmetic,
+        ..EngineOptions::default()
+    };
+    Engine::open(&engine_dir, &options).unwrap().backend
 }
 
 /// Worst `(max, L2)` relative error over the cases of one golden file.
@@ -135,9 +88,9 @@ fn bf16_logits_and_likelihoods_match_transformers() {
     for model in MODELS {
         let cases = golden(model, "golden.json");
         let mut backend = backend(model, WeightKind::Bf16, KvKind::Bf16, ActivationArithmetic::F32);
-        let (max, l2) = worst_errors(&mut backend, &cases);
+        let (max, l2) = worst_errors(&mut *backend, &cases);
         let nll = cases.iter().filter(|case| case.input_ids.len() > 1).map(|case| {
-            (score(&mut backend, &case.input_ids).unwrap().nll.unwrap() - case.nll_of_prompt).abs()
+            (score(&mut *backend, &case.input_ids).unwrap().nll.unwrap() - case.nll_of_prompt).abs()
         });
         let nll = nll.fold(0.0, f64::max);
         println!("{model} bf16: max {max:.2e}, L2 {l2:.2e}, nll off by {nll:.2e}");
@@ -153,7 +106,7 @@ fn greedy_tokens_match_transformers_up_to_the_first_small_margin() {
         for (case_idx, case) in golden(model, "golden.json").iter().enumerate() {
             let sure = case.greedy_margins.iter().position(|&margin| margin < SMALL_MARGIN);
             let sure = sure.unwrap_or(case.greedy_48.len());
-            let found = greedy(&mut backend, &case.input_ids, case.greedy_48.len());
+            let found = greedy(&mut *backend, &case.input_ids, case.greedy_48.len());
             let same = found.iter().zip(&case.greedy_48).take_while(|(a, b)| a == b).count();
             println!("{model} case {case_idx}: {same} of {} greedy tokens equal, {sure} sure", found.len());
             assert!(
@@ -185,7 +138,7 @@ fn nvfp4_logits_match_transformers_on_the_dequantized_weights() {
     for model in MODELS {
         let cases = golden(model, "golden_nvfp4.json");
         let error = |arithmetic| {
-            worst_errors(&mut backend(model, WeightKind::Nvfp4, KvKind::Bf16, arithmetic), &cases)
+            worst_errors(&mut *backend(model, WeightKind::Nvfp4, KvKind::Bf16, arithmetic), &cases)
         };
         let (max, l2) = error(ActivationArithmetic::F32);
         let (int8_max, int8_l2) = error(ActivationArithmetic::Int8);
@@ -200,7 +153,7 @@ fn eight_bit_caches_stay_near_the_bf16_cache() {
     for (kv, bound) in [(KvKind::Fp8, 0.25), (KvKind::Int8, 0.08)] {
         for model in MODELS {
             let mut backend = backend(model, WeightKind::Bf16, kv, ActivationArithmetic::F32);
-            let (max, l2) = worst_errors(&mut backend, &golden(model, "golden.json"));
+            let (max, l2) = worst_errors(&mut *backend, &golden(model, "golden.json"));
             println!("{model} {kv} cache: max {max:.2e}, L2 {l2:.2e}");
             assert!(l2 < bound, "{model} {kv}: L2 {l2:.2e}, at most {bound}");
         }

@@ -173,6 +173,9 @@ fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
 #[inline(always)]
 fn accumulate<const FMA: bool>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     const COLUMNS: usize = 4 * LANES;
+    if weights.is_empty() {
+        return;
+    }
     let head_dim = out.len();
     let (wide, rest) = out.as_chunks_mut::<COLUMNS>();
     let (narrow, rest) = rest.as_chunks_mut::<LANES>();
