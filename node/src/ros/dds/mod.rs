@@ -7,6 +7,7 @@ mod peers;
 mod server;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use self::peers::Peers;
 use self::server::Server;
 use super::name::{reply_topic, request_topic, topic};
 use super::options::{GidLen, RosOptions};
-use super::presence::{self, NodeEntities, ParticipantEntities};
+use super::presence::{self, Guid, NodeEntities, ParticipantEntities};
 use super::transport::{
     Call, Durability, OnMessage, OnRequest, Publish, Qos, Reliability, Subscription, Transport,
 };
@@ -49,6 +50,8 @@ pub struct DdsTransport {
     participant: DomainParticipant,
     peers: Arc<Peers>,
     node: NodeName,
+    /// Whether the node is up, as opposed to claiming its name.
+    announced: Arc<AtomicBool>,
     gid_len: GidLen,
     max_inline_reply_len: usize,
 }
@@ -60,6 +63,7 @@ type Writer = Arc<DataWriter<Payload, AsIs>>;
 struct Endpoints {
     readers: Vec<GUID>,
     writers: Vec<Writer>,
+    servers: Vec<Arc<Server>>,
 }
 
 impl std::fmt::Debug for DdsTransport {
@@ -88,8 +92,14 @@ impl DdsTransport {
         let ty = presence::TYPE.message();
         let presence = create_writer(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?;
         let presences = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;
-        let (own, noted) = (participant.guid(), Arc::clone(&peers));
-        dispatcher.listen(presences, Box::new(move |sample| note_presence(&noted, own, &sample.message)))?;
+        let announced = Arc::new(AtomicBool::new(false));
+        let watch = Watch {
+            own: participant.guid().to_bytes(),
+            node: node.clone(),
+            announced: Arc::clone(&announced),
+            peers: Arc::clone(&peers),
+        };
+        dispatcher.listen(presences, Box::new(move |sample| watch.note(&sample.message)))?;
         let (endpoints, gid_len) = (Mutex::default(), options.gid_len);
         let max_inline_reply_len = server::max_inline_reply_len(options);
         Ok(Self {
@@ -101,6 +111,7 @@ impl DdsTransport {
             participant,
             peers,
             node,
+            announced,
             gid_len,
             max_inline_reply_len,
         })
@@ -182,6 +193,7 @@ impl Transport for DdsTransport {
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server = Arc::new(Server::new(service, writer, peers, waker, self.max_inline_reply_len));
         self.dispatcher.serve(Arc::clone(&server))?;
+        self.endpoints().servers.push(Arc::clone(&server));
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));
         self.dispatcher.listen(reader, on_sample)
     }
@@ -202,16 +214,23 @@ impl Transport for DdsTransport {
         node.readers = endpoints.readers.iter().map(|guid| guid.to_bytes()).collect();
         node.writers = endpoints.writers.iter().map(|writer| writer.guid().to_bytes()).collect();
         drop(endpoints);
+        self.announced.store(true, Ordering::Release);
         self.send_presence(node)
     }
 
     fn wait_delivered(&self, timeout: Duration) -> bool {
         let end = Instant::now() + timeout;
-        let writers: Vec<Writer> = self.endpoints().writers.clone();
-        writers.iter().all(|writer| {
+        let (servers, writers) = {
+            let endpoints = self.endpoints();
+            (endpoints.servers.clone(), endpoints.writers.clone())
+        };
+        let flushed =
+            servers.iter().all(|server| server.wait_flushed(end.saturating_duration_since(Instant::now())));
+        let acknowledged = writers.iter().all(|writer| {
             let left = end.saturating_duration_since(Instant::now());
             writer.wait_for_acknowledgments(left).unwrap_or(false)
-        })
+        });
+        flushed && acknowledged
     }
 }
 
@@ -246,12 +265,33 @@ impl Subscription for Topic<GUID> {
     }
 }
 
-/// Takes over what another participant says of its nodes.
-fn note_presence(peers: &Peers, own: GUID, message: &[u8]) {
-    match ParticipantEntities::decode(message) {
-        Ok(entities) if entities.participant == own.to_bytes() => {}
-        Ok(entities) => peers.note_nodes(entities),
-        Err(error) => tracing::debug!("{} of an unknown form: {error}", presence::TOPIC),
+/// Follows what other participants say of their nodes.
+struct Watch {
+    own: Guid,
+    node: NodeName,
+    announced: Arc<AtomicBool>,
+    peers: Arc<Peers>,
+}
+
+impl Watch {
+    fn note(&self, message: &[u8]) {
+        let entities = match ParticipantEntities::decode(message) {
+            Ok(entities) if entities.participant == self.own => return,
+            Ok(entities) => entities,
+            Err(error) => {
+                tracing::debug!("{} of an unknown form: {error}", presence::TOPIC);
+                return;
+            }
+        };
+        // Found by the claim if they start within its window; on networks slower than that, this is all that tells.
+        let namesake = entities.nodes.iter().any(|other| other.is_named(&self.node) && !other.is_claim());
+        if namesake && self.announced.load(Ordering::Acquire) {
+            tracing::error!(
+                "a second node named {} is up: every question is answered twice; stop one or rename it",
+                self.node
+            );
+        }
+        self.peers.note_nodes(entities);
     }
 }
 

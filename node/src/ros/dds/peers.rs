@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID};
+use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID, QosPolicies};
 
 use crate::ros::NodeName;
 use crate::ros::presence::{Guid, NodeEntities, ParticipantEntities};
@@ -73,6 +73,12 @@ impl Peers {
                 state.forget(|other| other.prefix == id);
                 state.nodes.retain(|prefix, _| prefix.as_slice() != id.as_ref());
             }
+            Event::RemoteReaderQosIncompatible { remote_reader, requested_qos, .. } => {
+                warn_incompatible("subscriber", remote_reader, &requested_qos);
+            }
+            Event::RemoteWriterQosIncompatible { remote_writer, offered_qos, .. } => {
+                warn_incompatible("publisher", remote_writer, &offered_qos);
+            }
             _ => return,
         }
         drop(state);
@@ -114,6 +120,16 @@ impl Peers {
     pub fn participant_matched(&self, local: GUID, client: &ClientIdentity) -> bool {
         self.lock().has_match(local, |guid| guid.prefix == client.request_writer.prefix)
     }
+}
+
+fn warn_incompatible(what: &str, guid: GUID, qos: &QosPolicies) {
+    let (reliability, durability) = (qos.reliability(), qos.durability());
+    tracing::warn!(
+        ?guid,
+        ?reliability,
+        ?durability,
+        "a {what} is not connected, its QoS does not fit: use reliable, volatile"
+    );
 }
 
 fn latest(remotes: &HashMap<GUID, Instant>, is_client: impl Fn(GUID) -> bool) -> Option<Instant> {

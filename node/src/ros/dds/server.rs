@@ -9,7 +9,7 @@
 //! first heartbeat. The sign that the heartbeat has arrived is that the reader acknowledges what was sent before it was
 //! there, which is why a server starts by sending an empty message to nobody. Other clients do not wait meanwhile.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustdds::mio1::Waker;
@@ -56,6 +56,8 @@ pub(super) struct Server {
     peers: Arc<Peers>,
     waker: Arc<Waker>,
     waiting: Mutex<Vec<Waiting>>,
+    /// Told when `waiting` has become empty.
+    flushed: Condvar,
     max_inline_reply_len: usize,
 }
 
@@ -105,8 +107,8 @@ impl Server {
         if let Err(error) = writer.write(nobody, None) {
             tracing::warn!(service, "the first reply to a new client may be lost: {error}");
         }
-        let (service, waiting) = (service.to_owned(), Mutex::default());
-        Self { service, writer, peers, waker, waiting, max_inline_reply_len }
+        let (service, waiting, flushed) = (service.to_owned(), Mutex::default(), Condvar::new());
+        Self { service, writer, peers, waker, waiting, flushed, max_inline_reply_len }
     }
 
     /// Hands one request to `on_request`, without its mapping's header.
@@ -135,7 +137,7 @@ impl Server {
     }
 
     fn keep(&self, waiting: Waiting) {
-        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.lock_waiting();
         if all.len() >= MAX_WAITING {
             let oldest = all.remove(0);
             tracing::warn!(service = %self.service, client = ?oldest.to.client.request_writer, "too many replies wait for their clients; the oldest is given up");
@@ -147,27 +149,34 @@ impl Server {
         }
     }
 
+    fn lock_waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends what is due at `now`; when the next is.
     pub fn flush(&self, now: Instant) -> Option<Instant> {
-        let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut next_due = None;
-        let mut still_waiting = Vec::new();
-        for waiting in all {
+        let mut next_due: Option<Instant> = None;
+        let mut all = self.lock_waiting();
+        for waiting in std::mem::take(&mut *all) {
             match self.due(&waiting.to, now) {
                 Due::At(due) if due <= now => self.send(waiting.reply, &waiting.to),
                 Due::At(due) => {
-                    next_due = Some(next_due.map_or(due, |next: Instant| next.min(due)));
-                    still_waiting.push(waiting);
+                    next_due = Some(next_due.map_or(due, |next| next.min(due)));
+                    all.push(waiting);
                 }
                 Due::Never => self.drop_reply(&waiting.to),
             }
         }
-        if !still_waiting.is_empty() {
-            let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            still_waiting.append(&mut all);
-            *all = still_waiting;
+        if all.is_empty() {
+            self.flushed.notify_all();
         }
         next_due
+    }
+
+    /// Waits until no reply waits for its client any more; `false` after `timeout`.
+    pub fn wait_flushed(&self, timeout: Duration) -> bool {
+        let waited = self.flushed.wait_timeout_while(self.lock_waiting(), timeout, |all| !all.is_empty());
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     fn due(&self, to: &Return, now: Instant) -> Due {
