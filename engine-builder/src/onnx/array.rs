@@ -22,8 +22,10 @@ pub type Fact<T> = std::result::Result<T, String>;
 
 /// Number of elements of `shape`, when it is small enough.
 pub fn checked_len(shape: &[usize]) -> Fact<usize> {
-    let len = shape.iter().try_fold(1_usize, |all, d| all.checked_mul(*d));
+    // Dimensions of 0 count as 1 here: what is reduced over them must stay small too.
+    let len = shape.iter().try_fold(1_usize, |all, d| all.checked_mul((*d).max(1)));
     len.filter(|len| *len <= MAX_ELEMENTS)
+        .map(|len| if shape.contains(&0) { 0 } else { len })
         .ok_or_else(|| format!("an intermediate value of shape {shape:?} is too large"))
 }
 

@@ -202,7 +202,9 @@ fn find_core<'a>(trace: &'a Trace<'_>, glue: &Glue) -> Fact<Core<'a>> {
         ));
     };
     let q = node.required_fact(0)?;
-    let count = |name: &str| node.int(name).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+    let count = |name: &str| {
+        node.int(name).and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=1 << 16).contains(n))
+    };
     let shape = &trace.value(q)?.shape;
     let masks = |idx: usize| node.input(idx).into_iter().collect();
     match node.op.as_str() {

@@ -86,6 +86,16 @@ impl Node {
         self.input(idx).ok_or_else(|| format!("input {idx} is missing"))
     }
 
+    /// Inputs whose values, and not only shape or type, the outputs depend on.
+    pub fn value_inputs(&self) -> impl Iterator<Item = TensorId> {
+        let count = match self.op.as_str() {
+            "Shape" | "Size" => 0,
+            "CastLike" => 1,
+            _ => self.inputs.len(),
+        };
+        self.inputs.iter().take(count).flatten().copied()
+    }
+
     fn attribute(&self, name: &str) -> Option<&proto::AttributeProto> {
         self.attributes.iter().find(|a| a.name.as_deref() == Some(name))
     }

@@ -67,12 +67,18 @@ impl Inputs {
         self.roles.iter().any(|(_, role)| *role == Role::Past)
     }
 
-    /// Gives every input its values for a run of `extent`.
+    /// Gives the `needed` inputs their values for a run of `extent`.
     ///
     /// # Errors
     /// When a declared shape does not fit.
-    pub fn feed(&self, graph: &Graph, evaluator: &mut Evaluator<'_>, extent: Extent) -> Fact<()> {
-        for (tensor, role) in &self.roles {
+    pub fn feed(
+        &self,
+        graph: &Graph,
+        evaluator: &mut Evaluator<'_>,
+        extent: Extent,
+        needed: impl Fn(TensorId) -> bool,
+    ) -> Fact<()> {
+        for (tensor, role) in self.roles.iter().filter(|(tensor, _)| needed(*tensor)) {
             if let Some(input) = graph.inputs.iter().find(|i| i.tensor == *tensor) {
                 evaluator.set(*tensor, values(input, *role, extent)?);
             }
@@ -91,7 +97,7 @@ fn role(graph: &Graph, input: &GraphInput, tokens: TensorId) -> Result<Role> {
         (Some(Kind::Float), 4) if !matches!(input.dims[2], Some(1..)) => Ok(Role::Past),
         (Some(Kind::Int), 1) => Ok(Role::Positions),
         (Some(Kind::Int | Kind::Bool), 2) if name.to_ascii_lowercase().contains("pos") => Ok(Role::Positions),
-        (Some(Kind::Int | Kind::Bool), 2) => Ok(Role::Mask),
+        (Some(_), 2) => Ok(Role::Mask),
         _ => Err(BuildError::Unsupported(format!(
             "ONNX input {name:?} (data type {}, dimensions {:?}) is neither token ids, attention mask, positions nor a growing key/value cache",
             input.elem_type, input.dims

@@ -100,7 +100,13 @@ fn possible_windows(trace: &Trace<'_>, masks: &[TensorId]) -> Fact<BTreeSet<usiz
 fn window_at(trace: &Trace<'_>, masks: &[TensorId], extent: Extent) -> Fact<Option<usize>> {
     let graph = trace.graph;
     let mut evaluator = Evaluator::new(graph);
-    trace.inputs.feed(graph, &mut evaluator, extent)?;
+    let order = graph.order_for(masks).map_err(|e| e.to_string())?;
+    let read: BTreeSet<TensorId> = order
+        .iter()
+        .flat_map(|idx| graph.nodes[*idx].inputs.iter().flatten().copied())
+        .chain(masks.iter().copied())
+        .collect();
+    trace.inputs.feed(graph, &mut evaluator, extent, |input| read.contains(&input))?;
     evaluator
         .run_to(masks)
         .map_err(|e| format!("in a trial with {} tokens: {e}", extent.past + extent.len))?;
@@ -110,7 +116,8 @@ fn window_at(trace: &Trace<'_>, masks: &[TensorId], extent: Extent) -> Fact<Opti
         let value = evaluator.demand(*mask)?;
         let rows_fit = value.rank() >= 2
             && value.shape[value.rank() - 1] == keys
-            && value.shape[value.rank() - 2] == extent.len;
+            && value.shape[value.rank() - 2] == extent.len
+            && !value.data.is_empty();
         if !rows_fit {
             return Err(format!(
                 "an attention mask of {:?} for {} queries and {keys} keys",

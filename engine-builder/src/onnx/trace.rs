@@ -63,7 +63,7 @@ impl<'a> Trace<'a> {
         let mut evaluator = Evaluator::new(graph);
         let extent = Extent { past: 0, len };
         inputs
-            .feed(graph, &mut evaluator, extent)
+            .feed(graph, &mut evaluator, extent, |_| true)
             .map_err(|fact| BuildError::Unsupported(format!("ONNX inputs: {fact}")))?;
         let hidden = hidden(graph, &order, &embedding);
         let mut trace = Self {
@@ -99,7 +99,7 @@ impl<'a> Trace<'a> {
             let shape = self.value(self.embedding.indices).map_err(|f| node.refuse(&f))?.shape.clone();
             return self.invent(node, Origin::Embedding, shape, self.embedding.hidden_size, noise);
         }
-        let reads_hidden = node.inputs.iter().flatten().any(|i| self.hidden[i.0]);
+        let reads_hidden = node.value_inputs().any(|i| self.hidden[i.0]);
         if reads_hidden && !self.absorb_bias(node, noise)? {
             if let Some(linear) = linear::recognise(self.graph, node_idx, |t| self.constant[t.0])? {
                 return self.add_linear(node, linear, noise);
@@ -232,7 +232,7 @@ impl<'a> Trace<'a> {
             let Some(node_idx) = self.graph.tensor(at).producer else { continue };
             if seen.insert(node_idx) {
                 glue.nodes.push(node_idx);
-                stack.extend(self.graph.nodes[node_idx].inputs.iter().flatten());
+                stack.extend(self.graph.nodes[node_idx].value_inputs());
             }
         }
         glue
@@ -299,8 +299,7 @@ fn hidden(graph: &Graph, order: &[usize], embedding: &Embedding) -> Vec<bool> {
     let mut hidden = vec![false; graph.tensors.len()];
     for node_idx in order {
         let node = &graph.nodes[*node_idx];
-        let from_values = !matches!(node.op.as_str(), "Shape" | "Size")
-            && node.inputs.iter().flatten().any(|i| hidden[i.0]);
+        let from_values = node.value_inputs().any(|i| hidden[i.0]);
         if from_values || *node_idx == embedding.node_idx {
             node.outputs.iter().flatten().for_each(|o| hidden[o.0] = true);
         }

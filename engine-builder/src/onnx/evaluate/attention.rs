@@ -21,7 +21,7 @@ pub(super) fn apply(x: &Operands<'_>) -> Option<Fact<Vec<Array>>> {
 }
 
 fn count(node: &Node, attribute: &str) -> Option<usize> {
-    node.int(attribute).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0)
+    node.int(attribute).and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=1 << 16).contains(n))
 }
 
 /// The factor of the scores: the attribute, or `1/√width` where absent or 0.

@@ -108,8 +108,9 @@ fn tile(x: &Operands<'_>) -> Fact<Array> {
     let mut a = x.get(0)?.clone();
     let repeats = x.get(1)?.as_shape().filter(|r| r.len() == a.rank()).ok_or("repeats that do not fit")?;
     for (axis, times) in repeats.into_iter().enumerate() {
-        checked_len(&[a.data.len(), times])?;
         let size = a.shape[axis];
+        checked_len(&[a.data.len(), times])?;
+        checked_len(&[size, times])?;
         let indices: Vec<usize> = (0..size * times).map(|i| i % size).collect();
         a = a.take(axis, &indices, &[indices.len()])?;
     }
