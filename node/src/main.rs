@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use takt_node::cli::{self, CliError};
 
 fn main() -> ExitCode {
-    match cli::run(std::env::args().collect()) {
+    match cli::run(std::env::args_os().collect()) {
         Ok(code) => code,
         Err(error) => {
             let code = error.exit_code();

@@ -96,7 +96,7 @@ fn report(args: &AskArgs, reply: &AskReply, round_trip_ms: f64) -> Result<ExitCo
     if args.json {
         print_json(&as_json(reply, round_trip_ms))?;
     } else if is_answer {
-        println!("{}", reply.text);
+        sayln!("{}", reply.text);
         let deadline = finite(reply.deadline_ms).map(|ms| format!(" of {ms:.0}")).unwrap_or_default();
         let ttft =
             finite(reply.ttft_ms).map(|ms| format!(", first token after {ms:.1} ms")).unwrap_or_default();

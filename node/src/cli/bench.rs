@@ -88,7 +88,7 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
     if args.json {
         return print_json(&as_json(&loaded, &measured));
     }
-    print!("{}", as_text(&loaded, &measured));
+    say!("{}", as_text(&loaded, &measured));
     Ok(ExitCode::SUCCESS)
 }
 

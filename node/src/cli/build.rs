@@ -67,7 +67,7 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
     if args.json {
         return print_json(&as_json(args, &report, seconds));
     }
-    print!("{}", as_text(args, &report, seconds));
+    say!("{}", as_text(args, &report, seconds));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -48,12 +48,12 @@ pub(super) fn run(args: &DemoArgs, interrupt: &Interrupt) -> Result<ExitCode, Cl
     let script = Situation::read_all(&model)?;
     let ros = own_network();
     if !args.json {
-        println!("{}\n", headline());
+        sayln!("{}\n", headline());
     }
     let engine = prepare(&model, interrupt)?;
     let mut node = NodeProcess::start(&engine.dir, &ros)?;
     if !args.json {
-        print!("{}", introduction(&model, &engine, &node, &ros));
+        say!("{}", introduction(&model, &engine, &node, &ros));
     }
     let client = AskClient::connect(&ros, DISCOVERY).map_err(|error| match node.is_running() {
         true => CliError::from(error),
@@ -66,7 +66,7 @@ pub(super) fn run(args: &DemoArgs, interrupt: &Interrupt) -> Result<ExitCode, Cl
     if args.json {
         print_json(&as_json(&engine, &summary, took))?;
     } else {
-        print!("{}", closing(&engine, &script, &summary, took));
+        say!("{}", closing(&engine, &script, &summary, took));
     }
     outcome(&script, &summary, interrupt)
 }
@@ -129,7 +129,7 @@ fn show(happenings: &Receiver<Happening>, script: &[Situation], is_silent: bool)
             Happening::Answered(exchange) => answer_lines(exchange, &script[exchange.situation_idx]),
         };
         if !is_silent {
-            print!("{text}");
+            say!("{text}");
         }
         if let Happening::Answered(exchange) = happening {
             exchanges.push(*exchange);

@@ -27,9 +27,9 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     }
     let width = findings.iter().map(|finding| finding.topic.len()).max().unwrap_or(0);
     for finding in &findings {
-        println!("{} {:<width$}  {}", mark(finding), finding.topic, finding.found);
+        sayln!("{} {:<width$}  {}", mark(finding), finding.topic, finding.found);
         if !finding.effect.is_empty() {
-            println!("  {:<width$}  {}", "", paint::dim(&finding.effect));
+            sayln!("  {:<width$}  {}", "", paint::dim(&finding.effect));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ pub(super) struct EngineArgs {
     /// What computes: auto, cpu (cuda and tensorrt are not yet in this version)
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub backend: BackendKind,
-    /// Computing threads [default: one a core]
+    /// Computing threads [default: one for each processor the system gives us]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// KV cache format: bf16, fp8, int8 [default: the one recorded in the engine]

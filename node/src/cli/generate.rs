@@ -1,7 +1,6 @@
 //! `takt generate`: one request through the same worker that serves ROS 2.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -211,9 +210,7 @@ fn follow(
             }
             recv(events) -> event => match event {
                 Ok(Event::Tokens { text, .. }) if shows_text => {
-                    let mut out = std::io::stdout();
-                    // A closed pipe ends the showing, not the request: the reply still decides the exit status.
-                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                    say!("{text}");
                 }
                 Ok(Event::Tokens { .. }) => {}
                 Ok(Event::Reply(reply)) => return Ok(*reply),
@@ -230,7 +227,7 @@ fn report(args: &GenerateArgs, reply: &Reply) -> Result<ExitCode, CliError> {
         print_json(&as_json(reply))?;
     } else {
         if !reply.token_ids.is_empty() {
-            println!();
+            sayln!();
         }
         if is_answer || reply.status == Status::Cancelled {
             eprintln!("{}", paint::dim(&summary(reply)));
@@ -238,6 +235,9 @@ fn report(args: &GenerateArgs, reply: &Reply) -> Result<ExitCode, CliError> {
     }
     if is_answer {
         return Ok(ExitCode::SUCCESS);
+    }
+    if reply.status == Status::Cancelled {
+        return Err(CliError::Failed("cancelled".into()));
     }
     let reason = reply.reason.clone().unwrap_or_else(|| "no reason given".into());
     Err(CliError::Failed(format!("{}: {reason}", reply.status.name())))
@@ -278,6 +278,10 @@ fn as_json(reply: &Reply) -> Value {
     });
     if let Some(reason) = &reply.reason {
         object["reason"] = json!(reason);
+    }
+    if reply.status == Status::Rejected {
+        // Known once admission has a cost table; until then nothing is promised.
+        object["earliest_deadline_ms"] = Value::Null;
     }
     object
 }

@@ -51,7 +51,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     if args.json {
         print_json(&as_json(&manifest, &checks, &memory, opened.is_ok()))?;
     } else {
-        print!("{}", as_text(args, &manifest, &checks, &memory));
+        say!("{}", as_text(args, &manifest, &checks, &memory));
     }
     opened?;
     Ok(ExitCode::SUCCESS)

@@ -3,6 +3,9 @@
 //! Exit status: 0 done, 1 the work failed, 2 wrong usage. With `--json` standard output holds one JSON object and nothing else;
 //! logs and errors go to standard error.
 
+#[macro_use]
+mod say;
+
 mod ask;
 mod bench;
 mod build;
@@ -18,7 +21,7 @@ mod paint;
 mod score;
 mod serve;
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -63,7 +66,7 @@ const LOG_FILTER: &str = "warn,rustdds=error,rustdds::network::udp_listener=off,
 ///
 /// # Errors
 /// [`CliError`], which knows its exit status. Wrong usage that clap finds ends the process with status 2 and its own message.
-pub fn run(args: Vec<String>) -> Result<ExitCode, CliError> {
+pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
     let (ros_args, args) = RosArgs::split(args).map_err(CliError::Usage)?;
     let cli = Cli::parse_from(args);
     log_to_stderr();

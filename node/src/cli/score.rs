@@ -67,15 +67,15 @@ fn score_tokens(args: &ScoreArgs) -> Result<ExitCode, CliError> {
     }
     let nll =
         found.nll.map_or_else(|| "a single token has none".into(), |nll| format!("{nll:.4} nats a token"));
-    print!(
+    say!(
         "{}",
         paint::facts(&[("tokens", token_ids.len().to_string()), ("nll", nll), ("kernels", kernels(&engine))])
     );
-    println!("  {}", paint::dim("likeliest next"));
+    sayln!("  {}", paint::dim("likeliest next"));
     let text = Text::open(&args.dir)?;
     for (id, logit) in likeliest(&found.last_logits, 5) {
         let word = text.as_ref().and_then(|text| text.decode(&[id], false).ok()).unwrap_or_default();
-        println!("    {id:>7}  {logit:>9.4}  {word:?}");
+        sayln!("    {id:>7}  {logit:>9.4}  {word:?}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -96,7 +96,7 @@ fn measure_perplexity(args: &ScoreArgs, file: &PathBuf) -> Result<ExitCode, CliE
             "nll": found.nll, "perplexity": found.perplexity(),
         }));
     }
-    print!(
+    say!(
         "{}",
         paint::facts(&[
             ("tokens", paint::grouped(token_ids.len() as u64)),

@@ -36,7 +36,7 @@ pub(super) struct ServeArgs {
     /// What computes: auto, cpu
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
-    /// Computing threads; 0: one a physical core
+    /// Computing threads; 0: one for each processor the system gives us
     #[arg(long, value_name = "N")]
     threads: Option<u64>,
     /// Requests that advance together
@@ -56,7 +56,7 @@ pub(super) struct ServeArgs {
 pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let config = configuration(args, ros_args)?;
     if args.print_config {
-        print!("{}", config.describe());
+        say!("{}", config.describe());
         return Ok(ExitCode::SUCCESS);
     }
     let dir = config.engine_dir().ok_or_else(|| {

@@ -1,6 +1,8 @@
 //! `--ros-args -r __node:=NAME -r __ns:=/NS`: the part of ROS 2's command line that names the node. The rest of that grammar
 //! (parameters, topic remapping, log levels) belongs to a later version and is refused, not ignored.
 
+use std::ffi::OsString;
+
 /// What `--ros-args` said.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RosArgs {
@@ -15,18 +17,18 @@ impl RosArgs {
     ///
     /// # Errors
     /// The first argument that is not understood, and what is.
-    pub fn split(args: impl IntoIterator<Item = String>) -> Result<(Self, Vec<String>), String> {
+    pub fn split(args: impl IntoIterator<Item = OsString>) -> Result<(Self, Vec<OsString>), String> {
         let (mut found, mut others, mut inside) = (Self::default(), Vec::new(), false);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--ros-args" => inside = true,
-                "--" if inside => inside = false,
+            match arg.to_str() {
+                Some("--ros-args") => inside = true,
+                Some("--") if inside => inside = false,
                 _ if !inside => others.push(arg),
-                "-r" | "--remap" => {
-                    let rule = args
-                        .next()
-                        .ok_or_else(|| format!("--ros-args: {arg} needs a rule, as __node:=name"))?;
+                Some(flag @ ("-r" | "--remap")) => {
+                    let rule = args.next().and_then(|rule| rule.into_string().ok());
+                    let rule =
+                        rule.ok_or_else(|| format!("--ros-args: {flag} needs a rule, as __node:=name"))?;
                     found.remap(&rule)?;
                 }
                 _ => {
@@ -56,8 +58,8 @@ impl RosArgs {
 mod tests {
     use super::*;
 
-    fn split(line: &str) -> Result<(RosArgs, Vec<String>), String> {
-        RosArgs::split(line.split_whitespace().map(str::to_owned))
+    fn split(line: &str) -> Result<(RosArgs, Vec<OsString>), String> {
+        RosArgs::split(line.split_whitespace().map(OsString::from))
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub const KEYS: &[Key] = &[
         "threads",
         Accepts::Whole(0, 1024),
         BuiltIn::Whole(0),
-        "computing threads; 0: one a physical core",
+        "computing threads; 0: one for each processor the system gives us",
     ),
     key("engine", "lanes", Accepts::Whole(1, 64), BuiltIn::Whole(4), "requests that advance together"),
     key(

@@ -1,0 +1,540 @@
+//! The binary `takt` as scripts use it: exit status, JSON, messages, and what is left on the disk.
+//!
+//! Built as a test of `takt-node`, because only there Cargo says where the binary is.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+fn takt<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+    command
+        .args(args)
+        .env_remove("RUST_LOG")
+        .env_remove("ROS_DOMAIN_ID")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn succeed<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> String {
+    let output = takt(args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn succeed_json<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Value {
+    serde_json::from_str(&succeed(args)).expect("standard output is one JSON object")
+}
+
+/// Runs a command that must fail with `code` and say all of `words`.
+fn fail<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, code: i32, words: &[&str]) {
+    let output = takt(args);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} not in {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+/// The fixture checkpoint as a bf16 engine, built once by the binary itself.
+static ENGINE: LazyLock<(tempfile::TempDir, String)> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("engine").display().to_string();
+    let source = fixture("hf/tiny-llama").display().to_string();
+    let report = succeed_json(["build", &source, "-o", &dir, "--weights", "bf16", "--json"]);
+    assert_eq!(report["quantization"]["weights"], "bf16");
+    (folder, dir)
+});
+
+fn engine() -> &'static str {
+    &ENGINE.1
+}
+
+/// A writable copy of a folder of files.
+fn copy_of(source: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn inspect_tells_what_was_built_and_that_its_files_are_intact() {
+    let found = succeed_json(["inspect", engine(), "--json", "--lanes", "2", "--max-context", "64"]);
+    assert_eq!(found["valid"], true);
+    assert!(found["files"].as_array().unwrap().iter().all(|file| file["intact"] == true));
+    assert_eq!((&found["memory"]["lanes"], &found["memory"]["max_context"]), (&json!(2), &json!(64)));
+    assert!(succeed(["inspect", engine()]).contains("KV cache"));
+    fail(["inspect", engine(), "--max-context", "99999999"], 1, &["the model was made for"]);
+}
+
+#[test]
+fn score_gives_the_logits_and_the_likelihood_of_transformers() {
+    let golden: Value =
+        serde_json::from_slice(&fs::read(fixture("hf/tiny-llama/golden.json")).unwrap()).unwrap();
+    let case = &golden["cases"][0];
+    let found = succeed_json([
+        "score",
+        engine(),
+        "--json",
+        "--activations",
+        "f32",
+        "--text",
+        case["text"].as_str().unwrap(),
+    ]);
+    assert_eq!(found["token_ids"], case["input_ids"]);
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
+    };
+    let (logits, expected) = (numbers(&found["last_logits"]), numbers(&case["last_logits_f32"]));
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let difference: Vec<f64> = logits.iter().zip(&expected).map(|(a, b)| a - b).collect();
+    assert!(norm(&difference) / norm(&expected) < 2e-2);
+    assert!((found["nll"].as_f64().unwrap() - case["nll_of_prompt"].as_f64().unwrap()).abs() < 2e-2);
+    let ids: Vec<String> = case["input_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let by_ids =
+        succeed_json(["score", engine(), "--json", "--activations", "f32", "--token-ids", &ids.join(",")]);
+    assert_eq!(by_ids, found);
+}
+
+#[test]
+fn perplexity_is_e_to_the_mean_negative_log_likelihood() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("corpus.txt");
+    fs::write(&corpus, "pick the red cup and go to the lab. ".repeat(20)).unwrap();
+    let found = succeed_json([
+        OsStr::new("score"),
+        engine().as_ref(),
+        "--json".as_ref(),
+        "--perplexity".as_ref(),
+        corpus.as_ref(),
+    ]);
+    let (nll, perplexity) = (found["nll"].as_f64().unwrap(), found["perplexity"].as_f64().unwrap());
+    assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9);
+    fs::write(&corpus, b"good \xff bad").unwrap();
+    fail(
+        [OsStr::new("score"), engine().as_ref(), "--perplexity".as_ref(), corpus.as_ref()],
+        1,
+        &["not UTF-8 at byte 5"],
+    );
+}
+
+#[test]
+fn generate_prints_the_json_that_scripts_rely_on() {
+    let found = succeed_json([
+        "generate",
+        engine(),
+        "--prompt",
+        "pick the red cup",
+        "--raw",
+        "--max-tokens",
+        "6",
+        "--json",
+    ]);
+    let keys: Vec<&str> = found.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "status",
+        "text",
+        "token_ids",
+        "prompt_token_ids",
+        "finish_reason",
+        "defaulted_fields",
+        "timings_ms",
+        "decode_tok_s",
+        "speculation",
+    ];
+    assert_eq!(keys, expected);
+    let timings: Vec<&str> = found["timings_ms"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(timings, ["queue", "prefill", "ttft", "total", "deadline"]);
+    assert_eq!((&found["status"], &found["finish_reason"]), (&json!("complete"), &json!("length")));
+    assert_eq!(found["token_ids"].as_array().unwrap().len(), 6);
+    assert_eq!(found["speculation"], Value::Null);
+}
+
+#[test]
+fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
+    let sample = |seed: &str| {
+        succeed_json([
+            "generate",
+            engine(),
+            "--prompt",
+            "hello",
+            "--temperature",
+            "1.5",
+            "--seed",
+            seed,
+            "--max-tokens",
+            "12",
+            "--json",
+        ])["token_ids"]
+            .clone()
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+    let args =
+        ["generate", engine(), "--prompt", "pick the red cup", "--raw", "--max-tokens", "20", "--json"];
+    let whole = succeed_json(args)["text"].as_str().unwrap().to_owned();
+    let stop: String = whole.chars().skip(4).take(3).collect();
+    let cut = succeed_json(args.into_iter().chain(["--stop", &stop]));
+    assert_eq!(cut["finish_reason"], "stop");
+    assert_eq!(cut["text"].as_str().unwrap(), &whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
+fn a_deadline_cuts_an_answer_and_one_of_zero_is_rejected() {
+    let long = [
+        "generate",
+        engine(),
+        "--prompt",
+        "tell me everything",
+        "--temperature",
+        "2",
+        "--json",
+        "--deadline",
+    ];
+    let found = succeed_json(long.into_iter().chain(["30ms", "--max-tokens", "100000"]));
+    assert!(["truncated_at_deadline", "complete"].contains(&found["status"].as_str().unwrap()), "{found}");
+    let output = takt(long.into_iter().chain(["0ms"]));
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["status"], "rejected");
+    assert!(found["reason"].as_str().unwrap().contains("deadline"));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_rejected() {
+    let prompt = "pick the red cup ".repeat(4000);
+    fail(["generate", engine(), "--prompt", &prompt], 1, &["rejected", "does not fit a lane"]);
+    let ids = vec!["1"; 60_000].join(",");
+    fail(["score", engine(), "--token-ids", &ids], 1, &["60000 tokens", "the model was made for"]);
+    fail(["score", engine(), "--token-ids", "1,99999999"], 1, &["99999999"]);
+}
+
+#[test]
+fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
+    for args in [
+        vec!["generate", engine()],
+        vec!["generate", engine(), "--prompt", "a", "--deadline", "200"],
+        vec!["score", engine()],
+        vec!["nonsense"],
+        vec!["build", "a", "-o", "b", "--weights", "fp3"],
+        vec!["inspect", engine(), "--ros-args", "-r", "__node:=a"],
+    ] {
+        fail(args, 2, &[]);
+    }
+    let later = "not yet in this version";
+    fail(["generate", engine(), "--prompt", "a", "--schema", "s.json"], 2, &["--schema", later]);
+    fail(["generate", engine(), "--prompt", "a", "--choice", "b"], 2, &["--choice", later]);
+    fail(["build", "a", "-o", "b", "--tensorrt"], 2, &["--tensorrt", later]);
+    fail(["build", "a", "-o", "b", "--for", "sm_87"], 2, &["--for", later]);
+    fail(["generate", engine(), "--prompt", "a", "--backend", "cuda"], 1, &["cuda"]);
+    fail(["serve", "--ros-args", "-p", "a:=1"], 2, &[later]);
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_and_files_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let broken = OsStr::from_bytes(b"pick \xff cup");
+    fail([OsStr::new("generate"), engine().as_ref(), "--prompt".as_ref(), broken], 2, &["UTF-8"]);
+    let folder = tempfile::tempdir().unwrap();
+    let chat = folder.path().join("chat.json");
+    fs::write(&chat, b"[{\"role\": \"user\", \"content\": \"\xff\"}]").unwrap();
+    fail([OsStr::new("generate"), engine().as_ref(), "--chat".as_ref(), chat.as_ref()], 1, &["chat.json"]);
+    fs::write(&chat, b"[]").unwrap();
+    fail([OsStr::new("generate"), engine().as_ref(), "--chat".as_ref(), chat.as_ref()], 1, &["no messages"]);
+}
+
+/// Reads a safetensors file into its header and data, lets `change` work on both, and writes it back.
+fn edit_safetensors(path: &Path, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+    let bytes = fs::read(path).unwrap();
+    let header_len = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let mut data = bytes[8 + header_len..].to_vec();
+    change(&mut header, &mut data);
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(header);
+    out.extend(data);
+    fs::write(path, out).unwrap();
+}
+
+fn edit_config(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+}
+
+/// How a checkpoint is broken, and a word the error must hold.
+type Fault = (&'static str, fn(&Path), &'static str);
+
+const CHECKPOINT_FAULTS: [Fault; 8] = [
+    (
+        "truncated",
+        |folder| {
+            let path = folder.join("model.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        },
+        "model.safetensors",
+    ),
+    (
+        "shuffled offsets",
+        |folder| {
+            edit_safetensors(&folder.join("model.safetensors"), |header, _| {
+                let (large, small) = ("model.embed_tokens.weight", "model.norm.weight");
+                let swapped = header[large]["data_offsets"].take();
+                header[large]["data_offsets"] = header[small]["data_offsets"].take();
+                header[small]["data_offsets"] = swapped;
+            })
+        },
+        "",
+    ),
+    (
+        "missing shard",
+        |folder| {
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+            let index = json!({"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}});
+            fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        },
+        "model-00001-of-00002.safetensors",
+    ),
+    ("no weights", |folder| fs::remove_file(folder.join("model.safetensors")).unwrap(), ""),
+    ("wrong shape", |folder| edit_config(folder, |config| config["intermediate_size"] = json!(64)), "mlp"),
+    (
+        "NaN",
+        |folder| {
+            edit_safetensors(&folder.join("model.safetensors"), |header, data| {
+                let offsets = header["model.layers.0.mlp.up_proj.weight"]["data_offsets"].as_array().unwrap();
+                let start = usize::try_from(offsets[0].as_u64().unwrap()).unwrap();
+                data[start..start + 2].copy_from_slice(&[0xc0, 0x7f]);
+            })
+        },
+        "up_proj",
+    ),
+    (
+        "unknown architecture",
+        |folder| {
+            edit_config(folder, |config| {
+                config["architectures"] = json!(["WhisperForConditionalGeneration"]);
+                config["model_type"] = json!("whisper");
+            })
+        },
+        "hisper",
+    ),
+    ("broken config", |folder| fs::write(folder.join("config.json"), "{").unwrap(), "config.json"),
+];
+
+#[test]
+fn a_bad_checkpoint_is_refused_and_leaves_nothing_behind() {
+    for (name, break_it, word) in CHECKPOINT_FAULTS {
+        let (source, out) = (copy_of(&fixture("hf/tiny-llama")), tempfile::tempdir().unwrap());
+        break_it(source.path());
+        let dir = out.path().join("engine");
+        let output = takt([OsStr::new("build"), source.path().as_ref(), "-o".as_ref(), dir.as_ref()]);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{name}: {message}");
+        assert!(message.starts_with("error: ") && message.contains(word), "{name}: {message}");
+        assert!(!message.contains("panicked"), "{name}: {message}");
+        let left: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{name} left {left:?}");
+    }
+    fail(["build", "no/such/folder", "-o", "no/such/engine"], 1, &["no/such/folder"]);
+}
+
+#[test]
+fn an_existing_engine_is_replaced_only_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("engine").display().to_string();
+    let source = fixture("hf/tiny-qwen3").display().to_string();
+    succeed(["build", &source, "-o", &dir]);
+    fail(["build", &source, "-o", &dir], 1, &["--force"]);
+    succeed(["build", &source, "-o", &dir, "--force", "--weights", "int4"]);
+    assert_eq!(succeed_json(["inspect", &dir, "--json"])["quantization"]["weights"], "int4");
+}
+
+#[test]
+fn without_a_tokenizer_token_ids_can_be_scored_and_text_says_why_not() {
+    // A Hugging Face folder without one is an incomplete download …
+    let (source, out) = (copy_of(&fixture("hf/tiny-llama")), tempfile::tempdir().unwrap());
+    let dir = out.path().join("engine").display().to_string();
+    fs::remove_file(source.path().join("tokenizer.json")).unwrap();
+    fail(["build", &source.path().display().to_string(), "-o", &dir], 1, &["tokenizer.json"]);
+    // … an ONNX file alone is a whole model.
+    let onnx = source.path().join("decoder.onnx");
+    fs::copy(fixture("onnx/tiny-llama-torch-opset18.onnx"), &onnx).unwrap();
+    fs::remove_file(source.path().join("tokenizer_config.json")).unwrap();
+    succeed(["build", &onnx.display().to_string(), "-o", &dir]);
+    succeed(["score", &dir, "--token-ids", "1,2,3", "--json"]);
+    fail(["score", &dir, "--text", "hello"], 1, &["tokenizer"]);
+    fail(["generate", &dir, "--prompt", "hello"], 1, &["tokenizer.json"]);
+    fail(["serve", "--engine", &dir], 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn a_damaged_engine_is_refused_by_every_command() {
+    let faults: [(fn(&Path), &str); 4] = [
+        (
+            |dir| {
+                let path = dir.join("weights.safetensors");
+                let mut bytes = fs::read(&path).unwrap();
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                fs::write(&path, bytes).unwrap();
+            },
+            "SHA-256",
+        ),
+        (
+            |dir| {
+                let path = dir.join("weights.safetensors");
+                let bytes = fs::read(&path).unwrap();
+                fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
+            },
+            "bytes",
+        ),
+        (|dir| fs::write(dir.join("engine.json"), "{}").unwrap(), "engine.json"),
+        (|dir| fs::remove_file(dir.join("tokenizer.json")).unwrap(), "missing"),
+    ];
+    for (damage, word) in faults {
+        let copy = copy_of(Path::new(engine()));
+        damage(copy.path());
+        let dir = copy.path().display().to_string();
+        fail(["inspect", &dir], 1, &[word]);
+        fail(["score", &dir, "--token-ids", "1,2"], 1, &[word]);
+        fail(["generate", &dir, "--prompt", "hello"], 1, &[word]);
+        fail(["bench", &dir], 1, &[word]);
+    }
+    let empty = tempfile::tempdir().unwrap();
+    fail(["inspect", &empty.path().display().to_string()], 1, &["takt build"]);
+}
+
+#[test]
+fn bench_measures_what_its_contract_names() {
+    let found =
+        succeed_json(["bench", engine(), "--json", "--prompt-len", "16", "--tokens", "8", "--threads", "1"]);
+    for key in [
+        "load_s",
+        "engine_bytes",
+        "peak_rss_bytes",
+        "prefill_tok_s",
+        "decode_tok_s",
+        "ttft_ms",
+        "weight_bytes_per_token",
+        "read_bandwidth_gb_s",
+        "bandwidth_share",
+        "threads",
+    ] {
+        assert!(found[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {}", found[key]);
+    }
+    for key in ["p50", "p99", "max"] {
+        assert!(found["itl_ms"][key].as_f64().is_some_and(|number| number > 0.0));
+    }
+    assert!(found["backend"] == "cpu" && found["device"].is_string());
+    fail(["bench", "--shape", "gpt-9"], 1, &["qwen3-0.6b"]);
+}
+
+#[test]
+fn an_unknown_configuration_key_is_refused_with_a_suggestion_and_print_config_shows_origins() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("robot.toml");
+    fs::write(&file, "[engine]\nlanes = 2\n").unwrap();
+    let path = file.display().to_string();
+    let printed = succeed(["serve", "--config", &path, "--threads", "3", "--print-config"]);
+    assert!(printed.contains("robot.toml:2") && printed.contains("command line --threads"), "{printed}");
+    fs::write(&file, "[scheduler]\nqueue_len = 2\nreply_margin_u = 5\n").unwrap();
+    fail(
+        ["serve", "--config", &path, "--print-config"],
+        1,
+        &["robot.toml:3", "did you mean `reply_margin_us`?"],
+    );
+    fail(["serve", "--config", "no.toml", "--print-config"], 1, &["no.toml"]);
+}
+
+#[test]
+fn doctor_names_what_it_looked_at() {
+    let found = succeed_json(["doctor", "--json"]);
+    let topics: Vec<&str> =
+        found["findings"].as_array().unwrap().iter().map(|f| f["topic"].as_str().unwrap()).collect();
+    for topic in ["cpu", "simd", "memory", "gpu", "ros 2", "loopback"] {
+        assert!(topics.contains(&topic), "{topic} not in {topics:?}");
+    }
+}
+
+/// A `takt serve` that is killed when the test ends, however it ends.
+struct Node(std::process::Child);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_served_engine_answers_over_ros_2_and_a_second_node_of_the_name_may_not_start() {
+    let domain = (102 + std::process::id() % 20).to_string(); // beyond what the other suites and `takt demo` use
+    let on_loopback = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+        command
+            .args(args)
+            .env("ROS_DOMAIN_ID", &domain)
+            .env("ROS_LOCALHOST_ONLY", "1")
+            .env_remove("ROS_AUTOMATIC_DISCOVERY_RANGE");
+        command.stdin(Stdio::null());
+        command
+    };
+    let serve = ["serve", "--engine", engine(), "--ros-args", "-r", "__node:=cli_test"];
+    let mut node = Node(on_loopback(&serve).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let ask = [
+        "ask",
+        "pick the red cup",
+        "--node",
+        "cli_test",
+        "--max-tokens",
+        "5",
+        "--deadline",
+        "20s",
+        "--wait",
+        "30s",
+        "--json",
+    ];
+    let asked = on_loopback(&ask).output().unwrap();
+    assert!(asked.status.success(), "{}", stderr(&asked));
+    let reply: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!((&reply["status"], &reply["num_tokens"]), (&json!("complete"), &json!(5)));
+    let second = on_loopback(&serve).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(stderr(&second).contains("already running"), "{}", stderr(&second));
+    // SIGTERM ends it in order.
+    assert!(Command::new("kill").args(["-TERM", &node.0.id().to_string()]).status().unwrap().success());
+    let patience = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        match node.0.try_wait().unwrap() {
+            Some(status) => break status,
+            None => assert!(Instant::now() < patience, "the node does not end"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}
