@@ -392,9 +392,12 @@ fn without_a_tokenizer_token_ids_can_be_scored_and_text_says_why_not() {
     fail(["serve", "--engine", &dir], 1, &["tokenizer.json"]);
 }
 
+/// How an engine is damaged, and a word the error must hold.
+type Damage = (fn(&Path), &'static str);
+
 #[test]
 fn a_damaged_engine_is_refused_by_every_command() {
-    let faults: [(fn(&Path), &str); 4] = [
+    let faults: [Damage; 4] = [
         (
             |dir| {
                 let path = dir.join("weights.safetensors");
