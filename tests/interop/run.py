@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parents[1] / "models" / "takt-demo"
 NODE = "/interop/takt"
+START_PATIENCE_S = 120
 STOP_PATIENCE_S = 20
 # The loopback interface has no multicast: peers are looked for at the well-known ports.
 CYCLONEDDS = """<CycloneDDS><Domain id="any">
@@ -49,6 +50,15 @@ def free_domain() -> int:
 def start(takt: str, folder: Path, log) -> subprocess.Popen:
     command = [takt, "serve", "--engine", str(folder / "engine"), "--config", str(folder / "node.toml")]
     return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def wait_until_up(node: subprocess.Popen, log: Path):
+    """Until the node has said which service it offers."""
+    end = time.monotonic() + START_PATIENCE_S
+    while "takt_msgs/srv/Ask" not in log.read_text():
+        if node.poll() is not None or time.monotonic() > end:
+            sys.exit(f"the node is not up after {START_PATIENCE_S} s or has ended:\n{log.read_text()}")
+        time.sleep(0.05)
 
 
 def a_second_node_of_the_same_name_is_refused(takt: str, folder: Path):
@@ -106,6 +116,7 @@ def run(takt: str, folder: Path) -> int:
     with log.open("w") as file:
         node = start(takt, folder, file)
         try:
+            wait_until_up(node, log)
             passed = []
             for case in peer.MODEL_CASES + peer.CASES:
                 passed.append(attempt(case.__name__.replace("_", " "), case, domain, NODE))

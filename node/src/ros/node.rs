@@ -19,7 +19,7 @@ use crossbeam_channel::Sender;
 
 use super::ask::{Ask, AskDefaults, refusal};
 use super::dds::DdsTransport;
-use super::message::{ASK, AskRequest, STRING, decode_string};
+use super::message::{ASK, AskReply, AskRequest, STRING, decode_string};
 use super::outlet::{Asker, Open, Outlet, Topics};
 use super::transport::{Qos, Transport};
 use super::{RosError, RosOptions};
@@ -96,7 +96,10 @@ impl RosNode {
             Box::new(move |message| by_topic.hear(message)),
         )?;
         let on_request = Box::new(move |message: &[u8], respond| by_service.take(message, respond));
-        transport.serve(&node.private("ask"), ASK, on_request)?;
+        let blank = AskReply::default()
+            .encode()
+            .map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask reply", error })?;
+        transport.serve(&node.private("ask"), ASK, &blank, on_request)?;
         transport.announce()?;
         Ok(running)
     }

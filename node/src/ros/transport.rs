@@ -74,11 +74,13 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
         on_message: OnMessage,
     ) -> Result<Box<dyn Subscription>, RosError>;
 
-    /// Calls `on_request` for every request to `service`.
+    /// Calls `on_request` for every request to `service`. `blank` is any whole reply: a transport may send it once to nobody,
+    /// which clients pass over as they do replies to others.
     ///
     /// # Errors
     /// [`RosError::Transport`].
-    fn serve(&self, service: &str, ty: TypeName, on_request: OnRequest) -> Result<(), RosError>;
+    fn serve(&self, service: &str, ty: TypeName, blank: &[u8], on_request: OnRequest)
+    -> Result<(), RosError>;
 
     /// Makes a client of `service`.
     ///

@@ -187,11 +187,18 @@ impl Transport for DdsTransport {
         Ok(Box::new(Topic { name: name.to_owned(), endpoint, peers: Arc::clone(&self.peers) }))
     }
 
-    fn serve(&self, service: &str, ty: TypeName, mut on_request: OnRequest) -> Result<(), RosError> {
+    fn serve(
+        &self,
+        service: &str,
+        ty: TypeName,
+        blank: &[u8],
+        mut on_request: OnRequest,
+    ) -> Result<(), RosError> {
         let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
         let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server = Arc::new(Server::new(service, writer, peers, waker, self.max_inline_reply_len));
+        server.send_to_nobody(blank);
         self.dispatcher.serve(Arc::clone(&server))?;
         self.endpoints().servers.push(Arc::clone(&server));
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));

@@ -7,7 +7,7 @@
 //! A client's first request can arrive before its reply reader is matched; a reply sent then is lost for good. So a reply
 //! waits until the client's reader is matched, and longer: a CycloneDDS reader throws away what comes before the writer's
 //! first heartbeat. The sign that the heartbeat has arrived is that the reader acknowledges what was sent before it was
-//! there, which is why a server starts by sending an empty message to nobody. Other clients do not wait meanwhile.
+//! there, which is why a server starts by sending a blank reply to nobody. Other clients do not wait meanwhile.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,7 +35,6 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 const MAX_WAITING: usize = 256;
 /// Bytes before the body: the encapsulation header.
 const ENCAPSULATION_LEN: usize = 4;
-const EMPTY_MESSAGE: [u8; ENCAPSULATION_LEN] = [0, 1, 0, 0];
 /// rmw_cyclonedds: `uint64 client`, `int64 sequence`.
 pub(super) const HEADER_LEN: usize = 16;
 /// First bytes of every identity of an Eclipse CycloneDDS participant.
@@ -103,12 +102,15 @@ impl Server {
         waker: Arc<Waker>,
         max_inline_reply_len: usize,
     ) -> Self {
-        let nobody = map(&EMPTY_MESSAGE, &Mapping::Header([0; HEADER_LEN]));
-        if let Err(error) = writer.write(nobody, None) {
-            tracing::warn!(service, "the first reply to a new client may be lost: {error}");
-        }
         let (service, waiting, flushed) = (service.to_owned(), Mutex::default(), Condvar::new());
         Self { service, writer, peers, waker, waiting, flushed, max_inline_reply_len }
+    }
+
+    /// Sends `blank` with a header that no client has: what a fresh client's reader acknowledges when it is ready.
+    pub fn send_to_nobody(&self, blank: &[u8]) {
+        if let Err(error) = self.writer.write(map(blank, &Mapping::Header([0; HEADER_LEN])), None) {
+            tracing::warn!(service = %self.service, "the first reply to a new client may be lost: {error}");
+        }
     }
 
     /// Hands one request to `on_request`, without its mapping's header.
