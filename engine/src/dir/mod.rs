@@ -76,6 +76,18 @@ impl EngineDir {
         Ok(Self { path: path.to_path_buf(), manifest, generation, weights })
     }
 
+    /// Checks all that [`Self::open`] checks but the contents of files (hashes, values), so nothing large is read: for the
+    /// builder, which has just written and hashed them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check_structure(path: &Path) -> Result<()> {
+        let manifest = Manifest::read(path)?;
+        verify::check_listing(path, &manifest)?;
+        GenerationDefaults::read(&path.join(GENERATION_FILE))?;
+        Weights::map(&path.join(WEIGHTS_FILE), &manifest).map(drop)
+    }
+
     /// Where it lies.
     #[must_use]
     pub fn path(&self) -> &Path {

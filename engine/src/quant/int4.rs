@@ -50,7 +50,9 @@ fn squared_error(group: &[f32], step: f32) -> f32 {
 }
 
 fn code(value: f32, step: f32) -> i32 {
-    (value / step).round_ties_even().clamp(-8.0, 7.0) as i32
+    // Adding and taking away 1.5 · 2^23 leaves no room for a fraction: rounding, ties to even, without a call into libm.
+    const NO_FRACTION: f32 = 12_582_912.0;
+    ((value / step).clamp(-8.0, 7.0) + NO_FRACTION - NO_FRACTION) as i32
 }
 
 #[cfg(test)]
@@ -76,6 +78,15 @@ mod tests {
         let mut row: Vec<f32> = (0..130).map(|i| (i % 15 - 7) as f32 * 0.25).collect();
         (row[128], row[129]) = (7.0 * 0.125, -3.0 * 0.125);
         assert_eq!(round_trip(&row), row);
+    }
+
+    #[test]
+    fn codes_are_rounded_to_even_and_clamped() {
+        for tenths in -120..120 {
+            let value = tenths as f32 / 10.0;
+            assert_eq!(code(value, 1.0), value.round_ties_even().clamp(-8.0, 7.0) as i32, "{value}");
+        }
+        assert_eq!((code(2.5, 1.0), code(3.5, 1.0), code(-0.5, 1.0)), (2, 4, 0));
     }
 
     #[test]
