@@ -44,7 +44,10 @@ pub struct VirtualBackend {
 
 impl std::fmt::Debug for VirtualBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VirtualBackend").field("step", &self.step).field("log", &self.log).finish_non_exhaustive()
+        f.debug_struct("VirtualBackend")
+            .field("step", &self.step)
+            .field("log", &self.log)
+            .finish_non_exhaustive()
     }
 }
 
