@@ -77,6 +77,8 @@ struct Measured {
     /// Bytes a second.
     read_bandwidth: f64,
     watts: Option<f64>,
+    /// Before the bandwidth probe takes its own memory.
+    peak_rss_bytes: Option<u64>,
 }
 
 pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
@@ -130,8 +132,9 @@ fn measure(args: &BenchArgs, loaded: &mut Loaded, interrupt: &Interrupt) -> Resu
             }
         })?),
     };
+    let peak_rss_bytes = peak_rss_bytes();
     let read_bandwidth = read_bandwidth(backend.capabilities().num_threads)?;
-    Ok(Measured { prefill, decode, sustained, read_bandwidth, watts })
+    Ok(Measured { prefill, decode, sustained, read_bandwidth, watts, peak_rss_bytes })
 }
 
 fn weight_bandwidth(loaded: &Loaded, measured: &Measured) -> f64 {
@@ -150,7 +153,7 @@ fn as_json(loaded: &Loaded, measured: &Measured) -> Value {
     });
     json!({
         "model": loaded.name, "load_s": loaded.load.as_secs_f64(), "engine_bytes": loaded.engine_bytes,
-        "peak_rss_bytes": peak_rss_bytes(), "prompt_len": prefill.prompt_len, "prefill_tok_s": prefill.tok_s(),
+        "peak_rss_bytes": measured.peak_rss_bytes, "prompt_len": prefill.prompt_len, "prefill_tok_s": prefill.tok_s(),
         "decode_tok_s": decode.tok_s(), "ttft_ms": ms(prefill.ttft),
         "itl_ms": {"p50": ms(decode.itl(0.5)), "p99": ms(decode.itl(0.99)), "max": ms(decode.itl(1.0))},
         "weight_bytes_per_token": facts.weight_bytes_per_step,
@@ -205,7 +208,7 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
                 measured.read_bandwidth / 1e9
             ),
         ),
-        ("peak memory", peak_rss_bytes().map_or("unknown".into(), paint::bytes)),
+        ("peak memory", measured.peak_rss_bytes.map_or("unknown".into(), paint::bytes)),
         (
             "power",
             measured

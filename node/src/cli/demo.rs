@@ -272,7 +272,7 @@ fn closing(engine: &PreparedEngine, script: &[Situation], summary: &Summary, too
         (
             "control loop",
             format!(
-                "{} ticks, {} of them while an answer was awaited; late by p50 {}, p99 {}, max {}",
+                "{} ticks, {} went by while an answer was on its way; late by p50 {}, p99 {}, max {}",
                 times.num_ticks,
                 times.ticks_while_waiting,
                 ms(times.jitter(0.5)),

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use takt_engine::backend::cpu::kernels::Isa;
+
 use super::{Finding, field, read};
 
 pub(super) fn examine() -> Vec<Finding> {
@@ -33,7 +36,6 @@ fn simd() -> Finding {
         ("AVX2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
         ("AVX-512", is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")),
         ("VNNI", is_x86_feature_detected!("avx512vnni")),
-        ("BF16", is_x86_feature_detected!("avx512bf16")),
     ];
     if has.iter().all(|(_, there)| !there) {
         return Finding::note("simd", "no AVX2", "the portable kernels run, many times slower");
@@ -63,12 +65,13 @@ fn simd() -> Finding {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn rate(has: &[(&str, bool)], effect: &str) -> Finding {
+    let kernels = format!(", kernels in use: {}", Isa::detect());
     let names = |there| has.iter().filter(|f| f.1 == there).map(|f| f.0).collect::<Vec<_>>().join(", ");
     let missing = names(false);
     if missing.is_empty() {
-        Finding::good("simd", names(true))
+        Finding::good("simd", names(true) + &kernels)
     } else {
-        Finding::note("simd", names(true), format!("without {missing}: {effect}"))
+        Finding::note("simd", names(true) + &kernels, format!("without {missing}: {effect}"))
     }
 }
 
