@@ -52,25 +52,26 @@ fn prefill_slices_and_decode_steps_allocate_nothing() {
         let model = MemoryWeights::random(&spec, weights, weights, 1);
         let mut backend = open(&spec, &model, &options(kv, arithmetic));
         let mut plan = StepPlan::with_capacity(64, 3);
-        // The pool's threads may still be starting: a first step waits for nobody, so let a few pass.
-        for _ in 0..50 {
-            plan.clear();
-            plan.push(LaneId(0), &[1], LogitsWanted::Last);
-            backend.run_step(&plan).unwrap();
-        }
-        let before = NUM_ALLOCATIONS.load(Ordering::SeqCst);
-        let mut next: [TokenId; 3] = [1, 2, 3];
-        for step in 0..60 {
-            plan.clear();
-            plan.push(LaneId(0), &next[..1], LogitsWanted::Last);
-            plan.push(LaneId(1), &next, if step % 2 == 0 { LogitsWanted::All } else { LogitsWanted::None });
-            let output = backend.run_step(&plan).unwrap();
-            next[0] = argmax(output.last_logits(0).unwrap());
-        }
-        let num_allocations = NUM_ALLOCATIONS.load(Ordering::SeqCst) - before;
-        assert_eq!(
-            num_allocations, 0,
-            "{weights} weights, {kv} cache: {num_allocations} allocations in 60 steps"
-        );
+        // On a busy machine a thread of the pool may start (and allocate, once) long after the pool was made; an allocation
+        // of a step would be in every window.
+        let windows: Vec<usize> = (0..10).map(|_| allocations_of_60_steps(&mut backend, &mut plan)).collect();
+        assert!(windows.contains(&0), "{weights} weights, {kv} cache: allocations in 60 steps: {windows:?}");
+        assert!(windows.iter().sum::<usize>() < 60, "{weights} weights, {kv} cache: {windows:?}");
     }
+}
+
+/// Steps of a decoding lane beside a lane that prefills in slices of 3.
+fn allocations_of_60_steps(backend: &mut dyn Backend, plan: &mut StepPlan) -> usize {
+    backend.truncate(LaneId(0), 0).unwrap();
+    backend.truncate(LaneId(1), 0).unwrap();
+    let before = NUM_ALLOCATIONS.load(Ordering::SeqCst);
+    let mut next: [TokenId; 3] = [1, 2, 3];
+    for step in 0..60 {
+        plan.clear();
+        plan.push(LaneId(0), &next[..1], LogitsWanted::Last);
+        plan.push(LaneId(1), &next, if step % 2 == 0 { LogitsWanted::All } else { LogitsWanted::None });
+        let output = backend.run_step(plan).unwrap();
+        next[0] = argmax(output.last_logits(0).unwrap());
+    }
+    NUM_ALLOCATIONS.load(Ordering::SeqCst) - before
 }

@@ -288,7 +288,9 @@ mod tests {
         lanes.commit(lane, num_tokens);
     }
 
-    fn prefix(lanes: &KvLanes, lane: LaneId, len: usize) -> Vec<(Vec<u8>, Vec<u8>, Vec<f32>, Vec<f32>)> {
+    type Plane = (Vec<u8>, Vec<u8>, Vec<f32>, Vec<f32>);
+
+    fn prefix(lanes: &KvLanes, lane: LaneId, len: usize) -> Vec<Plane> {
         let width = lanes.layout.row_bytes();
         (0..3)
             .flat_map(|layer| [(layer, 0), (layer, 1)])

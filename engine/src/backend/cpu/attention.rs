@@ -4,7 +4,10 @@
 //! query of the task. Tiles start at multiples of [`tile_rows`], so the order of a query's arithmetic depends on its own
 //! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
 
-use super::vectors::{Kernel, LANES, dot, exp, mul_add, mul_add_lanes, mul_add_rest, reduce, reduce_each};
+use super::{
+    simd::{LANES, Simd, reduce},
+    vectors::{Kernel, dot, exp, finish_dot, mul_add},
+};
 use crate::kv::{HeadRows, KvKind};
 
 /// Most queries of one task: tokens × heads that share a key/value head.
@@ -53,7 +56,7 @@ struct Softmax {
 
 impl Kernel for Attention<'_> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self) {
         let Some(head_dim) = self.queries.first().map(|query| query.q.len()) else { return };
         let rows_per_tile = tile_rows(head_dim);
         let mut tile = [0.0f32; TILE_VALUES];
@@ -72,9 +75,9 @@ impl Kernel for Attention<'_> {
             for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut weights).zip(&mut softmax) {
                 let seen = query.seen(tile_start, tile_end);
                 let weights = &mut weights[..seen.len()];
-                scores::<FMA>(query.q, &tile[(seen.start - tile_start) * head_dim..], weights);
+                scores::<S>(query.q, &tile[(seen.start - tile_start) * head_dim..], weights);
                 scale_scores(weights, self.scale, &self.rows.key_scales[seen.clone()]);
-                let shrink = softmax.add::<FMA>(weights);
+                let shrink = softmax.add::<S>(weights);
                 query.out.iter_mut().for_each(|value| *value *= shrink);
                 let value_scales = &self.rows.value_scales[seen];
                 weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
@@ -83,7 +86,7 @@ impl Kernel for Attention<'_> {
             for (query, weights) in self.queries.iter_mut().zip(&weights) {
                 let seen = query.seen(tile_start, tile_end);
                 let values = &tile[(seen.start - tile_start) * head_dim..];
-                accumulate::<FMA>(&weights[..seen.len()], values, query.out);
+                accumulate::<S>(&weights[..seen.len()], values, query.out);
             }
             tile_start = tile_end;
         }
@@ -106,21 +109,21 @@ impl Query<'_> {
 impl Softmax {
     /// Turns a tile's scores into weights relative to the new maximum; gives the factor for everything accumulated so far.
     #[inline(always)]
-    fn add<const FMA: bool>(&mut self, scores: &mut [f32]) -> f32 {
+    fn add<S: Simd>(&mut self, scores: &mut [f32]) -> f32 {
         let max = scores.iter().fold(self.max, |max, &score| if score > max { score } else { max });
         if max == f32::NEG_INFINITY {
             // Nothing seen yet (or scores that are all -∞ or NaN, which then show as a sum of 0).
             return 1.0;
         }
-        let shrink = exp::<FMA>(self.max - max);
+        let shrink = exp::<S>(self.max - max);
         let mut sums = [0.0f32; LANES];
         for chunk in scores.chunks_mut(LANES) {
             for (score, sum) in chunk.iter_mut().zip(&mut sums) {
-                *score = exp::<FMA>(*score - max);
+                *score = exp::<S>(*score - max);
                 *sum += *score;
             }
         }
-        self.sum = mul_add::<FMA>(self.sum, shrink, reduce(sums));
+        self.sum = mul_add::<S>(self.sum, shrink, reduce(sums));
         self.max = max;
         shrink
     }
@@ -128,39 +131,40 @@ impl Softmax {
 
 /// `scores[t] = q · keys[t]`, four rows at a time to hide the latency of additions; each row sums as [`dot`] does.
 #[inline(always)]
-fn scores<const FMA: bool>(q: &[f32], keys: &[f32], scores: &mut [f32]) {
+fn scores<S: Simd>(q: &[f32], keys: &[f32], scores: &mut [f32]) {
     let head_dim = q.len();
     let (quads, rest) = scores.as_chunks_mut::<4>();
     let (quad_keys, rest_keys) = keys.split_at(quads.len() * 4 * head_dim);
     for (quad, keys) in quads.iter_mut().zip(quad_keys.chunks_exact(4 * head_dim)) {
-        *quad = dot_quad::<FMA>(q, keys);
+        *quad = dot_quad::<S>(q, keys);
     }
     for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(head_dim)) {
-        *score = dot::<FMA>(q, key);
+        *score = dot::<S>(q, key);
     }
 }
 
 /// Scalar products of `q` with four rows of `keys` `[4, head_dim]`.
 #[inline(always)]
-fn dot_quad<const FMA: bool>(q: &[f32], keys: &[f32]) -> [f32; 4] {
+fn dot_quad<S: Simd>(q: &[f32], keys: &[f32]) -> [f32; 4] {
     let (pairs, head_dim) = (keys.split_at(2 * q.len()), q.len());
     let ((a, b), (c, d)) = (pairs.0.split_at(head_dim), pairs.1.split_at(head_dim));
     let (q, q_rest) = q.as_chunks::<LANES>();
     let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
         [a, b, c, d].map(|row| row.as_chunks::<LANES>());
-    let mut sums = [[0.0f32; LANES]; 4];
+    let mut sums = [S::zero(); 4];
     for ((((q, a), b), c), d) in q.iter().zip(a).zip(b).zip(c).zip(d) {
-        mul_add_lanes::<FMA>(q, a, &mut sums[0]);
-        mul_add_lanes::<FMA>(q, b, &mut sums[1]);
-        mul_add_lanes::<FMA>(q, c, &mut sums[2]);
-        mul_add_lanes::<FMA>(q, d, &mut sums[3]);
+        let q = S::load(q);
+        sums[0] = S::mul_add(q, S::load(a), sums[0]);
+        sums[1] = S::mul_add(q, S::load(b), sums[1]);
+        sums[2] = S::mul_add(q, S::load(c), sums[2]);
+        sums[3] = S::mul_add(q, S::load(d), sums[3]);
     }
-    if !q_rest.is_empty() {
-        for (sums, rest) in sums.iter_mut().zip([a_rest, b_rest, c_rest, d_rest]) {
-            mul_add_rest::<FMA>(q_rest, rest, sums);
-        }
-    }
-    reduce_each(&sums)
+    [
+        finish_dot::<S>(sums[0], q_rest, a_rest),
+        finish_dot::<S>(sums[1], q_rest, b_rest),
+        finish_dot::<S>(sums[2], q_rest, c_rest),
+        finish_dot::<S>(sums[3], q_rest, d_rest),
+    ]
 }
 
 #[inline(always)]
@@ -171,7 +175,7 @@ fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
 
 /// `out += Σ weights[t] · values[t]`, a few columns at a time so that the sums stay in registers.
 #[inline(always)]
-fn accumulate<const FMA: bool>(weights: &[f32], values: &[f32], out: &mut [f32]) {
+fn accumulate<S: Simd>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     const COLUMNS: usize = 4 * LANES;
     if weights.is_empty() {
         return;
@@ -181,23 +185,23 @@ fn accumulate<const FMA: bool>(weights: &[f32], values: &[f32], out: &mut [f32])
     let (narrow, rest) = rest.as_chunks_mut::<LANES>();
     let mut start = 0;
     for columns in wide {
-        accumulate_columns::<FMA, COLUMNS>(weights, &values[start..], head_dim, columns);
+        accumulate_columns::<S, COLUMNS>(weights, &values[start..], head_dim, columns);
         start += COLUMNS;
     }
     for columns in narrow {
-        accumulate_columns::<FMA, LANES>(weights, &values[start..], head_dim, columns);
+        accumulate_columns::<S, LANES>(weights, &values[start..], head_dim, columns);
         start += LANES;
     }
     for (column, out) in rest.iter_mut().enumerate() {
         for (&weight, value) in weights.iter().zip(values[start + column..].iter().step_by(head_dim)) {
-            *out = mul_add::<FMA>(weight, *value, *out);
+            *out = mul_add::<S>(weight, *value, *out);
         }
     }
 }
 
 /// `out += Σ weights[t] · values[t]` for `N` columns; `values` starts at the first of them, rows are `stride` apart.
 #[inline(always)]
-fn accumulate_columns<const FMA: bool, const N: usize>(
+fn accumulate_columns<S: Simd, const N: usize>(
     weights: &[f32],
     values: &[f32],
     stride: usize,
@@ -207,7 +211,7 @@ fn accumulate_columns<const FMA: bool, const N: usize>(
     for (&weight, row) in weights.iter().zip(values.chunks(stride)) {
         let Some(row) = row.first_chunk::<N>() else { break };
         for (sum, &value) in sums.iter_mut().zip(row) {
-            *sum = mul_add::<FMA>(weight, value, *sum);
+            *sum = mul_add::<S>(weight, value, *sum);
         }
     }
     *out = sums;

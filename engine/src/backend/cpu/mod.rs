@@ -16,6 +16,7 @@ mod plan_check;
 mod pool;
 mod rope;
 mod rows;
+mod simd;
 mod swiglu;
 mod vectors;
 

@@ -1,6 +1,9 @@
 //! RMSNorm (Zhang and Sennrich 2019), as Hugging Face computes it: everything in F32.
 
-use super::vectors::{Kernel, dot};
+use super::{
+    simd::Simd,
+    vectors::{Kernel, dot},
+};
 
 /// `out = x · rsqrt(mean(x²) + eps) · weight`, all `[width]`.
 #[derive(Debug)]
@@ -13,8 +16,8 @@ pub(super) struct RmsNorm<'a> {
 
 impl Kernel for RmsNorm<'_> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let factor = inverse_rms::<FMA>(self.x, self.eps);
+    fn run<S: Simd>(self) {
+        let factor = inverse_rms::<S>(self.x, self.eps);
         for ((out, &x), &weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = x * factor * weight;
         }
@@ -23,9 +26,9 @@ impl Kernel for RmsNorm<'_> {
 
 /// RMSNorm in place of consecutive heads `[num_heads, head_dim]` with one weight `[head_dim]` (Qwen3).
 #[inline(always)]
-pub(super) fn norm_heads<const FMA: bool>(heads: &mut [f32], weight: &[f32], eps: f32) {
+pub(super) fn norm_heads<S: Simd>(heads: &mut [f32], weight: &[f32], eps: f32) {
     for head in heads.chunks_exact_mut(weight.len()) {
-        let factor = inverse_rms::<FMA>(head, eps);
+        let factor = inverse_rms::<S>(head, eps);
         for (x, &weight) in head.iter_mut().zip(weight) {
             *x = *x * factor * weight;
         }
@@ -41,8 +44,8 @@ pub(super) fn add(x: &mut [f32], delta: &[f32]) {
 }
 
 #[inline(always)]
-fn inverse_rms<const FMA: bool>(x: &[f32], eps: f32) -> f32 {
-    1.0 / (dot::<FMA>(x, x) / x.len() as f32 + eps).sqrt()
+fn inverse_rms<S: Simd>(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot::<S>(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 #[cfg(test)]

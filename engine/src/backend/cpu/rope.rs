@@ -1,6 +1,9 @@
 //! Rotary position embedding (Su et al. 2021): a table of cosines and sines for every position a lane can hold.
 
-use super::vectors::{Kernel, mul_add};
+use super::{
+    simd::Simd,
+    vectors::{Kernel, mul_add},
+};
 use crate::spec::{RopePairing, RopeSpec};
 
 /// Cosines and sines `[lane_capacity, num_pairs]`, times the attention factor.
@@ -47,7 +50,7 @@ pub(super) struct Rotation<'a> {
 impl Rotation<'_> {
     /// Rotates the first `2 · num_pairs` elements of every head of `heads` `[num_heads, head_dim]` in place.
     #[inline(always)]
-    pub(super) fn apply<const FMA: bool>(&self, heads: &mut [f32], head_dim: usize) {
+    pub(super) fn apply<S: Simd>(&self, heads: &mut [f32], head_dim: usize) {
         let num_pairs = self.cos.len();
         for head in heads.chunks_exact_mut(head_dim) {
             let rotary = &mut head[..2 * num_pairs];
@@ -55,12 +58,12 @@ impl Rotation<'_> {
                 RopePairing::Half => {
                     let (first, second) = rotary.split_at_mut(num_pairs);
                     for (pair, (a, b)) in first.iter_mut().zip(second).enumerate() {
-                        (*a, *b) = rotate::<FMA>((*a, *b), self.cos[pair], self.sin[pair]);
+                        (*a, *b) = rotate::<S>((*a, *b), self.cos[pair], self.sin[pair]);
                     }
                 }
                 RopePairing::Interleaved => {
                     for (pair, ab) in rotary.chunks_exact_mut(2).enumerate() {
-                        (ab[0], ab[1]) = rotate::<FMA>((ab[0], ab[1]), self.cos[pair], self.sin[pair]);
+                        (ab[0], ab[1]) = rotate::<S>((ab[0], ab[1]), self.cos[pair], self.sin[pair]);
                     }
                 }
             }
@@ -69,8 +72,8 @@ impl Rotation<'_> {
 }
 
 #[inline(always)]
-fn rotate<const FMA: bool>((a, b): (f32, f32), cos: f32, sin: f32) -> (f32, f32) {
-    (mul_add::<FMA>(-b, sin, a * cos), mul_add::<FMA>(a, sin, b * cos))
+fn rotate<S: Simd>((a, b): (f32, f32), cos: f32, sin: f32) -> (f32, f32) {
+    (mul_add::<S>(-b, sin, a * cos), mul_add::<S>(a, sin, b * cos))
 }
 
 /// Makes queries and keys of one token ready for attention: bias, per-head norm, rotation, in place.
@@ -94,23 +97,23 @@ pub(super) struct PrepareHeads<'a> {
 
 impl Kernel for PrepareHeads<'_> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self) {
         super::norm::add(self.qkv, self.bias);
         let (q, kv) = self.qkv.split_at_mut(self.dims.0);
         let k = &mut kv[..self.dims.1];
         if let Some((q_weight, k_weight)) = self.qk_norm {
-            super::norm::norm_heads::<FMA>(q, q_weight, self.eps);
-            super::norm::norm_heads::<FMA>(k, k_weight, self.eps);
+            super::norm::norm_heads::<S>(q, q_weight, self.eps);
+            super::norm::norm_heads::<S>(k, k_weight, self.eps);
         }
-        self.rotation.apply::<FMA>(q, self.head_dim);
-        self.rotation.apply::<FMA>(k, self.head_dim);
+        self.rotation.apply::<S>(q, self.head_dim);
+        self.rotation.apply::<S>(k, self.head_dim);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes::unscaled_rope;
+    use crate::{backend::cpu::vectors::Baseline, shapes::unscaled_rope};
 
     /// `x·cos + rotate_half(x)·sin`, as in transformers' `apply_rotary_pos_emb`, in F64.
     fn rotate_half_reference(x: &[f32], position: usize, rope: &RopeSpec) -> Vec<f64> {
@@ -134,7 +137,7 @@ mod tests {
         for position in [0, 1, 39] {
             let mut head: Vec<f32> = (0..12).map(|i| i as f32 - 4.5).collect();
             let expected = rotate_half_reference(&head, position, &rope);
-            table.rotation(position).apply::<false>(&mut head, 12);
+            table.rotation(position).apply::<Baseline>(&mut head, 12);
             for (found, expected) in head.iter().zip(expected) {
                 assert!((f64::from(*found) - expected).abs() < 1e-5, "{position}: {found} {expected}");
             }
@@ -149,8 +152,8 @@ mod tests {
         let head: Vec<f32> = (0..8).map(|i| (i as f32).exp().sin()).collect();
         let mut reordered: Vec<f32> = (0..8).map(|i| head[2 * (i % 4) + i / 4]).collect();
         let mut head = head;
-        RopeTable::new(&half, 20).rotation(17).apply::<false>(&mut reordered, 8);
-        RopeTable::new(&interleaved, 20).rotation(17).apply::<false>(&mut head, 8);
+        RopeTable::new(&half, 20).rotation(17).apply::<Baseline>(&mut reordered, 8);
+        RopeTable::new(&interleaved, 20).rotation(17).apply::<Baseline>(&mut head, 8);
         for i in 0..8 {
             assert!((head[2 * (i % 4) + i / 4] - 1.5 * reordered[i]).abs() < 1e-6);
         }

@@ -1,6 +1,9 @@
 //! SwiGLU (Shazeer 2020): the gate of the feed-forward layer.
 
-use super::vectors::{Kernel, exp};
+use super::{
+    simd::Simd,
+    vectors::{Kernel, exp},
+};
 
 /// `out = silu(gate) · up` for any run of features.
 #[derive(Debug)]
@@ -12,9 +15,9 @@ pub(super) struct SwiGlu<'a> {
 
 impl Kernel for SwiGlu<'_> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self) {
         for ((out, &gate), &up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
-            *out = gate / (1.0 + exp::<FMA>(-gate)) * up;
+            *out = gate / (1.0 + exp::<S>(-gate)) * up;
         }
     }
 }

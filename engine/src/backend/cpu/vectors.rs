@@ -1,11 +1,22 @@
 //! Arithmetic written once and compiled for each instruction set.
 //!
-//! Loops keep [`LANES`] independent partial sums, which the compiler turns into vector registers. The order of additions
-//! depends on lengths only, so that a row's result is the same alone or in a batch.
+//! Reductions keep [`LANES`] independent partial sums. The order of additions depends on lengths only, so that a row's result is the same alone or in a batch.
 #![expect(unsafe_code, reason = "calls of functions compiled for an instruction set found at run time")]
 
-/// Partial sums of a reduction: one AVX-512 register, two AVX2, four NEON.
-pub(super) const LANES: usize = 16;
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
+#[cfg(not(target_arch = "aarch64"))]
+use super::simd::Plain;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{LANES, Simd, reduce};
+
+/// What every machine of the architecture has.
+#[cfg(target_arch = "aarch64")]
+pub(super) type Baseline = Neon;
+/// What every machine of the architecture has.
+#[cfg(not(target_arch = "aarch64"))]
+pub(super) type Baseline = Plain;
 
 /// Instruction set that the plain loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +69,7 @@ impl Vectors {
     #[inline]
     pub(super) fn run<K: Kernel>(self, body: K) {
         match self {
-            Self::Baseline => body.run::<{ cfg!(target_arch = "aarch64") }>(),
+            Self::Baseline => body.run::<Baseline>(),
             // SAFETY: `Avx2` is only made by `detect`, which found the features.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { run_avx2(body) },
@@ -71,93 +82,69 @@ impl Vectors {
 
 /// A computation to be compiled for each instruction set.
 pub(super) trait Kernel {
-    /// Computes. `FMA` tells whether multiply-add is one instruction; elsewhere it would be a library call.
-    fn run<const FMA: bool>(self);
+    /// Computes with the registers of `S`.
+    fn run<S: Simd>(self);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(body: K) {
-    body.run::<true>();
+    body.run::<Avx2>();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(body: K) {
-    body.run::<true>();
+    body.run::<Avx512>();
 }
 
 /// `a · b + c`.
 #[inline(always)]
-pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Adds the partial sums in a fixed tree.
-#[inline(always)]
-pub(super) fn reduce(mut sums: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
-}
-
-/// [`reduce`] of several sums. Never inlined: seeing the tree, LLVM keeps all sums of the loop before it as scalars, which
-/// made that loop five times slower; behind a call they stay whole vectors.
-#[inline(never)]
-pub(super) fn reduce_each<const N: usize>(sums: &[[f32; LANES]; N]) -> [f32; N] {
-    sums.map(reduce)
-}
-
-/// `sums += a · b`, lane by lane.
-#[inline(always)]
-pub(super) fn mul_add_lanes<const FMA: bool>(a: &[f32; LANES], b: &[f32; LANES], sums: &mut [f32; LANES]) {
-    for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-        *sum = mul_add::<FMA>(a, b, *sum);
-    }
-}
-
-/// The same for what is left after whole chunks.
-#[inline(always)]
-pub(super) fn mul_add_rest<const FMA: bool>(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
-    for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-        *sum = mul_add::<FMA>(a, b, *sum);
-    }
+pub(super) fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
+    if S::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Scalar product.
 #[inline(always)]
-pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
+pub(super) fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = S::zero();
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
-        mul_add_lanes::<FMA>(a, b, &mut sums);
+        sums = S::mul_add(S::load(a), S::load(b), sums);
     }
-    mul_add_rest::<FMA>(a_rest, b_rest, &mut sums);
+    finish_dot::<S>(sums, a_rest, b_rest)
+}
+
+/// Adds the products of what is left after whole chunks, then the lanes.
+#[inline(always)]
+pub(super) fn finish_dot<S: Simd>(sums: S::Lanes, a_rest: &[f32], b_rest: &[f32]) -> f32 {
+    if a_rest.is_empty() {
+        return S::sum(sums);
+    }
+    let mut sums = S::to_array(sums);
+    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum = mul_add::<S>(a, b, *sum);
+    }
     reduce(sums)
 }
 
 /// eˣ to about 1 ulp in `[-87.33, 88.37]` (Cephes' `expf`: x = n·ln 2 + r, polynomial in r); 0 to the left, ∞ to the
 /// right, NaN for NaN.
 #[inline(always)]
-pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     // Adding 1.5·2^23 rounds to an integer in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.37 { 88.37 } else { x };
     let clamped = if clamped < -87.33 { -87.33 } else { clamped };
-    let shifted = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let shifted = mul_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = mul_add::<FMA>(n, -0.693_359_4, clamped);
-    let r = mul_add::<FMA>(n, 2.121_944_4e-4, r);
+    let r = mul_add::<S>(n, -0.693_359_4, clamped);
+    let r = mul_add::<S>(n, 2.121_944_4e-4, r);
     let mut poly = 1.987_569_1e-4;
     for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        poly = mul_add::<FMA>(poly, r, coefficient);
+        poly = mul_add::<S>(poly, r, coefficient);
     }
-    let value = mul_add::<FMA>(poly, r * r, r) + 1.0;
+    let value = mul_add::<S>(poly, r * r, r) + 1.0;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
     let value = if x > 88.37 { f32::INFINITY } else { value * power };
     if x < -87.33 { 0.0 } else { value }
@@ -171,9 +158,9 @@ mod tests {
 
     impl Kernel for Apply<'_> {
         #[inline(always)]
-        fn run<const FMA: bool>(self) {
+        fn run<S: Simd>(self) {
             for (out, &x) in self.1.iter_mut().zip(self.0) {
-                *out = exp::<FMA>(x);
+                *out = exp::<S>(x);
             }
         }
     }
@@ -206,8 +193,8 @@ mod tests {
 
     impl Kernel for Dot<'_> {
         #[inline(always)]
-        fn run<const FMA: bool>(self) {
-            *self.2 = dot::<FMA>(self.0, self.1);
+        fn run<S: Simd>(self) {
+            *self.2 = dot::<S>(self.0, self.1);
         }
     }
 
