@@ -1,4 +1,5 @@
 //! Small CPU backends and ways to drive them.
+#![expect(clippy::expect_used, reason = "tests fail by panicking")]
 
 use takt_engine::{
     TokenId,
@@ -64,6 +65,9 @@ pub fn argmax(logits: &[f32]) -> TokenId {
 }
 
 /// `(max |Δ| / max |expected|, ‖Δ‖ / ‖expected‖)`.
+///
+/// # Panics
+/// When the lengths differ.
 #[must_use]
 pub fn relative_errors(found: &[f32], expected: &[f64]) -> (f64, f64) {
     assert_eq!(found.len(), expected.len(), "vectors of different lengths");
