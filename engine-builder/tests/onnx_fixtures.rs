@@ -1,5 +1,7 @@
 //! Public exporters' ONNX files against the Hugging Face checkpoints they were made from.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::path::PathBuf;
 
 use takt_engine::spec::DecoderSpec;

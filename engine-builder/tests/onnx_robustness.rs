@@ -1,5 +1,7 @@
 //! Damaged, hostile and merely different ONNX files: an error that says what is wrong, never a panic.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

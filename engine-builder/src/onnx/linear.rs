@@ -2,8 +2,10 @@
 
 use super::{
     array::Fact,
+    block_quantized::BlockQuantized,
     graph::{Graph, Node, TensorId},
-    weights::{self, BlockQuantized, Values},
+    model_file::StoredTensor,
+    weights::{self, Values},
 };
 use crate::Result;
 
@@ -55,6 +57,28 @@ pub struct Embedding {
     pub hidden_size: usize,
 }
 
+/// A stored matrix, read where it lies.
+struct InPlace<'g> {
+    stored: &'g StoredTensor,
+    transposed: bool,
+}
+
+impl InPlace<'_> {
+    fn extent(&self) -> (usize, usize) {
+        let (rows, columns) = (self.stored.dims[0], self.stored.dims[1]);
+        if self.transposed { (columns, rows) } else { (rows, columns) }
+    }
+
+    fn element(&self, row: usize, column: usize) -> Option<f64> {
+        let flat = if self.transposed {
+            column * self.stored.dims[1] + row
+        } else {
+            row * self.stored.dims[1] + column
+        };
+        self.stored.dtype.element(&self.stored.bytes, flat)
+    }
+}
+
 impl Matrix {
     /// Values as `[out, in]`.
     ///
@@ -67,6 +91,37 @@ impl Matrix {
                 Ok(if *transposed { weights::transpose(values) } else { values })
             }
             Self::Blocks(blocks) => blocks.dequantize(graph),
+        }
+    }
+
+    /// Whether both are the same weight: one stored tensor, or two that hold the same values (exporters store a transposed
+    /// copy of a tied embedding). Compares element by element up to the first difference, without unpacking either.
+    pub fn equals(&self, other: &Self, graph: &Graph) -> bool {
+        if self.root(graph) == other.root(graph) {
+            return true;
+        }
+        let (Some(a), Some(b)) = (self.in_place(graph), other.in_place(graph)) else { return false };
+        let (rows, columns) = a.extent();
+        let same = |row: usize, column: usize| a.element(row, column) == b.element(row, column);
+        (rows, columns) == b.extent() && (0..rows).all(|row| (0..columns).all(|column| same(row, column)))
+    }
+
+    /// The stored tensor read as `[out, in]`, when only transpositions and widening casts lie between.
+    fn in_place<'g>(&self, graph: &'g Graph) -> Option<InPlace<'g>> {
+        let Self::Plain { tensor, transposed } = self else { return None };
+        let (mut at, mut transposed) = (*tensor, *transposed);
+        loop {
+            if let Some(stored) = &graph.tensor(at).stored {
+                return (stored.dims.len() == 2).then_some(InPlace { stored, transposed });
+            }
+            let node = graph.producer(at)?;
+            match node.op.as_str() {
+                "Identity" => {}
+                "Cast" if node.int("to") == Some(1) => {}
+                "Transpose" => transposed = !transposed,
+                _ => return None,
+            }
+            at = node.input(0)?;
         }
     }
 
@@ -154,9 +209,15 @@ fn gemm(
         if !fits {
             return Err("a third operand that is not a bias".into());
         }
-        linear.bias = Some(bias);
+        linear.bias = unless_zero(graph, bias);
     }
     Ok(Some(linear))
+}
+
+/// The bias, unless it adds nothing: exporters give `Gemm` a third operand of zeros.
+pub fn unless_zero(graph: &Graph, bias: TensorId) -> Option<TensorId> {
+    let zero = weights::load(graph, bias).is_ok_and(|values| values.data.iter().all(|v| *v == 0.0));
+    (!zero).then_some(bias)
 }
 
 fn size(node: &Node, name: &str) -> Fact<usize> {

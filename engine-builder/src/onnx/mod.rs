@@ -12,6 +12,8 @@
 
 mod array;
 mod attention;
+mod attention_core;
+mod block_quantized;
 mod compare;
 mod decoder;
 mod dtype;
@@ -19,6 +21,7 @@ mod evaluate;
 mod graph;
 mod heads;
 mod inputs;
+mod landmarks;
 mod linear;
 mod mapping;
 mod mask;

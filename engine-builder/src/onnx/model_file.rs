@@ -192,3 +192,91 @@ fn inline_bytes(tensor: &proto::TensorProto, dtype: Dtype) -> Bytes {
     };
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Seek, SeekFrom, Write},
+    };
+
+    use super::*;
+
+    fn entry(key: &str, value: &str) -> proto::StringStringEntryProto {
+        proto::StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) }
+    }
+
+    fn external(folder: &Path) -> ExternalFiles {
+        ExternalFiles { folder: folder.to_owned(), maps: RefCell::default() }
+    }
+
+    #[test]
+    fn a_tensor_beyond_two_gibibytes_of_its_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let offset = (1_u64 << 31) + 4096;
+        let mut file = File::create(folder.path().join("weights.bin")).unwrap();
+        file.seek(SeekFrom::Start(offset)).unwrap();
+        file.write_all(&1.5_f32.to_le_bytes()).unwrap();
+        file.write_all(&(-2.0_f32).to_le_bytes()).unwrap();
+        let tensor = proto::TensorProto {
+            dims: vec![2],
+            data_type: Some(1),
+            data_location: Some(1),
+            external_data: vec![
+                entry("location", "weights.bin"),
+                entry("offset", &offset.to_string()),
+                entry("length", "8"),
+            ],
+            ..Default::default()
+        };
+        let stored = external(folder.path()).stored(&tensor).unwrap();
+        let values: Vec<Option<f64>> = (0..3).map(|idx| stored.dtype.element(&stored.bytes, idx)).collect();
+        assert_eq!(values, [Some(1.5), Some(-2.0), None]);
+    }
+
+    #[test]
+    fn absurd_dimensions_and_offsets_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        File::create(folder.path().join("weights.bin")).unwrap().write_all(&[0; 16]).unwrap();
+        let refused = |dims: Vec<i64>, offset: &str, expected: &str| {
+            let external_data = vec![entry("location", "weights.bin"), entry("offset", offset)];
+            let tensor = proto::TensorProto {
+                dims,
+                data_type: Some(1),
+                data_location: Some(1),
+                external_data,
+                ..Default::default()
+            };
+            let error = external(folder.path()).stored(&tensor).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        refused(vec![i64::MAX, i64::MAX], "0", "not those of a tensor");
+        refused(vec![-1], "0", "not those of a tensor");
+        refused(vec![1 << 56], "0", "that file has 16 bytes");
+        refused(vec![4], "18446744073709551615", "that file has 16 bytes");
+        refused(vec![4], "many", "offset");
+    }
+
+    #[test]
+    fn typed_fields_hold_what_raw_data_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let half = proto::TensorProto {
+            dims: vec![2],
+            data_type: Some(10),
+            int32_data: vec![0x3c00, 0xc000],
+            ..Default::default()
+        };
+        let nibbles = proto::TensorProto {
+            dims: vec![3],
+            data_type: Some(22),
+            int32_data: vec![0x7f, 0x08],
+            ..Default::default()
+        };
+        for (tensor, expected) in [(half, vec![1.0, -2.0]), (nibbles, vec![-1.0, 7.0, -8.0])] {
+            let stored = external(folder.path()).stored(&tensor).unwrap();
+            let values: Vec<f64> =
+                (0..expected.len()).map(|idx| stored.dtype.element(&stored.bytes, idx).unwrap()).collect();
+            assert_eq!(values, expected);
+        }
+    }
+}

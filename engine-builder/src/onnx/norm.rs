@@ -5,7 +5,8 @@ use super::{
     compare::agree,
     evaluate::{epsilon, weight_input},
     graph::TensorId,
-    trace::{Trace, behind_movement},
+    landmarks::behind_movement,
+    trace::Trace,
 };
 
 /// An RMSNorm.

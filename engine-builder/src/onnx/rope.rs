@@ -8,7 +8,8 @@ use super::{
     evaluate::table_tensors,
     graph::{Node, TensorId},
     heads::RotaryTable,
-    trace::{Trace, behind_movement},
+    landmarks::behind_movement,
+    trace::Trace,
 };
 
 /// A table, as far as the graph tells: one candidate for how a layer rotates.
@@ -259,7 +260,7 @@ fn explain(table: &RotaryTable, frequencies: &[f64], factor: f64, rounding: f64)
             let off = (table.cos[at] - factor * angle.cos())
                 .abs()
                 .max((table.sin[at] - factor * angle.sin()).abs());
-            if !(off <= tolerance) {
+            if off > tolerance || off.is_nan() {
                 return Err(format!(
                     "the rotary table is {off:.1e} off a fixed frequency at position {row}, pair {pair}; a position-dependent table is not supported"
                 ));

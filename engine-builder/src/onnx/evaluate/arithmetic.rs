@@ -11,8 +11,8 @@ pub(super) fn apply(x: &Operands<'_>) -> Option<Fact<Vec<Array>>> {
     if let Some(f) = unary(op) {
         return Some(x.get(0).map(|a| vec![a.map(a.kind, f)]));
     }
-    if let Some((kind, f)) = predicate(op) {
-        return Some(x.get(0).map(|a| vec![a.map(kind, f)]));
+    if let Some(f) = predicate(op) {
+        return Some(x.get(0).map(|a| vec![a.map(Kind::Bool, f)]));
     }
     Some(
         match op {
@@ -72,16 +72,13 @@ fn unary(op: &str) -> Option<fn(f64) -> f64> {
     })
 }
 
-fn predicate(op: &str) -> Option<(Kind, fn(f64) -> f64)> {
-    Some((
-        Kind::Bool,
-        match op {
-            "Not" => |v| truth(v == 0.0),
-            "IsNaN" => |v| truth(v.is_nan()),
-            "IsInf" => |v| truth(v.is_infinite()),
-            _ => return None,
-        },
-    ))
+fn predicate(op: &str) -> Option<fn(f64) -> f64> {
+    Some(match op {
+        "Not" => |v| truth(v == 0.0),
+        "IsNaN" => |v| truth(v.is_nan()),
+        "IsInf" => |v| truth(v.is_infinite()),
+        _ => return None,
+    })
 }
 
 fn binary(x: &Operands<'_>) -> Fact<Array> {

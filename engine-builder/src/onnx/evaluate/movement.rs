@@ -55,7 +55,7 @@ fn reshape(x: &Operands<'_>) -> Fact<Array> {
     }
     if let Some(axis) = open {
         let rest = checked_len(&dims)?;
-        dims[axis] = if rest == 0 { 0 } else { a.data.len() / rest };
+        dims[axis] = a.data.len().checked_div(rest).unwrap_or(0);
     }
     a.reshaped(dims)
 }
