@@ -52,9 +52,11 @@ pub(super) fn reduce(mut sums: [f32; LANES]) -> f32 {
 }
 
 /// Whatever the compiler makes of plain arrays.
+#[cfg(not(target_arch = "aarch64"))]
 #[derive(Debug)]
 pub(super) struct Plain;
 
+#[cfg(not(target_arch = "aarch64"))]
 impl Simd for Plain {
     const FMA: bool = false;
     type Lanes = [f32; LANES];

@@ -1,7 +1,10 @@
 //! Arithmetic written once and compiled for each instruction set.
 //!
 //! Reductions keep [`LANES`] independent partial sums. The order of additions depends on lengths only, so that a row's result is the same alone or in a batch.
-#![expect(unsafe_code, reason = "calls of functions compiled for an instruction set found at run time")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of functions compiled for an instruction set found at run time")
+)]
 
 #[cfg(target_arch = "aarch64")]
 use super::simd::Neon;
