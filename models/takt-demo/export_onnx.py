@@ -9,7 +9,9 @@ them to float32, in which it computes. `--weights f32` stores them as float32, t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tokenizer import prompt_text
 
 HERE = Path(__file__).parent
+TEXT_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
 
 
 class Logits(nn.Module):
@@ -52,7 +55,7 @@ def keep_matrices_bf16(model: nn.Module) -> None:
 
 
 def export(folder: Path, out: Path, weights: str) -> None:
-    """Write one self-contained ONNX file, without the exporter's per-node debugging notes."""
+    """Write one ONNX file, without the exporter's per-node debugging notes, and the tokenizer beside it."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if weights == "bf16":
         keep_matrices_bf16(model)
@@ -69,6 +72,8 @@ def export(folder: Path, out: Path, weights: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     onnx.checker.check_model(graph)
     onnx.save(graph, out)
+    for name in TEXT_FILES:
+        shutil.copyfile(folder / name, out.parent / name)
 
 
 @torch.inference_mode()
@@ -79,8 +84,7 @@ def check_against_pytorch(folder: Path, out: Path, num_lines: int = 40) -> float
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     worst = 0.0
     with (HERE / "eval" / "heldout.jsonl").open(encoding="utf-8") as lines:
-        for _, text in zip(range(num_lines), lines):
-            line = json.loads(text)
+        for line in map(json.loads, itertools.islice(lines, num_lines)):
             ids = tokenizer(prompt_text(line["system"], line["user"]), add_special_tokens=False)["input_ids"]
             theirs = session.run(["logits"], {"input_ids": np.array([ids], dtype=np.int64)})[0]
             ours = model(torch.tensor([ids])).logits.numpy()
