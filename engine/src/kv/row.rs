@@ -20,7 +20,7 @@ pub(crate) struct HeadRows<'a> {
 
 /// Stores `values` `[head_dim]` in `out` `[head_dim · element_bytes]` and returns the scale:
 /// the largest magnitude maps to the format's largest value, elements round to nearest, ties to even.
-pub(super) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
+pub(crate) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
     match kind {
         KvKind::Bf16 => {
             let (scale, inverse) = scale_to(values, 32_767.0);

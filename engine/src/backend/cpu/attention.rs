@@ -250,3 +250,84 @@ fn decode_e4m3(code: u8) -> f32 {
     let value = if magnitude < 8 { subnormal } else { normal };
     f32::from_bits(value.to_bits() | sign)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::cpu::vectors::Vectors,
+        kv::{load, store},
+    };
+
+    /// Stored rows `[num_rows, head_dim]` of values that differ in every element, and their scales.
+    fn stored(kind: KvKind, num_rows: usize, head_dim: usize, phase: f32) -> (Vec<u8>, Vec<f32>) {
+        let width = head_dim * kind.element_bytes();
+        let mut bytes = vec![0; num_rows * width];
+        let scale_of = |(at, row): (usize, &mut [u8])| {
+            let values: Vec<f32> =
+                (0..head_dim).map(|i| ((at * head_dim + i) as f32 * 0.37 + phase).sin() * 2.0).collect();
+            store(kind, &values, row)
+        };
+        let scales = bytes.chunks_exact_mut(width).enumerate().map(scale_of).collect();
+        (bytes, scales)
+    }
+
+    /// Plain softmax over F64 of what [`load`] reads.
+    fn expected(rows: &HeadRows<'_>, q: &[f32], scale: f32, seen: std::ops::Range<usize>) -> Vec<f64> {
+        let width = q.len() * rows.kind.element_bytes();
+        let value = |bytes: &[u8], scales: &[f32], t: usize, i: usize| {
+            f64::from(load(rows.kind, &bytes[t * width..(t + 1) * width], i)) * f64::from(scales[t])
+        };
+        let score = |t: usize| {
+            let dot: f64 =
+                (0..q.len()).map(|i| f64::from(q[i]) * value(rows.keys, rows.key_scales, t, i)).sum();
+            dot * f64::from(scale)
+        };
+        let max = seen.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = seen.clone().map(|t| (score(t) - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let weighted = |i: usize| {
+            seen.clone()
+                .zip(&weights)
+                .map(|(t, w)| w / sum * value(rows.values, rows.value_scales, t, i))
+                .sum()
+        };
+        (0..q.len()).map(weighted).collect()
+    }
+
+    #[test]
+    fn attention_matches_plain_softmax_for_every_format_width_window_and_instruction_set() {
+        for (kind, head_dim) in
+            KvKind::ALL.into_iter().flat_map(|kind| [16, 36, 64, 80, 128].map(|d| (kind, d)))
+        {
+            let ((keys, key_scales), (values, value_scales)) =
+                (stored(kind, 150, head_dim, 0.0), stored(kind, 150, head_dim, 1.0));
+            let rows = HeadRows {
+                kind,
+                keys: &keys,
+                values: &values,
+                key_scales: &key_scales,
+                value_scales: &value_scales,
+            };
+            let seen = [0..1, 0..150, 37..101, 63..64, 64..130];
+            let q: Vec<f32> = (0..seen.len() * head_dim).map(|i| (i as f32 * 0.91).cos()).collect();
+            for vectors in Vectors::available() {
+                let mut out = vec![f32::NAN; q.len()];
+                let parts = q.chunks(head_dim).zip(out.chunks_mut(head_dim)).zip(&seen);
+                let mut queries: Vec<_> = parts
+                    .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end })
+                    .collect();
+                vectors.run(Attention { rows, queries: &mut queries, scale: 0.3 });
+                for ((q, out), seen) in q.chunks(head_dim).zip(out.chunks(head_dim)).zip(&seen) {
+                    for (found, expected) in out.iter().zip(expected(&rows, q, 0.3, seen.clone())) {
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(
+                            error < 1e-5,
+                            "{vectors:?} {kind} {head_dim} {seen:?}: {found}, expected {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -54,17 +54,14 @@ impl Vectors {
     /// Every instruction set of this machine, for tests that compare them.
     #[cfg(test)]
     pub(super) fn available() -> Vec<Self> {
-        let mut all = vec![Self::Baseline];
         #[cfg(target_arch = "x86_64")]
-        {
-            let best = Self::detect();
-            if best != Self::Baseline {
-                all.push(Self::Avx2);
-            }
-            if best == Self::Avx512 {
-                all.push(Self::Avx512);
-            }
-        }
+        let all = match Self::detect() {
+            Self::Baseline => vec![Self::Baseline],
+            Self::Avx2 => vec![Self::Baseline, Self::Avx2],
+            Self::Avx512 => vec![Self::Baseline, Self::Avx2, Self::Avx512],
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let all = vec![Self::Baseline];
         all
     }
 
