@@ -18,7 +18,7 @@ pub enum CliError {
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The configuration does not hold.
-    #[error("configuration:\n{0}")]
+    #[error("configuration")]
     Config(#[from] ConfigError),
     /// ROS 2 did not work.
     #[error(transparent)]
