@@ -3,12 +3,7 @@
 
 use std::{env, error::Error, path::Path};
 
-use takt_engine::{
-    Engine, EngineOptions,
-    backend::cpu::ActivationArithmetic,
-    quant::WeightKind,
-    text::Text,
-};
+use takt_engine::{Engine, EngineOptions, backend::cpu::ActivationArithmetic, quant::WeightKind, text::Text};
 use takt_engine_builder::{BuildOptions, build};
 use takt_tests::heldout;
 
@@ -28,13 +23,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             let options = EngineOptions { arithmetic, ..EngineOptions::default() };
             let mut engine = Engine::open(&dir, &options)?;
             let mut wrong = Vec::new();
-            let tally = heldout::evaluate(engine.backend.as_mut(), &text, &lines, &mut |line, answer, right| {
-                if !right && wrong.len() < 5 {
-                    wrong.push(format!("    {:?}\n      expected {}\n      answered {answer}", line.user, line.answer));
-                }
-            })?;
+            let tally =
+                heldout::evaluate(engine.backend.as_mut(), &text, &lines, &mut |line, answer, right| {
+                    if !right && wrong.len() < 5 {
+                        wrong.push(format!(
+                            "    {:?}\n      expected {}\n      answered {answer}",
+                            line.user, line.answer
+                        ));
+                    }
+                })?;
             let (right, all) = tally.total();
-            println!("{name}, {arithmetic:?} activations: {right}/{all} exact ({:.2} %)", 100.0 * tally.share());
+            println!(
+                "{name}, {arithmetic:?} activations: {right}/{all} exact ({:.2} %)",
+                100.0 * tally.share()
+            );
             for (split, (right, all)) in &tally.by_split {
                 println!("  {split}: {right}/{all}");
             }
