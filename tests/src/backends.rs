@@ -1,5 +1,4 @@
 //! Small CPU backends and ways to drive them.
-#![expect(clippy::expect_used, reason = "tests fail by panicking")]
 
 use takt_engine::{
     TokenId,

@@ -1,10 +1,4 @@
 //! Copies of fixture checkpoints that a test may damage, and what builds and engines hold.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::missing_panics_doc,
-    reason = "a test fails by panicking"
-)]
 
 use std::{
     collections::BTreeMap,

@@ -71,8 +71,9 @@ pub fn evaluate(
     let mut tally = Tally::default();
     for line in lines {
         let answer = answer(backend, text, line)?;
-        let right = serde_json::from_str::<serde_json::Value>(&answer)
-            .is_ok_and(|value| serde_json::from_str(&line.answer).is_ok_and(|expected: serde_json::Value| value == expected));
+        let right = serde_json::from_str::<serde_json::Value>(&answer).is_ok_and(|value| {
+            serde_json::from_str(&line.answer).is_ok_and(|expected: serde_json::Value| value == expected)
+        });
         let count = tally.by_split.entry(line.split.clone()).or_default();
         count.0 += usize::from(right);
         count.1 += 1;
@@ -82,18 +83,22 @@ pub fn evaluate(
 }
 
 fn answer(backend: &mut dyn Backend, text: &Text, line: &Line) -> Result<String, Box<dyn Error>> {
-    let mut messages: Vec<Message> = line.system.iter().map(|system| Message::new("system", system)).collect();
+    let mut messages: Vec<Message> =
+        line.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", &line.user));
-    let prompt = text.encode_chat(&messages, &ChatOptions { add_generation_prompt: true, ..ChatOptions::default() })?;
+    let prompt =
+        text.encode_chat(&messages, &ChatOptions { add_generation_prompt: true, ..ChatOptions::default() })?;
     let options = SequenceOptions {
         max_tokens: Some(MAX_ANSWER_TOKENS),
         eos_token_ids: text.defaults().eos_token_ids.clone(),
         ..SequenceOptions::default()
     };
-    let limits =
-        SequenceLimits { lane_capacity: backend.capabilities().lane_capacity, vocab_size: backend.spec().vocab_size };
+    let limits = SequenceLimits {
+        lane_capacity: backend.capabilities().lane_capacity,
+        vocab_size: backend.spec().vocab_size,
+    };
     let mut sequence = Sequence::new(&prompt, &options, limits, Some(text.stream_decoder()))?;
     backend.truncate(LaneId(0), 0)?;
-    generate::generate(backend, LaneId(0), &mut sequence, &mut |_| ControlFlow::Continue(()))?;
+    generate(backend, LaneId(0), &mut sequence, &mut |_| ControlFlow::Continue(()))?;
     Ok(sequence.text().to_owned())
 }

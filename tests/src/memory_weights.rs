@@ -1,5 +1,4 @@
 //! Models in memory: any spec, random or given F32 weights, quantized tensor by tensor.
-#![expect(clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::collections::HashMap;
 

@@ -1,5 +1,4 @@
 //! The shipped demo model, run by the product: NVFP4 costs at most one point of exact match.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::path::Path;
 

@@ -1,5 +1,4 @@
 //! Tiny checkpoints of every supported family, built and run by the product, against transformers' logits.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{fs, path::Path};
 

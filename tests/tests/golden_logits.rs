@@ -1,5 +1,4 @@
 //! Logits, likelihoods and greedy tokens of the Hugging Face fixtures against transformers' own.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{fs, path::PathBuf};
 

@@ -1,7 +1,5 @@
 //! Logits of ONNX exports, built and opened as `takt build` and `takt score` do, against transformers and onnxruntime.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
-
 use std::{fs, path::PathBuf};
 
 use serde::Deserialize;

@@ -1,5 +1,4 @@
 //! Choosing a token and turning it into text allocates nothing.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 
 use std::{

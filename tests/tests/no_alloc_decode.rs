@@ -1,6 +1,5 @@
 //! A step allocates nothing: not on the calling thread, not on a worker.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

@@ -1,5 +1,4 @@
 //! A plan that cannot run is refused with the facts, and nothing has changed.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use takt_engine::{
     backend::{

@@ -1,5 +1,4 @@
 //! The worker on the real CPU backend and a fixture model, in virtual time.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{
     path::Path,
