@@ -211,19 +211,26 @@ fn open(opener: &mut Opener, options: &WorkerOptions) -> Result<(WorkerCore, Fac
 /// Runs until shutdown, or until the backend fails beyond a reset. Every request it held is answered on return.
 fn serve(core: &mut WorkerCore, channels: &Channels, num_failures: &mut usize) -> End {
     loop {
-        if !receive(core, channels) {
-            core.end_all(Status::Cancelled, "the node is shutting down");
-            return End::ShutDown;
-        }
-        let had_open = core.num_open();
-        let reason = match catch_unwind(AssertUnwindSafe(|| core.turn())) {
-            Ok(Ok(_)) => {
+        let mut had_open = 0;
+        let round = catch_unwind(AssertUnwindSafe(|| {
+            if !receive(core, channels) {
+                return None;
+            }
+            had_open = core.num_open();
+            Some(core.turn())
+        }));
+        let reason = match round {
+            Ok(None) => {
+                core.end_all(Status::Cancelled, "the node is shutting down");
+                return End::ShutDown;
+            }
+            Ok(Some(Ok(_))) => {
                 if core.num_open() < had_open {
                     *num_failures = 0;
                 }
                 continue;
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Some(Err(error))) => error.to_string(),
             Err(_) => {
                 let reason = "the worker panicked: please report it with the log";
                 core.end_all(Status::Failed, reason);
