@@ -63,9 +63,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<Entry>, Vec<String>> {
 
 fn entry(section: &str, name: &str, value: &DeValue<'_>) -> Result<(usize, Value), String> {
     let Some(key_idx) = position(section, name) else {
-        let known = KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
-        let hint = did_you_mean(name, known);
-        let hint = if hint.is_empty() { home_of(name) } else { hint };
+        let known = || KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
+        let hints = [did_you_mean(name, known()), home_of(name)];
+        let hint = hints.into_iter().find(|hint| !hint.is_empty());
+        let hint = hint.unwrap_or_else(|| format!(": known are {}", known().collect::<Vec<_>>().join(", ")));
         return Err(format!("unknown key `{name}` in [{section}]{hint}"));
     };
     let accepts = KEYS[key_idx].accepts;
@@ -144,6 +145,13 @@ mod tests {
                 "robot.toml:3: unknown key `default_deadlin_ms` in [scheduler]: did you mean `default_deadline_ms`?"
             ]
         );
+    }
+
+    #[test]
+    fn an_unknown_key_near_no_other_is_refused_with_all_known_ones() {
+        let found = faults("[scheduler]\nxyzzy = 8\n");
+        assert!(found[0].contains("unknown key `xyzzy` in [scheduler]: known are "), "{found:?}");
+        assert!(found[0].contains("queue_len"), "{found:?}");
     }
 
     #[test]
