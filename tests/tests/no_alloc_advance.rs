@@ -1,39 +1,16 @@
 //! Choosing a token and turning it into text allocates nothing.
-#![expect(unsafe_code, reason = "a global allocator that counts")]
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    fs,
-    path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{fs, path::Path};
 
 use takt_engine::{
     sampler::SamplingParams,
     sequence::{Sequence, SequenceLimits, SequenceOptions},
     text::{GenerationDefaults, Text},
 };
-
-static NUM_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        NUM_ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
+use takt_tests::counting::{CountingAllocator, num_allocations};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn fixture_text() -> Text {
     let dir = tempfile::tempdir().unwrap();
@@ -62,12 +39,12 @@ fn advancing_a_sequence_allocates_nothing() {
         let options = SequenceOptions { sampling, stop, max_tokens: Some(200), ..SequenceOptions::default() };
         let limits = SequenceLimits { lane_capacity: 400, vocab_size };
         let mut sequence = Sequence::new(&[5, 6, 7], &options, limits, Some(text.stream_decoder())).unwrap();
-        let before = NUM_ALLOCATIONS.load(Ordering::SeqCst);
+        let before = num_allocations();
         while !sequence.pending().is_empty() {
             sequence.commit(sequence.pending().len()).unwrap();
             sequence.advance(&logits).unwrap();
         }
-        let num_allocations = NUM_ALLOCATIONS.load(Ordering::SeqCst) - before;
+        let num_allocations = num_allocations() - before;
         assert_eq!((num_allocations, sequence.token_ids().len()), (0, 200), "{sampling:?}");
     }
 }

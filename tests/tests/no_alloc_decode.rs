@@ -1,10 +1,4 @@
 //! A step allocates nothing: not on the calling thread, not on a worker.
-#![expect(unsafe_code, reason = "a global allocator that counts")]
-
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering},
-};
 
 use takt_engine::{
     TokenId,
@@ -16,29 +10,12 @@ use takt_engine::{
 };
 use takt_tests::{
     backends::{argmax, open, options},
+    counting::{CountingAllocator, num_allocations},
     memory_weights::{MemoryWeights, small_spec},
 };
 
-static NUM_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        NUM_ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 // One test alone in its binary: the counter sees every thread of the process.
 #[test]
@@ -64,7 +41,7 @@ fn prefill_slices_and_decode_steps_allocate_nothing() {
 fn allocations_of_60_steps(backend: &mut dyn Backend, plan: &mut StepPlan) -> usize {
     backend.truncate(LaneId(0), 0).unwrap();
     backend.truncate(LaneId(1), 0).unwrap();
-    let before = NUM_ALLOCATIONS.load(Ordering::SeqCst);
+    let before = num_allocations();
     let mut next: [TokenId; 3] = [1, 2, 3];
     for step in 0..60 {
         plan.clear();
@@ -73,5 +50,5 @@ fn allocations_of_60_steps(backend: &mut dyn Backend, plan: &mut StepPlan) -> us
         let output = backend.run_step(plan).unwrap();
         next[0] = argmax(output.last_logits(0).unwrap());
     }
-    NUM_ALLOCATIONS.load(Ordering::SeqCst) - before
+    num_allocations() - before
 }
