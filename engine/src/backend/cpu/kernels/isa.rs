@@ -18,6 +18,8 @@ pub(super) enum Level {
     Neon,
     #[cfg(target_arch = "aarch64")]
     NeonDotprod,
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm,
 }
 
 impl Isa {
@@ -36,7 +38,7 @@ impl Isa {
         ALL.iter().copied().filter(|level| level.is_present()).map(Self)
     }
 
-    /// `scalar`, `avx2`, `avx512-vnni`, `neon`, `neon-dotprod`.
+    /// `scalar`, `avx2`, `avx512-vnni`, `neon`, `neon-dotprod`, `neon-i8mm`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -49,6 +51,8 @@ impl Isa {
             Level::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Level::NeonDotprod => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -61,7 +65,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => 8,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon | Level::NeonDotprod => 4,
+            Level::Neon | Level::NeonDotprod | Level::NeonI8mm => 4,
         }
     }
 }
@@ -75,7 +79,7 @@ impl fmt::Display for Isa {
 #[cfg(target_arch = "x86_64")]
 const ALL: &[Level] = &[Level::Scalar, Level::Avx2, Level::Avx512];
 #[cfg(target_arch = "aarch64")]
-const ALL: &[Level] = &[Level::Scalar, Level::Neon, Level::NeonDotprod];
+const ALL: &[Level] = &[Level::Scalar, Level::Neon, Level::NeonDotprod, Level::NeonI8mm];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const ALL: &[Level] = &[Level::Scalar];
 
@@ -102,6 +106,8 @@ impl Level {
             Self::Neon => has!("neon"),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod => has!("neon") && has!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDotprod.is_present() && has!("i8mm"),
         }
     }
 }
@@ -117,5 +123,7 @@ mod tests {
         if cfg!(target_arch = "aarch64") {
             assert!(found.contains(&"neon"));
         }
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(found.contains(&"neon-i8mm"), std::arch::is_aarch64_feature_detected!("i8mm"));
     }
 }

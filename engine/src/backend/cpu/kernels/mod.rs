@@ -47,7 +47,7 @@ macro_rules! on_isa {
             isa::Level::Avx512 => unsafe { avx512::$name($($argument),*) },
             // SAFETY: the level was found on this machine.
             #[cfg(target_arch = "aarch64")]
-            isa::Level::Neon | isa::Level::NeonDotprod => unsafe { neon::$name($($argument),*) },
+            isa::Level::Neon | isa::Level::NeonDotprod | isa::Level::NeonI8mm => unsafe { neon::$name($($argument),*) },
         }
     };
 }
@@ -73,9 +73,12 @@ pub(crate) fn multiply_tile(
 ) {
     if arithmetic == Arithmetic::Int8 && matches!(tile.kind, WeightKind::Nvfp4 | WeightKind::Int4) {
         #[cfg(target_arch = "aarch64")]
-        if isa.0 == isa::Level::NeonDotprod {
+        match isa.0 {
             // SAFETY: the level was found on this machine.
-            return unsafe { neon::multiply_int8_dotprod(tile, tokens, sums) };
+            isa::Level::NeonDotprod => return unsafe { neon::multiply_int8_dotprod(tile, tokens, sums) },
+            // SAFETY: the level was found on this machine.
+            isa::Level::NeonI8mm => return unsafe { neon::multiply_int8_i8mm(tile, tokens, sums) },
+            _ => {}
         }
         on_isa!(isa, multiply_int8(tile, tokens, sums), scalar: scalar::multiply_int8(tile, tokens, sums));
     } else {
