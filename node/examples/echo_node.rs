@@ -51,6 +51,8 @@ fn answer(request: &Request) -> Result<(), crossbeam_channel::SendError<Event>> 
         prompt_token_ids: Vec::new(),
         finish_reason: "stop",
         reason: None,
+        earliest_deadline: None,
+        is_promised: false,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },
     })))
 }

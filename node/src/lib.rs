@@ -1,6 +1,7 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
 pub mod bench;
+pub mod calibrate;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -10,4 +11,5 @@ pub mod request;
 pub mod ros;
 pub mod rt;
 pub mod scheduler;
+pub mod simulate;
 pub mod worker;

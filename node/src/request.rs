@@ -1,11 +1,19 @@
 //! A request's life as the rest of the node sees it: asked with a deadline, streamed, replied to exactly once.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 use serde::Serialize;
 use takt_engine::TokenId;
+
+use crate::{
+    scheduler::class::Class,
+    worker::{Admission, Desk},
+};
 
 /// Identity of a request within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -30,7 +38,7 @@ pub enum Prompt {
 }
 
 /// One demand with a deadline.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Request {
     /// Identity, unique in the process.
     pub id: RequestId,
@@ -40,6 +48,8 @@ pub struct Request {
     pub arrived: Instant,
     /// Absolute, on the monotonic clock; `None` for background work.
     pub deadline: Option<Instant>,
+    /// What it is promised; without a deadline it is background work, whatever is said here.
+    pub class: Class,
     /// Most tokens of the answer; `None` for what the lane has room for.
     pub max_tokens: Option<usize>,
     /// How tokens are chosen; `None` for the engine's defaults.
@@ -48,6 +58,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Where its events go; bounded. A full channel drops [`Event::Tokens`], never the reply: give it room for the reply.
     pub events: Sender<Event>,
+    /// What letting it in has found out; `None` until then.
+    pub admission: Option<Admission>,
 }
 
 /// How a request ended.
@@ -115,6 +127,10 @@ pub struct Reply {
     pub finish_reason: &'static str,
     /// For `rejected` and `failed`: what and what to do.
     pub reason: Option<String>,
+    /// For `rejected` for want of time: the shortest time from arrival to a deadline that could have been promised.
+    pub earliest_deadline: Option<Duration>,
+    /// Whether the deadline was promised.
+    pub is_promised: bool,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -151,19 +167,32 @@ pub enum SubmitError {
 pub struct RequestSender {
     queue: Sender<Request>,
     cancels: Option<Sender<RequestId>>,
+    desk: Option<Arc<Desk>>,
 }
 
 impl RequestSender {
     /// Wraps the worker's bounded queue.
     #[must_use]
     pub fn new(queue: Sender<Request>) -> Self {
-        Self { queue, cancels: None }
+        Self { queue, cancels: None, desk: None }
     }
 
     /// Adds the way to cancel requests.
     #[must_use]
     pub fn with_cancels(self, cancels: Sender<RequestId>) -> Self {
         Self { cancels: Some(cancels), ..self }
+    }
+
+    /// Adds the desk that lets requests in, on the submitting thread.
+    #[must_use]
+    pub fn with_desk(self, desk: Arc<Desk>) -> Self {
+        Self { desk: Some(desk), ..self }
+    }
+
+    /// Why no deadline is promised at present, if so.
+    #[must_use]
+    pub fn distrust(&self) -> Option<String> {
+        self.desk.as_ref().and_then(|desk| desk.distrust())
     }
 
     /// Asks the worker to end a request at the next section boundary; its reply then has the status `cancelled`, or how it
@@ -175,11 +204,16 @@ impl RequestSender {
         }
     }
 
-    /// Queues `request` without blocking.
+    /// Weighs `request` and queues it, without blocking. One that is refused has its reply when this returns.
     ///
     /// # Errors
     /// Gives the request back when the queue is full or the worker is gone.
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        let admitted = match &self.desk {
+            Some(desk) => desk.admit(request),
+            None => Some(request),
+        };
+        let Some(request) = admitted else { return Ok(()) };
         self.queue.try_send(request).map_err(|error| match error {
             TrySendError::Full(request) => SubmitError::Full(Box::new(request)),
             TrySendError::Disconnected(request) => SubmitError::Stopped(Box::new(request)),

@@ -30,7 +30,7 @@ Duration = struct("builtin_interfaces.msg.dds_.Duration_", [("sec", int32), ("na
 # The same bytes as a string, but any bytes: to send what a string may not hold.
 TextOfBytes = struct("std_msgs.msg.dds_.String_", [("data", sequence[uint8])])
 
-ROS_TYPES = {"string": str, "uint32": uint32, "float64": float64, "builtin_interfaces/Duration": Duration}
+ROS_TYPES = {"string": str, "bool": bool, "uint32": uint32, "float64": float64, "builtin_interfaces/Duration": Duration}
 
 
 def srv_fields() -> tuple:

@@ -26,6 +26,21 @@ pub struct StepLog {
     pub max_segments: Arc<AtomicUsize>,
     /// Steps that will fail from now on.
     pub failures: Arc<AtomicUsize>,
+    /// Steps take this many times longer, and once more: 0 as they should.
+    slow_down: Arc<AtomicUsize>,
+}
+
+impl StepLog {
+    /// Forgets what happened.
+    pub fn reset(&self) {
+        self.num_tokens.store(0, Ordering::SeqCst);
+        self.max_segments.store(0, Ordering::SeqCst);
+    }
+
+    /// From now on steps take `factor` times as long.
+    pub fn set_slow_down(&self, factor: usize) {
+        self.slow_down.store(factor.saturating_sub(1), Ordering::SeqCst);
+    }
 }
 
 /// Runs another backend and moves a virtual clock by the cost of each step.
@@ -62,7 +77,8 @@ impl Backend for VirtualBackend {
 
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
         let extra = plan.tokens.len() - plan.segments.len();
-        self.clock.advance(self.step + self.token * u32::try_from(extra).unwrap_or(u32::MAX));
+        let factor = u32::try_from(self.log.slow_down.load(Ordering::SeqCst) + 1).unwrap_or(u32::MAX);
+        self.clock.advance((self.step + self.token * u32::try_from(extra).unwrap_or(u32::MAX)) * factor);
         if self.log.failures.load(Ordering::SeqCst) > 0 {
             self.log.failures.fetch_sub(1, Ordering::SeqCst);
             return Err(EngineError::Backend("the test pulled the plug".into()));

@@ -8,15 +8,21 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{
+    backend::Backend,
     engine::{Engine, EngineOptions},
     quant::WeightKind,
     text::Text,
 };
 use takt_engine_builder::{BuildOptions, build};
 use takt_node::{
+    calibrate::{Effort, measure},
     clock::{Clock, VirtualClock},
     request::{Event, Prompt, Reply, Request, RequestId, Status},
-    worker::{Opened, Turn, Worker, WorkerCore, WorkerOptions},
+    scheduler::{
+        class::Class,
+        cost_table::{CostTable, Grid, NoPromise},
+    },
+    worker::{Opened, Parts, Turn, Worker, WorkerCore, WorkerOptions},
 };
 use takt_tests::virtual_backend::{StepLog, VirtualBackend};
 
@@ -61,8 +67,12 @@ impl Bench {
             log: log.clone(),
         };
         let text = Arc::new(Text::open(&dir).unwrap().unwrap());
-        let core = WorkerCore::new(Box::new(backend), text, worker, Box::new(clock.clone()));
-        Self { core, clock, log }
+        let mut backend: Box<dyn Backend> = Box::new(backend);
+        let grid = Grid::of(worker.max_prefill_slice_tokens, num_lanes, 128);
+        let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
+        log.reset();
+        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), desk: None };
+        Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
     }
 
     fn submit(&mut self, prompt: Prompt, allowed: Option<Duration>, max_tokens: usize) -> Receiver<Event> {
@@ -76,6 +86,17 @@ impl Bench {
         max_tokens: usize,
         room: usize,
     ) -> (RequestId, Receiver<Event>) {
+        self.submit_as(Class::Interactive, prompt, allowed, max_tokens, room)
+    }
+
+    fn submit_as(
+        &mut self,
+        class: Class,
+        prompt: Prompt,
+        allowed: Option<Duration>,
+        max_tokens: usize,
+        room: usize,
+    ) -> (RequestId, Receiver<Event>) {
         let (events, receiver) = bounded(room);
         let (id, arrived) = (RequestId::next(), self.clock.now());
         self.core.accept(Request {
@@ -83,12 +104,18 @@ impl Bench {
             prompt,
             arrived,
             deadline: allowed.map(|allowed| arrived + allowed),
+            class,
             max_tokens: Some(max_tokens),
             sampling: None,
             stop: Vec::new(),
             events,
+            admission: None,
         });
         (id, receiver)
+    }
+
+    fn control(&mut self, prompt: Prompt, allowed: Duration, max_tokens: usize) -> Receiver<Event> {
+        self.submit_as(Class::Control, prompt, Some(allowed), max_tokens, 256).1
     }
 
     fn run_until_idle(&mut self) {
@@ -175,8 +202,6 @@ fn lanes_advance_together_and_give_the_same_answers_as_one_after_another() {
 #[test]
 fn a_request_that_reaches_its_deadline_returns_what_it_has_before_it() {
     let mut bench = Bench::new(1, &WorkerOptions::default());
-    bench.submit(raw("warm up"), None, 4); // so that the pace is known
-    bench.run_until_idle();
     let allowed = Duration::from_millis(25);
     let events = bench.submit(raw("pick the red cup"), Some(allowed), 100);
     bench.run_until_idle();
@@ -192,8 +217,6 @@ fn a_deadline_during_prefill_or_in_the_queue_is_answered_too() {
     let slices = WorkerOptions { max_prefill_slice_tokens: 4, ..WorkerOptions::default() };
     let mut bench = Bench::new(1, &slices);
     let long = "pick the red cup and then place it on the green table near the door ".repeat(3);
-    bench.submit(raw(&long), None, 2);
-    bench.run_until_idle();
     let reading = bench.submit(raw(&format!("now {long}")), Some(Duration::from_millis(7)), 10);
     let queued = bench.submit(raw("stop"), Some(Duration::from_millis(8)), 10);
     bench.run_until_idle();
@@ -248,7 +271,7 @@ fn the_system_prompt_is_computed_once() {
 
 #[test]
 fn what_cannot_be_served_is_rejected_with_the_reason() {
-    let options = WorkerOptions { queue_len: 1, ..WorkerOptions::default() };
+    let options = WorkerOptions { queue_len: 7, ..WorkerOptions::default() };
     let mut bench = Bench::new(1, &options);
     let cases = [
         (bench.submit(raw("hello"), Some(Duration::ZERO), 4), "deadline"),
@@ -264,7 +287,7 @@ fn what_cannot_be_served_is_rejected_with_the_reason() {
     bench.core.turn().unwrap();
     let waiting = bench.submit(raw("b"), None, 8);
     let refused = bench.submit(raw("c"), None, 8);
-    assert!(finish(&refused).0.reason.unwrap().contains("queue full"));
+    assert!(finish(&refused).0.reason.unwrap().contains("background requests may take 2 places"));
     bench.run_until_idle();
     assert_eq!(finish(&running).0.status, Status::Complete);
     assert_eq!(finish(&waiting).0.status, Status::Complete);
@@ -324,7 +347,7 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
     let opener = move || {
         let engine = Engine::open(&dir, &options(1))?;
         let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
-        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest })
+        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest, costs: None })
     };
     let worker = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap();
     assert!(worker.facts().decode_step > Duration::ZERO, "measured while warming up");
@@ -335,10 +358,12 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
         prompt: raw("pick the red cup"),
         arrived: std::time::Instant::now(),
         deadline: None,
+        class: Class::Background,
         max_tokens: Some(5),
         sampling: None,
         stop: Vec::new(),
         events,
+        admission: None,
     };
     sender.submit(request(events_in)).unwrap();
     let reply = events.iter().find_map(|event| match event {
@@ -361,4 +386,98 @@ fn an_engine_that_does_not_open_is_reported_by_spawn() {
     let opener = || Engine::open(Path::new("nowhere"), &options(1)).map(|_| unreachable!());
     let error = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap_err();
     assert!(error.to_string().contains("does not exist"), "{error}");
+}
+
+const LONG: &str = "pick the red cup and then place it on the green table near the door";
+
+#[test]
+fn a_deadline_that_cannot_be_kept_is_refused_with_the_earliest_that_could_and_that_one_is_kept() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let refused = finish(&bench.control(raw(LONG), Duration::from_millis(3), 8)).0;
+    assert_eq!(refused.status, Status::Rejected, "{refused:?}");
+    let earliest = refused.earliest_deadline.expect("one that could be promised");
+    assert!(refused.reason.unwrap().contains("cannot be promised: the earliest is"));
+    let kept = bench.control(raw(LONG), earliest, 100);
+    bench.run_until_idle();
+    let (reply, _) = finish(&kept);
+    assert_eq!((reply.status, reply.is_promised), (Status::TruncatedAtDeadline, true), "{reply:?}");
+    assert!(!reply.token_ids.is_empty() && reply.timings.total <= earliest, "{:?}", reply.timings);
+}
+
+#[test]
+fn a_control_loops_request_takes_a_lane_and_who_lost_it_gets_the_same_answer_later() {
+    let mut alone = Bench::new(1, &WorkerOptions::default());
+    let expected = alone.submit(raw(LONG), None, 30);
+    alone.run_until_idle();
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    let background = bench.submit(raw(LONG), None, 30);
+    for _ in 0..8 {
+        bench.core.turn().unwrap();
+    }
+    let allowed = Duration::from_millis(40);
+    let urgent = bench.control(raw("stop"), allowed, 5);
+    bench.core.turn().unwrap();
+    assert_eq!(bench.core.num_open(), 2);
+    bench.run_until_idle();
+    let (reply, _) = finish(&urgent);
+    assert_eq!(reply.status, Status::Complete);
+    assert!(reply.timings.total <= allowed, "{:?}", reply.timings);
+    let (reply, streamed) = finish(&background);
+    assert_eq!(reply.token_ids, finish(&expected).0.token_ids);
+    assert_eq!(reply.text, streamed);
+    assert_eq!(bench.core.num_free_lanes(), 1);
+}
+
+#[test]
+fn a_burst_of_ten_thousand_gets_ten_thousand_replies_and_leaves_nothing_behind() {
+    let mut bench = Bench::new(2, &WorkerOptions::default());
+    let classes = [Class::Control, Class::Interactive, Class::Background];
+    let mut askers: Vec<(RequestId, Receiver<Event>)> = Vec::new();
+    for i in 0..10_000_u64 {
+        let class = classes[usize::try_from(i % 3).unwrap()];
+        let allowed = (class != Class::Background).then(|| Duration::from_millis(10 + i % 90));
+        askers.push(bench.submit_as(class, raw("stop now"), allowed, 6, 64));
+        assert!(bench.core.num_open() <= 34, "more open than there are places");
+        match i % 10 {
+            3 => bench.core.cancel(askers[askers.len() / 2].0),
+            7 => drop(bench.core.turn().unwrap()),
+            _ => {}
+        }
+    }
+    bench.run_until_idle();
+    let mut num_promised = 0;
+    for (i, (_, events)) in askers.iter().enumerate() {
+        let (reply, _) = finish(events);
+        if reply.is_promised && reply.status != Status::Cancelled {
+            num_promised += 1;
+            assert!(reply.timings.total <= reply.timings.deadline.unwrap(), "{i}: {reply:?}");
+            assert!(!reply.token_ids.is_empty(), "{i}: {reply:?}");
+        }
+    }
+    assert!(num_promised > 100, "{num_promised}");
+    assert_eq!(bench.core.num_free_lanes(), 2);
+    let after = bench.control(raw("stop now"), Duration::from_millis(50), 2);
+    bench.run_until_idle();
+    assert_eq!(finish(&after).0.status, Status::Complete);
+}
+
+#[test]
+fn sections_that_take_much_longer_than_measured_end_all_promises_until_costs_are_measured_again() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    bench.log.set_slow_down(4);
+    for _ in 0..4 {
+        bench.submit(raw("pick the red cup"), None, 100);
+        bench.run_until_idle();
+    }
+    assert!(matches!(bench.core.costs().no_promise(), Some(NoPromise::Drift { .. })));
+    let unpromised = bench.control(raw("stop"), Duration::from_millis(1), 4);
+    bench.run_until_idle();
+    let (reply, _) = finish(&unpromised);
+    assert_eq!((reply.status, reply.is_promised), (Status::TruncatedAtDeadline, false));
+    assert!(bench.core.desk().distrust().unwrap().contains("times as long"));
+    bench.core.recalibrate_if_idle(|| true).unwrap();
+    assert_eq!((bench.core.costs().no_promise(), bench.core.desk().distrust()), (None, None));
+    let promised = bench.control(raw("stop"), Duration::from_millis(200), 4);
+    bench.run_until_idle();
+    assert!(finish(&promised).0.is_promised);
 }

@@ -1,5 +1,6 @@
-//! `takt bench`: how fast a model runs here, beside how fast this machine reads memory.
+//! `takt bench`: how fast a model runs here, beside how fast this machine reads memory; and how well deadlines are kept.
 
+pub mod deadlines;
 mod measure;
 mod system;
 

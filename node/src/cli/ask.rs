@@ -115,6 +115,7 @@ fn report(args: &AskArgs, reply: &AskReply, round_trip_ms: f64) -> Result<ExitCo
 fn as_json(reply: &AskReply, round_trip_ms: f64) -> Json {
     json!({
         "status": reply.status, "text": reply.text, "reason": reply.reason,
+        "earliest_deadline_ms": finite(reply.earliest_deadline_ms), "is_promised": reply.is_promised,
         "num_prompt_tokens": reply.num_prompt_tokens, "num_tokens": reply.num_tokens,
         "timings_ms": {
             "queue": reply.queue_ms, "prefill": reply.prefill_ms, "ttft": finite(reply.ttft_ms),

@@ -16,7 +16,14 @@ use takt_engine::{
     shapes,
 };
 
-use super::{CliError, duration, engine_args::EngineArgs, interrupt::Interrupt, paint, print_json};
+use super::{
+    CliError,
+    bench_deadlines::{self, DeadlineBench},
+    duration,
+    engine_args::EngineArgs,
+    interrupt::Interrupt,
+    paint, print_json,
+};
 use crate::bench::{
     Decode, PowerMeter, Prefill, Sustained, decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
 };
@@ -29,7 +36,7 @@ const NUM_WARM_STEPS: usize = 4;
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s"
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo"
 )]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(super) struct BenchArgs {
@@ -54,6 +61,18 @@ pub(super) struct BenchArgs {
     /// Then decode for this long and report speed over time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     sustained: Option<Duration>,
+    /// Instead: how well deadlines are kept, in virtual time against other policies and in real time
+    #[arg(long, requires = "dir")]
+    deadlines: bool,
+    /// With --deadlines: requests each policy plays in virtual time
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "deadlines", value_parser = clap::value_parser!(u32).range(100..=100_000_000))]
+    requests: u32,
+    /// With --deadlines: how long to ask in real time, without and with other load on the cores
+    #[arg(long, value_name = "TIME", default_value = "20s", requires = "deadlines", value_parser = duration::parse)]
+    real_time: Duration,
+    /// With --deadlines: requests a second in real time
+    #[arg(long, value_name = "R", default_value_t = 40.0, requires = "deadlines")]
+    rate: f64,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print one JSON object
@@ -84,6 +103,19 @@ struct Measured {
 pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     if args.prompt_len == 0 || args.tokens == 0 {
         return Err(CliError::Usage("--prompt-len and --tokens must be at least 1".into()));
+    }
+    if let (true, Some(dir)) = (args.deadlines, &args.dir) {
+        if !(args.rate.is_finite() && args.rate > 0.0) {
+            return Err(CliError::Usage(format!("--rate {}: expected more than 0", args.rate)));
+        }
+        let bench = DeadlineBench {
+            dir,
+            num_requests: args.requests as usize,
+            length: args.real_time,
+            rate: args.rate,
+            as_json: args.json,
+        };
+        return bench_deadlines::run(&bench, args.engine.options(), interrupt);
     }
     let mut loaded = load(args)?;
     let measured = measure(args, &mut loaded, interrupt)?;

@@ -19,7 +19,9 @@ use takt_engine::{
 
 use super::{CliError, duration, engine_args::EngineArgs, interrupt::Interrupt, paint, print_json};
 use crate::{
+    calibrate::{DeviceKey, Effort},
     request::{Event, Prompt, Reply, Request, RequestId, Status},
+    scheduler::{class::Class, cost_table::StoredTable},
     worker::{Opened, Worker, WorkerOptions},
 };
 
@@ -118,7 +120,7 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
     options.lane_capacity = args.max_context;
     let worker = Worker::spawn(
         opener(args.dir.clone(), options),
-        WorkerOptions { queue_len: 1, ..WorkerOptions::default() },
+        WorkerOptions { queue_len: 1, effort: Effort::LEAST, ..WorkerOptions::default() },
     )?;
     let defaults = worker.facts().text.defaults().sampling.params(args.sampling.seed);
     let (events_in, events) = bounded(MAX_EVENTS);
@@ -128,10 +130,13 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
         prompt,
         arrived,
         deadline: args.deadline.map(|allowed| arrived + allowed),
+        // One request alone: it is answered with what there is, never refused.
+        class: Class::Interactive,
         max_tokens: args.max_tokens,
         sampling: Some(args.sampling.over(defaults)),
         stop: args.stop.clone(),
         events: events_in,
+        admission: None,
     };
     let sender = worker.sender();
     sender
@@ -147,7 +152,12 @@ pub(super) fn opener(dir: PathBuf, options: EngineOptions) -> crate::worker::Ope
     Box::new(move || {
         let Engine { manifest, backend, .. } = Engine::open(&dir, &options)?;
         let text = Text::open(&dir)?.ok_or_else(|| no_tokenizer(&dir))?;
-        Ok(Opened { backend, text: Arc::new(text), manifest })
+        let path = StoredTable::path(&dir, &DeviceKey::of(backend.as_ref()).file_stem());
+        let costs = StoredTable::read(&path).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        });
+        Ok(Opened { backend, text: Arc::new(text), manifest, costs })
     })
 }
 
@@ -280,8 +290,7 @@ fn as_json(reply: &Reply) -> Value {
         object["reason"] = json!(reason);
     }
     if reply.status == Status::Rejected {
-        // Known once admission has a cost table; until then nothing is promised.
-        object["earliest_deadline_ms"] = Value::Null;
+        object["earliest_deadline_ms"] = json!(reply.earliest_deadline.map(ms));
     }
     object
 }

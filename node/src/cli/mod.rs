@@ -8,7 +8,9 @@ mod say;
 
 mod ask;
 mod bench;
+mod bench_deadlines;
 mod build;
+mod calibrate;
 mod demo;
 mod doctor;
 mod duration;
@@ -20,6 +22,7 @@ mod interrupt;
 mod paint;
 mod score;
 mod serve;
+mod simulate;
 
 use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 
@@ -53,6 +56,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
     Bench(bench::BenchArgs),
+    Calibrate(calibrate::CalibrateArgs),
+    Simulate(simulate::SimulateArgs),
     Serve(serve::ServeArgs),
     Ask(ask::AskArgs),
     Demo(demo::DemoArgs),
@@ -82,6 +87,8 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
         Command::Generate(args) => generate::run(&args, &interrupt),
         Command::Score(args) => score::run(&args),
         Command::Bench(args) => bench::run(&args, &interrupt),
+        Command::Calibrate(args) => calibrate::run(&args, &interrupt),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Serve(args) => serve::run(&args, ros_args, &interrupt),
         Command::Ask(args) => ask::run(&args, ros_args),
         Command::Demo(args) => demo::run(&args, &interrupt),

@@ -8,8 +8,10 @@ use takt_engine::engine::EngineOptions;
 
 use super::{CliError, generate::opener, interrupt::Interrupt, paint};
 use crate::{
+    calibrate::Effort,
     config::{Config, Layers, RosArgs, Value, process_environment},
     ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
+    scheduler::{bandwidth_server::Bandwidth, class::Class},
     worker::{Facts, Worker, WorkerOptions},
 };
 
@@ -127,7 +129,7 @@ pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
     }
 }
 
-fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {
+pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {
     let automatic = |name| Some(config.count("engine", name)).filter(|count| *count > 0);
     let word = |name| Some(config.text("engine", name)).filter(|word| *word != "auto");
     let (lanes, slice) =
@@ -144,9 +146,15 @@ fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {
     })
 }
 
-fn worker_options(config: &Config) -> WorkerOptions {
+pub(super) fn worker_options(config: &Config) -> WorkerOptions {
     WorkerOptions {
         max_prefill_slice_tokens: config.count("scheduler", "max_prefill_slice_tokens"),
+        max_section: Duration::from_millis(config.whole("scheduler", "max_section_ms")),
+        background: Bandwidth {
+            budget: Duration::from_millis(config.whole("scheduler", "background_budget_ms")),
+            period: Duration::from_millis(config.whole("scheduler", "background_period_ms")),
+        },
+        effort: Effort::BRIEF,
         queue_len: config.count("scheduler", "queue_len"),
         prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
         reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
@@ -158,6 +166,11 @@ fn ask_defaults(config: &Config) -> AskDefaults {
     AskDefaults {
         system: config.text("ros", "system_prompt").to_owned(),
         deadline: config.default_deadline(),
+        class: if config.text("scheduler", "default_class") == "control" {
+            Class::Control
+        } else {
+            Class::Interactive
+        },
         max_tokens: Some(config.count("scheduler", "default_max_tokens")),
         max_in_flight: config.count("scheduler", "queue_len").saturating_add(config.count("engine", "lanes")),
         ..AskDefaults::default()
@@ -211,7 +224,18 @@ fn banner(dir: &std::path::Path, node: &str, ros: &RosOptions, facts: &Facts, co
                 paint::bytes(backend.kv_bytes)
             ),
         ),
-        ("decode step", format!("{:.2} ms measured", facts.decode_step.as_secs_f64() * 1e3)),
+        (
+            "decode step",
+            format!(
+                "{:.2} ms, {}",
+                facts.decode_step.as_secs_f64() * 1e3,
+                if facts.has_stored_costs {
+                    "by this device's cost table"
+                } else {
+                    "measured briefly just now: `takt calibrate` makes promises exact"
+                }
+            ),
+        ),
         ("ros 2", format!("{node} in domain {}, {where_}", ros.domain_id)),
         ("topics", format!("{node}/ask → {node}/answer, {node}/tokens, {node}/status (std_msgs/String)")),
         ("service", format!("{node}/ask (takt_msgs/srv/Ask)")),

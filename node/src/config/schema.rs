@@ -49,6 +49,8 @@ pub const BACKENDS: &[&str] = &["auto", "cpu", "cuda", "tensorrt"];
 pub const KV_KINDS: &[&str] = &["auto", "bf16", "fp8", "int8"];
 /// The CPU's arithmetic.
 pub const ACTIVATIONS: &[&str] = &["auto", "f32", "int8"];
+/// What requests with the default deadline are promised.
+pub const CLASSES: &[&str] = &["control", "interactive"];
 /// Scheduling policies of the worker thread.
 pub const POLICIES: &[&str] = &["other", "fifo"];
 
@@ -93,6 +95,34 @@ pub const KEYS: &[Key] = &[
         Accepts::Whole(1, 1 << 16),
         BuiltIn::Whole(64),
         "most prompt tokens of one section: bounds how long anybody waits for a section to end",
+    ),
+    key(
+        "scheduler",
+        "max_section_ms",
+        Accepts::Whole(1, 10_000),
+        BuiltIn::Whole(20),
+        "longest section by its measured bound, where a shorter prefill slice can help",
+    ),
+    key(
+        "scheduler",
+        "background_budget_ms",
+        Accepts::Whole(0, 10_000),
+        BuiltIn::Whole(5),
+        "time in every background period that requests without a deadline may claim; 0: only what others leave",
+    ),
+    key(
+        "scheduler",
+        "background_period_ms",
+        Accepts::Whole(1, 60_000),
+        BuiltIn::Whole(100),
+        "the background period",
+    ),
+    key(
+        "scheduler",
+        "default_class",
+        Accepts::Word(CLASSES),
+        BuiltIn::Text("interactive"),
+        "what a request that names no deadline of its own is promised: control is refused when the default deadline cannot be kept",
     ),
     key(
         "scheduler",

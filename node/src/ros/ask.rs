@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::message::AskRequest;
-use crate::request::{Event, Prompt, Reply, Request, RequestId, Status, Timings};
+use crate::{
+    request::{Event, Prompt, Reply, Request, RequestId, Status, Timings},
+    scheduler::class::Class,
+};
 
 /// What a message that does not say gets, and how much a message may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub struct AskDefaults {
     pub system: String,
     /// Time allowed from arrival; `None` for background work.
     pub deadline: Option<Duration>,
+    /// What a message with the default deadline is promised; one that names its deadline is a control loop's.
+    pub class: Class,
     /// Most tokens of an answer; `None` for what there is room for.
     pub max_tokens: Option<usize>,
     /// Longest prompt and system prompt together.
@@ -27,6 +32,7 @@ impl Default for AskDefaults {
         Self {
             system: String::new(),
             deadline: None,
+            class: Class::Interactive,
             max_tokens: None,
             max_prompt_bytes: 64 * 1024,
             max_in_flight: 64,
@@ -40,6 +46,7 @@ pub(super) struct Ask {
     prompt: Vec<(String, String)>,
     /// From arrival.
     pub deadline: Option<Duration>,
+    class: Class,
     max_tokens: Option<usize>,
 }
 
@@ -67,7 +74,8 @@ impl AskDefaults {
                  send the time from now, or zero for the node's default"
             )
         })?;
-        let deadline = if asked.is_zero() { self.deadline } else { Some(asked) };
+        let (deadline, class) =
+            if asked.is_zero() { (self.deadline, self.class) } else { (Some(asked), Class::Control) };
         let max_tokens = match message.max_tokens {
             0 => self.max_tokens,
             max => usize::try_from(max).ok(),
@@ -77,7 +85,7 @@ impl AskDefaults {
             prompt.push(("system".to_owned(), system));
         }
         prompt.push(("user".to_owned(), message.prompt));
-        Ok(Ask { prompt, deadline, max_tokens })
+        Ok(Ask { prompt, deadline, class, max_tokens })
     }
 }
 
@@ -90,10 +98,12 @@ impl Ask {
             arrived,
             // A deadline beyond what the clock can count is as good as none.
             deadline: self.deadline.and_then(|deadline| arrived.checked_add(deadline)),
+            class: self.class,
             max_tokens: self.max_tokens,
             sampling: None,
             stop: Vec::new(),
             events,
+            admission: None,
         }
     }
 }
@@ -108,6 +118,8 @@ pub(super) fn refusal(status: Status, reason: String, arrived: Instant, deadline
         prompt_token_ids: Vec::new(),
         finish_reason: status.name(),
         reason: Some(reason),
+        earliest_deadline: None,
+        is_promised: false,
         timings: Timings { total: arrived.elapsed(), deadline, ..Timings::default() },
     }
 }
@@ -177,7 +189,12 @@ mod tests {
         let arrived = Instant::now();
         let request = defaults().complete(message("p")).unwrap().into_request(arrived, events.clone());
         assert_eq!(request.deadline, Some(arrived + Duration::from_millis(300)));
-        let far = Ask { prompt: Vec::new(), deadline: Some(Duration::MAX), max_tokens: None };
+        let far = Ask {
+            prompt: Vec::new(),
+            deadline: Some(Duration::MAX),
+            class: Class::Control,
+            max_tokens: None,
+        };
         assert_eq!(far.into_request(arrived, events).deadline, None);
     }
 }

@@ -112,6 +112,14 @@ impl<'a> CdrReader<'a> {
         self.primitive().map(i32::from_le_bytes)
     }
 
+    /// `bool`; any byte but zero is true.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn bool(&mut self) -> Result<bool, CdrError> {
+        self.primitive::<1>().map(|[byte]| byte != 0)
+    }
+
     /// `float64`.
     ///
     /// # Errors
@@ -184,6 +192,11 @@ impl CdrWriter {
     /// `int32`.
     pub fn i32(&mut self, value: i32) {
         self.primitive(value.to_le_bytes());
+    }
+
+    /// `bool`.
+    pub fn bool(&mut self, value: bool) {
+        self.primitive([u8::from(value)]);
     }
 
     /// `float64`.

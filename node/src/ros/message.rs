@@ -118,6 +118,10 @@ pub struct AskReply {
     pub prefill_ms: f64,
     /// Arrival to the deadline; NaN when there was none.
     pub deadline_ms: f64,
+    /// Rejected for want of time: the shortest deadline that could have been promised; NaN otherwise.
+    pub earliest_deadline_ms: f64,
+    /// Whether the deadline was promised.
+    pub is_promised: bool,
     /// Tokens of the prompt.
     pub num_prompt_tokens: u32,
     /// Tokens of the answer.
@@ -139,6 +143,8 @@ impl AskReply {
         writer.f64(self.queue_ms);
         writer.f64(self.prefill_ms);
         writer.f64(self.deadline_ms);
+        writer.f64(self.earliest_deadline_ms);
+        writer.bool(self.is_promised);
         writer.u32(self.num_prompt_tokens);
         writer.u32(self.num_tokens);
         Ok(writer.finish())
@@ -159,6 +165,8 @@ impl AskReply {
             queue_ms: reader.f64()?,
             prefill_ms: reader.f64()?,
             deadline_ms: reader.f64()?,
+            earliest_deadline_ms: reader.f64()?,
+            is_promised: reader.bool()?,
             num_prompt_tokens: reader.u32()?,
             num_tokens: reader.u32()?,
         })
@@ -177,6 +185,8 @@ impl From<&Reply> for AskReply {
             queue_ms: millis(queue),
             prefill_ms: millis(prefill),
             deadline_ms: deadline.map_or(f64::NAN, millis),
+            earliest_deadline_ms: reply.earliest_deadline.map_or(f64::NAN, millis),
+            is_promised: reply.is_promised,
             num_prompt_tokens: u32::try_from(reply.prompt_token_ids.len()).unwrap_or(u32::MAX),
             num_tokens: u32::try_from(reply.token_ids.len()).unwrap_or(u32::MAX),
         }
@@ -217,6 +227,7 @@ mod tests {
                 "string" => reader.string().unwrap().to_owned(),
                 "uint32" => reader.u32().unwrap().to_string(),
                 "float64" => reader.f64().unwrap().to_string(),
+                "bool" => reader.bool().unwrap().to_string(),
                 "builtin_interfaces/Duration" => {
                     format!("{}s{}ns", reader.i32().unwrap(), reader.u32().unwrap())
                 }
@@ -265,6 +276,8 @@ mod tests {
             queue_ms: 3.5,
             prefill_ms: 4.5,
             deadline_ms: 5.5,
+            earliest_deadline_ms: 8.5,
+            is_promised: true,
             num_prompt_tokens: 6,
             num_tokens: 7,
         };
@@ -280,6 +293,8 @@ mod tests {
                 ("queue_ms", "3.5"),
                 ("prefill_ms", "4.5"),
                 ("deadline_ms", "5.5"),
+                ("earliest_deadline_ms", "8.5"),
+                ("is_promised", "true"),
                 ("num_prompt_tokens", "6"),
                 ("num_tokens", "7"),
             ])

@@ -115,6 +115,8 @@ fn status_json(prompt: &str, reply: &Reply) -> Value {
         "status": reply.status.name(),
         "finish_reason": reply.finish_reason,
         "reason": reply.reason,
+        "earliest_deadline_ms": reply.earliest_deadline.map(millis),
+        "is_promised": reply.is_promised,
         "answer": reply.text,
         "num_prompt_tokens": reply.prompt_token_ids.len(),
         "num_tokens": reply.token_ids.len(),

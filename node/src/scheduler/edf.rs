@@ -73,6 +73,17 @@ impl<T> EdfQueue<T> {
         Ok(())
     }
 
+    /// The entry that runs next.
+    #[must_use]
+    pub fn peek(&self) -> Option<(Rank, &T)> {
+        self.heap.peek().map(|entry| (entry.rank, &entry.item))
+    }
+
+    /// All entries, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Rank, &T)> {
+        self.heap.iter().map(|entry| (entry.rank, &entry.item))
+    }
+
     /// Takes the entry that runs next.
     pub fn pop(&mut self) -> Option<(Rank, T)> {
         self.heap.pop().map(|entry| (entry.rank, entry.item))

@@ -1,51 +1,24 @@
-//! What the next section computes: every lane's decode step together with one bounded prefill slice.
+//! What the next section computes: a pure function of (jobs, now, costs).
 //!
-//! A pure function of (lanes, now, pace, limits). The prefill slice goes to the request with the earliest deadline among
-//! those still reading their prompt. Whoever cannot finish another section before its deadline is cut now, with what it has:
-//! a reply that leaves before the deadline is worth more than one token more after it.
+//! Mandatory work goes in the order of deadlines; everything beyond a first token is optional and runs in the slack. The
+//! planner tries drafts from the richest to the leanest and takes the first that is safe:
+//!
+//! 1. every decoding lane and a slice of the first prompt in order,
+//! 2. the decoding lanes ahead of that prompt, and the slice,
+//! 3. the slice alone, or the decoding lanes alone: whoever is first in order first,
+//! 4. fewer and fewer decoding lanes,
+//! 5. a slice of the first promised prompt alone, which is what promises count on.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use takt_engine::kv::LaneId;
 
-use super::{edf::Rank, pace::Pace};
-
-/// An active request as the planner sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LaneState {
-    /// The lane it holds.
-    pub lane: LaneId,
-    /// Its place in the order.
-    pub rank: Rank,
-    /// What it needs next.
-    pub phase: Phase,
-}
-
-/// What a request needs next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// `remaining` prompt tokens are not computed yet (at least 1); a slice must not go beyond `until_stop` of them,
-    /// where a snapshot is to be taken.
-    Prefill {
-        /// Prompt tokens not computed yet.
-        remaining: usize,
-        /// Most tokens of the next slice.
-        until_stop: usize,
-    },
-    /// One token, for the next one.
-    Decode,
-}
-
-/// Bounds of a section.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Most prompt tokens of a section.
-    pub max_prefill_slice_tokens: usize,
-    /// Most tokens of a section.
-    pub max_step_tokens: usize,
-    /// How long before its deadline a reply must leave the worker, for the way to the asker.
-    pub reply_margin: Duration,
-}
+use super::{
+    class::Class,
+    cut::is_out_of_time,
+    job::{Job, Phase, longest_slice},
+    safety::{Draft, Situation, is_safe},
+};
 
 /// The planner's decision; buffers are kept from section to section.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +29,10 @@ pub struct Section {
     pub decodes: Vec<LaneId>,
     /// Lane that reads more of its prompt, and how many tokens.
     pub prefill: Option<(LaneId, usize)>,
+    /// How long it may take: whoever must reply within that time, and is not in it, has to be ended before it.
+    pub bound: Duration,
+    /// Indices of the decoding jobs, for the planner itself.
+    decoding: Vec<usize>,
 }
 
 impl Section {
@@ -64,65 +41,118 @@ impl Section {
     pub fn is_idle(&self) -> bool {
         self.decodes.is_empty() && self.prefill.is_none()
     }
+
+    fn set(&mut self, num_decodes: usize, slice: Option<(usize, usize)>, jobs: &[Job]) {
+        let lane = |idx: usize| jobs.get(idx).and_then(|job| job.lane);
+        self.decodes.extend(self.decoding.iter().take(num_decodes).filter_map(|&idx| lane(idx)));
+        self.prefill = slice.and_then(|(idx, len)| Some((lane(idx)?, len)));
+    }
 }
 
-/// Plans the next section into `section`. `lanes` must be sorted by rank.
-pub fn plan(lanes: &[LaneState], now: Instant, pace: &Pace, limits: &Limits, section: &mut Section) {
+/// Plans the next section into `section`. `jobs` must be sorted by rank; those without a lane only count as promises.
+pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
+    let Situation { now, limits, bounds, .. } = *situation;
     section.cut.clear();
     section.decodes.clear();
+    section.decoding.clear();
     section.prefill = None;
-    let mut first_prefill: Option<(&LaneState, usize)> = None;
-    // When the earliest of the prefill and the decoding lanes ahead of it must have its reply out.
-    let mut section_limit: Option<Instant> = None;
-    for state in lanes {
-        if is_out_of_time(state, now, pace, limits) {
-            section.cut.push(state.lane);
-            continue;
-        }
-        match state.phase {
-            Phase::Decode => {
-                if section.decodes.len() >= limits.max_step_tokens {
-                    continue; // more lanes than a step holds: the latest deadlines wait
-                }
-                section.decodes.push(state.lane);
-                if first_prefill.is_none() {
-                    section_limit = section_limit.or(reply_by(state, limits));
-                }
-            }
-            Phase::Prefill { remaining, until_stop } => {
-                if first_prefill.is_none() {
-                    first_prefill = Some((state, remaining.min(until_stop)));
-                    section_limit = section_limit.or(reply_by(state, limits));
-                }
+    let mut reading = Reading::default();
+    for (idx, job) in jobs.iter().enumerate() {
+        let Some(lane) = job.lane else { continue };
+        if is_out_of_time(job, now, limits, bounds) {
+            section.cut.push(lane);
+        } else if job.phase == Phase::Decode {
+            if section.decoding.len() < limits.max_step_tokens {
+                section.decoding.push(idx);
+            } // else more lanes than a step holds: the latest deadlines wait
+        } else {
+            reading.first.get_or_insert(idx);
+            if job.class == Class::Control {
+                reading.promised.get_or_insert(idx);
             }
         }
     }
-    let Some((state, wanted_len)) = first_prefill else { return };
-    let step_room = limits.max_step_tokens.saturating_sub(section.decodes.len());
-    let mut slice_len = wanted_len.min(limits.max_prefill_slice_tokens).min(step_room);
-    if let Some(limit) = section_limit {
-        // Shorten the slice rather than make the earliest deadline in the section late.
-        slice_len = pace.slice_within(limit.saturating_duration_since(now), section.decodes.len(), slice_len);
+    let (num_decodes, slice) = choose(jobs, &section.decoding, reading, situation);
+    let draft = Draft { decodes: &section.decoding[..num_decodes], slice };
+    section.bound = draft.cost(jobs, bounds);
+    let outlasted = jobs.iter().enumerate().filter(|(idx, job)| {
+        !draft.decodes.contains(idx)
+            && slice.is_none_or(|(slice_idx, _)| slice_idx != *idx)
+            && job.reply_by(limits).is_some_and(|reply_by| reply_by < now + section.bound)
+    });
+    for lane in outlasted.filter_map(|(_, job)| job.lane) {
+        if !section.cut.contains(&lane) {
+            section.cut.push(lane);
+        }
     }
-    if slice_len > 0 {
-        section.prefill = Some((state.lane, slice_len));
-    }
+    section.set(num_decodes, slice, jobs);
 }
 
-/// Whether the shortest section this request could use would end after its reply must have left.
-#[must_use]
-pub fn is_out_of_time(state: &LaneState, now: Instant, pace: &Pace, limits: &Limits) -> bool {
-    let Some(reply_by) = reply_by(state, limits) else { return false };
-    let shortest = match state.phase {
-        Phase::Decode => pace.decode(),
-        // The first token comes only at the end of the prompt; a prefill that cannot end in time would still be wasted,
-        // but the estimate for a whole prompt is rougher than for one token, so only the next token is asked for.
-        Phase::Prefill { .. } => pace.section(0, 1),
+/// Jobs that read their prompts: the first in order, and the first with a promise.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    first: Option<usize>,
+    promised: Option<usize>,
+}
+
+/// How many of the decoding jobs advance, and the slice.
+fn choose(
+    jobs: &[Job],
+    decoding: &[usize],
+    reading: Reading,
+    situation: &Situation<'_>,
+) -> (usize, Option<(usize, usize)>) {
+    let num_ahead =
+        reading.first.map_or(decoding.len(), |reading| decoding.partition_point(|&idx| idx < reading));
+    let slice = |num_decodes: usize, reading: Option<usize>| {
+        let slice = slice_beside(&decoding[..num_decodes], reading?, jobs, situation);
+        slice.map(|slice| (num_decodes, Some(slice)))
     };
-    now + shortest > reply_by
+    let is_reading_first = num_ahead == 0;
+    let richest = [slice(decoding.len(), reading.first), slice(num_ahead, reading.first)];
+    let alone = [
+        slice(0, reading.first).filter(|_| is_reading_first),
+        Some((decoding.len(), None)),
+        slice(0, reading.first),
+    ];
+    let halves = std::iter::successors(Some(decoding.len()), |&num| (num > 1).then_some(num / 2));
+    let promised = slice(0, reading.promised);
+    let drafts =
+        richest.into_iter().chain(alone).flatten().chain(halves.map(|num| (num, None))).chain(promised);
+    for (num_decodes, slice) in drafts {
+        let draft = Draft { decodes: &decoding[..num_decodes], slice };
+        if !draft.is_empty() && is_safe(&draft, jobs, situation) {
+            return (num_decodes, slice);
+        }
+    }
+    // Nothing is safe: sections took longer than their bounds. What promises count on goes first.
+    let rest = if decoding.is_empty() { slice(0, reading.first) } else { None };
+    promised.or(rest).unwrap_or((decoding.len().min(1), None))
 }
 
-fn reply_by(state: &LaneState, limits: &Limits) -> Option<Instant> {
-    let deadline = state.rank.deadline?;
-    Some(deadline.checked_sub(limits.reply_margin).unwrap_or(deadline))
+/// A slice of job `reading` beside `decodes`, short enough for the limits and for the replies of those beside it; `None` when not
+/// even one token is.
+fn slice_beside(
+    decodes: &[usize],
+    reading: usize,
+    jobs: &[Job],
+    situation: &Situation<'_>,
+) -> Option<(usize, usize)> {
+    let Situation { now, limits, bounds, .. } = *situation;
+    let job = jobs.get(reading)?;
+    let Phase::Prefill { remaining, until_stop } = job.phase else { return None };
+    if decodes.len() >= limits.max_step_tokens {
+        return None;
+    }
+    let contexts = decodes.iter().filter_map(|&idx| jobs.get(idx)).map(|job| job.context_len + 1);
+    let context_len = contexts.max().unwrap_or(0).max(job.context_len);
+    let most = remaining.min(until_stop).min(limits.slice_len(decodes.len(), context_len, bounds));
+    let beside = decodes.iter().filter_map(|&idx| jobs.get(idx)?.reply_by(limits));
+    let len = match beside.min() {
+        Some(first) => {
+            longest_slice(most, first.saturating_duration_since(now), decodes.len(), context_len, bounds)
+        }
+        None => most,
+    };
+    (len > 0).then_some((reading, len))
 }

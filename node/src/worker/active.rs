@@ -1,19 +1,41 @@
-//! Requests the worker has let in: those that wait for a lane, and those that hold one.
+//! Requests the worker has let in: those that wait for a lane, those that hold one, and those that lost it for a while.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use takt_engine::sequence::{Finish, Sequence};
+use takt_engine::{
+    kv::{LaneId, SnapshotId},
+    sequence::{Finish, Sequence},
+};
 
-use super::asker::{Asker, Outcome};
+use super::{
+    asker::{Asker, Outcome},
+    desk::Seat,
+};
 use crate::{
     request::{Status, Timings},
-    scheduler::{edf::Rank, planner::Phase},
+    scheduler::{
+        class::Class,
+        edf::Rank,
+        job::{Job, Phase},
+    },
 };
+
+/// What a request is promised, with its place among the open ones.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub seat: Seat,
+    pub is_promised: bool,
+    /// What the planner takes it for: control only with a promise.
+    pub class: Class,
+    /// Bound of what must still be computed for the promise.
+    pub mandatory: Duration,
+}
 
 /// Waits for a lane.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub asker: Asker,
+    pub standing: Standing,
     pub sequence: Sequence,
     /// Leading prompt tokens worth a snapshot; 0 for none.
     pub system_len: usize,
@@ -25,7 +47,74 @@ impl Waiting {
         let timings =
             Timings { queue: now.saturating_duration_since(self.asker.arrived()), ..Timings::default() };
         let prompt_token_ids = self.sequence.prompt_token_ids().to_vec();
-        self.asker.reply(status, now, Outcome { prompt_token_ids, reason, timings, ..Outcome::default() });
+        let is_promised = self.standing.is_promised;
+        // Before the reply: whoever hears it may ask again at once.
+        drop(self.standing);
+        self.asker.reply(
+            status,
+            now,
+            Outcome { prompt_token_ids, reason, timings, is_promised, ..Outcome::default() },
+        );
+    }
+
+    /// As the planner sees it.
+    pub fn job(&self, rank: Rank) -> Job {
+        let remaining = self.sequence.prompt_token_ids().len();
+        let until_stop = if self.system_len > 0 { self.system_len } else { remaining };
+        let phase = Phase::Prefill { remaining, until_stop };
+        let Standing { class, mandatory, .. } = self.standing;
+        Job { lane: None, class, rank, phase, context_len: 0, mandatory }
+    }
+}
+
+/// Lost its lane to somebody more urgent; its KV is kept.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub active: Active,
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// In the queue.
+#[derive(Debug)]
+pub(super) enum Queued {
+    Fresh(Waiting),
+    Parked(Box<Parked>),
+}
+
+impl Queued {
+    pub fn asker(&self) -> &Asker {
+        match self {
+            Self::Fresh(waiting) => &waiting.asker,
+            Self::Parked(parked) => &parked.active.asker,
+        }
+    }
+
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Fresh(waiting) => waiting.standing.class,
+            Self::Parked(parked) => parked.active.standing.class,
+        }
+    }
+
+    pub fn job(&self, rank: Rank) -> Job {
+        match self {
+            Self::Fresh(waiting) => waiting.job(rank),
+            Self::Parked(parked) => Job { rank, ..parked.active.job(None) },
+        }
+    }
+
+    /// Ends the request; returns a snapshot nobody needs any more.
+    pub fn reply(self, status: Status, now: Instant, reason: Option<String>) -> Option<SnapshotId> {
+        match self {
+            Self::Fresh(waiting) => {
+                waiting.reply(status, now, reason);
+                None
+            }
+            Self::Parked(parked) => {
+                parked.active.reply(status, now, reason);
+                parked.snapshot
+            }
+        }
     }
 }
 
@@ -33,6 +122,7 @@ impl Waiting {
 #[derive(Debug)]
 pub(super) struct Active {
     pub asker: Asker,
+    pub standing: Standing,
     pub rank: Rank,
     pub sequence: Sequence,
     /// Prompt length at which a snapshot is to be taken, until it has been.
@@ -43,13 +133,24 @@ pub(super) struct Active {
 
 impl Active {
     pub fn new(waiting: Waiting, rank: Rank, now: Instant) -> Self {
-        let Waiting { asker, sequence, system_len } = waiting;
+        let Waiting { asker, standing, sequence, system_len } = waiting;
         let snapshot_at = Some(system_len).filter(|len| *len > 0);
-        Self { asker, rank, sequence, snapshot_at, started: now, first_token: None }
+        Self { asker, standing, rank, sequence, snapshot_at, started: now, first_token: None }
     }
 
-    /// What it needs next.
-    pub fn phase(&self) -> Phase {
+    /// As the planner sees it.
+    pub fn job(&self, lane: Option<LaneId>) -> Job {
+        Job {
+            lane,
+            class: self.standing.class,
+            rank: self.rank,
+            phase: self.phase(),
+            context_len: self.sequence.committed_len(),
+            mandatory: self.standing.mandatory,
+        }
+    }
+
+    fn phase(&self) -> Phase {
         if !self.sequence.is_prefilling() {
             return Phase::Decode;
         }
@@ -88,8 +189,12 @@ impl Active {
             prompt_token_ids: self.sequence.prompt_token_ids().to_vec(),
             finish_reason: self.sequence.finish().map(Finish::reason),
             reason,
+            is_promised: self.standing.is_promised,
             timings,
+            ..Outcome::default()
         };
+        // Before the reply: whoever hears it may ask again at once.
+        drop(self.standing);
         self.asker.reply(status, now, outcome);
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Outcome {
     /// For a complete answer: `stop` or `length`.
     pub finish_reason: Option<&'static str>,
     pub reason: Option<String>,
+    pub earliest_deadline: Option<Duration>,
+    pub is_promised: bool,
     pub timings: Timings,
 }
 
@@ -108,6 +110,8 @@ impl Asker {
             prompt_token_ids: outcome.prompt_token_ids,
             finish_reason,
             reason: outcome.reason,
+            earliest_deadline: outcome.earliest_deadline,
+            is_promised: outcome.is_promised,
             timings,
         };
         // An asker that is gone wants no reply; one whose shared channel is full gets a moment.

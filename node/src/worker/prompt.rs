@@ -29,10 +29,6 @@ impl PromptEncoder {
         Self { text, last_system: None }
     }
 
-    pub fn text(&self) -> &Arc<Text> {
-        &self.text
-    }
-
     pub fn encode(&mut self, prompt: &Prompt) -> Result<EncodedPrompt, EngineError> {
         match prompt {
             Prompt::Raw(text) => {

@@ -15,14 +15,15 @@ use takt_engine::{
 };
 
 use super::{
-    WorkerCore, WorkerOptions,
+    Desk, Parts, WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
-    warm_up::warm_up,
 };
 use crate::{
+    calibrate::{Effort, measure},
     clock::{Clock, MonotonicClock},
     request::{Request, RequestId, RequestSender, Status},
     rt,
+    scheduler::cost_table::{CostTable, Grid, SectionKind, SectionShape, StoredTable},
 };
 
 /// Failures without a complete answer in between after which the worker gives up.
@@ -38,6 +39,8 @@ pub struct Opened {
     pub text: Arc<Text>,
     /// What it is.
     pub manifest: Manifest,
+    /// Costs of this device that were measured before and still hold.
+    pub costs: Option<StoredTable>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -60,8 +63,14 @@ pub struct Facts {
     pub text: Arc<Text>,
     /// Real-time settings that were refused, with their effect.
     pub refused: Vec<String>,
-    /// Measured before the first request: a decode step of one lane.
+    /// What a decode step of one lane usually takes.
     pub decode_step: std::time::Duration,
+    /// What sections cost, as of the start.
+    pub costs: Arc<CostTable>,
+    /// Whether the costs were measured before, by `takt calibrate`, or just now.
+    pub has_stored_costs: bool,
+    /// Where requests are let in.
+    pub desk: Arc<Desk>,
 }
 
 /// A running worker. Dropping it ends it: every open request is answered `cancelled`.
@@ -92,7 +101,9 @@ impl Worker {
             Err(EngineError::Backend("the worker stopped while opening the engine".into()))
         })?;
         Ok(Self {
-            sender: RequestSender::new(requests_in).with_cancels(cancels_in),
+            sender: RequestSender::new(requests_in)
+                .with_cancels(cancels_in)
+                .with_desk(Arc::clone(&facts.desk)),
             facts,
             stop: Some(stop_in),
             thread: Some(thread),
@@ -143,6 +154,14 @@ struct Channels {
     stop: Receiver<()>,
 }
 
+impl Channels {
+    /// Nobody wants anything.
+    fn are_quiet(&self) -> bool {
+        let is_open = matches!(self.stop.try_recv(), Err(crossbeam_channel::TryRecvError::Empty));
+        self.requests.is_empty() && is_open
+    }
+}
+
 /// Why serving ended.
 enum End {
     ShutDown,
@@ -156,7 +175,7 @@ fn work(
     ready: &Sender<Result<Facts, EngineError>>,
 ) {
     let refused = rt::apply(&options.realtime);
-    let mut core = match open(&mut opener, options) {
+    let mut core = match open(&mut opener, options, None) {
         Ok((core, facts)) => {
             let _ = ready.send(Ok(Facts { refused, ..facts }));
             core
@@ -178,8 +197,9 @@ fn work(
                         "{reason}; given up after {MAX_FAILURES} failures: restart the node"
                     ));
                 }
+                let desk = Arc::clone(core.desk());
                 drop(core); // two engines at once may not fit into memory
-                match open(&mut opener, options) {
+                match open(&mut opener, options, Some(desk)) {
                     Ok((reopened, _)) => core = reopened,
                     Err(error) => break Some(format!("{reason}; opening the engine again failed: {error}")),
                 }
@@ -189,22 +209,40 @@ fn work(
     answer_unread(&channels.requests, reason.as_deref());
 }
 
-fn open(opener: &mut Opener, options: &WorkerOptions) -> Result<(WorkerCore, Facts), EngineError> {
-    let Opened { mut backend, text, manifest } = opener()?;
+fn open(
+    opener: &mut Opener,
+    options: &WorkerOptions,
+    desk: Option<Arc<Desk>>,
+) -> Result<(WorkerCore, Facts), EngineError> {
+    let Opened { mut backend, text, manifest, costs } = opener()?;
     text.check_vocab_size(manifest.spec.vocab_size)?;
     let clock = MonotonicClock;
     // The tokenizer compiles its patterns on first use.
     text.encode("Where are you? 42", SpecialTokens::Add)?;
-    let pace = warm_up(backend.as_mut(), &clock, options.max_prefill_slice_tokens)?;
+    let facts = backend.capabilities().clone();
+    let grid = Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity);
+    let costs = costs.filter(|costs| costs.grid == grid);
+    let has_stored_costs = costs.is_some();
+    // Measured in any case: it touches every page a section uses.
+    let effort = if has_stored_costs { Effort::LEAST } else { options.effort };
+    let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| true)?.unwrap_or_default();
+    let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
+    let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
+    let decode_step = table.typical(decode);
+    let costs = Arc::new(table.calibrated());
+    let parts = Parts { backend, text: Arc::clone(&text), table, desk };
+    let core = WorkerCore::new(parts, options, clock);
+    let desk = Arc::clone(core.desk());
     let facts = Facts {
-        capabilities: backend.capabilities().clone(),
+        capabilities: facts,
         manifest,
-        text: Arc::clone(&text),
+        text,
         refused: Vec::new(),
-        decode_step: pace.decode(),
+        decode_step,
+        costs,
+        has_stored_costs,
+        desk,
     };
-    let mut core = WorkerCore::new(backend, text, options, Box::new(clock));
-    core.pace = pace;
     Ok((core, facts))
 }
 
@@ -213,6 +251,9 @@ fn serve(core: &mut WorkerCore, channels: &Channels, num_failures: &mut usize) -
     loop {
         let mut had_open = 0;
         let round = catch_unwind(AssertUnwindSafe(|| {
+            if let Err(error) = core.recalibrate_if_idle(|| channels.are_quiet()) {
+                return Some(Err(error));
+            }
             if !receive(core, channels) {
                 return None;
             }

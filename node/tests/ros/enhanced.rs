@@ -30,7 +30,8 @@ struct Reply {
     status: String,
     text: String,
     reason: String,
-    timings_ms: [f64; 5],
+    timings_ms: [f64; 6],
+    is_promised: bool,
     num_prompt_tokens: u32,
     num_tokens: u32,
 }

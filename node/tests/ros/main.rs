@@ -99,6 +99,8 @@ pub(crate) fn send_reply(request: &Request, status: Status, answer: &str) {
         prompt_token_ids: vec![Default::default(); 5],
         finish_reason: "stop",
         reason: None,
+        earliest_deadline: None,
+        is_promised: false,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },
     };
     request.events.send(Event::Reply(Box::new(reply))).unwrap();

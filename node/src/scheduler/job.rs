@@ -1,0 +1,191 @@
+//! A request as the planner sees it.
+
+use std::time::{Duration, Instant};
+
+use takt_engine::kv::LaneId;
+
+use super::{
+    class::Class,
+    cost_table::{Bounds, SectionKind, SectionShape},
+    edf::Rank,
+};
+
+/// An admitted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// The lane it holds; `None` while it waits for one.
+    pub lane: Option<LaneId>,
+    /// What it is promised.
+    pub class: Class,
+    /// Its place in the order; background work runs under its server's deadline.
+    pub rank: Rank,
+    /// What it needs next.
+    pub phase: Phase,
+    /// Tokens in its lane.
+    pub context_len: usize,
+    /// Bound of what must still be computed before there is anything to reply: the rest of the prompt, in slices
+    /// ([`mandatory`]). Everything after the first token is optional: an answer can be cut (or closed, with a grammar) at any
+    /// section boundary. Counted for control jobs only.
+    pub mandatory: Duration,
+}
+
+/// What a request needs next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// `remaining` prompt tokens are not computed yet (at least 1); a slice must not go beyond `until_stop` of them,
+    /// where a snapshot is to be taken.
+    Prefill {
+        /// Prompt tokens not computed yet.
+        remaining: usize,
+        /// Most tokens of the next slice.
+        until_stop: usize,
+    },
+    /// One token, for the next one.
+    Decode,
+}
+
+/// Bounds of a section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most prompt tokens of a section.
+    pub max_prefill_slice_tokens: usize,
+    /// Most tokens of a section.
+    pub max_step_tokens: usize,
+    /// How long a section may take by its bound, where a shorter slice can help.
+    pub max_section: Duration,
+    /// How long before its deadline a reply must leave the worker, for the way to the asker.
+    pub reply_margin: Duration,
+}
+
+impl Limits {
+    /// Most prompt tokens of a section that keeps [`Self::max_section`] beside `num_decodes` decode steps; at least 1.
+    #[must_use]
+    pub fn slice_len(&self, num_decodes: usize, context_len: usize, bounds: &Bounds) -> usize {
+        let most = self.max_prefill_slice_tokens.min(self.max_step_tokens.saturating_sub(num_decodes)).max(1);
+        longest_slice(most, self.max_section, num_decodes, context_len, bounds).max(1)
+    }
+}
+
+/// Most prompt tokens, up to `most`, that fit into `room` beside `num_decodes` decode steps; 0 when none do.
+#[must_use]
+pub fn longest_slice(
+    most: usize,
+    room: Duration,
+    num_decodes: usize,
+    context_len: usize,
+    bounds: &Bounds,
+) -> usize {
+    let fits = |len: usize| section_cost(num_decodes, len, context_len + len, bounds) <= room;
+    if fits(most) {
+        return most;
+    }
+    // Costs grow with the length, bucket by bucket.
+    let (mut fitting, mut too_long) = (0, most);
+    while too_long - fitting > 1 {
+        let middle = fitting.midpoint(too_long);
+        if fits(middle) { fitting = middle } else { too_long = middle }
+    }
+    fitting
+}
+
+/// Bound of a section of `num_decodes` decode steps and a slice of `slice_len` tokens; `context_len` is the longest context in it.
+#[must_use]
+pub fn section_cost(num_decodes: usize, slice_len: usize, context_len: usize, bounds: &Bounds) -> Duration {
+    let cost = |kind, size| {
+        if size == 0 { Duration::ZERO } else { bounds.of(SectionShape { kind, size, context_len }) }
+    };
+    cost(SectionKind::Decode, num_decodes) + cost(SectionKind::Prefill, slice_len)
+}
+
+impl Job {
+    /// When its reply must leave the worker; `None` without a deadline.
+    #[must_use]
+    pub fn reply_by(&self, limits: &Limits) -> Option<Instant> {
+        let deadline = self.rank.deadline.filter(|_| self.class != Class::Background)?;
+        Some(deadline.checked_sub(limits.reply_margin).unwrap_or(deadline))
+    }
+}
+
+/// Bound of the mandatory part of a request in `phase` with `context_len` tokens in its lane.
+#[must_use]
+pub fn mandatory(phase: Phase, context_len: usize, limits: &Limits, bounds: &Bounds) -> Duration {
+    match phase {
+        Phase::Decode => Duration::ZERO,
+        Phase::Prefill { remaining, until_stop } => {
+            prefill_cost(context_len, remaining, until_stop, limits, bounds)
+        }
+    }
+}
+
+/// Bound of computing `remaining` prompt tokens in slices, the first of at most `until_stop`, after `context_len` others.
+#[must_use]
+pub fn prefill_cost(
+    context_len: usize,
+    remaining: usize,
+    until_stop: usize,
+    limits: &Limits,
+    bounds: &Bounds,
+) -> Duration {
+    let (mut context_len, mut remaining, mut until_stop) = (context_len, remaining, until_stop.max(1));
+    let mut sum = Duration::ZERO;
+    while remaining > 0 {
+        let len = remaining.min(until_stop).min(limits.slice_len(0, context_len, bounds));
+        context_len += len;
+        remaining -= len;
+        until_stop = if until_stop > len { until_stop - len } else { usize::MAX };
+        sum += section_cost(0, len, context_len, bounds);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::cost_table::{Cost, CostTable, Grid},
+        *,
+    };
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Slices of up to 8, 16, 32 tokens cost 1, 2, 3 ms.
+    fn table() -> CostTable {
+        let grid = Grid {
+            prefill_sizes: vec![8, 16, 32],
+            decode_sizes: vec![1, 4],
+            verify_sizes: vec![4],
+            context_lens: vec![1000],
+        };
+        let costs: Vec<Cost> = [1, 2, 3, 1, 2, 5].map(|ms| Cost::exactly(ms * MS)).into();
+        CostTable::with_margin(grid, &costs, 1.0)
+    }
+
+    const LIMITS: Limits = Limits {
+        max_prefill_slice_tokens: 32,
+        max_step_tokens: 40,
+        max_section: Duration::from_millis(10),
+        reply_margin: Duration::ZERO,
+    };
+
+    #[test]
+    fn the_mandatory_part_is_the_rest_of_the_prompt_in_slices() {
+        let bounds = table().bounds().clone();
+        let reading =
+            |remaining, until_stop| mandatory(Phase::Prefill { remaining, until_stop }, 0, &LIMITS, &bounds);
+        assert_eq!(reading(70, 70), (3 + 3 + 1) * MS);
+        assert_eq!(reading(40, 10), (2 + 3) * MS, "a stop for a snapshot costs a slice");
+        assert_eq!(mandatory(Phase::Decode, 0, &LIMITS, &bounds), Duration::ZERO);
+    }
+
+    #[test]
+    fn slices_keep_the_longest_allowed_section_beside_decode_steps() {
+        let bounds = table().bounds().clone();
+        assert_eq!(LIMITS.slice_len(0, 0, &bounds), 32);
+        assert_eq!(LIMITS.slice_len(3, 0, &bounds), 32);
+        let tight = Limits { max_section: 2 * MS, ..LIMITS };
+        assert_eq!(tight.slice_len(0, 0, &bounds), 16);
+        assert_eq!(tight.slice_len(1, 0, &bounds), 8);
+        let impossible = Limits { max_section: MS / 2, ..LIMITS };
+        assert_eq!(impossible.slice_len(0, 0, &bounds), 1, "no slice keeps it: the shortest there is");
+        assert_eq!(longest_slice(32, MS / 2, 0, 0, &bounds), 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! What a section may not do: make a reply late, or a promise impossible to keep.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    bandwidth_server::BandwidthServer,
+    class::Class,
+    cost_table::Bounds,
+    edf::Rank,
+    job::{Job, Limits, Phase, prefill_cost, section_cost},
+};
+
+/// Promises are admitted to the nanosecond; shares of time are rounded.
+const TOLERANCE: Duration = Duration::from_micros(1);
+
+/// What a decision is made from, besides the jobs.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// The present.
+    pub now: Instant,
+    /// Bounds of a section.
+    pub limits: &'a Limits,
+    /// What sections cost at most.
+    pub bounds: &'a Bounds,
+    /// Background work's share.
+    pub server: &'a BandwidthServer,
+}
+
+/// A section that could run next; indices are those of the jobs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Draft<'a> {
+    /// Jobs that advance by one token.
+    pub decodes: &'a [usize],
+    /// Job that reads more of its prompt, and how many tokens.
+    pub slice: Option<(usize, usize)>,
+}
+
+impl Draft<'_> {
+    /// True when it computes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.decodes.is_empty() && self.slice.is_none()
+    }
+
+    /// Its bound.
+    #[must_use]
+    pub fn cost(&self, jobs: &[Job], bounds: &Bounds) -> Duration {
+        let context = |idx: usize| jobs.get(idx).map_or(0, |job| job.context_len);
+        let decoding = self.decodes.iter().map(|&idx| context(idx) + 1).max().unwrap_or(0);
+        let (slice_len, reading) = self.slice.map_or((0, 0), |(idx, len)| (len, context(idx) + len));
+        section_cost(self.decodes.len(), slice_len, decoding.max(reading), bounds)
+    }
+
+    fn members<'j>(&'j self, jobs: &'j [Job]) -> impl Iterator<Item = &'j Job> {
+        self.decodes.iter().copied().chain(self.slice.map(|(idx, _)| idx)).filter_map(|idx| jobs.get(idx))
+    }
+}
+
+/// Whether `draft` may run: all its members can still reply in time after it, and every promise of `jobs` (sorted by rank,
+/// those that wait included) that could be kept before it can be kept after it.
+#[must_use]
+pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bool {
+    let Situation { now, limits, bounds, server } = *situation;
+    let cost = draft.cost(jobs, bounds);
+    if draft.members(jobs).any(|job| job.reply_by(limits).is_some_and(|reply_by| now + cost > reply_by)) {
+        return false;
+    }
+    let stall = bounds.stall();
+    let (mut before, mut after) = (Duration::ZERO, cost);
+    for (idx, job) in jobs.iter().enumerate() {
+        // Who has a first token is owed nothing more, and is cut before a section that would outlast it.
+        let is_owed = job.class == Class::Control && job.phase != Phase::Decode;
+        let Some(reply_by) = job.reply_by(limits).filter(|_| is_owed) else { continue };
+        before += job.mandatory;
+        after += match draft.slice {
+            Some((slice_idx, len)) if slice_idx == idx => mandatory_after(job, len, limits, bounds),
+            _ => job.mandatory,
+        };
+        let room = reply_by.saturating_duration_since(now);
+        let share = server.demand_until(reply_by, now);
+        // With all reserves; and when those are gone already, with what is left of them.
+        let is_kept = |work: Duration, reserve: Duration| work + reserve <= room + TOLERANCE;
+        let breaks = |reserve: Duration| is_kept(before, reserve) && !is_kept(after, reserve);
+        if [stall + share, share, Duration::ZERO].into_iter().any(breaks) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether `job`, which waits for a lane, must not wait for one more section of `num_lanes` lanes: its own promise or one behind it,
+/// which counts on `job` being done by then, could no longer be kept.
+#[must_use]
+pub fn is_pressed(job: &Job, jobs: &[Job], num_lanes: usize, situation: &Situation<'_>) -> bool {
+    let Situation { now, limits, bounds, server } = *situation;
+    let context_len = jobs.iter().map(|other| other.context_len).max().unwrap_or(0);
+    let slice_len = limits.slice_len(num_lanes, context_len, bounds);
+    let longest = section_cost(num_lanes, slice_len, context_len + slice_len, bounds);
+    let owed = jobs
+        .iter()
+        .chain([job])
+        .filter(|other| other.class == Class::Control && matches!(other.phase, Phase::Prefill { .. }));
+    let work_until = |rank: Rank| -> Duration {
+        owed.clone().filter(|other| other.rank <= rank).map(|other| other.mandatory).sum()
+    };
+    owed.clone().filter(|other| other.rank >= job.rank).any(|other| {
+        let Some(reply_by) = other.reply_by(limits) else { return false };
+        let taken = work_until(other.rank) + server.demand_until(reply_by, now) + bounds.stall() + longest;
+        taken > reply_by.saturating_duration_since(now)
+    })
+}
+
+fn mandatory_after(job: &Job, len: usize, limits: &Limits, bounds: &Bounds) -> Duration {
+    let Phase::Prefill { remaining, until_stop } = job.phase else { return Duration::ZERO };
+    let stop = if until_stop > len { until_stop - len } else { usize::MAX };
+    prefill_cost(job.context_len + len, remaining.saturating_sub(len), stop, limits, bounds)
+}

@@ -1,0 +1,463 @@
+//! Plays a trace: arrivals, sections, replies, on a clock that only sections move.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use takt_engine::kv::LaneId;
+
+use super::{Demand, Policy, trace::SplitMix64};
+use crate::scheduler::{
+    admission::Promise,
+    bandwidth_server::{Bandwidth, BandwidthServer},
+    class::Class,
+    cost_table::{CostTable, SectionKind, SectionShape},
+    edf::Rank,
+    job::{Job, Limits, Phase, prefill_cost, section_cost},
+    lanes::Lanes,
+    ledger::{Ledger, NotAdmitted, SlotId},
+    planner::Section,
+    preemption::victim,
+    safety::{Situation, is_pressed},
+    waiting_room::{Line, WaitingRoom},
+};
+
+/// What the trace is played on.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who is let in and who runs next.
+    pub policy: Policy,
+    /// Lanes there are.
+    pub num_lanes: usize,
+    /// Requests that may wait beside those that hold a lane.
+    pub queue_len: usize,
+    /// Bounds of a section.
+    pub limits: Limits,
+    /// Background work's share.
+    pub bandwidth: Bandwidth,
+    /// Draws what each section really takes: between its median and its 99th percentile.
+    pub seed: u64,
+    /// Sections to keep for a picture.
+    pub max_records: usize,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// Refused on arrival; the earliest deadline that could be promised, from its arrival.
+    Rejected {
+        /// `None` when the queue was full, or no deadline would do.
+        earliest: Option<Duration>,
+    },
+    /// Replied to.
+    Replied {
+        /// When, from the trace's start.
+        at: Duration,
+        /// Tokens of the answer it got.
+        num_tokens: usize,
+        /// Whether that was the whole answer.
+        is_complete: bool,
+    },
+}
+
+/// One section that ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// When it began, from the trace's start.
+    pub start: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// Lane, request and tokens of the slice.
+    pub slice: Option<(LaneId, usize, usize)>,
+    /// Lane and request of each decode step.
+    pub decodes: Vec<(LaneId, usize)>,
+}
+
+/// A trace that was played.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// One for each request.
+    pub outcomes: Vec<Outcome>,
+    /// The first sections.
+    pub records: Vec<Record>,
+    /// Time in which sections ran.
+    pub busy: Duration,
+    /// Time in which background work alone ran.
+    pub background: Duration,
+    /// From the start to the last reply.
+    pub length: Duration,
+    /// Sections in all.
+    pub num_sections: u64,
+    /// Requests that lost their lane to a more urgent one.
+    pub num_preemptions: u64,
+}
+
+/// Plays `demands`, sorted by arrival, to the end. `tick` is called now and then with how many have arrived.
+#[must_use]
+pub fn play(demands: &[Demand], table: &CostTable, settings: &Settings, mut tick: impl FnMut(usize)) -> Run {
+    let mut machine = Machine::new(demands, table, settings);
+    while machine.step() {
+        if machine.run.num_sections % 4096 == 0 {
+            tick(machine.num_arrived);
+        }
+    }
+    machine.run.length = machine.now.saturating_duration_since(machine.start);
+    machine.run
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    demand: usize,
+    slot: SlotId,
+    rank: Rank,
+    num_read: usize,
+    num_written: usize,
+    /// Bound of the rest of the prompt.
+    mandatory: Duration,
+}
+
+struct Machine<'a> {
+    demands: &'a [Demand],
+    table: &'a CostTable,
+    settings: &'a Settings,
+    start: Instant,
+    now: Instant,
+    ledger: Arc<Ledger>,
+    lanes: Lanes<Running>,
+    queue: WaitingRoom<Running>,
+    server: BandwidthServer,
+    random: SplitMix64,
+    num_arrived: usize,
+    jobs: Vec<(Job, usize)>,
+    plain_jobs: Vec<Job>,
+    section: Section,
+    run: Run,
+}
+
+impl<'a> Machine<'a> {
+    fn new(demands: &'a [Demand], table: &'a CostTable, settings: &'a Settings) -> Self {
+        let start = Instant::now();
+        let num_slots = settings.num_lanes + settings.queue_len;
+        let unreplied = Outcome::Rejected { earliest: None };
+        Self {
+            demands,
+            table,
+            settings,
+            start,
+            now: start,
+            ledger: Ledger::new(num_slots, settings.bandwidth, start),
+            lanes: Lanes::new(settings.num_lanes),
+            queue: WaitingRoom::new(num_slots),
+            server: BandwidthServer::new(settings.bandwidth),
+            random: SplitMix64(settings.seed),
+            num_arrived: 0,
+            jobs: Vec::new(),
+            plain_jobs: Vec::new(),
+            section: Section::default(),
+            run: Run {
+                outcomes: vec![unreplied; demands.len()],
+                records: Vec::new(),
+                busy: Duration::ZERO,
+                background: Duration::ZERO,
+                length: Duration::ZERO,
+                num_sections: 0,
+                num_preemptions: 0,
+            },
+        }
+    }
+
+    /// One round; false when everything has been played.
+    fn step(&mut self) -> bool {
+        self.arrive(self.now);
+        self.end_late_waiting(Duration::ZERO);
+        self.fill_lanes();
+        self.collect_jobs();
+        let situation = Situation {
+            now: self.now,
+            limits: &self.settings.limits,
+            bounds: self.table.bounds(),
+            server: &self.server,
+        };
+        self.settings.policy.plan(&self.plain_jobs, &situation, self.run.num_sections, &mut self.section);
+        let num_cut = self.section.cut.len();
+        for i in 0..num_cut {
+            self.reply(self.section.cut[i], false);
+        }
+        if !self.section.is_idle() {
+            self.end_late_waiting(self.section.bound);
+            self.run_section();
+            return true;
+        }
+        if num_cut > 0 || self.lanes.num_used() > 0 || !self.queue.is_empty() {
+            return true; // lanes have just become free
+        }
+        let Some(next) = self.demands.get(self.num_arrived) else { return false };
+        self.now = self.now.max(self.start + next.arrival);
+        true
+    }
+
+    /// Takes what arrives until `until`, each at its own time.
+    fn arrive(&mut self, until: Instant) {
+        while let Some(demand) = self.demands.get(self.num_arrived) {
+            let arrival = self.start + demand.arrival;
+            if arrival > until {
+                return;
+            }
+            let demand_idx = self.num_arrived;
+            self.num_arrived += 1;
+            let rank = self.rank(demand, arrival, demand_idx);
+            match self.admit(demand, arrival) {
+                Ok(slot) => {
+                    let mandatory = self.mandatory(demand, 0);
+                    let running =
+                        Running { demand: demand_idx, slot, rank, num_read: 0, num_written: 0, mandatory };
+                    self.enqueue(running);
+                }
+                Err(earliest) => {
+                    let earliest = earliest.map(|at| at.saturating_duration_since(arrival));
+                    self.run.outcomes[demand_idx] = Outcome::Rejected { earliest };
+                }
+            }
+        }
+    }
+
+    fn rank(&self, demand: &Demand, arrival: Instant, ticket: usize) -> Rank {
+        let deadline = demand.allowed.and_then(|allowed| arrival.checked_add(allowed));
+        Rank { deadline, ticket: ticket as u64 }
+    }
+
+    fn admit(&self, demand: &Demand, arrival: Instant) -> Result<SlotId, Option<Instant>> {
+        let (limits, bounds) = (&self.settings.limits, self.table.bounds());
+        let is_promised = demand.class == Class::Control && self.settings.policy.has_admission();
+        let slot = match demand.allowed.filter(|_| is_promised) {
+            None => self.ledger.enter(demand.class),
+            Some(allowed) => {
+                let mandatory = self.mandatory(demand, 0);
+                let deadline = arrival + allowed;
+                let reply_by = deadline.checked_sub(limits.reply_margin).unwrap_or(deadline);
+                self.ledger.admit(Promise { reply_by, mandatory }, bounds.stall(), arrival)
+            }
+        };
+        slot.map_err(|error| match error {
+            NotAdmitted::TooLate { earliest } => earliest.and_then(|at| at.checked_add(limits.reply_margin)),
+            NotAdmitted::Full { .. } => None,
+        })
+    }
+
+    fn mandatory(&self, demand: &Demand, num_read: usize) -> Duration {
+        let remaining = demand.prompt_len - num_read;
+        prefill_cost(num_read, remaining, remaining, &self.settings.limits, self.table.bounds())
+    }
+
+    fn class(&self, running: &Running) -> Class {
+        self.demands[running.demand].class
+    }
+
+    fn enqueue(&mut self, running: Running) {
+        // Without an order by deadlines there is one queue for all.
+        let (line, rank) = if self.settings.policy.orders_by_deadline() {
+            (Line::of(&self.job(None, &running)), running.rank)
+        } else {
+            (Line::Interactive, Rank { deadline: None, ..running.rank })
+        };
+        if let Err(running) = self.queue.push(line, rank, running) {
+            self.finish(running, false); // every slot has a place, so this cannot be
+        }
+    }
+
+    /// Ends those who wait and must reply before a section of `bound` would end.
+    fn end_late_waiting(&mut self, bound: Duration) {
+        let late_at = self.now + self.settings.limits.reply_margin + bound;
+        let late = self
+            .queue
+            .take_if(|_, running| running.rank.deadline.is_some_and(|deadline| deadline <= late_at));
+        for running in late {
+            self.finish(running, false);
+        }
+    }
+
+    fn fill_lanes(&mut self) {
+        loop {
+            let holds_background =
+                self.lanes.used().any(|(_, running)| self.class(running) == Class::Background);
+            let can_spare = !holds_background && self.settings.num_lanes > 1 && self.lanes.num_free() > 0;
+            let due = self.server.busy_until().filter(|_| can_spare);
+            let Some(line) = self.queue.next_line(due) else { return };
+            let Some((_, running)) = self.queue.pop(line) else { return };
+            if self.lanes.num_free() == 0 && !self.free_lane_for(running) {
+                return self.enqueue(running);
+            }
+            let Some(choice) = self.lanes.choose(&[]) else { return self.enqueue(running) };
+            if let Err(running) = self.lanes.occupy(choice.lane, running) {
+                self.finish(running, false);
+            }
+        }
+    }
+
+    /// Takes a lane from somebody less urgent; whoever held it waits again, keeping what was computed.
+    fn free_lane_for(&mut self, head: Running) -> bool {
+        if !self.settings.policy.orders_by_deadline() {
+            return false;
+        }
+        let waiting = self.job(None, &head);
+        let mut jobs: Vec<Job> =
+            self.lanes.used().map(|(lane, running)| self.job(Some(lane), running)).collect();
+        let num_holders = jobs.len();
+        jobs.extend(self.queue.iter().map(|(_, running)| self.job(None, running)));
+        let situation = Situation {
+            now: self.now,
+            limits: &self.settings.limits,
+            bounds: self.table.bounds(),
+            server: &self.server,
+        };
+        let is_pressed = is_pressed(&waiting, &jobs, num_holders, &situation);
+        let found = victim(&waiting, is_pressed, &jobs[..num_holders]);
+        let Some(running) = found.and_then(|lane| self.lanes.release(lane)) else {
+            return false;
+        };
+        self.run.num_preemptions += 1;
+        self.enqueue(running);
+        true
+    }
+
+    fn job(&self, lane: Option<LaneId>, running: &Running) -> Job {
+        let demand = &self.demands[running.demand];
+        let remaining = demand.prompt_len - running.num_read;
+        let phase =
+            if remaining > 0 { Phase::Prefill { remaining, until_stop: remaining } } else { Phase::Decode };
+        let rank = match demand.class {
+            Class::Background => Rank { deadline: self.server.busy_until(), ..running.rank },
+            _ => running.rank,
+        };
+        let context_len = running.num_read + running.num_written;
+        Job { lane, class: demand.class, rank, phase, context_len, mandatory: running.mandatory }
+    }
+
+    fn collect_jobs(&mut self) {
+        let is_background = |running: &Running| self.demands[running.demand].class == Class::Background;
+        let has_background = self.lanes.used().any(|(_, running)| is_background(running))
+            || self.queue.iter().any(|(_, running)| is_background(running));
+        self.server.set_work(has_background, self.now);
+        self.ledger.publish_server(&self.server);
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.clear();
+        jobs.extend(self.lanes.used().map(|(lane, running)| (self.job(Some(lane), running), running.demand)));
+        jobs.extend(self.queue.iter().map(|(_, running)| (self.job(None, running), running.demand)));
+        jobs.sort_unstable_by_key(|(job, _)| job.rank);
+        self.plain_jobs.clear();
+        self.plain_jobs.extend(jobs.iter().map(|(job, _)| *job));
+        self.jobs = jobs;
+    }
+
+    fn run_section(&mut self) {
+        let context = |machine: &Self, lane: LaneId| {
+            let job = machine.plain_jobs.iter().find(|job| job.lane == Some(lane));
+            job.map_or(0, |job| job.context_len)
+        };
+        let slice_len = self.section.prefill.map_or(0, |(_, len)| len);
+        let num_decodes = self.section.decodes.len();
+        let decoding = self.section.decodes.iter().map(|&lane| context(self, lane) + 1).max().unwrap_or(0);
+        let reading = self.section.prefill.map_or(0, |(lane, len)| context(self, lane) + len);
+        let context_len = decoding.max(reading);
+        let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
+        let took = self.draw(num_decodes, slice_len, context_len).min(bound);
+        self.ledger.begin_section(self.now + bound);
+        self.arrive(self.now + took);
+        self.ledger.end_section();
+        self.record(took);
+        self.charge(took);
+        self.now += took;
+        self.run.busy += took;
+        self.run.num_sections += 1;
+        if let Some((lane, len)) = self.section.prefill {
+            self.advance(lane, len);
+        }
+        for i in 0..num_decodes {
+            self.advance(self.section.decodes[i], 0);
+        }
+    }
+
+    /// What a section really takes: mostly its median, now and then its 99th percentile.
+    fn draw(&mut self, num_decodes: usize, slice_len: usize, context_len: usize) -> Duration {
+        let is_slow = self.random.unit() < 0.05;
+        let cost = |kind, size| {
+            let shape = SectionShape { kind, size, context_len };
+            if size == 0 {
+                Duration::ZERO
+            } else if is_slow {
+                self.table.bound(shape)
+            } else {
+                self.table.typical(shape)
+            }
+        };
+        cost(SectionKind::Decode, num_decodes) + cost(SectionKind::Prefill, slice_len)
+    }
+
+    fn record(&mut self, took: Duration) {
+        if self.run.records.len() >= self.settings.max_records {
+            return;
+        }
+        let demand = |lane: LaneId| {
+            let held = self.lanes.used().find(|(held, _)| *held == lane);
+            held.map_or(usize::MAX, |(_, running)| running.demand)
+        };
+        self.run.records.push(Record {
+            start: self.now.saturating_duration_since(self.start),
+            took,
+            slice: self.section.prefill.map(|(lane, len)| (lane, demand(lane), len)),
+            decodes: self.section.decodes.iter().map(|&lane| (lane, demand(lane))).collect(),
+        });
+    }
+
+    /// Charges background work for its part of the section's tokens.
+    fn charge(&mut self, took: Duration) {
+        let class =
+            |lane: LaneId| self.plain_jobs.iter().find(|job| job.lane == Some(lane)).map(|job| job.class);
+        let is_background = |lane: LaneId| class(lane) == Some(Class::Background);
+        let num_decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
+        let slice_len =
+            self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |(_, len)| len);
+        let all = self.section.decodes.len() + self.section.prefill.map_or(0, |(_, len)| len);
+        let own = num_decodes + slice_len;
+        if own > 0 {
+            self.server.charge(took.mul_f64(own as f64 / all as f64));
+        }
+        if own == all {
+            self.run.background += took;
+        }
+    }
+
+    /// Notes that `lane` has read `num_read` more tokens (0: that it has written one); replies when its answer is whole.
+    fn advance(&mut self, lane: LaneId, num_read: usize) {
+        let Some(&held) = self.lanes.holder_mut(lane).map(|running| &*running) else { return };
+        let demand = &self.demands[held.demand];
+        let mut running = Running { num_read: held.num_read + num_read, ..held };
+        if running.num_read == demand.prompt_len {
+            running.num_written += 1; // the prompt's end gives the first token
+        }
+        if num_read > 0 {
+            running.mandatory = self.mandatory(demand, running.num_read);
+            self.ledger.progress(running.slot, running.mandatory);
+        }
+        if let Some(held) = self.lanes.holder_mut(lane) {
+            *held = running;
+        }
+        if running.num_written >= demand.answer_len {
+            self.reply(lane, true);
+        }
+    }
+
+    fn reply(&mut self, lane: LaneId, is_complete: bool) {
+        if let Some(running) = self.lanes.release(lane) {
+            self.finish(running, is_complete);
+        }
+    }
+
+    fn finish(&mut self, running: Running, is_complete: bool) {
+        self.ledger.release(running.slot);
+        let at = self.now.saturating_duration_since(self.start);
+        self.run.outcomes[running.demand] =
+            Outcome::Replied { at, num_tokens: running.num_written, is_complete };
+    }
+}
