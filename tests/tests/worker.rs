@@ -465,7 +465,7 @@ fn a_burst_of_ten_thousand_gets_ten_thousand_replies_and_leaves_nothing_behind()
 fn sections_that_take_much_longer_than_measured_end_all_promises_until_costs_are_measured_again() {
     let mut bench = Bench::new(1, &WorkerOptions::default());
     bench.log.set_slow_down(4);
-    for i in 0..20 {
+    for i in 0..200 {
         bench.submit(raw(&format!("pick cup {i}")), None, 100);
         bench.run_until_idle();
     }

@@ -98,7 +98,7 @@ pub struct Run {
 pub fn play(demands: &[Demand], table: &CostTable, settings: &Settings, mut tick: impl FnMut(usize)) -> Run {
     let mut machine = Machine::new(demands, table, settings);
     while machine.step() {
-        if machine.run.num_sections % 4096 == 0 {
+        if machine.run.num_sections.is_multiple_of(4096) {
             tick(machine.num_arrived);
         }
     }

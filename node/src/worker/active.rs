@@ -77,7 +77,7 @@ pub(super) struct Parked {
 /// In the queue.
 #[derive(Debug)]
 pub(super) enum Queued {
-    Fresh(Waiting),
+    Fresh(Box<Waiting>),
     Parked(Box<Parked>),
 }
 

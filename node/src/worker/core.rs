@@ -184,7 +184,7 @@ impl WorkerCore {
                 self.num_tickets += 1;
                 let rank = Rank { deadline: request.deadline, ticket: self.num_tickets };
                 let waiting = Waiting { asker, standing, sequence, system_len: prompt.system_len };
-                let queued = Queued::Fresh(waiting);
+                let queued = Queued::Fresh(Box::new(waiting));
                 if let Err(queued) = self.queue.push(Line::of(&queued.job(rank)), rank, queued) {
                     // Every seat has a place in the queue, so this cannot be; yet nobody goes without a reply.
                     queued.reply(
@@ -345,7 +345,7 @@ impl WorkerCore {
                 return Ok(());
             }
             match queued {
-                Queued::Fresh(waiting) => self.start(rank, waiting)?,
+                Queued::Fresh(waiting) => self.start(rank, *waiting)?,
                 Queued::Parked(parked) => self.resume(*parked)?,
             }
         }
