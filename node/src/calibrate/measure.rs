@@ -35,7 +35,8 @@ impl Effort {
     pub const BRIEF: Self = Self { num_samples: 24, most: Duration::from_millis(1500) };
 }
 
-/// Times the sections of `grid` on `backend`, whose lanes are empty before and after; one cost for each of `grid.shapes()`.
+/// Times the sections of `grid` on `backend`, whose lanes are empty before and after; one cost for each of `grid.shapes()`. Contexts that
+/// `effort` leaves no time to fill are extrapolated from the shorter ones: the node learns the rest from its own sections.
 /// `progress` is told how many buckets are done; when it says false, measuring ends and `None` is returned.
 ///
 /// # Errors
@@ -52,11 +53,16 @@ pub fn measure(
     let mut costs = vec![Cost::default(); grid.num_cells()];
     let mut num_done = 0;
     // Context by context, so that the lanes are filled once.
-    for &context_len in &grid.context_lens {
+    for (context_idx, &context_len) in grid.context_lens.iter().enumerate() {
+        let is_measured = context_idx == 0 || bench.has_time_for(context_len, effort, begin);
         for kind in SectionKind::ALL {
             for &size in grid.sizes(kind) {
                 let shape = SectionShape { kind, size, context_len };
-                let cost = bench.cost(shape, effort, begin)?;
+                let cost = if is_measured {
+                    bench.cost(shape, effort, begin)?
+                } else {
+                    extrapolate(&costs, grid, shape, context_idx)
+                };
                 if let Some(slot) = costs.get_mut(grid.cell(shape).0) {
                     *slot = cost;
                 }
@@ -72,7 +78,30 @@ pub fn measure(
     Ok(Some(costs))
 }
 
+/// Cost at the context of `context_idx` from those at the two before it, as a straight line; from one alone, a quarter more, since only
+/// attention grows with the context.
+fn extrapolate(costs: &[Cost], grid: &Grid, shape: SectionShape, context_idx: usize) -> Cost {
+    let at = |idx: usize| {
+        let context_len = *grid.context_lens.get(idx)?;
+        let cost = costs.get(grid.cell(SectionShape { context_len, ..shape }).0)?;
+        Some((context_len as f64, *cost))
+    };
+    let Some((last_len, last)) = context_idx.checked_sub(1).and_then(at) else { return Cost::default() };
+    let before = context_idx.checked_sub(2).and_then(at);
+    let factor = match before {
+        Some((len, cost)) if cost.p50 < last.p50 => {
+            let growth = (last.p50 - cost.p50).as_secs_f64() / (last_len - len);
+            1.0 + growth * (shape.context_len as f64 - last_len) / last.p50.as_secs_f64()
+        }
+        Some(_) => 1.0,
+        None => 1.25,
+    };
+    Cost { p50: last.p50.mul_f64(factor), p99: last.p99.mul_f64(factor), worst: last.worst.mul_f64(factor) }
+}
+
 struct Bench<'a> {
+    /// What filling a lane has taken, a token.
+    fill_token: Duration,
     backend: &'a mut dyn Backend,
     clock: &'a dyn Clock,
     plan: StepPlan,
@@ -90,6 +119,7 @@ impl<'a> Bench<'a> {
         let (max_step_tokens, max_logits_rows) = (facts.max_step_tokens, facts.max_logits_rows);
         let longest = SectionKind::ALL.iter().flat_map(|&kind| grid.sizes(kind)).copied().max().unwrap_or(1);
         Self {
+            fill_token: Duration::ZERO,
             backend,
             clock,
             plan: StepPlan::with_capacity(max_step_tokens.max(longest), num_lanes),
@@ -142,13 +172,27 @@ impl<'a> Bench<'a> {
         Ok(took.max(Duration::from_nanos(1)))
     }
 
-    /// Brings `lane` to exactly `len` tokens.
+    /// Whether lanes can be filled to `context_len` within the effort.
+    fn has_time_for(&self, context_len: usize, effort: Effort, begin: Instant) -> bool {
+        let missing = context_len.saturating_sub(self.backend.committed_len(LaneId(0)));
+        let filling = self.fill_token.saturating_mul(u32::try_from(missing).unwrap_or(u32::MAX));
+        self.clock.now().saturating_duration_since(begin) + filling < effort.most
+    }
+
+    /// Brings `lane` to exactly `len` tokens; all but the first by copying, which is quicker than computing.
     fn fill(&mut self, lane: LaneId, len: usize) -> Result<(), EngineError> {
         let held = self.backend.committed_len(lane);
-        if held > len {
+        if held >= len {
             return self.backend.truncate(lane, len);
         }
-        let mut missing = len - held;
+        if lane != LaneId(0) && self.backend.committed_len(LaneId(0)) >= len {
+            let snapshot = self.backend.save_snapshot(LaneId(0), len)?;
+            let restored = self.backend.restore_snapshot(lane, snapshot);
+            self.backend.drop_snapshot(snapshot);
+            return restored;
+        }
+        let (mut missing, started) = (len - held, self.clock.now());
+        let num_tokens = missing;
         while missing > 0 {
             let slice_len = missing.min(self.max_step_tokens);
             self.plan.clear();
@@ -156,10 +200,41 @@ impl<'a> Bench<'a> {
             self.backend.run_step(&self.plan)?;
             missing -= slice_len;
         }
+        let took = self.clock.now().saturating_duration_since(started);
+        self.fill_token = took / u32::try_from(num_tokens).unwrap_or(u32::MAX);
         Ok(())
     }
 
     fn empty(&mut self) -> Result<(), EngineError> {
         (0..self.num_lanes).try_for_each(|lane| self.backend.truncate(LaneId(lane), 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_that_was_not_measured_is_on_the_line_of_those_before_it_and_never_cheaper() {
+        let grid = Grid {
+            prefill_sizes: vec![8],
+            decode_sizes: vec![1],
+            verify_sizes: vec![4],
+            context_lens: vec![100, 200, 400],
+        };
+        let mut costs = vec![Cost::default(); grid.num_cells()];
+        let shape = |context_len| SectionShape { kind: SectionKind::Decode, size: 1, context_len };
+        let ms = Duration::from_millis;
+        costs[grid.cell(shape(100)).0] = Cost { p50: ms(10), p99: ms(20), worst: ms(30) };
+        let one = extrapolate(&costs, &grid, shape(200), 1);
+        assert_eq!((one.p50, one.p99), (ms(12) + ms(1) / 2, ms(25)));
+        costs[grid.cell(shape(200)).0] = Cost { p50: ms(12), p99: ms(24), worst: ms(36) };
+        let two = extrapolate(&costs, &grid, shape(400), 2);
+        assert!(
+            two.p50.abs_diff(ms(16)) < ms(1) / 100 && two.worst.abs_diff(ms(48)) < ms(1) / 100,
+            "{two:?}"
+        );
+        costs[grid.cell(shape(200)).0] = Cost::exactly(ms(9));
+        assert_eq!(extrapolate(&costs, &grid, shape(400), 2), Cost::exactly(ms(9)));
     }
 }
