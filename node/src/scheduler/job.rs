@@ -66,6 +66,10 @@ impl Limits {
     }
 }
 
+/// Promises are admitted to the nanosecond, and shares of time are rounded: less than this late is in time. The reply margin is
+/// far longer.
+pub const TOLERANCE: Duration = Duration::from_micros(1);
+
 /// Most prompt tokens, up to `most`, that fit into `room` beside `num_decodes` decode steps; 0 when none do.
 #[must_use]
 pub fn longest_slice(

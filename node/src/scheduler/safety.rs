@@ -7,11 +7,8 @@ use super::{
     class::Class,
     cost_table::Bounds,
     edf::Rank,
-    job::{Job, Limits, Phase, prefill_cost, section_cost},
+    job::{Job, Limits, Phase, TOLERANCE, prefill_cost, section_cost},
 };
-
-/// Promises are admitted to the nanosecond; shares of time are rounded.
-const TOLERANCE: Duration = Duration::from_micros(1);
 
 /// What a decision is made from, besides the jobs.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +59,10 @@ impl Draft<'_> {
 pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bool {
     let Situation { now, limits, bounds, server } = *situation;
     let cost = draft.cost(jobs, bounds);
-    if draft.members(jobs).any(|job| job.reply_by(limits).is_some_and(|reply_by| now + cost > reply_by)) {
+    if draft
+        .members(jobs)
+        .any(|job| job.reply_by(limits).is_some_and(|reply_by| now + cost > reply_by + TOLERANCE))
+    {
         return false;
     }
     let stall = bounds.stall();

@@ -363,6 +363,7 @@ impl<'a> Machine<'a> {
         let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
         let took = self.draw(num_decodes, slice_len, context_len).min(bound);
         self.ledger.begin_section(self.now + bound);
+        self.note_progress();
         self.arrive(self.now + took);
         self.ledger.end_section();
         self.record(took);
@@ -375,6 +376,15 @@ impl<'a> Machine<'a> {
         }
         for i in 0..num_decodes {
             self.advance(self.section.decodes[i], 0);
+        }
+    }
+
+    /// What is left of the slice's promise after the section, whose time the ledger counts already.
+    fn note_progress(&self) {
+        let Some((lane, len)) = self.section.prefill else { return };
+        if let Some((_, running)) = self.lanes.used().find(|(held, _)| *held == lane) {
+            let demand = &self.demands[running.demand];
+            self.ledger.progress(running.slot, self.mandatory(demand, running.num_read + len));
         }
     }
 
@@ -438,7 +448,6 @@ impl<'a> Machine<'a> {
         }
         if num_read > 0 {
             running.mandatory = self.mandatory(demand, running.num_read);
-            self.ledger.progress(running.slot, running.mandatory);
         }
         if let Some(held) = self.lanes.holder_mut(lane) {
             *held = running;

@@ -29,7 +29,7 @@ use crate::{
         class::Class,
         cost_table::{CostTable, Grid, SectionKind, SectionShape},
         edf::Rank,
-        job::{Job, Limits, mandatory, section_cost},
+        job::{Job, Limits, Phase, prefill_cost, section_cost},
         lanes::Lanes,
         ledger::Ledger,
         planner::{Section, plan},
@@ -481,7 +481,9 @@ impl WorkerCore {
         }
         let num_decodes = self.section.decodes.len();
         let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
+        // In this order: read in between, the slice counts twice rather than not at all.
         self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
+        self.note_progress(slice_len);
         let output = self.backend.run_step(&self.plan)?;
         let now = self.clock.now();
         self.ended.clear();
@@ -502,7 +504,6 @@ impl WorkerCore {
         let took = self.clock.now().saturating_duration_since(started);
         self.desk.ledger().end_section();
         self.learn(num_decodes, slice_len, context_len, took);
-        self.note_progress();
         Ok(())
     }
 
@@ -536,15 +537,18 @@ impl WorkerCore {
         }
     }
 
-    /// Tells the ledger what the promise of the request that read its prompt still needs.
-    fn note_progress(&mut self) {
+    /// Tells the ledger what the promise of the request that reads `slice_len` tokens will need after this section, whose time the
+    /// ledger counts already.
+    fn note_progress(&mut self, slice_len: usize) {
         let Some((lane, _)) = self.section.prefill else { return };
         let (limits, bounds) = (&self.limits, self.table.bounds());
         if let Some(active) = self.lanes.holder_mut(lane)
             && active.standing.is_promised
+            && let Job { phase: Phase::Prefill { remaining, until_stop }, context_len, .. } = active.job(None)
         {
-            let Job { phase, context_len, .. } = active.job(Some(lane));
-            active.standing.mandatory = mandatory(phase, context_len, limits, bounds);
+            let until_stop = if until_stop > slice_len { until_stop - slice_len } else { usize::MAX };
+            let (context_len, remaining) = (context_len + slice_len, remaining.saturating_sub(slice_len));
+            active.standing.mandatory = prefill_cost(context_len, remaining, until_stop, limits, bounds);
             active.standing.seat.progress(active.standing.mandatory);
         }
     }
