@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from generate import EMPHASIS, TRAINING_KNOWN_SHARE, Sampler
+from generate import EMPHASIS, INVENTED_SHARE, TRAINING_BARE_SHARE, TRAINING_KNOWN_SHARE, Sampler
 from splits import Splits
 from tokenizer import answer_text, system_text, user_text
 
@@ -112,7 +112,8 @@ class Packer:
 
     def batch(self, step: int) -> Batch:
         sampler = Sampler(self.splits, random.Random(f"{self.seed} {step}"), emphasis=EMPHASIS,
-                          known_share=TRAINING_KNOWN_SHARE)
+                          known_share=TRAINING_KNOWN_SHARE, bare_share=TRAINING_BARE_SHARE,
+                          invented_share=INVENTED_SHARE)
         rows = [self.row(sampler) for _ in range(self.num_rows)]
         return collate(rows, self.row_len, pad_id=0)
 

@@ -1,6 +1,6 @@
 """Draw situations, sentences and their one right answer.
 
-`python generate.py` writes the held-out set to eval/heldout.jsonl; training draws its
+`python generate.py` writes the held-out sets to eval/heldout.jsonl and eval/fresh.jsonl; training draws its
 examples from the same `Sampler` on the fly.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import skills
 from skills import Request, State, Thing
-from splits import PAIRS, Pair, Splits, make_splits
+from splits import PAIRS, Pair, Splits, make_fresh_splits, make_splits
 from templates import (ADDRESSES, ALTERNATION, ARTICLES, CLOSINGS, CONTRACTIONS, ENDINGS, OBJECT_ARTICLES,
                        QUESTION_ENDINGS, QUESTION_WORDS, REQUESTS, SPEED_PHRASES)
 
@@ -28,15 +28,20 @@ GROUP_WEIGHTS = {
     "say": 2.5, "say_person": 3, "say_open": 1.5, "unsafe": 4, "unsupported": 4,
 }
 EMPHASIS = {
-    "goto": 2.0, "pick": 1.6, "place": 2.5, "place_here": 1.8, "bring": 3.8, "bring_person": 3.4, "hand_over": 3.2,
-    "report_gripper": 1.2, "report_battery": 0.6, "report_place": 0.6, "report_people": 0.7, "follow": 0.6,
+    "goto": 3.0, "pick": 1.8, "place": 2.5, "place_here": 1.8, "bring": 3.8, "bring_person": 3.4, "hand_over": 4.0,
+    "report_gripper": 1.6, "report_battery": 0.6, "report_place": 0.6, "report_people": 1.0, "follow": 0.6,
     "goto_open": 0.4, "bring_open": 0.4, "hand_over_open": 0.4, "dock": 0.4, "follow_open": 0.4, "inspect": 0.4,
     "inspect_count": 0.3, "inspect_open": 0.4, "wait": 0.4, "wait_open": 0.4, "open": 0.4, "close": 0.4,
-    "open_open": 0.4, "say": 0.4, "say_person": 0.6, "say_open": 0.4, "stop": 0.6, "unsafe": 0.6, "unsupported": 0.6,
+    "open_open": 0.4, "say": 0.4, "say_person": 0.6, "say_open": 0.4, "stop": 1.0, "unsafe": 0.8, "unsupported": 0.8,
 }
 """How much more often training, but not the held-out set, draws a kind of sentence: what is hard, more often."""
-KNOWN_SHARE, TRAINING_KNOWN_SHARE = 0.78, 0.72
+KNOWN_SHARE, TRAINING_KNOWN_SHARE = 0.78, 0.6
 """How often a sentence names what the state lists; training sees more that it does not list."""
+BARE_SHARE, TRAINING_BARE_SHARE = 0.45, 0.6
+"""How often a sentence names a thing without its colour."""
+INVENTED_SHARE = 0.45
+"""How many training situations speak of invented things and places, so that the model copies what
+it reads instead of learning by heart which words go together."""
 MISSING = {"goto_open": ("goto", "place"), "bring_open": ("bring", "place"), "hand_over_open": ("hand_over", "person"),
            "follow_open": ("follow", "person"), "inspect_open": ("inspect", "object"), "wait_open": ("wait", "count"),
            "open_open": ("open", "object"), "say_open": ("say", "text")}
@@ -59,8 +64,12 @@ class Sampler:
 
     def __init__(self, splits: Splits, rng: random.Random, held_out_patterns: bool = False,
                  held_out_pairs: bool = False, typo_rate: float = 0.12,
-                 emphasis: dict[str, float] | None = None, known_share: float = KNOWN_SHARE) -> None:
+                 emphasis: dict[str, float] | None = None, known_share: float = KNOWN_SHARE,
+                 bare_share: float = BARE_SHARE, invented_share: float = 0.0) -> None:
         self.known_share = known_share
+        self.bare_share = bare_share
+        self.invented_share = invented_share
+        self.invents = False
         self.weights = {group: weight * (emphasis or {}).get(group, 1) for group, weight in GROUP_WEIGHTS.items()}
         self.typo_rate = typo_rate
         self.splits = splits
@@ -72,8 +81,18 @@ class Sampler:
     def allowed(self, *pair: object) -> bool:
         return self.held_out_pairs or pair not in self.splits.pairs
 
+    def invented(self) -> str | None:
+        """An invented word, in half the places of a situation that has any."""
+        return invented_word(self.rng) if self.invents and self.rng.random() < 0.5 else None
+
+    def listed_places(self) -> list[str]:
+        places = self.rng.sample(skills.PLACES, self.rng.randint(2, 5))
+        return [self.invented() or place for place in places]
+
     def thing(self, noun: str | None = None) -> Thing:
-        noun = noun or self.rng.choice(skills.NOUNS)
+        noun = noun or self.invented() or self.rng.choice(skills.NOUNS)
+        if colour := self.invented():
+            return Thing(noun, colour)
         colours = [colour for colour in skills.COLOURS if self.allowed("colour", colour, "noun", noun)]
         return Thing(noun, self.rng.choice(colours))
 
@@ -87,15 +106,16 @@ class Sampler:
         rng.shuffle(sees)
         return State(
             battery=rng.randint(1, 9) if rng.random() < 0.12 else rng.randint(10, 100),
-            at=rng.choice(skills.PLACES),
+            at=self.invented() or rng.choice(skills.PLACES),
             gripper=gripper,
             sees=tuple(thing for thing in dict.fromkeys(sees) if thing != gripper),
-            places=tuple(rng.sample(skills.PLACES, rng.randint(2, 5))),
+            places=tuple(self.listed_places()),
             people="near" if rng.random() < 0.4 else "none",
         )
 
     def situation(self) -> tuple[str | None, State]:
         """A system prompt and the state it tells; sometimes fields, or all of them, are left out."""
+        self.invents = self.invented_share > 0 and self.rng.random() < self.invented_share
         if self.rng.random() < 0.08:
             return self.rng.choice(skills.DEFAULT_PROMPTS), State()
         state = self.state()
@@ -124,12 +144,14 @@ class Sampler:
         if group.startswith("bring") and state.held and rng.random() < 0.5:
             known = [state.held]
         thing = rng.choice(known) if known and rng.random() < self.known_share else self.thing()
-        wanted = Thing(thing.noun) if rng.random() < 0.45 else thing
+        wanted = Thing(thing.noun) if rng.random() < self.bare_share else thing
         return wanted, rng.choice(OBJECT_ARTICLES) + str(wanted)
 
     def place(self, state: State) -> str:
         if state.places and self.rng.random() < self.known_share:
             return self.rng.choice(state.places)
+        if word := self.invented():
+            return word
         unlisted = self.rng.random() < 0.15
         return self.rng.choice(skills.UNLISTED_PLACES if unlisted else skills.PLACES)
 
@@ -238,6 +260,13 @@ def answer_pairs(answer: dict[str, object]) -> frozenset[Pair]:
     return frozenset(("colour", colour, "noun", noun) for colour, noun in found)
 
 
+def invented_word(rng: random.Random) -> str:
+    """A word that no vocabulary has: two or three syllables."""
+    syllables = ("".join(rng.choice(part) for part in ("bdfgklmnprstvz", "aeiou", ["", "", "l", "n", "r", "s"]))
+                 for _ in range(rng.choice([2, 2, 3])))
+    return "".join(syllables)
+
+
 def misspell(text: str, rng: random.Random) -> str:
     """Swap, drop or double one inner letter of a word with at least four letters."""
     candidates = list(re.finditer(r"[A-Za-z]{4,}", text))
@@ -267,16 +296,32 @@ def held_out_set(splits: Splits, num_per_split: int, seed: int) -> list[dict[str
     return lines
 
 
+def fresh_set(num_lines: int, seed: int) -> list[dict[str, object]]:
+    """Distinct lines of patterns that nothing was chosen by, with all pairs of slot values."""
+    sampler = Sampler(make_fresh_splits(), random.Random(f"{seed} fresh"), held_out_patterns=True, held_out_pairs=True)
+    lines: dict[tuple, dict[str, object]] = {}
+    while len(lines) < num_lines:
+        example = sampler.example(*sampler.situation())
+        lines[example.system, example.user] = {
+            "system": example.system, "user": example.user, "answer": example.answer, "split": "fresh",
+            "skill": json.loads(example.answer)["skill"], "group": example.group}
+    return list(lines.values())
+
+
+def write_lines(path: Path, lines: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} lines, {dict(Counter(line['skill'] for line in lines).most_common())}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "eval" / "heldout.jsonl")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "eval")
     parser.add_argument("--num-per-split", type=int, default=800)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
-    lines = held_out_set(make_splits(), args.num_per_split, args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    print(f"{len(lines)} lines, skills {dict(Counter(line['skill'] for line in lines).most_common())}")
+    write_lines(args.out / "heldout.jsonl", held_out_set(make_splits(), args.num_per_split, args.seed))
+    write_lines(args.out / "fresh.jsonl", fresh_set(args.num_per_split, args.seed))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 import skills
-from templates import HELD_OUT, PATTERNS, expansions, words
+from templates import FRESH, HELD_OUT, PATTERNS, expansions, words
 
 SPLIT_SEED = 2026
 HELD_OUT_SHARE = 0.1
@@ -48,14 +48,20 @@ def hold_out_pairs() -> frozenset[Pair]:
     return frozenset(held_out)
 
 
-def make_splits() -> Splits:
+def make_splits(held_out_patterns: dict[str, frozenset[str]] = HELD_OUT) -> Splits:
     """Split, and prove that held-out sentence skeletons are new, but built from words of training."""
-    splits = Splits(HELD_OUT, hold_out_pairs())
-    vocabulary = {word for group in PATTERNS for pattern in splits.training(group) for word in words(pattern)}
-    for pattern in itertools.chain.from_iterable(HELD_OUT.values()):
+    training = Splits(HELD_OUT, hold_out_pairs())
+    splits = Splits(held_out_patterns, training.pairs)
+    vocabulary = {word for group in PATTERNS for pattern in training.training(group) for word in words(pattern)}
+    for pattern in itertools.chain.from_iterable(held_out_patterns.values()):
         assert words(pattern) <= vocabulary, (pattern, words(pattern) - vocabulary)
-    trained = {text for group in PATTERNS for pattern in splits.training(group) for text in expansions(pattern)}
+    trained = {text for group in PATTERNS for pattern in training.training(group) for text in expansions(pattern)}
     held_out = {text for group in PATTERNS for pattern in splits.patterns[group] for text in expansions(pattern)}
     assert not trained & held_out, trained & held_out
     assert all(splits.patterns[group] for group in PATTERNS), "a group has no held-out pattern"
     return splits
+
+
+def make_fresh_splits() -> Splits:
+    """The second held-out set's patterns, which nothing was chosen by."""
+    return make_splits(FRESH)

@@ -28,6 +28,9 @@ MARKED = read_patterns(Path(__file__).parent / "patterns.txt")
 PATTERNS = {group: [pattern.removeprefix("~") for pattern in patterns] for group, patterns in MARKED.items()}
 HELD_OUT = {group: frozenset(pattern[1:] for pattern in patterns if pattern.startswith("~"))
             for group, patterns in MARKED.items()}
+FRESH = {group: frozenset(patterns)
+         for group, patterns in read_patterns(Path(__file__).parent / "patterns_fresh.txt").items()}
+"""Patterns of the second held-out set."""
 
 # REQUESTS go before imperatives only; "=" patterns take an address.
 ADDRESSES = ["", "", "", "", "", "robot, ", "hey, ", "hey robot, ", "ok, ", "ok robot, ", "hi, ", "so, "]

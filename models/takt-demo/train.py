@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -132,6 +133,13 @@ class Trainer:
         self.step, self.spent_s = state["step"], state["spent_s"]
         torch.set_rng_state(state["torch_rng"].cpu())
 
+    def start_from(self, weights: Path) -> None:
+        """Take the weights of an earlier model with this tokenizer; steps and budget begin anew."""
+        state = {name: tensor.float() for name, tensor in load_file(weights).items()}
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        if missing or unexpected:
+            raise SystemExit(f"{weights}: lacks {missing} and has unknown {unexpected}; expected the demo model's tensors")
+
     def interrupt(self, *_: object) -> None:
         """Stop after this step; the checkpoint makes --resume lose nothing."""
         self.interrupted = True
@@ -177,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the checkpoint")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="weights to start from, such as model.safetensors")
     parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock budget")
     parser.add_argument("--steps", type=int, default=8000, help="step budget")
     parser.add_argument("--seed", type=int, default=1)
@@ -192,6 +201,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
+    if args.init:
+        trainer.start_from(args.init)
     if args.resume:
         trainer.load()
     trainer.run()

@@ -9,7 +9,7 @@ use takt_tests::heldout::{self, Tally};
 /// Every 12th line: 200 of 2,400. The whole set is `cargo run --release -p takt-tests --example heldout -- bf16 nvfp4`.
 const STRIDE: usize = 12;
 /// What the shipped weights reach on these lines, less two points.
-const SHIPPED_SHARE: f64 = 0.87;
+const SHIPPED_SHARE: f64 = 0.92;
 
 fn exact_match(kind: WeightKind) -> Tally {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
