@@ -11,6 +11,7 @@
 //! many were computed ([`Sequence::commit`]) and, when those were all, hands the logits of the last to [`Sequence::advance`].
 
 mod answer;
+mod bound;
 #[cfg(test)]
 mod tests;
 
@@ -19,12 +20,14 @@ use std::ops::Range;
 use crate::{
     EngineError, Result, TokenId,
     backend::Backend,
+    grammar::{Closing, Grammar, Steering},
     kv::LaneId,
     sampler::{Sampler, SamplingParams},
     step::{LogitsWanted, StepPlan},
     text::{StopStrings, StreamDecoder},
 };
 use answer::AnswerText;
+use bound::Bound;
 
 /// Bytes of text set aside for each token that may come; English has about four.
 const TEXT_BYTES_PER_TOKEN: usize = 8;
@@ -70,6 +73,10 @@ pub enum Finish {
     Length,
     /// The lane is full.
     ContextFull,
+    /// It has the form that was asked for, and nothing can follow.
+    Grammar,
+    /// The mask of the next token would have taken more than its limits allow; the closing ended it.
+    MaskLimit,
 }
 
 impl Finish {
@@ -77,8 +84,8 @@ impl Finish {
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Eos | Self::Stop => "stop",
-            Self::Length | Self::ContextFull => "length",
+            Self::Eos | Self::Stop | Self::Grammar => "stop",
+            Self::Length | Self::ContextFull | Self::MaskLimit => "length",
         }
     }
 }
@@ -109,6 +116,7 @@ pub struct Sequence {
     sampler: Sampler,
     answer: AnswerText,
     finish: Option<Finish>,
+    bound: Option<Bound>,
 }
 
 impl Sequence {
@@ -143,7 +151,25 @@ impl Sequence {
             sampler,
             answer: AnswerText::new(decoder, StopStrings::new(&options.stop)?, text_capacity),
             finish: None,
+            bound: None,
         })
+    }
+
+    /// The same sequence, whose answer will have the form `grammar` however it ends. Call before the first token.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] without a decoder, or after the first token.
+    pub fn bound_to(mut self, grammar: &Grammar) -> Result<Self> {
+        if !self.token_ids().is_empty() {
+            return Err(EngineError::Input("a grammar came after the answer's first token".into()));
+        }
+        if !self.answer.begin_inside_text() {
+            let fact = "a grammar needs a tokenizer, which this engine does not have";
+            return Err(EngineError::Input(fact.into()));
+        }
+        let max_new = self.tokens.capacity() - self.prompt_len;
+        self.bound = Some(Bound::new(grammar, self.limits.vocab_size, max_new));
+        Ok(self)
     }
 
     /// Tokens whose KV is not in the lane yet; empty when the answer is complete.
@@ -203,15 +229,82 @@ impl Sequence {
             ));
         }
         let token = self.choose(logits)?;
-        self.tokens.push(token);
         let offset = self.answer.shown_len;
+        self.take(token);
+        self.take_forced();
+        self.end_if_finished();
+        Ok(Advance { token, text: self.answer.shown_from(offset), offset, finish: self.finish })
+    }
+
+    /// Adds a token to the answer and notes whether it ends it.
+    fn take(&mut self, token: TokenId) {
+        self.tokens.push(token);
         let is_eos = self.eos_token_ids.contains(&token);
         let stopped = !is_eos && self.answer.push(token);
         self.finish = self.ending(is_eos, stopped);
-        if self.finish.is_some() && self.answer.end() {
+    }
+
+    /// Adds the tokens that can only follow: the next step computes them together with the chosen one.
+    fn take_forced(&mut self) {
+        let Some(bound) = self.bound.as_mut().filter(|_| self.finish.is_none()) else { return };
+        let forced = bound.force();
+        let mut num_taken = 0;
+        while num_taken < forced.len() && self.finish.is_none() {
+            self.take(forced[num_taken]);
+            num_taken += 1;
+        }
+        if let Some(bound) = &mut self.bound {
+            let num_left_out = forced.len() - num_taken;
+            bound.keep(forced, num_left_out);
+        }
+    }
+
+    /// At the answer's end: shows what was held back and, where the form asked for is not complete, closes it.
+    fn end_if_finished(&mut self) {
+        let is_complete = self.bound.as_ref().is_some_and(Bound::is_complete);
+        if is_complete && !matches!(self.finish, Some(Finish::Eos | Finish::Stop)) {
+            self.finish = Some(Finish::Grammar);
+        }
+        let Some(finish) = self.finish else { return };
+        if let Some(bound) = &mut self.bound {
+            if !matches!(finish, Finish::Eos | Finish::Grammar) {
+                bound.close(&mut self.answer);
+            }
+            self.answer.end();
+        } else if self.answer.end() {
             self.finish = Some(Finish::Stop);
         }
-        Ok(Advance { token, text: self.answer.shown_from(offset), offset, finish: self.finish })
+    }
+
+    /// Ends the answer here with the closing of its grammar, for a deadline or a cancellation, and returns what was not shown yet; without
+    /// a grammar as [`Self::finish_now`]. The text is then of the form that was asked for. Costs microseconds and no model step.
+    /// Nothing more comes after an answer that ended by itself.
+    pub fn close(&mut self) -> &str {
+        let offset = self.answer.shown_len;
+        if let Some(bound) = self.bound.as_mut().filter(|_| self.finish.is_none()) {
+            bound.close(&mut self.answer);
+        }
+        self.answer.end();
+        self.answer.shown_from(offset)
+    }
+
+    /// What completed the answer, once something did: its text is part of [`Self::text`], its bytes are no tokens.
+    #[must_use]
+    pub fn closing(&self) -> Option<&Closing> {
+        self.bound.as_ref().and_then(Bound::closing)
+    }
+
+    /// How much the mask leaves to the model from now on; nothing happens without a grammar.
+    pub fn steer(&mut self, steering: Steering) {
+        if let Some(bound) = &mut self.bound {
+            bound.steering = steering;
+        }
+    }
+
+    /// Bytes of the closing from here, 0 without a grammar: with [`Steering::Shorten`], at most so many tokens follow.
+    #[must_use]
+    pub fn closing_len(&self) -> usize {
+        self.bound.as_ref().map_or(0, Bound::closing_len)
     }
 
     /// Ends the answer here and releases the text held back, for a deadline or a cancellation; returns what was not shown yet.
@@ -222,7 +315,7 @@ impl Sequence {
         self.answer.shown_from(offset)
     }
 
-    /// From logits to a token. A grammar's mask belongs between the two: −∞ in the logits excludes a token.
+    /// From logits to a token; a grammar's mask comes between the two.
     fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
         if logits.len() != self.limits.vocab_size {
             return Err(EngineError::Backend(format!(
@@ -231,12 +324,17 @@ impl Sequence {
                 self.limits.vocab_size
             )));
         }
-        self.sampler.sample(logits)
+        match &mut self.bound {
+            None => self.sampler.sample(logits),
+            Some(bound) => bound.choose(&mut self.sampler, logits),
+        }
     }
 
     /// Why the answer ends with the last token, if it does.
     fn ending(&self, is_eos: bool, stopped: bool) -> Option<Finish> {
-        if is_eos {
+        if let Some(finish) = self.bound.as_ref().and_then(Bound::finish) {
+            Some(finish)
+        } else if is_eos {
             Some(Finish::Eos)
         } else if stopped {
             Some(Finish::Stop)
