@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod checkpoint;
+pub mod grammar;
 pub mod heldout;
 pub mod memory_weights;
 pub mod reference;

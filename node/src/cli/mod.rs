@@ -8,12 +8,14 @@ mod say;
 
 mod ask;
 mod bench;
+mod bound;
 mod build;
 mod demo;
 mod doctor;
 mod duration;
 mod engine_args;
 mod error;
+mod form;
 mod generate;
 mod inspect;
 mod interrupt;
