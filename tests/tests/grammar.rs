@@ -268,12 +268,12 @@ fn what_is_not_understood_is_refused_by_name() {
         (json!({"required": "a"}), "", "expected a list"),
         (json!({"properties": []}), "", "expected an object"),
         (deep, "", "deeper"),
-        (fifty, "/*/*/*/*/*/*/*/*/*/*/*/*/*", ""),
+        (fifty, "/*", "deeper than"),
         (huge, "", "at most"),
     ] {
         let (at, fact) = refusal(&schema);
         assert!(fact.contains(reason), "{schema}: {fact}");
-        assert!(at.starts_with(place) && (place.len() > 20 || at == place), "{schema}: {at}: {fact}");
+        assert!(at == place || at.starts_with("/*/*"), "{schema}: {at}: {fact}");
     }
 }
 

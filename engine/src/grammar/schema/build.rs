@@ -8,10 +8,10 @@ use super::{
     ArrayShape, Fill, Node, NodeId, ObjectShape, PatternProperty, Property, Schema, Shape,
     disjoint::Disjoint,
     fill::{escaped, fill},
-    keywords::pattern_matches,
     leaf::LeafCompiler,
     merge::{Merged, Types, brief, recursive},
     parts::{ArrayParts, ObjectParts, number_schema, string_schema},
+    pattern::{pattern_matches, quotable},
 };
 use crate::{
     EngineError, Result,
@@ -382,6 +382,7 @@ impl<'a> Builder<'a> {
         let place = format!("{at}/*");
         for (pattern, schemas) in parts.patterns(at)? {
             if let Built::Node(value) = self.value(&schemas, &place)? {
+                let pattern = quotable(pattern, &place)?;
                 let keys = self.leaves.leaf(json!({"type": "string", "pattern": pattern}), &place)?;
                 for property in &shape.properties {
                     if keys.accepts(&property.key) {
@@ -392,7 +393,7 @@ impl<'a> Builder<'a> {
                     }
                 }
                 self.require_fill(value, &place)?;
-                shape.patterns.push(PatternProperty { pattern: pattern.to_owned(), keys, value });
+                shape.patterns.push(PatternProperty { pattern, keys, value });
             }
         }
         if let Some(schemas) = parts.additional() {

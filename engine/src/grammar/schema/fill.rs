@@ -29,7 +29,12 @@ pub(super) fn fill(nodes: &Schema, shape: &Shape, policy: ClosingPolicy) -> Opti
         Shape::Leaf(leaf) => fill_leaf(leaf, policy),
         Shape::AnyOf(options) => {
             let fills = options.iter().filter_map(|&option| nodes.node(option).fill.as_ref());
-            fills.min_by_key(|fill| fill.text.len()).cloned()
+            let shortest = fills.min_by_key(|fill| fill.text.len()).cloned();
+            // Which of several alternatives it is, is a choice, even when the alternative leaves none.
+            shortest.map(|fill| match fill.fields.is_empty() && options.len() > 1 {
+                true => Fill::value(fill.text),
+                false => fill,
+            })
         }
         Shape::Array(array) => fill_array(nodes, array),
         Shape::Object(object) => fill_object(nodes, object),

@@ -2,10 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::{
-    Result,
-    grammar::{error::refuse, limits::parser_limits},
-};
+use crate::{Result, grammar::error::refuse};
 
 /// Words that say something about values.
 const UNDERSTOOD: [&str; 29] = [
@@ -106,16 +103,4 @@ fn instead(word: &str) -> &'static str {
         "unevaluatedProperties" => " and set additionalProperties to false where the properties are",
         _ => "",
     }
-}
-
-/// True when `pattern`, as JSON Schema reads it (anywhere in the text), matches `text`.
-pub(super) fn pattern_matches(pattern: &str, text: &str, at: &str) -> Result<bool> {
-    crate::grammar::error::guarded(at, || {
-        let regex = llguidance::regex_to_lark(pattern, "dw");
-        let mut builder = llguidance::derivre::RegexBuilder::new();
-        let expression = builder.mk_regex_for_serach(&regex).map_err(|error| error.to_string())?;
-        let fuel = parser_limits().initial_lexer_fuel;
-        let mut regex = builder.to_regex_limited(expression, fuel).map_err(|error| error.to_string())?;
-        Ok(regex.is_match(text))
-    })
 }

@@ -13,6 +13,7 @@ mod keywords;
 mod leaf;
 mod merge;
 mod parts;
+mod pattern;
 
 pub(super) use build::build;
 pub(super) use fill::{Fill, escaped};

@@ -2,12 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::merge::{brief, list};
+use super::{
+    merge::{brief, list},
+    pattern::quotable,
+};
 use crate::{
     Result,
     grammar::{
         error::refuse,
-        limits::{MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_NUMBER, NUMBER_STEP},
+        limits::{MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_NUMBER, MAX_STEP_DECIMALS, NUMBER_STEP},
     },
 };
 
@@ -52,9 +55,7 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
         low = higher(low, number(part, "exclusiveMinimum", at)?.map(|bound| (bound, true)));
         high = lower(high, number(part, "exclusiveMaximum", at)?.map(|bound| (bound, true)));
         if let Some(of) = number(part, "multipleOf", at)? {
-            if of <= 0.0 {
-                return Err(refuse(at, format!("multipleOf is {of}, expected a number above 0")));
-            }
+            check_step(of, at)?;
             if step.is_some_and(|step| step != of) {
                 return Err(refuse(at, "two values of multipleOf for the same number: give one".into()));
             }
@@ -73,6 +74,24 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
         schema["multipleOf"] = exact(step);
     }
     Ok(schema)
+}
+
+/// Refuses steps that llguidance's arithmetic of remainders (32 bits) cannot hold.
+fn check_step(step: f64, at: &str) -> Result<()> {
+    if step <= 0.0 {
+        return Err(refuse(at, format!("multipleOf is {step}, expected a number above 0")));
+    }
+    let (mut whole, mut decimals) = (step, 0);
+    while whole.fract() != 0.0 && decimals <= MAX_STEP_DECIMALS {
+        (whole, decimals) = (whole * 10.0, decimals + 1);
+    }
+    if decimals > MAX_STEP_DECIMALS || whole * 10.0 + 9.0 * 10_f64.powi(decimals as i32) >= f64::from(u32::MAX) {
+        let fact = format!(
+            "multipleOf is {step}, expected at most {MAX_STEP_DECIMALS} decimals and not more than 300000000 times the last one"
+        );
+        return Err(refuse(at, fact));
+    }
+    Ok(())
 }
 
 /// A bound as the text it was written as: 5, not 5.0.
@@ -123,12 +142,13 @@ pub(super) fn string_schema(parts: &[Part<'_>], at: &str) -> Result<Value> {
     let mut others = Vec::new();
     for word in ["pattern", "format"] {
         for value in parts.iter().filter_map(|part| part.get(word)) {
-            if !value.is_string() {
+            let Some(text) = value.as_str() else {
                 return Err(refuse(at, format!("{word} is {}, expected a text", brief(value))));
-            }
+            };
+            let value = json!(if word == "pattern" { quotable(text, at)? } else { text.to_owned() });
             match schema.get(word) {
-                None => schema[word] = value.clone(),
-                Some(first) if first == value => {}
+                None => schema[word] = value,
+                Some(first) if *first == value => {}
                 Some(_) => others.push(json!({"type": "string", word: value})),
             }
         }
