@@ -238,7 +238,10 @@ fn an_answer_has_the_form_asked_for_however_little_time_it_gets() {
     let bound = |more: &[&str]| succeed_json([&ask[..], more].concat());
     let is_valid = |text: &Value| {
         let value: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
-        assert!(["stop", "go"].contains(&value["skill"].as_str().unwrap()) && value["note"].is_string(), "{value}");
+        assert!(
+            ["stop", "go"].contains(&value["skill"].as_str().unwrap()) && value["note"].is_string(),
+            "{value}"
+        );
     };
     let cut = bound(&["--schema", &schema, "--deadline", "1us"]);
     assert_eq!((&cut["status"], &cut["finish_reason"]), (&"closed_at_deadline".into(), &"deadline".into()));

@@ -27,7 +27,10 @@ struct Tally {
     cut_fields: usize,
     wrong: Vec<String>,
     compile: Vec<Duration>,
+    begin: Vec<Duration>,
     mask: Vec<Duration>,
+    commit: Vec<Duration>,
+    steer: Vec<Duration>,
     close: Vec<Duration>,
 }
 
@@ -42,7 +45,10 @@ impl Tally {
         self.cut_fields += other.cut_fields;
         self.wrong.extend(other.wrong);
         self.compile.extend(other.compile);
+        self.begin.extend(other.begin);
         self.mask.extend(other.mask);
+        self.commit.extend(other.commit);
+        self.steer.extend(other.steer);
         self.close.extend(other.close);
     }
 }
@@ -61,8 +67,11 @@ fn main() {
             .map(|worker| {
                 let cases = &cases;
                 scope.spawn(move || {
-                    let tokens =
-                        if vocab_size == 640 { fixture_tokens("tiny-llama") } else { made_up_tokens(vocab_size) };
+                    let tokens = if vocab_size == 640 {
+                        fixture_tokens("tiny-llama")
+                    } else {
+                        made_up_tokens(vocab_size)
+                    };
                     let mut tally = Tally::default();
                     for (number, case) in cases.iter().enumerate().skip(worker).step_by(num_threads) {
                         tally.add(try_case(&tokens, case, number as u64, cuts_a_case));
@@ -87,7 +96,9 @@ fn try_case(tokens: &Tokens, case: &Case, number: u64, num_cuts: usize) -> Tally
     let mut random = Random(number << 32);
     let mut logits = vec![0.0; tokens.vocab_size];
     while tally.cuts < num_cuts {
+        let begun = Instant::now();
         let mut matcher = grammar.matcher();
+        tally.begin.push(begun.elapsed());
         let mut lens = vec![0];
         // Some answers run on, some are led towards their end sooner: cuts meet both.
         let patience = 1 + random.below(40);
@@ -98,11 +109,15 @@ fn try_case(tokens: &Tokens, case: &Case, number: u64, num_cuts: usize) -> Tally
             tally.mask.push(begun.elapsed());
             if lens.len() > patience && random.below(3) == 0 {
                 logits.fill(0.0);
+                let begun = Instant::now();
                 matcher.apply(&mut logits, Steering::Shorten).unwrap();
+                tally.steer.push(begun.elapsed());
             }
             let allowed: Vec<usize> = (0..logits.len()).filter(|&token| logits[token] == 0.0).collect();
             let token = allowed[random.below(allowed.len())] as u32;
+            let begun = Instant::now();
             matcher.commit(token).unwrap();
+            tally.commit.push(begun.elapsed());
             if tokens.text.defaults().eos_token_ids.contains(&token) {
                 break;
             }
@@ -116,7 +131,13 @@ fn try_case(tokens: &Tokens, case: &Case, number: u64, num_cuts: usize) -> Tally
     tally
 }
 
-fn judge_cut(tally: &mut Tally, case: &Case, judge: &Judge, grammar: &takt_engine::grammar::Grammar, produced: &[u8]) {
+fn judge_cut(
+    tally: &mut Tally,
+    case: &Case,
+    judge: &Judge,
+    grammar: &takt_engine::grammar::Grammar,
+    produced: &[u8],
+) {
     tally.cuts += 1;
     let begun = Instant::now();
     let closing = grammar.close(produced);
@@ -133,13 +154,21 @@ fn judge_cut(tally: &mut Tally, case: &Case, judge: &Judge, grammar: &takt_engin
         Ok(value) => {
             tally.validated += 1;
             // What a default of several values stands in for counts as often as it has values.
-            let defaulted: usize =
-                closing.defaulted_fields.iter().filter_map(|field| value.pointer(field)).map(num_fields).sum();
+            let defaulted: usize = closing
+                .defaulted_fields
+                .iter()
+                .filter_map(|field| value.pointer(field))
+                .map(num_fields)
+                .sum();
             tally.defaulted_fields += defaulted;
             tally.cut_fields += closing.cut_fields.len();
             tally.model_fields += num_fields(&value) - defaulted - closing.cut_fields.len();
         }
-        Err(error) => tally.wrong.push(format!("{}: {error}: {} after {shown}", case.name, String::from_utf8_lossy(&whole))),
+        Err(error) => tally.wrong.push(format!(
+            "{}: {error}: {} after {shown}",
+            case.name,
+            String::from_utf8_lossy(&whole)
+        )),
     }
 }
 
@@ -159,7 +188,10 @@ fn print(mut tally: Tally, num_cases: usize, vocab_size: usize, took: Duration) 
     let fields = tally.model_fields + tally.defaulted_fields + tally.cut_fields;
     let share = |part: usize| 100.0 * part as f64 / fields.max(1) as f64;
     println!("schemas {num_cases}, vocabulary {vocab_size}, {:.1} s", took.as_secs_f64());
-    println!("cuts {}, closed {}, parsed {}, validated {}", tally.cuts, tally.closed, tally.parsed, tally.validated);
+    println!(
+        "cuts {}, closed {}, parsed {}, validated {}",
+        tally.cuts, tally.closed, tally.parsed, tally.validated
+    );
     println!(
         "fields {fields}: by the model {:.1} %, defaults {:.1} %, cut {:.1} %",
         share(tally.model_fields),
@@ -167,10 +199,22 @@ fn print(mut tally: Tally, num_cases: usize, vocab_size: usize, took: Duration) 
         share(tally.cut_fields)
     );
     println!("{:8} {:>9} {:>10} {:>10} {:>10}", "µs", "count", "p50", "p99", "max");
-    for (name, times) in [("mask", &mut tally.mask), ("closing", &mut tally.close), ("compile", &mut tally.compile)] {
+    for (name, times) in [
+        ("compile", &mut tally.compile),
+        ("begin", &mut tally.begin),
+        ("mask", &mut tally.mask),
+        ("steered", &mut tally.steer),
+        ("commit", &mut tally.commit),
+        ("closing", &mut tally.close),
+    ] {
         times.sort_unstable();
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
         println!("{name:8} {:>9} {:>10.1} {:>10.1} {:>10.1}", times.len(), at(0.5), at(0.99), at(1.0));
     }
-    assert!(tally.wrong.is_empty() && tally.cuts == tally.validated, "{} of {} are wrong", tally.wrong.len(), tally.cuts);
+    assert!(
+        tally.wrong.is_empty() && tally.cuts == tally.validated,
+        "{} of {} are wrong",
+        tally.wrong.len(),
+        tally.cuts
+    );
 }

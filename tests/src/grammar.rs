@@ -157,7 +157,11 @@ impl Judge {
     /// What is wrong.
     pub fn check(&self, text: &[u8]) -> Result<Value, String> {
         let value: Value = serde_json::from_slice(text).map_err(|error| format!("no JSON: {error}"))?;
-        let first = self.validator.iter_errors(&value).next().map(|error| format!("{error} at {}", error.instance_path));
+        let first = self
+            .validator
+            .iter_errors(&value)
+            .next()
+            .map(|error| format!("{error} at {}", error.instance_path));
         first.map_or(Ok(value), Err)
     }
 }
@@ -196,7 +200,10 @@ pub fn made_up_tokens(vocab_size: usize) -> Tokens {
     let mut vocab = serde_json::Map::new();
     let mut words: Vec<String> = (0..=255_u8).map(|byte| byte_level(byte).to_string()).collect();
     let mut random = Random(1);
-    let syllables = ["to", "ra", "in", "é", "st", "er", "{\"", "\":", ",\"", "\",\"", "0", "12", "9.", "Ġ", "Ġthe", "_", "-", "an", "[", "]", "}", "null"];
+    let syllables = [
+        "to", "ra", "in", "é", "st", "er", "{\"", "\":", ",\"", "\",\"", "0", "12", "9.", "Ġ", "Ġthe", "_",
+        "-", "an", "[", "]", "}", "null",
+    ];
     while words.len() < vocab_size - 3 {
         let len = 1 + random.below(4);
         let word: String = (0..len).map(|_| syllables[random.below(syllables.len())]).collect();

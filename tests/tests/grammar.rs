@@ -54,15 +54,60 @@ fn a_closing_is_the_shortest_end_with_declared_values() {
     for (produced, expected, defaulted, cut) in [
         ("", r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
         ("{", r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
-        (r#"{"sk"#, r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
-        (r#"{"skill":""#, r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
-        (r#"{"skill":"g"#, r#"{"skill":"go","speed":0.25,"target":null}"#, vec!["/speed", "/target"], vec!["/skill"]),
-        (r#"{"skill":"gr"#, r#"{"skill":"grasp","speed":0.25,"target":null}"#, vec!["/speed", "/target"], vec![]),
-        (r#"{"skill":"go","speed":1"#, r#"{"skill":"go","speed":1,"target":null}"#, vec!["/target"], vec!["/speed"]),
-        (r#"{"skill":"go","speed":0."#, r#"{"skill":"go","speed":0.25,"target":null}"#, vec!["/speed", "/target"], vec![]),
-        (r#"{"skill":"go","speed":1."#, r#"{"skill":"go","speed":1.0,"target":null}"#, vec!["/target"], vec!["/speed"]),
-        (r#"{"skill":"go","speed":1,"target":"a\"#, r#"{"skill":"go","speed":1,"target":"a\""}"#, vec![], vec!["/target"]),
-        (r#"{"skill":"go","speed":1,"target":"ab"}"#, r#"{"skill":"go","speed":1,"target":"ab"}"#, vec![], vec![]),
+        (
+            r#"{"sk"#,
+            r#"{"skill":"stop","speed":0.25,"target":null}"#,
+            vec!["/skill", "/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":""#,
+            r#"{"skill":"stop","speed":0.25,"target":null}"#,
+            vec!["/skill", "/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"g"#,
+            r#"{"skill":"go","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec!["/skill"],
+        ),
+        (
+            r#"{"skill":"gr"#,
+            r#"{"skill":"grasp","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1"#,
+            r#"{"skill":"go","speed":1,"target":null}"#,
+            vec!["/target"],
+            vec!["/speed"],
+        ),
+        (
+            r#"{"skill":"go","speed":0."#,
+            r#"{"skill":"go","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1."#,
+            r#"{"skill":"go","speed":1.0,"target":null}"#,
+            vec!["/target"],
+            vec!["/speed"],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":"a\"#,
+            r#"{"skill":"go","speed":1,"target":"a\""}"#,
+            vec![],
+            vec!["/target"],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":"ab"}"#,
+            r#"{"skill":"go","speed":1,"target":"ab"}"#,
+            vec![],
+            vec![],
+        ),
         (
             r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2,"#,
             r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2,"é\"":0}]}"#,
@@ -78,10 +123,14 @@ fn a_closing_is_the_shortest_end_with_declared_values() {
     ] {
         let (text, was_defaulted, was_cut) = whole(&grammar, produced);
         assert_eq!(text, expected, "after {produced}");
-        assert_eq!((was_defaulted, was_cut), (
-            defaulted.into_iter().map(str::to_owned).collect(),
-            cut.into_iter().map(str::to_owned).collect()
-        ), "after {produced}");
+        assert_eq!(
+            (was_defaulted, was_cut),
+            (
+                defaulted.into_iter().map(str::to_owned).collect(),
+                cut.into_iter().map(str::to_owned).collect()
+            ),
+            "after {produced}"
+        );
     }
     assert!(grammar.close(b"{\"speed\":2}").is_none(), "no valid answer begins like this");
 }
@@ -156,6 +205,42 @@ fn steering_shortens_the_closing_until_the_answer_ends() {
 }
 
 #[test]
+fn held_answers_get_no_longer_closings() {
+    for case in schemas().iter().step_by(7) {
+        let grammar = compile(&TOKENS, case);
+        let mut model = RandomModel::new(9, TOKENS.vocab_size);
+        let mut matcher = grammar.matcher();
+        for _ in 0..6 {
+            model.step(&mut matcher, &TOKENS);
+        }
+        let mut left = matcher.close().bytes.len();
+        for _ in 0..20 {
+            if matcher.is_complete() || left == 0 {
+                break;
+            }
+            let mut logits = vec![0.0; TOKENS.vocab_size];
+            matcher.apply(&mut logits, Steering::Hold).unwrap();
+            let allowed: Vec<u32> = (0..640).filter(|&token| logits[token as usize] == 0.0).collect();
+            assert!(allowed.len() <= 100, "{}", allowed.len());
+            matcher.commit(allowed[model.random().below(allowed.len())]).unwrap();
+            let now = matcher.close().bytes.len();
+            assert!(now <= left, "{}: {now} after {left}: {matcher:?}", case.name);
+            left = now;
+        }
+    }
+}
+
+#[test]
+fn a_grammar_compiled_before_is_found_again_in_its_own_order() {
+    let schema = |first: &str, second: &str| json!({"properties": {first: {"type": "null"}, second: {"type": "null"}}, "required": [first, second]});
+    let compile = |schema| whole(&grammar(&schema, ClosingPolicy::Declared).unwrap(), "").0;
+    for _ in 0..2 {
+        assert_eq!(compile(schema("a", "b")), r#"{"a":null,"b":null}"#);
+        assert_eq!(compile(schema("b", "a")), r#"{"b":null,"a":null}"#);
+    }
+}
+
+#[test]
 fn a_regex_and_choices_are_closed_too() {
     let compile = |spec: GrammarSpec| TOKENS.compiler.compile(&spec, ClosingPolicy::Declared);
     let regex = compile(GrammarSpec::Regex("^(left|right) [0-9]{1,3}(cm|m)$".into())).unwrap();
@@ -168,7 +253,7 @@ fn a_regex_and_choices_are_closed_too() {
     assert_eq!(whole(&choice, "s").0, "stop (now)");
     for (spec, reason) in [
         (GrammarSpec::Regex(String::new()), "empty"),
-        (GrammarSpec::Regex("a(b".into()), "regex"),
+        (GrammarSpec::Regex("a(b".into()), "unclosed group"),
         (GrammarSpec::Regex("[a&&b]".into()), ""),
         (GrammarSpec::Regex("x".repeat(20_000)), "20000 bytes"),
         (GrammarSpec::Choice(vec![]), "no choices"),
@@ -199,7 +284,9 @@ fn catastrophic_patterns_end_in_bounded_time() {
             GrammarSpec::JsonSchema(json!({"type": "string", "pattern": pattern})),
         ] {
             match TOKENS.compiler.compile(&spec, ClosingPolicy::Minimal) {
-                Ok(grammar) => println!("{pattern}: {:?}", grammar.close(b"").map(|closing| closing.bytes.len())),
+                Ok(grammar) => {
+                    println!("{pattern}: {:?}", grammar.close(b"").map(|closing| closing.bytes.len()))
+                }
                 Err(error) => println!("{pattern}: {error}"),
             }
         }
@@ -218,7 +305,10 @@ fn a_value_without_a_closing_is_refused_with_its_place() {
         (object("flag", json!({"type": "boolean"})), "/flag"),
         (object("pose", object("x", json!({"type": "number"}))), "/pose/x"),
         (object("list", json!({"type": "array", "items": {"type": "string"}})), "/list/*"),
-        (object("list", json!({"type": "array", "prefixItems": [{"type": "null"}, {"type": "string"}]})), "/list/1"),
+        (
+            object("list", json!({"type": "array", "prefixItems": [{"type": "null"}, {"type": "string"}]})),
+            "/list/1",
+        ),
         (json!({"type": "string"}), ""),
         (json!({"properties": {"optional": {"type": "integer"}}}), "/optional"),
         (json!({"type": "object", "additionalProperties": {"type": "null"}}), ""),
@@ -231,7 +321,8 @@ fn a_value_without_a_closing_is_refused_with_its_place() {
 
 #[test]
 fn what_is_not_understood_is_refused_by_name() {
-    let deep = (0..200).fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner, "maxItems": 1}));
+    let deep = (0..200)
+        .fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner, "maxItems": 1}));
     let fifty = (0..60).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
     let recursive = json!({"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}}});
     let huge = json!({"type": "null", "description": "x".repeat(1 << 20)});
@@ -257,14 +348,26 @@ fn what_is_not_understood_is_refused_by_name() {
         (json!({"type": "string", "minLength": 3, "maxLength": 2}), "", "nothing is valid"),
         (json!({"type": "string", "minLength": 100000}), "", "minLength is 100000"),
         (json!({"type": "array", "items": {}, "minItems": 100000}), "", "minItems is 100000"),
-        (json!({"type": "array", "minItems": 2, "maxItems": 1, "items": {"type": "null"}}), "", "nothing is valid"),
+        (
+            json!({"type": "array", "minItems": 2, "maxItems": 1, "items": {"type": "null"}}),
+            "",
+            "nothing is valid",
+        ),
         (json!({"allOf": [{"type": "string"}, {"type": "null"}]}), "", "nothing is valid"),
-        (json!({"type": "object", "properties": {"a": false}, "required": ["a"]}), "", "the required /a cannot be"),
+        (
+            json!({"type": "object", "properties": {"a": false}, "required": ["a"]}),
+            "",
+            "the required /a cannot be",
+        ),
         (json!({"const": 1, "type": "string"}), "", "nothing is valid"),
         (json!({"type": "integer", "default": "x"}), "", "does not fit its own schema"),
-        (json!({"oneOf": [{"type": "integer", "default": 1}, {"type": "number", "default": 2}]}), "", "anyOf"),
-        (json!({"type": "string", "pattern": "a(", "default": ""}), "", ""),
-        (json!({"type": "string", "pattern": "^(?!a)b$", "default": "b"}), "", ""),
+        (
+            json!({"oneOf": [{"type": "integer", "default": 1}, {"type": "number", "default": 2}]}),
+            "",
+            "anyOf",
+        ),
+        (json!({"type": "string", "pattern": "a(", "default": ""}), "", "unclosed group"),
+        (json!({"type": "string", "pattern": "^(?!a)b$", "default": "b"}), "", "look-around"),
         (json!({"required": "a"}), "", "expected a list"),
         (json!({"properties": []}), "", "expected an object"),
         (deep, "", "deeper"),
@@ -284,7 +387,8 @@ fn a_schema_that_multiplies_is_refused_soon() {
     defs.insert("l0".into(), json!({"type": "null"}));
     for level in 1..40 {
         let below = format!("#/$defs/l{}", level - 1);
-        let object = |name: &str| json!({"type": "object", "properties": {name: {"$ref": below}}, "required": [name]});
+        let object =
+            |name: &str| json!({"type": "object", "properties": {name: {"$ref": below}}, "required": [name]});
         defs.insert(format!("l{level}"), json!({"anyOf": [object("a"), object("b")]}));
     }
     let shared = json!({"$ref": "#/$defs/l39", "$defs": defs});
@@ -292,9 +396,20 @@ fn a_schema_that_multiplies_is_refused_soon() {
     let pair = json!({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]});
     let product = json!({"allOf": vec![pair; 12]});
     println!("{:?} {:?}", grammar(&product, ClosingPolicy::Minimal).map(|_| ()), begun.elapsed());
-    let wide: serde_json::Map<String, Value> =
-        (0..3000).map(|number| (format!("field_{number}"), json!({"type": "integer", "default": 0}))).collect();
-    let wide = json!({"type": "object", "properties": wide});
-    println!("{:?} {:?}", grammar(&wide, ClosingPolicy::Declared).map(|_| ()), begun.elapsed());
+    let wide = |num_fields: usize| {
+        let fields: serde_json::Map<String, Value> = (0..num_fields)
+            .map(|number| (format!("field_{number}"), json!({"type": "integer", "default": 0})))
+            .collect();
+        json!({"type": "object", "properties": fields})
+    };
+    // On a test's thread, whose stack is as small as any.
+    grammar(&wide(256), ClosingPolicy::Declared).unwrap();
+    assert!(refusal(&wide(257)).1.contains("257 properties"));
+    let deep = (0..47).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
+    let deep = grammar(&deep, ClosingPolicy::Declared).unwrap();
+    assert_eq!(whole(&deep, &"[".repeat(47)).0, "[".repeat(47) + &"]".repeat(47));
+    let disjoint: Vec<Value> = (0..49).map(|number| json!({ "const": number })).collect();
+    assert!(refusal(&json!({"oneOf": disjoint})).1.contains("49 alternatives"));
+    assert!(refusal(&json!({"oneOf": disjoint[..48]})).1.contains("no closing"));
     assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }

@@ -220,13 +220,15 @@ fn the_demo_model_answers_in_form_whenever_it_is_cut() {
     });
     let judge = Judge::new(&schema);
     let grammar = compiler.compile(&GrammarSpec::JsonSchema(schema), ClosingPolicy::Declared).unwrap();
-    let prompt = text.encode_chat(&[Message::new("user", "Go to the kitchen.")], &ChatOptions::default()).unwrap();
+    let prompt =
+        text.encode_chat(&[Message::new("user", "Go to the kitchen.")], &ChatOptions::default()).unwrap();
     let mut full = None;
     for cut_after in 0..30 {
         engine.backend.truncate(LaneId(0), 0).unwrap();
         let options = SequenceOptions { eos_token_ids: eos.clone(), ..SequenceOptions::default() };
         let decoder = Some(text.stream_decoder());
-        let mut sequence = Sequence::new(&prompt, &options, limits, decoder).unwrap().bound_to(&grammar).unwrap();
+        let mut sequence =
+            Sequence::new(&prompt, &options, limits, decoder).unwrap().bound_to(&grammar).unwrap();
         let mut num_left = cut_after;
         if cut_after > 0 {
             generate(engine.backend.as_mut(), LaneId(0), &mut sequence, &mut |_| {
@@ -236,7 +238,9 @@ fn the_demo_model_answers_in_form_whenever_it_is_cut() {
             .unwrap();
         }
         sequence.close();
-        judge.check(sequence.text().as_bytes()).unwrap_or_else(|error| panic!("{error}: {}", sequence.text()));
+        judge
+            .check(sequence.text().as_bytes())
+            .unwrap_or_else(|error| panic!("{error}: {}", sequence.text()));
         if sequence.finish() == Some(Finish::Grammar) {
             full = Some(sequence.text().to_owned());
         }

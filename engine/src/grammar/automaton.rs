@@ -161,8 +161,8 @@ impl Automaton {
         let mut nearest_first: Vec<u32> = (0..self.num_states() as u32).collect();
         nearest_first.sort_by_key(|&state| self.distance[state as usize]);
         for state in nearest_first {
-            let classes = (0..self.class_byte.len())
-                .filter(|&class| self.distance_after(state, class) != UNREACHED);
+            let classes =
+                (0..self.class_byte.len()).filter(|&class| self.distance_after(state, class) != UNREACHED);
             let live: Vec<usize> = classes.take(2).collect();
             self.forced[state as usize] = match (self.distance[state as usize], live.as_slice()) {
                 (0, live) => live.is_empty(),
@@ -183,13 +183,8 @@ fn explore(lexer: &mut RegexVec, lexemes: &LexemeSet) -> Result<Automaton, Strin
     let class_of: [u8; 256] = std::array::from_fn(|byte| lexer.alpha().map(byte as u8) as u8);
     let num_classes = class_of.iter().map(|&class| class as usize + 1).max().unwrap_or(1);
     let class_byte = representatives(&class_of, num_classes);
-    let mut automaton = Automaton {
-        class_of,
-        class_byte,
-        next: Vec::new(),
-        distance: Vec::new(),
-        forced: Vec::new(),
-    };
+    let mut automaton =
+        Automaton { class_of, class_byte, next: Vec::new(), distance: Vec::new(), forced: Vec::new() };
     let mut known = std::collections::HashMap::new();
     let mut states = vec![lexer.initial_state(lexemes)];
     known.insert(states[0], 0_u32);

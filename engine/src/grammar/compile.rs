@@ -6,6 +6,7 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 
 use super::{
     automaton::Automaton,
+    cache::GrammarCache,
     closing::{self, Closing},
     error::guarded,
     matcher::Matcher,
@@ -19,6 +20,7 @@ use crate::{Result, TokenId, text::Text};
 #[derive(Debug, Clone)]
 pub struct GrammarCompiler {
     vocabulary: Vocabulary,
+    cache: GrammarCache,
 }
 
 impl GrammarCompiler {
@@ -28,24 +30,39 @@ impl GrammarCompiler {
     /// # Errors
     /// [`crate::EngineError::Grammar`] when the engine names no end token.
     pub fn new(text: &Arc<Text>, vocab_size: usize, eos_token_ids: &[TokenId]) -> Result<Self> {
-        Ok(Self { vocabulary: Vocabulary::new(text, vocab_size, eos_token_ids)? })
+        Ok(Self {
+            vocabulary: Vocabulary::new(text, vocab_size, eos_token_ids)?,
+            cache: GrammarCache::default(),
+        })
     }
 
-    /// Compiles `spec`. Whatever is demanded, this ends in bounded time; it belongs on the thread that takes requests in, not on the one that
-    /// runs the model.
+    /// Compiles `spec`, or finds it among those compiled last. Whatever is demanded, this ends in bounded time, but that may be a second: it
+    /// belongs on the thread that takes requests in, not on the one that runs the model.
     ///
     /// # Errors
     /// [`crate::EngineError::Grammar`] when the form contradicts itself, is too large, uses what is not supported, or has no closing
     /// under `policy`; with the place and what to do.
     pub fn compile(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<Grammar> {
         spec.check()?;
+        if let Some(grammar) = self.cache.get(spec, policy) {
+            return Ok(grammar);
+        }
+        let grammar = self.compile_new(spec, policy)?;
+        self.cache.put(spec.clone(), policy, grammar.clone());
+        Ok(grammar)
+    }
+
+    fn compile_new(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<Grammar> {
         let (grammar, source) = match spec {
             GrammarSpec::JsonSchema(document) => {
                 let schema = schema::build(document, policy)?;
                 let emitted = schema::emit::emit(&schema);
                 (GrammarWithLexer::from_json_schema(emitted), Source::Json(schema))
             }
-            GrammarSpec::Regex(regex) => Self::text(regex_text(regex))?,
+            GrammarSpec::Regex(regex) => {
+                schema::check_regex(regex, "")?;
+                Self::text(regex_text(regex))?
+            }
             GrammarSpec::Choice(choices) => {
                 let escaped: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
                 Self::text(&escaped.join("|"))?
@@ -66,7 +83,7 @@ impl GrammarCompiler {
 
     fn text(regex: &str) -> Result<(GrammarWithLexer, Source)> {
         let grammar = GrammarWithLexer::from_regex(regex);
-        Ok((grammar.clone(), Source::Text(Automaton::of(grammar, "")?)))
+        Ok((grammar.clone(), Source::Text(Box::new(Automaton::of(grammar, "")?))))
     }
 }
 
@@ -86,7 +103,7 @@ struct Inner {
 /// What closings are made from.
 enum Source {
     Json(Schema),
-    Text(Automaton),
+    Text(Box<Automaton>),
 }
 
 impl Grammar {
@@ -126,7 +143,8 @@ fn close_text(automaton: &Automaton, produced: &[u8]) -> Option<Closing> {
     let mut closing = Closing::default();
     automaton.complete(state, &mut closing.bytes);
     if !automaton.is_forced(state) {
-        let fields = if produced.is_empty() { &mut closing.defaulted_fields } else { &mut closing.cut_fields };
+        let fields =
+            if produced.is_empty() { &mut closing.defaulted_fields } else { &mut closing.cut_fields };
         fields.push(String::new());
     }
     Some(closing)

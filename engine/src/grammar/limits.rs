@@ -10,6 +10,12 @@ pub const MAX_SCHEMA_DEPTH: usize = 96;
 pub const MAX_VALUE_DEPTH: usize = 48;
 /// Most schema nodes after references and combinations are expanded.
 pub const MAX_NODES: usize = 5_000;
+/// Most properties of one object; llguidance recurses over them.
+pub const MAX_PROPERTIES: usize = 256;
+/// Most alternatives of a `oneOf`; each two are compared.
+pub const MAX_ONE_OF: usize = 48;
+/// Compiled grammars that are kept.
+pub const MAX_CACHED_GRAMMARS: usize = 16;
 /// Most bytes of a regex.
 pub const MAX_REGEX_BYTES: usize = 16 * 1024;
 /// Most choices.
@@ -41,7 +47,7 @@ pub const FREE_VALUE_DEPTH: usize = 3;
 pub fn parser_limits() -> ParserLimits {
     ParserLimits {
         max_items_in_row: 1_000,
-        initial_lexer_fuel: 500_000,
+        initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 50_000,
         step_max_items: 20_000,
         max_lexer_states: 50_000,

@@ -158,7 +158,10 @@ impl Matcher {
     /// [`EngineError::Grammar`] when fewer were committed.
     pub fn roll_back(&mut self, num_tokens: usize) -> Result<()> {
         let Some(num_left) = self.ends.len().checked_sub(num_tokens) else {
-            return Err(broken(&format!("{num_tokens} tokens taken back, {} were committed", self.ends.len())));
+            return Err(broken(&format!(
+                "{num_tokens} tokens taken back, {} were committed",
+                self.ends.len()
+            )));
         };
         self.inner.rollback(num_tokens).map_err(|error| broken(&error.to_string()))?;
         self.ends.truncate(num_left);

@@ -8,12 +8,14 @@
 //! | `schema/` | JSON Schema brought into shapes, the one source of mask and closing |
 //! | `automaton` | one string, number or regex as a finite automaton with shortest ways |
 //! | `compile` | a demand becomes a [`Grammar`], or is refused with the place and the reason |
+//! | `cache` | grammars compiled before |
 //! | `matcher` | one request's way: mask, commit, force, steer, roll back |
 //! | `closing/` | the shortest valid completion, without a model step |
 //!
 //! Architecture invariant: the closing never guesses. Whatever it does not understand is refused when the grammar is compiled.
 
 mod automaton;
+mod cache;
 mod closing;
 mod compile;
 mod error;

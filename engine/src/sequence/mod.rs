@@ -218,7 +218,8 @@ impl Sequence {
         self.finish.is_none() && self.committed_len == self.tokens.len()
     }
 
-    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen.
+    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen,
+    /// and what a grammar's mask takes.
     ///
     /// # Errors
     /// [`EngineError::Input`] when tokens are still pending or the answer is complete, [`EngineError::Backend`] for broken logits. The sequence is unchanged.

@@ -38,9 +38,12 @@ impl FormArgs {
     pub(super) fn spec(&self) -> Result<Option<GrammarSpec>, CliError> {
         if let Some(path) = &self.schema {
             let failed = |fact: String| CliError::Failed(format!("{}: {fact}", path.display()));
-            let size = std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
+            let size =
+                std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
             if size > MAX_SCHEMA_BYTES as u64 {
-                return Err(failed(format!("{size} bytes, a schema has at most {MAX_SCHEMA_BYTES}: make it smaller")));
+                return Err(failed(format!(
+                    "{size} bytes, a schema has at most {MAX_SCHEMA_BYTES}: make it smaller"
+                )));
             }
             let text =
                 std::fs::read_to_string(path).map_err(|error| failed(format!("cannot be read: {error}")))?;

@@ -135,7 +135,11 @@ impl<'a> Rest<'a> {
     fn open_keys(&self, begun: &[u8]) -> Vec<(Vec<u8>, NodeId)> {
         let mut keys = Vec::new();
         for pattern in &self.shape.patterns {
-            let rest = if begun.is_empty() { Some(pattern.keys.shortest()) } else { self.rest_of(&pattern.keys, begun) };
+            let rest = if begun.is_empty() {
+                Some(pattern.keys.shortest())
+            } else {
+                self.rest_of(&pattern.keys, begun)
+            };
             if let Some(rest) = rest {
                 keys.push(([begun, &rest].concat(), pattern.value));
             }

@@ -8,9 +8,9 @@ pub(in crate::grammar) enum Partial<'a> {
     /// A string, number, `true`, `false` or `null`. Of one at the very end it cannot be known whether it is whole, but for strings.
     Scalar { text: &'a [u8], is_whole: bool },
     /// An array.
-    Array { items: Vec<Partial<'a>>, end: ArrayEnd<'a> },
+    Array { items: Vec<Self>, end: ArrayEnd<'a> },
     /// An object; members as (key as JSON text, value).
-    Object { members: Vec<(&'a [u8], Partial<'a>)>, end: ObjectEnd<'a> },
+    Object { members: Vec<(&'a [u8], Self)>, end: ObjectEnd<'a> },
 }
 
 /// Where an array ends.

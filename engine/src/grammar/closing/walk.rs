@@ -26,7 +26,8 @@ pub(in crate::grammar) fn is_valid(schema: &Schema, id: NodeId, text: &[u8]) -> 
 
 /// Levels of nesting below a shape.
 pub(in crate::grammar) fn depth_below(schema: &Schema, shape: &Shape) -> usize {
-    let deepest = |ids: &mut dyn Iterator<Item = NodeId>| ids.map(|id| schema.node(id).depth).max().unwrap_or(0);
+    let deepest =
+        |ids: &mut dyn Iterator<Item = NodeId>| ids.map(|id| schema.node(id).depth).max().unwrap_or(0);
     match shape {
         Shape::Leaf(_) => 0,
         // An alternative is no level of the value, but one of the walk.
@@ -138,7 +139,13 @@ impl Walk<'_> {
         Some(closing)
     }
 
-    fn add_item(&mut self, shape: &ArrayShape, item_idx: usize, item: &Partial<'_>, closing: &mut Closing) -> Option<()> {
+    fn add_item(
+        &mut self,
+        shape: &ArrayShape,
+        item_idx: usize,
+        item: &Partial<'_>,
+        closing: &mut Closing,
+    ) -> Option<()> {
         let inner = self.value(shape.item(item_idx)?, item)?;
         append(closing, &item_idx.to_string(), inner);
         Some(())

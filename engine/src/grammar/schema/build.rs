@@ -18,7 +18,7 @@ use crate::{
     grammar::{
         closing::{is_valid, walk},
         error::{is_contradiction, refuse},
-        limits::{FREE_VALUE_DEPTH, MAX_FILL_BYTES, MAX_NODES, MAX_VALUE_DEPTH},
+        limits::{FREE_VALUE_DEPTH, MAX_FILL_BYTES, MAX_NODES, MAX_ONE_OF, MAX_PROPERTIES, MAX_VALUE_DEPTH},
         spec::ClosingPolicy,
     },
 };
@@ -115,7 +115,13 @@ impl<'a> Builder<'a> {
         self.any_of(options, why, default, at)
     }
 
-    fn any_of(&mut self, mut options: Vec<NodeId>, why: String, default: Option<&'a Value>, at: &str) -> Result<Built> {
+    fn any_of(
+        &mut self,
+        mut options: Vec<NodeId>,
+        why: String,
+        default: Option<&'a Value>,
+        at: &str,
+    ) -> Result<Built> {
         options.dedup();
         match (options.as_slice(), default) {
             ([], _) => Ok(Built::Never(format!("no alternative is valid: {why}"))),
@@ -125,6 +131,13 @@ impl<'a> Builder<'a> {
     }
 
     fn check_disjoint(&mut self, options: &[NodeId], at: &str) -> Result<()> {
+        if options.len() > MAX_ONE_OF {
+            let fact = format!(
+                "oneOf has {} alternatives, at most {MAX_ONE_OF} are possible: write anyOf",
+                options.len()
+            );
+            return Err(refuse(at, fact));
+        }
         for (idx, &one) in options.iter().enumerate() {
             for &other in &options[idx + 1..] {
                 if !Disjoint::new(&self.schema, &mut self.leaves).holds(one, other) {
@@ -172,7 +185,17 @@ impl<'a> Builder<'a> {
         };
         let mut types = Types(0);
         for (words, of) in [
-            (&["properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"][..], Types::OBJECT),
+            (
+                &[
+                    "properties",
+                    "required",
+                    "additionalProperties",
+                    "patternProperties",
+                    "minProperties",
+                    "maxProperties",
+                ][..],
+                Types::OBJECT,
+            ),
             (&["items", "prefixItems", "minItems", "maxItems", "additionalItems"], Types::ARRAY),
             (&["pattern", "format", "minLength", "maxLength"], Types::STRING),
             (&["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"], Types::NUMBER),
@@ -199,7 +222,8 @@ impl<'a> Builder<'a> {
             let number = self.leaves.leaf(number_schema(&[], false, at)?, at)?;
             options.push(self.node_id(Shape::Leaf(number), None, None, at)?);
             if let Some(&inner) = self.free.last() {
-                let array = ArrayShape { prefix: Vec::new(), items: Some(inner), min_items: 0, max_items: None };
+                let array =
+                    ArrayShape { prefix: Vec::new(), items: Some(inner), min_items: 0, max_items: None };
                 options.push(self.node_id(Shape::Array(array), None, None, at)?);
                 let object = ObjectShape { additional: Some(inner), ..ObjectShape::default() };
                 options.push(self.node_id(Shape::Object(object), None, None, at)?);
@@ -282,8 +306,7 @@ impl<'a> Builder<'a> {
 
     /// The values that the rest of their schema accepts.
     fn fitting(&mut self, rest: &Merged<'a>, values: &[&'a Value], at: &str) -> Result<Vec<&'a Value>> {
-        let typed: Vec<&Value> =
-            values.iter().copied().filter(|value| has_type(value, rest.types)).collect();
+        let typed: Vec<&Value> = values.iter().copied().filter(|value| has_type(value, rest.types)).collect();
         let words_only_types = self.types(&Merged { types: Types::ALL, ..rest.clone() }) == Types::ALL;
         if words_only_types || typed.is_empty() {
             return Ok(typed);
@@ -335,6 +358,13 @@ impl<'a> Builder<'a> {
     }
 
     fn object_of(&mut self, parts: &ObjectParts<'a>, at: &str) -> Result<Built> {
+        if parts.names.len() > MAX_PROPERTIES {
+            let fact = format!(
+                "an object of {} properties, at most {MAX_PROPERTIES} are possible",
+                parts.names.len()
+            );
+            return Err(refuse(at, fact));
+        }
         let mut shape = ObjectShape {
             min_properties: parts.min_properties,
             max_properties: parts.max_properties,
@@ -373,7 +403,8 @@ impl<'a> Builder<'a> {
 
     /// True when an object cut behind its first brace could not be given the members it needs.
     fn lacks_members(&self, shape: &ObjectShape) -> bool {
-        let fillable = shape.properties.iter().filter(|property| self.schema.node(property.value).fill.is_some());
+        let fillable =
+            shape.properties.iter().filter(|property| self.schema.node(property.value).fill.is_some());
         fillable.count() < shape.min_properties
     }
 
@@ -397,7 +428,8 @@ impl<'a> Builder<'a> {
             }
         }
         if let Some(schemas) = parts.additional() {
-            let built = if schemas.is_empty() { self.free_value(None, &place) } else { self.value(&schemas, &place) };
+            let built =
+                if schemas.is_empty() { self.free_value(None, &place) } else { self.value(&schemas, &place) };
             if let Built::Node(value) = built? {
                 self.require_fill(value, &place)?;
                 shape.additional = Some(value);
@@ -489,18 +521,33 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn node(&mut self, shape: Shape, default: Option<&Value>, chosen: Option<Fill>, at: &str) -> Result<Built> {
+    fn node(
+        &mut self,
+        shape: Shape,
+        default: Option<&Value>,
+        chosen: Option<Fill>,
+        at: &str,
+    ) -> Result<Built> {
         self.node_id(shape, default, chosen, at).map(Built::Node)
     }
 
-    fn node_id(&mut self, mut shape: Shape, default: Option<&Value>, chosen: Option<Fill>, at: &str) -> Result<NodeId> {
+    fn node_id(
+        &mut self,
+        mut shape: Shape,
+        default: Option<&Value>,
+        chosen: Option<Fill>,
+        at: &str,
+    ) -> Result<NodeId> {
         let depth = 1 + walk::depth_below(&self.schema, &shape);
         if depth > MAX_VALUE_DEPTH {
             let fact = format!("values are nested deeper than {MAX_VALUE_DEPTH} levels");
             return Err(refuse(at, fact));
         }
         if self.schema.nodes.len() >= MAX_NODES {
-            return Err(refuse(at, format!("the schema comes to more than {MAX_NODES} values: make it simpler")));
+            return Err(refuse(
+                at,
+                format!("the schema comes to more than {MAX_NODES} values: make it simpler"),
+            ));
         }
         let default_text = default.map(|value| value.to_string().into_bytes());
         if let Shape::Leaf(leaf) = &mut shape {
@@ -516,7 +563,8 @@ impl<'a> Builder<'a> {
                 return Err(refuse(at, fact));
             }
             let node = &mut self.schema.nodes[id.0 as usize];
-            let is_only = node.fill.as_ref().is_some_and(|fill| fill.fields.is_empty() && *fill.text == *text);
+            let is_only =
+                node.fill.as_ref().is_some_and(|fill| fill.fields.is_empty() && *fill.text == *text);
             if !is_only {
                 node.fill = Some(Fill::value(text));
             }
@@ -544,7 +592,9 @@ fn has_type(value: &Value, types: Types) -> bool {
     types.contains(match value {
         Value::Null => Types::NULL,
         Value::Bool(_) => Types::BOOLEAN,
-        Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => Types::INTEGER,
+        Value::Number(number) if number.as_f64().is_some_and(|number| number.fract() == 0.0) => {
+            Types::INTEGER
+        }
         Value::Number(_) => Types::NUMBER,
         Value::String(_) => Types::STRING,
         Value::Array(_) => Types::ARRAY,
@@ -571,10 +621,14 @@ fn check_counts(shape: &mut ObjectShape, at: &str) -> Result<()> {
 fn impossible_count(shape: &ObjectShape) -> Option<String> {
     let num_required = shape.properties.iter().filter(|property| property.is_required).count();
     if let Some(max) = shape.max_properties.filter(|&max| max < num_required.max(shape.min_properties)) {
-        return Some(format!("{} properties are demanded, maxProperties is {max}", num_required.max(shape.min_properties)));
+        return Some(format!(
+            "{} properties are demanded, maxProperties is {max}",
+            num_required.max(shape.min_properties)
+        ));
     }
-    (shape.properties.len() < shape.min_properties)
-        .then(|| format!("minProperties is {}, {} are possible", shape.min_properties, shape.properties.len()))
+    (shape.properties.len() < shape.min_properties).then(|| {
+        format!("minProperties is {}, {} are possible", shape.min_properties, shape.properties.len())
+    })
 }
 
 /// A leaf that nothing matches is one alternative less; any other refusal stays one.

@@ -86,7 +86,10 @@ pub(super) fn check(schema: &Map<String, Value>, at: &str) -> Result<()> {
     match schema.get("format") {
         Some(Value::String(format)) if !FORMATS.contains(&format.as_str()) => Err(refuse(
             at,
-            format!("the format {format:?} is not known: give a pattern instead; known are {}", FORMATS.join(", ")),
+            format!(
+                "the format {format:?} is not known: give a pattern instead; known are {}",
+                FORMATS.join(", ")
+            ),
         )),
         _ => Ok(()),
     }

@@ -38,10 +38,13 @@ impl Types {
     }
 
     fn read(value: &Value, at: &str) -> Result<Self> {
-        let wrong = || refuse(at, format!("type is {value}, expected the name of a JSON type or a list of such"));
+        let wrong =
+            || refuse(at, format!("type is {value}, expected the name of a JSON type or a list of such"));
         let one = |value: &Value| value.as_str().and_then(Self::named).ok_or_else(wrong);
         match value {
-            Value::Array(names) => names.iter().try_fold(Self(0), |types, name| Ok(Self(types.0 | one(name)?.0))),
+            Value::Array(names) => {
+                names.iter().try_fold(Self(0), |types, name| Ok(Self(types.0 | one(name)?.0)))
+            }
             name => one(name),
         }
     }

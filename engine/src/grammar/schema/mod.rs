@@ -18,6 +18,7 @@ mod pattern;
 pub(super) use build::build;
 pub(super) use fill::{Fill, escaped};
 pub(super) use leaf::{Leaf, LeafEnd};
+pub(super) use pattern::check_regex;
 
 /// Index of a shape in its [`Schema`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

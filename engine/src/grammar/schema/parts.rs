@@ -22,10 +22,14 @@ fn count(parts: &[Part<'_>], word: &str, stricter: fn(u64, u64) -> u64, at: &str
     for value in parts.iter().filter_map(|part| part.get(word)) {
         // 2.0 is an integer to JSON Schema.
         let number = value.as_u64().or_else(|| {
-            value.as_f64().filter(|number| *number >= 0.0 && number.fract() == 0.0).map(|number| number as u64)
+            value
+                .as_f64()
+                .filter(|number| *number >= 0.0 && number.fract() == 0.0)
+                .map(|number| number as u64)
         });
-        let number =
-            number.ok_or_else(|| refuse(at, format!("{word} is {}, expected an integer from 0 up", brief(value))))?;
+        let number = number.ok_or_else(|| {
+            refuse(at, format!("{word} is {}, expected an integer from 0 up", brief(value)))
+        })?;
         strictest = Some(strictest.map_or(number, |other| stricter(other, number)));
     }
     Ok(strictest)
@@ -50,8 +54,14 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
     let mut step: Option<f64> = None;
     for part in parts {
         let (minimum, maximum) = (number(part, "minimum", at)?, number(part, "maximum", at)?);
-        low = higher(low, minimum.map(|bound| (bound, part.get("exclusiveMinimum") == Some(&Value::Bool(true)))));
-        high = lower(high, maximum.map(|bound| (bound, part.get("exclusiveMaximum") == Some(&Value::Bool(true)))));
+        low = higher(
+            low,
+            minimum.map(|bound| (bound, part.get("exclusiveMinimum") == Some(&Value::Bool(true)))),
+        );
+        high = lower(
+            high,
+            maximum.map(|bound| (bound, part.get("exclusiveMaximum") == Some(&Value::Bool(true)))),
+        );
         low = higher(low, number(part, "exclusiveMinimum", at)?.map(|bound| (bound, true)));
         high = lower(high, number(part, "exclusiveMaximum", at)?.map(|bound| (bound, true)));
         if let Some(of) = number(part, "multipleOf", at)? {
@@ -63,7 +73,8 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
         }
     }
     if low.0 > MAX_NUMBER || high.0 < -MAX_NUMBER {
-        let fact = format!("numbers beyond ±{MAX_NUMBER} are not supported: not every integer there is one in F64");
+        let fact =
+            format!("numbers beyond ±{MAX_NUMBER} are not supported: not every integer there is one in F64");
         return Err(refuse(at, fact));
     }
     let mut schema = json!({"type": if is_integer { "integer" } else { "number" }});
@@ -85,7 +96,9 @@ fn check_step(step: f64, at: &str) -> Result<()> {
     while whole.fract() != 0.0 && decimals <= MAX_STEP_DECIMALS {
         (whole, decimals) = (whole * 10.0, decimals + 1);
     }
-    if decimals > MAX_STEP_DECIMALS || whole * 10.0 + 9.0 * 10_f64.powi(decimals as i32) >= f64::from(u32::MAX) {
+    if decimals > MAX_STEP_DECIMALS
+        || whole * 10.0 + 9.0 * 10_f64.powi(decimals as i32) >= f64::from(u32::MAX)
+    {
         let fact = format!(
             "multipleOf is {step}, expected at most {MAX_STEP_DECIMALS} decimals and not more than 300000000 times the last one"
         );
@@ -120,7 +133,9 @@ fn number(part: Part<'_>, word: &str, at: &str) -> Result<Option<f64>> {
         None => Ok(None),
         Some(value) => {
             let number = value.as_f64().filter(|number| number.is_finite());
-            number.map(Some).ok_or_else(|| refuse(at, format!("{word} is {}, expected a number", brief(value))))
+            number
+                .map(Some)
+                .ok_or_else(|| refuse(at, format!("{word} is {}, expected a number", brief(value))))
         }
     }
 }
@@ -247,9 +262,7 @@ impl<'a> ObjectParts<'a> {
         let others = self.members.iter().filter(|members| members.patterns.is_none());
         let others: Vec<&Value> = others.filter_map(|members| members.additional).collect();
         let patterns = first.patterns.into_iter().flatten();
-        Ok(patterns
-            .map(|(pattern, schema)| (pattern.as_str(), [&[schema][..], &others].concat()))
-            .collect())
+        Ok(patterns.map(|(pattern, schema)| (pattern.as_str(), [&[schema][..], &others].concat())).collect())
     }
 
     /// What is said about members that no name or pattern covers; `None` when there are none.
@@ -258,7 +271,9 @@ impl<'a> ObjectParts<'a> {
     pub fn additional(&self) -> Option<Vec<&'a Value>> {
         let said: Vec<&Value> = self.members.iter().filter_map(|members| members.additional).collect();
         let has_patterns = self.members.iter().any(|members| members.patterns.is_some());
-        if said.contains(&&Value::Bool(false)) || (said.is_empty() && (has_patterns || !self.names.is_empty())) {
+        if said.contains(&&Value::Bool(false))
+            || (said.is_empty() && (has_patterns || !self.names.is_empty()))
+        {
             None
         } else {
             Some(said)
@@ -322,6 +337,10 @@ impl<'a> ArrayParts<'a> {
     /// What is said about items after the prefix; `None` when there are none, as after a prefix that says nothing of more.
     pub fn rest(&self) -> Option<Vec<&'a Value>> {
         let said: Vec<&Value> = self.members.iter().filter_map(|items| items.rest).collect();
-        if said.is_empty() && self.prefix_len > 0 && self.min_items <= self.prefix_len { None } else { Some(said) }
+        if said.is_empty() && self.prefix_len > 0 && self.min_items <= self.prefix_len {
+            None
+        } else {
+            Some(said)
+        }
     }
 }

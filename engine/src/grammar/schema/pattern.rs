@@ -22,15 +22,22 @@ pub(super) fn quotable(pattern: &str, at: &str) -> Result<String> {
         let fact = format!("a pattern of {} bytes, at most {MAX_REGEX_BYTES} are possible", pattern.len());
         return Err(refuse(at, fact));
     }
-    let read = llguidance::regex_to_lark(pattern, "dw");
-    let parsed = regex_syntax::Parser::new().parse(&read).map_err(|error| {
-        let fact = error.to_string();
-        let why = fact.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        refuse(at, format!("the pattern {pattern:?} is no regex of the supported kind: {}", shortened(why)))
-    })?;
+    let parsed = check_regex(&llguidance::regex_to_lark(pattern, "dw"), at)?;
     let mut is_changed = false;
     let rewritten = without_controls(parsed, &mut is_changed);
     Ok(if is_changed { rewritten.to_string() } else { pattern.to_owned() })
+}
+
+/// Reads a regex.
+///
+/// # Errors
+/// [`crate::EngineError::Grammar`] saying what is wrong with it.
+pub(in crate::grammar) fn check_regex(regex: &str, at: &str) -> Result<Hir> {
+    regex_syntax::Parser::new().parse(regex).map_err(|error| {
+        let fact = error.to_string();
+        let why = fact.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        refuse(at, format!("{:?} is no regex of the supported kind: {}", shortened(regex), shortened(why)))
+    })
 }
 
 fn without_controls(hir: Hir, is_changed: &mut bool) -> Hir {
