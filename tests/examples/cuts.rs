@@ -162,7 +162,7 @@ fn judge_cut(
                 .sum();
             tally.defaulted_fields += defaulted;
             tally.cut_fields += closing.cut_fields.len();
-            tally.model_fields += num_fields(&value) - defaulted - closing.cut_fields.len();
+            tally.model_fields += num_fields(&value).saturating_sub(defaulted + closing.cut_fields.len());
         }
         Err(error) => tally.wrong.push(format!(
             "{}: {error}: {} after {shown}",

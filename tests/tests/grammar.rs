@@ -205,6 +205,20 @@ fn steering_shortens_the_closing_until_the_answer_ends() {
 }
 
 #[test]
+fn a_choice_that_the_closing_makes_is_declared_and_listed() {
+    let call = |skill: &str| json!({"properties": {"skill": {"const": skill}}, "required": ["skill"]});
+    let schema = json!({"anyOf": [call("stop"), call("go"), call("sing")], "x-takt-safe": true});
+    let grammar = grammar(&schema, ClosingPolicy::Declared).unwrap();
+    let listed = || vec![String::new()];
+    let stop = r#"{"skill":"stop"}"#;
+    assert_eq!(whole(&grammar, ""), (stop.into(), listed(), vec![]));
+    assert_eq!(whole(&grammar, "{\"skill\":\""), (stop.into(), vec![], listed()));
+    assert_eq!(whole(&grammar, "{\"skill\":\"s"), (stop.into(), vec![], listed()));
+    assert_eq!(whole(&grammar, "{\"skill\":\"si").0, r#"{"skill":"sing"}"#);
+    assert_eq!(whole(&grammar, "{\"skill\":\"g"), (r#"{"skill":"go"}"#.into(), vec![], vec![]));
+}
+
+#[test]
 fn held_answers_get_no_longer_closings() {
     for case in schemas().iter().step_by(7) {
         let grammar = compile(&TOKENS, case);
@@ -313,6 +327,11 @@ fn a_value_without_a_closing_is_refused_with_its_place() {
         (json!({"properties": {"optional": {"type": "integer"}}}), "/optional"),
         (json!({"type": "object", "additionalProperties": {"type": "null"}}), ""),
         (json!({"anyOf": [{"type": "null"}, object("n", json!({"type": "integer"}))]}), "/n"),
+        (json!({"anyOf": [{"const": "go"}, {"const": "stop"}]}), ""),
+        (
+            json!({"oneOf": [object("do", json!({"const": "go"})), object("do", json!({"const": "stop"}))]}),
+            "",
+        ),
     ] {
         assert_eq!(refusal(&schema).0, place, "{schema}");
         grammar(&schema, ClosingPolicy::Minimal).unwrap();

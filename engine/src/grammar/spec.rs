@@ -22,8 +22,8 @@ pub enum GrammarSpec {
 /// What may stand in for a value that the model had no time to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClosingPolicy {
-    /// Only what the schema declares: `default`, `const`, the first value of an `enum` marked `"x-takt-safe": true`; and `null`, `[]` and `{}`
-    /// where they are valid. A schema that needs more is refused.
+    /// Only what the schema declares: `default`, `const`, the first value of an `enum` or alternative of an `anyOf` marked
+    /// `"x-takt-safe": true`; and `null`, `[]` and `{}` where they are valid. A schema that needs more is refused.
     #[default]
     Declared,
     /// The shortest valid value of the type counts as a default, too. Not for motion commands.

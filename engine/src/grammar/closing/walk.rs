@@ -82,16 +82,28 @@ impl Walk<'_> {
         self.value(id, partial).is_some_and(|closing| closing.bytes.is_empty())
     }
 
-    /// The shortest of the alternatives' closings; of equal ones, that which leaves most to the model.
+    /// The shortest of the alternatives' closings; of equal ones, that which leaves most to the model. A first alternative that is declared safe
+    /// is taken wherever it still fits.
     fn alternatives(&mut self, id: NodeId, options: &[NodeId], partial: &Partial<'_>) -> Option<Closing> {
         if let Some(closing) = self.declared(id, partial) {
             return Some(closing);
         }
-        let closings = options.iter().filter_map(|&option| self.value(option, partial));
-        let closings: Vec<Closing> = closings.collect();
-        closings.into_iter().min_by_key(|closing| {
-            (closing.bytes.len(), closing.defaulted_fields.len() + closing.cut_fields.len())
-        })
+        let closings: Vec<Closing> =
+            options.iter().filter_map(|&option| self.value(option, partial)).collect();
+        let is_choice = closings.windows(2).any(|pair| pair[0].bytes != pair[1].bytes);
+        let safe = options.first().filter(|_| self.schema.node(id).prefers_first);
+        let safe = safe.and_then(|&first| self.value(first, partial));
+        let mut chosen = match safe {
+            Some(closing) => closing,
+            None => closings.into_iter().min_by_key(|closing| {
+                (closing.bytes.len(), closing.defaulted_fields.len() + closing.cut_fields.len())
+            })?,
+        };
+        if is_choice && !chosen.bytes.is_empty() && !chosen.cut_fields.iter().any(String::is_empty) {
+            // More than one alternative still fitted, so which it became was not the model's to say.
+            chosen.cut_fields.push(String::new());
+        }
+        Some(chosen)
     }
 
     /// A begun scalar becomes the default declared beside the alternatives, where it begins like it and is not whole as it is.

@@ -55,6 +55,14 @@ enum Built {
     Never(String),
 }
 
+/// What a schema says about the choice among alternatives.
+#[derive(Debug, Clone, Copy, Default)]
+struct Chosen<'a> {
+    default: Option<&'a Value>,
+    /// The first alternative is declared safe.
+    is_safe: bool,
+}
+
 struct Builder<'a> {
     document: &'a Value,
     policy: ClosingPolicy,
@@ -99,6 +107,8 @@ impl<'a> Builder<'a> {
             return self.single(&merged, at);
         };
         let default = merged.default.take();
+        // What is said beside the alternatives is said of the choice among them.
+        let is_safe = std::mem::take(&mut merged.is_safe);
         let mut options = Vec::new();
         let mut why = String::new();
         for option in alternatives.options {
@@ -112,22 +122,26 @@ impl<'a> Builder<'a> {
         if alternatives.is_one_of {
             self.check_disjoint(&options, at)?;
         }
-        self.any_of(options, why, default, at)
+        self.any_of(options, why, Chosen { default, is_safe }, at)
     }
 
     fn any_of(
         &mut self,
         mut options: Vec<NodeId>,
         why: String,
-        default: Option<&'a Value>,
+        chosen: Chosen<'_>,
         at: &str,
     ) -> Result<Built> {
         options.dedup();
-        match (options.as_slice(), default) {
-            ([], _) => Ok(Built::Never(format!("no alternative is valid: {why}"))),
-            (&[only], None) => Ok(Built::Node(only)),
-            _ => self.node(Shape::AnyOf(options), default, None, at),
+        match (options.as_slice(), chosen.default) {
+            ([], _) => return Ok(Built::Never(format!("no alternative is valid: {why}"))),
+            (&[only], None) => return Ok(Built::Node(only)),
+            _ => {}
         }
+        let first = self.schema.node(options[0]).fill.clone().filter(|_| chosen.is_safe);
+        let id = self.node_id(Shape::AnyOf(options), chosen.default, first.map(Fill::chosen), at)?;
+        self.schema.nodes[id.0 as usize].prefers_first = chosen.is_safe;
+        Ok(Built::Node(id))
     }
 
     fn check_disjoint(&mut self, options: &[NodeId], at: &str) -> Result<()> {
@@ -172,7 +186,7 @@ impl<'a> Builder<'a> {
             // The one place where the annotations of this very schema belong.
             return self.annotated(only, merged, at);
         }
-        self.any_of(options, why, merged.default, at)
+        self.any_of(options, why, Chosen { default: merged.default, is_safe: false }, at)
     }
 
     /// The types that are possible; a schema with words for one type only is meant for that type.
@@ -267,7 +281,7 @@ impl<'a> Builder<'a> {
         if options.is_empty() {
             return Ok(never.map(Built::Never));
         }
-        self.any_of(options, String::new(), None, at).map(Some)
+        self.any_of(options, String::new(), Chosen::default(), at).map(Some)
     }
 
     /// An enumeration or constant.
@@ -556,7 +570,7 @@ impl<'a> Builder<'a> {
         }
         let from_policy = fill(&self.schema, &shape, self.policy);
         let id = NodeId(self.schema.nodes.len() as u32);
-        self.schema.nodes.push(Node { shape, fill: chosen.or(from_policy), depth });
+        self.schema.nodes.push(Node { shape, fill: chosen.or(from_policy), depth, prefers_first: false });
         if let (Some(default), Some(text)) = (default, default_text) {
             if text.len() > MAX_FILL_BYTES || !is_valid(&self.schema, id, &text) {
                 let fact = format!("the default {} does not fit its own schema", brief(default));
@@ -578,7 +592,7 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         let fact = "has no closing: when time is up before the model begins it, nothing can stand in. Give it a default, \
-                    a const, or an enum marked \"x-takt-safe\": true, or let it be null";
+                    a const, or an enum or anyOf marked \"x-takt-safe\": true (its first alternative), or let it be null";
         Err(refuse(at, fact.into()))
     }
 }

@@ -9,17 +9,26 @@ pub(in crate::grammar) struct Fill {
     pub text: Box<[u8]>,
     /// JSON pointers, from the value, to what stands in; a constant is nobody's choice and is not listed.
     pub fields: Vec<String>,
+    /// True with a constant in it. Where a constant tells alternatives apart, taking this one decides something that nobody declared.
+    pub decides: bool,
 }
 
 impl Fill {
     /// A value that stands in as a whole.
     pub fn value(text: impl Into<Box<[u8]>>) -> Self {
-        Self { text: text.into(), fields: vec![String::new()] }
+        Self { text: text.into(), fields: vec![String::new()], decides: false }
     }
 
     /// The only value there is.
     pub fn constant(text: impl Into<Box<[u8]>>) -> Self {
-        Self { text: text.into(), fields: Vec::new() }
+        let text = text.into();
+        Self { decides: *text != *b"null", text, fields: Vec::new() }
+    }
+
+    /// One of several alternatives, taken because the schema or the policy says so: the choice itself is not the model's.
+    pub fn chosen(self) -> Self {
+        let fields = if self.fields.is_empty() { vec![String::new()] } else { self.fields };
+        Self { fields, decides: false, ..self }
     }
 }
 
@@ -27,15 +36,7 @@ impl Fill {
 pub(super) fn fill(nodes: &Schema, shape: &Shape, policy: ClosingPolicy) -> Option<Fill> {
     let fill = match shape {
         Shape::Leaf(leaf) => fill_leaf(leaf, policy),
-        Shape::AnyOf(options) => {
-            let fills = options.iter().filter_map(|&option| nodes.node(option).fill.as_ref());
-            let shortest = fills.min_by_key(|fill| fill.text.len()).cloned();
-            // Which of several alternatives it is, is a choice, even when the alternative leaves none.
-            shortest.map(|fill| match fill.fields.is_empty() && options.len() > 1 {
-                true => Fill::value(fill.text),
-                false => fill,
-            })
-        }
+        Shape::AnyOf(options) => fill_any(nodes, options, policy),
         Shape::Array(array) => fill_array(nodes, array),
         Shape::Object(object) => fill_object(nodes, object),
     };
@@ -50,6 +51,16 @@ fn fill_leaf(leaf: &Leaf, policy: ClosingPolicy) -> Option<Fill> {
         return Some(Fill::value(*b"null"));
     }
     (policy == ClosingPolicy::Minimal).then(|| Fill::value(leaf.shortest()))
+}
+
+/// The shortest alternative that decides nothing.
+fn fill_any(nodes: &Schema, options: &[NodeId], policy: ClosingPolicy) -> Option<Fill> {
+    let fills = options.iter().filter_map(|&option| nodes.node(option).fill.as_ref());
+    if options.len() == 1 {
+        return fills.last().cloned();
+    }
+    let allowed = fills.filter(|fill| !fill.decides || policy == ClosingPolicy::Minimal);
+    allowed.min_by_key(|fill| fill.text.len()).cloned().map(Fill::chosen)
 }
 
 fn fill_array(nodes: &Schema, array: &ArrayShape) -> Option<Fill> {
@@ -84,11 +95,12 @@ fn fill_object(nodes: &Schema, object: &ObjectShape) -> Option<Fill> {
 struct Parts {
     text: Vec<u8>,
     fields: Vec<String>,
+    decides: bool,
 }
 
 impl Parts {
     fn new(open: u8) -> Self {
-        Self { text: vec![open], fields: Vec::new() }
+        Self { text: vec![open], fields: Vec::new(), decides: false }
     }
 
     fn add(&mut self, name: &str, key: &[u8], fill: &Fill) {
@@ -100,6 +112,7 @@ impl Parts {
             self.text.push(b':');
         }
         self.text.extend_from_slice(&fill.text);
+        self.decides |= fill.decides;
         self.fields.extend(fill.fields.iter().map(|field| format!("/{}{field}", escaped(name))));
     }
 
@@ -109,7 +122,7 @@ impl Parts {
             self.fields.push(String::new());
         }
         self.text.push(close);
-        Fill { text: self.text.into(), fields: self.fields }
+        Fill { text: self.text.into(), fields: self.fields, decides: self.decides }
     }
 }
 

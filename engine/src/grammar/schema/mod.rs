@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub fill: Option<Fill>,
     /// Levels of nesting below, itself included.
     pub depth: usize,
+    /// Of alternatives: the first is declared safe, so it is taken wherever it still fits.
+    pub prefers_first: bool,
 }
 
 /// What a value may be.
