@@ -427,8 +427,8 @@ fn a_schema_that_multiplies_is_refused_soon() {
     let deep = (0..47).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
     let deep = grammar(&deep, ClosingPolicy::Declared).unwrap();
     assert_eq!(whole(&deep, &"[".repeat(47)).0, "[".repeat(47) + &"]".repeat(47));
-    let disjoint: Vec<Value> = (0..49).map(|number| json!({ "const": number })).collect();
-    assert!(refusal(&json!({"oneOf": disjoint})).1.contains("49 alternatives"));
-    assert!(refusal(&json!({"oneOf": disjoint[..48]})).1.contains("no closing"));
+    let disjoint: Vec<Value> = (0..25).map(|number| json!({ "const": number })).collect();
+    assert!(refusal(&json!({"oneOf": disjoint})).1.contains("25 alternatives"));
+    assert!(refusal(&json!({"oneOf": disjoint[..24]})).1.contains("no closing"));
     assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }

@@ -13,7 +13,7 @@ pub const MAX_NODES: usize = 5_000;
 /// Most properties of one object; llguidance recurses over them.
 pub const MAX_PROPERTIES: usize = 256;
 /// Most alternatives of a `oneOf`; each two are compared.
-pub const MAX_ONE_OF: usize = 48;
+pub const MAX_ONE_OF: usize = 24;
 /// Compiled grammars that are kept.
 pub const MAX_CACHED_GRAMMARS: usize = 16;
 /// Most bytes of a regex.

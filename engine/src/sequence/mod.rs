@@ -20,7 +20,6 @@ use std::ops::Range;
 use crate::{
     EngineError, Result, TokenId,
     backend::Backend,
-    grammar::{Closing, Grammar, Steering},
     kv::LaneId,
     sampler::{Sampler, SamplingParams},
     step::{LogitsWanted, StepPlan},
@@ -155,23 +154,6 @@ impl Sequence {
         })
     }
 
-    /// The same sequence, whose answer will have the form `grammar` however it ends. Call before the first token.
-    ///
-    /// # Errors
-    /// [`EngineError::Input`] without a decoder, or after the first token.
-    pub fn bound_to(mut self, grammar: &Grammar) -> Result<Self> {
-        if !self.token_ids().is_empty() {
-            return Err(EngineError::Input("a grammar came after the answer's first token".into()));
-        }
-        if !self.answer.begin_inside_text() {
-            let fact = "a grammar needs a tokenizer, which this engine does not have";
-            return Err(EngineError::Input(fact.into()));
-        }
-        let max_new = self.tokens.capacity() - self.prompt_len;
-        self.bound = Some(Bound::new(grammar, self.limits.vocab_size, max_new));
-        Ok(self)
-    }
-
     /// Tokens whose KV is not in the lane yet; empty when the answer is complete.
     #[must_use]
     pub fn pending(&self) -> &[TokenId] {
@@ -245,21 +227,6 @@ impl Sequence {
         self.finish = self.ending(is_eos, stopped);
     }
 
-    /// Adds the tokens that can only follow: the next step computes them together with the chosen one.
-    fn take_forced(&mut self) {
-        let Some(bound) = self.bound.as_mut().filter(|_| self.finish.is_none()) else { return };
-        let forced = bound.force();
-        let mut num_taken = 0;
-        while num_taken < forced.len() && self.finish.is_none() {
-            self.take(forced[num_taken]);
-            num_taken += 1;
-        }
-        if let Some(bound) = &mut self.bound {
-            let num_left_out = forced.len() - num_taken;
-            bound.keep(forced, num_left_out);
-        }
-    }
-
     /// At the answer's end: shows what was held back and, where the form asked for is not complete, closes it.
     fn end_if_finished(&mut self) {
         let is_complete = self.bound.as_ref().is_some_and(Bound::is_complete);
@@ -275,37 +242,6 @@ impl Sequence {
         } else if self.answer.end() {
             self.finish = Some(Finish::Stop);
         }
-    }
-
-    /// Ends the answer here with the closing of its grammar, for a deadline or a cancellation, and returns what was not shown yet; without
-    /// a grammar as [`Self::finish_now`]. The text is then of the form that was asked for. Costs microseconds and no model step.
-    /// Nothing more comes after an answer that ended by itself.
-    pub fn close(&mut self) -> &str {
-        let offset = self.answer.shown_len;
-        if let Some(bound) = self.bound.as_mut().filter(|_| self.finish.is_none()) {
-            bound.close(&mut self.answer);
-        }
-        self.answer.end();
-        self.answer.shown_from(offset)
-    }
-
-    /// What completed the answer, once something did: its text is part of [`Self::text`], its bytes are no tokens.
-    #[must_use]
-    pub fn closing(&self) -> Option<&Closing> {
-        self.bound.as_ref().and_then(Bound::closing)
-    }
-
-    /// How much the mask leaves to the model from now on; nothing happens without a grammar.
-    pub fn steer(&mut self, steering: Steering) {
-        if let Some(bound) = &mut self.bound {
-            bound.steering = steering;
-        }
-    }
-
-    /// Bytes of the closing from here, 0 without a grammar: with [`Steering::Shorten`], at most so many tokens follow.
-    #[must_use]
-    pub fn closing_len(&self) -> usize {
-        self.bound.as_ref().map_or(0, Bound::closing_len)
     }
 
     /// Ends the answer here and releases the text held back, for a deadline or a cancellation; returns what was not shown yet.

@@ -46,8 +46,20 @@ impl<'a> Disjoint<'a> {
         {
             return true;
         }
+        let values = |schema: &Value| schema.get("enum").and_then(Value::as_array).cloned();
+        if let (Some(one), Some(other)) = (values(one), values(other)) {
+            return one.iter().all(|value| !other.iter().any(|twin| is_equal(value, twin)));
+        }
         let both = self.leaves.leaf(json!({"allOf": [one, other]}), "");
         both.is_err_and(|error| is_contradiction(&error))
+    }
+}
+
+/// Equality as JSON Schema has it: 1.0 is 1.
+pub(super) fn is_equal(one: &Value, other: &Value) -> bool {
+    match (one.as_f64(), other.as_f64()) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
     }
 }
 

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::keywords::{self, SAFE};
+use super::{
+    disjoint::is_equal,
+    keywords::{self, SAFE},
+};
 use crate::{Result, grammar::error::refuse};
 
 /// JSON's types as bits.
@@ -156,7 +159,9 @@ impl<'a> Merged<'a> {
     fn keep_values(&mut self, allowed: &'a [Value]) {
         self.values = Some(match self.values.take() {
             None => allowed.iter().collect(),
-            Some(values) => values.into_iter().filter(|value| allowed.contains(value)).collect(),
+            Some(values) => {
+                values.into_iter().filter(|value| allowed.iter().any(|twin| is_equal(value, twin))).collect()
+            }
         });
     }
 
