@@ -306,13 +306,11 @@ fn decode_tok_s(reply: &Reply) -> Option<f64> {
 }
 
 fn as_json(reply: &Reply, closing: Option<&Closing>) -> Value {
-    let nothing = Closing::default();
-    let closing = closing.unwrap_or(&nothing);
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut object = json!({
         "status": reply.status, "text": reply.text, "token_ids": reply.token_ids,
         "prompt_token_ids": reply.prompt_token_ids, "finish_reason": reply.finish_reason,
-        "defaulted_fields": closing.defaulted_fields, "cut_fields": closing.cut_fields,
+        "defaulted_fields": closing.map_or(&[][..], |closing| &closing.defaulted_fields),
         "timings_ms": {
             "queue": ms(reply.timings.queue), "prefill": ms(reply.timings.prefill),
             "ttft": reply.timings.ttft.map(ms), "total": ms(reply.timings.total),
@@ -320,6 +318,9 @@ fn as_json(reply: &Reply, closing: Option<&Closing>) -> Value {
         },
         "decode_tok_s": decode_tok_s(reply), "speculation": null,
     });
+    if let Some(closing) = closing {
+        object["cut_fields"] = json!(closing.cut_fields);
+    }
     if let Some(reason) = &reply.reason {
         object["reason"] = json!(reason);
     }

@@ -9,6 +9,7 @@ mod build;
 mod disjoint;
 pub(super) mod emit;
 mod fill;
+mod format;
 mod keywords;
 mod leaf;
 mod merge;

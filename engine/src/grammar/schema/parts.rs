@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    format,
     merge::{brief, list},
     pattern::quotable,
 };
@@ -160,11 +161,15 @@ pub(super) fn string_schema(parts: &[Part<'_>], at: &str) -> Result<Value> {
             let Some(text) = value.as_str() else {
                 return Err(refuse(at, format!("{word} is {}, expected a text", brief(value))));
             };
-            let value = json!(if word == "pattern" { quotable(text, at)? } else { text.to_owned() });
+            let (word, text) = match (word, format::pattern(text)) {
+                ("pattern", _) => ("pattern", quotable(text, at)?),
+                (_, Some(pattern)) => ("pattern", pattern),
+                (_, None) => ("format", text.to_owned()),
+            };
             match schema.get(word) {
-                None => schema[word] = value,
-                Some(first) if *first == value => {}
-                Some(_) => others.push(json!({"type": "string", word: value})),
+                None => schema[word] = json!(text),
+                Some(first) if *first == json!(text) => {}
+                Some(_) => others.push(json!({"type": "string", word: text})),
             }
         }
     }
