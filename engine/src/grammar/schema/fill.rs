@@ -55,10 +55,10 @@ fn fill_leaf(leaf: &Leaf, policy: ClosingPolicy) -> Option<Fill> {
 
 /// The shortest alternative that decides nothing.
 fn fill_any(nodes: &Schema, options: &[NodeId], policy: ClosingPolicy) -> Option<Fill> {
-    let fills = options.iter().filter_map(|&option| nodes.node(option).fill.as_ref());
-    if options.len() == 1 {
-        return fills.last().cloned();
+    if let [only] = options {
+        return nodes.node(*only).fill.clone();
     }
+    let fills = options.iter().filter_map(|&option| nodes.node(option).fill.as_ref());
     let allowed = fills.filter(|fill| !fill.decides || policy == ClosingPolicy::Minimal);
     allowed.min_by_key(|fill| fill.text.len()).cloned().map(Fill::chosen)
 }
