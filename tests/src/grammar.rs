@@ -146,6 +146,7 @@ pub struct Judge {
 impl Judge {
     /// A judge that checks formats, too.
     #[must_use]
+    #[expect(clippy::result_large_err, reason = "the validator's own error type")]
     pub fn new(schema: &Value) -> Self {
         let options = jsonschema::options()
             .should_validate_formats(true)

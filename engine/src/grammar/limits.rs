@@ -39,7 +39,9 @@ pub const MAX_NUMBER: f64 = 9_007_199_254_740_991.0;
 /// Most decimals of a number: more would let a model write digits for ever, and round across bounds when read as F64.
 pub const NUMBER_STEP: f64 = 1e-8;
 /// Most decimals of a `multipleOf`.
-pub const MAX_STEP_DECIMALS: u32 = 8;
+pub const MAX_STEP_DECIMALS: i32 = 8;
+/// Decimal digits that F64 always keeps.
+pub const NUMBER_DIGITS: i32 = 15;
 /// Nesting of a value that a schema says nothing about.
 pub const FREE_VALUE_DEPTH: usize = 3;
 

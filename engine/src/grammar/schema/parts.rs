@@ -11,7 +11,7 @@ use crate::{
     Result,
     grammar::{
         error::refuse,
-        limits::{MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_NUMBER, MAX_STEP_DECIMALS, NUMBER_STEP},
+        limits::{MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_NUMBER, MAX_STEP_DECIMALS, NUMBER_DIGITS, NUMBER_STEP},
     },
 };
 
@@ -66,7 +66,10 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
         low = higher(low, number(part, "exclusiveMinimum", at)?.map(|bound| (bound, true)));
         high = lower(high, number(part, "exclusiveMaximum", at)?.map(|bound| (bound, true)));
         if let Some(of) = number(part, "multipleOf", at)? {
-            check_step(of, at)?;
+            // Within so many digits F64 tells all multiples apart, and prints each as one.
+            let limit = 10_f64.powi(NUMBER_DIGITS - num_decimals(of, at)?).min(MAX_NUMBER);
+            low = higher(low, Some((-limit, false)));
+            high = lower(high, Some((limit, false)));
             if step.is_some_and(|step| step != of) {
                 return Err(refuse(at, "two values of multipleOf for the same number: give one".into()));
             }
@@ -88,24 +91,22 @@ pub(super) fn number_schema(parts: &[Part<'_>], is_integer: bool, at: &str) -> R
     Ok(schema)
 }
 
-/// Refuses steps that llguidance's arithmetic of remainders (32 bits) cannot hold.
-fn check_step(step: f64, at: &str) -> Result<()> {
+/// Decimals of a step; refuses those that llguidance's arithmetic of remainders (32 bits) cannot hold.
+fn num_decimals(step: f64, at: &str) -> Result<i32> {
     if step <= 0.0 {
         return Err(refuse(at, format!("multipleOf is {step}, expected a number above 0")));
     }
-    let (mut whole, mut decimals) = (step, 0);
+    let (mut whole, mut decimals) = (step, 0_i32);
     while whole.fract() != 0.0 && decimals <= MAX_STEP_DECIMALS {
         (whole, decimals) = (whole * 10.0, decimals + 1);
     }
-    if decimals > MAX_STEP_DECIMALS
-        || whole * 10.0 + 9.0 * 10_f64.powi(decimals as i32) >= f64::from(u32::MAX)
-    {
+    if decimals > MAX_STEP_DECIMALS || whole * 10.0 + 9.0 * 10_f64.powi(decimals) >= f64::from(u32::MAX) {
         let fact = format!(
             "multipleOf is {step}, expected at most {MAX_STEP_DECIMALS} decimals and not more than 300000000 times the last one"
         );
         return Err(refuse(at, fact));
     }
-    Ok(())
+    Ok(decimals)
 }
 
 /// A bound as the text it was written as: 5, not 5.0.
