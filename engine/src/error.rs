@@ -42,6 +42,14 @@ pub enum EngineError {
     /// The caller's input is invalid.
     #[error("{0}")]
     Input(String),
+    /// The form asked of an answer is refused. `at` is the place in the described value, as `/steps/*/name`; empty for the whole.
+    #[error("grammar{}{at}: {fact}", if .at.is_empty() { "" } else { " at " })]
+    Grammar {
+        /// JSON pointer into the described value, `*` for every item or any key.
+        at: String,
+        /// What was found, what was expected and what to do.
+        fact: String,
+    },
     /// The tokenizer or chat template failed.
     #[error("text: {0}")]
     Text(String),

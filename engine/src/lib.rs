@@ -17,6 +17,7 @@
 //! | [`score`] | likelihood of given tokens |
 //! | [`text`] | tokenizer, chat template, streaming detokenizer, stop strings |
 //! | [`sampler`] | from logits to a token |
+//! | [`grammar`] | answers in a demanded form, valid whenever they are cut |
 //! | [`sequence`] | one request's token timeline |
 //!
 //! Architecture invariant: this crate does no I/O but mapping an engine directory, reads no environment variable and no clock.
@@ -26,6 +27,7 @@ pub mod dir;
 pub mod engine;
 mod error;
 mod generate;
+pub mod grammar;
 pub mod kv;
 pub mod quant;
 pub mod sampler;

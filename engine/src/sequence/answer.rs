@@ -33,6 +33,30 @@ impl AnswerText {
         self.scan()
     }
 
+    /// Reads the first token as any other, which is how a grammar speaks of it; false when there is no decoder.
+    pub fn begin_inside_text(&mut self) -> bool {
+        self.decoder = self.decoder.take().map(StreamDecoder::inside_text);
+        self.decoder.is_some()
+    }
+
+    /// Adds bytes that no token stands for, and ends: a closing. Stop strings do not count in it.
+    pub fn close(&mut self, bytes: &[u8]) {
+        match &mut self.decoder {
+            // Bytes that the decoder still holds belong to what the stop string took away.
+            _ if self.stopped => self.text.push_str(&String::from_utf8_lossy(bytes)),
+            Some(decoder) => decoder.push_bytes(bytes, &mut self.text),
+            None => {}
+        }
+        self.scanned_len = self.text.len();
+        self.shown_len = self.text.len();
+        self.ended = true;
+    }
+
+    /// The text after a stop string was cut off, for a closing to go on from; nothing is held back any more.
+    pub fn stopped_text(&self) -> Option<&str> {
+        self.stopped.then_some(&self.text)
+    }
+
     /// No more tokens: everything held back is shown, or cut by a stop string inside it (then true).
     pub fn end(&mut self) -> bool {
         if self.ended {

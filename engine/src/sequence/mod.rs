@@ -11,6 +11,7 @@
 //! many were computed ([`Sequence::commit`]) and, when those were all, hands the logits of the last to [`Sequence::advance`].
 
 mod answer;
+mod bound;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use crate::{
     text::{StopStrings, StreamDecoder},
 };
 use answer::AnswerText;
+use bound::Bound;
 
 /// Bytes of text set aside for each token that may come; English has about four.
 const TEXT_BYTES_PER_TOKEN: usize = 8;
@@ -70,6 +72,10 @@ pub enum Finish {
     Length,
     /// The lane is full.
     ContextFull,
+    /// It has the form that was asked for, and nothing can follow.
+    Grammar,
+    /// The mask of the next token would have taken more than its limits allow; the closing ended it.
+    MaskLimit,
 }
 
 impl Finish {
@@ -77,8 +83,8 @@ impl Finish {
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Eos | Self::Stop => "stop",
-            Self::Length | Self::ContextFull => "length",
+            Self::Eos | Self::Stop | Self::Grammar => "stop",
+            Self::Length | Self::ContextFull | Self::MaskLimit => "length",
         }
     }
 }
@@ -109,6 +115,7 @@ pub struct Sequence {
     sampler: Sampler,
     answer: AnswerText,
     finish: Option<Finish>,
+    bound: Option<Bound>,
 }
 
 impl Sequence {
@@ -143,6 +150,7 @@ impl Sequence {
             sampler,
             answer: AnswerText::new(decoder, StopStrings::new(&options.stop)?, text_capacity),
             finish: None,
+            bound: None,
         })
     }
 
@@ -192,7 +200,8 @@ impl Sequence {
         self.finish.is_none() && self.committed_len == self.tokens.len()
     }
 
-    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen.
+    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen,
+    /// and what a grammar's mask takes.
     ///
     /// # Errors
     /// [`EngineError::Input`] when tokens are still pending or the answer is complete, [`EngineError::Backend`] for broken logits. The sequence is unchanged.
@@ -203,15 +212,36 @@ impl Sequence {
             ));
         }
         let token = self.choose(logits)?;
-        self.tokens.push(token);
         let offset = self.answer.shown_len;
+        self.take(token);
+        self.take_forced();
+        self.end_if_finished();
+        Ok(Advance { token, text: self.answer.shown_from(offset), offset, finish: self.finish })
+    }
+
+    /// Adds a token to the answer and notes whether it ends it.
+    fn take(&mut self, token: TokenId) {
+        self.tokens.push(token);
         let is_eos = self.eos_token_ids.contains(&token);
         let stopped = !is_eos && self.answer.push(token);
         self.finish = self.ending(is_eos, stopped);
-        if self.finish.is_some() && self.answer.end() {
+    }
+
+    /// At the answer's end: shows what was held back and, where the form asked for is not complete, closes it.
+    fn end_if_finished(&mut self) {
+        let is_complete = self.bound.as_ref().is_some_and(Bound::is_complete);
+        if is_complete && !matches!(self.finish, Some(Finish::Eos | Finish::Stop)) {
+            self.finish = Some(Finish::Grammar);
+        }
+        let Some(finish) = self.finish else { return };
+        if let Some(bound) = &mut self.bound {
+            if !matches!(finish, Finish::Eos | Finish::Grammar) {
+                bound.close(&mut self.answer);
+            }
+            self.answer.end();
+        } else if self.answer.end() {
             self.finish = Some(Finish::Stop);
         }
-        Ok(Advance { token, text: self.answer.shown_from(offset), offset, finish: self.finish })
     }
 
     /// Ends the answer here and releases the text held back, for a deadline or a cancellation; returns what was not shown yet.
@@ -222,7 +252,7 @@ impl Sequence {
         self.answer.shown_from(offset)
     }
 
-    /// From logits to a token. A grammar's mask belongs between the two: −∞ in the logits excludes a token.
+    /// From logits to a token; a grammar's mask comes between the two.
     fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
         if logits.len() != self.limits.vocab_size {
             return Err(EngineError::Backend(format!(
@@ -231,12 +261,17 @@ impl Sequence {
                 self.limits.vocab_size
             )));
         }
-        self.sampler.sample(logits)
+        match &mut self.bound {
+            None => self.sampler.sample(logits),
+            Some(bound) => bound.choose(&mut self.sampler, logits),
+        }
     }
 
     /// Why the answer ends with the last token, if it does.
     fn ending(&self, is_eos: bool, stopped: bool) -> Option<Finish> {
-        if is_eos {
+        if let Some(finish) = self.bound.as_ref().and_then(Bound::finish) {
+            Some(finish)
+        } else if is_eos {
             Some(Finish::Eos)
         } else if stopped {
             Some(Finish::Stop)

@@ -30,7 +30,7 @@ pub use tokenizer::SpecialTokens;
 
 use crate::{EngineError, Result, TokenId};
 use literal::SpecialSpellings;
-use pieces::PieceTable;
+use pieces::{Piece, PieceTable};
 use template::ChatTemplate;
 use tokenizer::Tokenizer;
 
@@ -110,6 +110,15 @@ impl Text {
     /// [`EngineError::Text`] when the tokenizer fails.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> Result<String> {
         self.tokenizer.decode(ids, skip_special)
+    }
+
+    /// What `token` adds to a text that has begun; `None` for special tokens and ids without a token.
+    #[must_use]
+    pub fn token_bytes(&self, token: TokenId) -> Option<Vec<u8>> {
+        match self.pieces.piece(token, false, true)? {
+            Piece::Text(bytes) => Some(bytes.to_vec()),
+            Piece::Byte(byte) => Some(vec![byte]),
+        }
     }
 
     /// A decoder for one stream of tokens, whose text leaves special tokens out.

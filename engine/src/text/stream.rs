@@ -29,6 +29,24 @@ impl StreamDecoder {
         Self { table, skip_special, has_begun: false, held: Vec::with_capacity(64), num_to_strip }
     }
 
+    /// The decoder of a text that goes on: its first token is read as any other, and nothing leading is stripped.
+    #[must_use]
+    pub fn inside_text(mut self) -> Self {
+        (self.has_begun, self.num_to_strip) = (true, 0);
+        self
+    }
+
+    /// Appends bytes that no token stands for, after those of the tokens so far: the end of a text that was cut.
+    pub fn push_bytes(&mut self, bytes: &[u8], out: &mut String) {
+        self.has_begun = true;
+        self.held.extend_from_slice(bytes);
+        if self.table.join == Join::Bytes {
+            self.release_characters(out);
+        } else {
+            self.release_run(out);
+        }
+    }
+
     /// Appends the text that `token` completes to `out`. Unknown tokens have no text.
     pub fn push(&mut self, token: TokenId, out: &mut String) {
         let table = Arc::clone(&self.table);

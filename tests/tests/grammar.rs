@@ -1,0 +1,434 @@
+//! Answers in a demanded form are valid at any moment they are cut, and bad forms are refused with the place and the reason.
+
+use std::{sync::LazyLock, time::Instant};
+
+use serde_json::{Value, json};
+use takt_engine::{
+    EngineError,
+    grammar::{ClosingPolicy, Grammar, GrammarSpec, Steering},
+};
+use takt_tests::grammar::{Judge, Random, RandomModel, Tokens, compile, fixture_tokens, schemas};
+
+static TOKENS: LazyLock<Tokens> = LazyLock::new(|| fixture_tokens("tiny-llama"));
+
+fn grammar(schema: &Value, policy: ClosingPolicy) -> Result<Grammar, EngineError> {
+    TOKENS.compiler.compile(&GrammarSpec::JsonSchema(schema.clone()), policy)
+}
+
+/// (place, fact) of a refusal under the declared policy.
+fn refusal(schema: &Value) -> (String, String) {
+    match grammar(schema, ClosingPolicy::Declared) {
+        Err(EngineError::Grammar { at, fact }) => (at, fact),
+        other => panic!("{schema}: {other:?}"),
+    }
+}
+
+fn whole(grammar: &Grammar, produced: &str) -> (String, Vec<String>, Vec<String>) {
+    let closing = grammar.close(produced.as_bytes()).unwrap_or_else(|| panic!("{produced} has no closing"));
+    let text = [produced.as_bytes(), &closing.bytes].concat();
+    (String::from_utf8(text).unwrap(), closing.defaulted_fields, closing.cut_fields)
+}
+
+fn skill_call() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "skill": {"enum": ["stop", "go", "grasp"], "x-takt-safe": true},
+            "speed": {"type": "number", "minimum": 0, "maximum": 1.5, "default": 0.25},
+            "target": {"type": ["string", "null"], "maxLength": 20},
+            "way": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 3}
+        },
+        "required": ["skill", "speed", "target"],
+        "additionalProperties": false,
+        "$defs": {"point": {
+            "type": "object",
+            "properties": {"x": {"type": "number", "default": 0}, "é\"": {"type": "number", "default": 0}},
+            "required": ["x"]
+        }}
+    })
+}
+
+#[test]
+fn a_closing_is_the_shortest_end_with_declared_values() {
+    let grammar = grammar(&skill_call(), ClosingPolicy::Declared).unwrap();
+    for (produced, expected, defaulted, cut) in [
+        ("", r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
+        ("{", r#"{"skill":"stop","speed":0.25,"target":null}"#, vec!["/skill", "/speed", "/target"], vec![]),
+        (
+            r#"{"sk"#,
+            r#"{"skill":"stop","speed":0.25,"target":null}"#,
+            vec!["/skill", "/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":""#,
+            r#"{"skill":"stop","speed":0.25,"target":null}"#,
+            vec!["/skill", "/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"g"#,
+            r#"{"skill":"go","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec!["/skill"],
+        ),
+        (
+            r#"{"skill":"gr"#,
+            r#"{"skill":"grasp","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1"#,
+            r#"{"skill":"go","speed":1,"target":null}"#,
+            vec!["/target"],
+            vec!["/speed"],
+        ),
+        (
+            r#"{"skill":"go","speed":0."#,
+            r#"{"skill":"go","speed":0.25,"target":null}"#,
+            vec!["/speed", "/target"],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1."#,
+            r#"{"skill":"go","speed":1.0,"target":null}"#,
+            vec!["/target"],
+            vec!["/speed"],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":"a\"#,
+            r#"{"skill":"go","speed":1,"target":"a\""}"#,
+            vec![],
+            vec!["/target"],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":"ab"}"#,
+            r#"{"skill":"go","speed":1,"target":"ab"}"#,
+            vec![],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2,"#,
+            r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2,"é\"":0}]}"#,
+            vec!["/way/0/é\""],
+            vec![],
+        ),
+        (
+            r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2},"#,
+            r#"{"skill":"go","speed":1,"target":null,"way":[{"x":2},{"x":0}]}"#,
+            vec!["/way/1/x"],
+            vec![],
+        ),
+    ] {
+        let (text, was_defaulted, was_cut) = whole(&grammar, produced);
+        assert_eq!(text, expected, "after {produced}");
+        assert_eq!(
+            (was_defaulted, was_cut),
+            (
+                defaulted.into_iter().map(str::to_owned).collect(),
+                cut.into_iter().map(str::to_owned).collect()
+            ),
+            "after {produced}"
+        );
+    }
+    assert!(grammar.close(b"{\"speed\":2}").is_none(), "no valid answer begins like this");
+}
+
+#[test]
+fn a_text_cut_inside_a_character_becomes_whole() {
+    let schema = json!({"type": "string", "maxLength": 400});
+    let grammar = grammar(&schema, ClosingPolicy::Minimal).unwrap();
+    let judge = Judge::new(&schema);
+    let text = "\"é日🤖\\n\\\\ \u{7ff}\u{d7ff}\u{ffff}\u{10ffff}".as_bytes();
+    for len in 0..=text.len() {
+        let closing = grammar.close(&text[..len]).unwrap();
+        let whole = [&text[..len], &closing.bytes].concat();
+        judge.check(&whole).unwrap_or_else(|error| panic!("{len}: {error}"));
+    }
+}
+
+/// Every schema, a few random answers each, cut after every token.
+#[test]
+fn every_fixture_schema_is_valid_wherever_it_is_cut() {
+    let cases = schemas();
+    assert!(cases.len() >= 200, "{} schemas", cases.len());
+    let mut num_cuts = 0;
+    for (number, case) in cases.iter().enumerate() {
+        let grammar = compile(&TOKENS, case);
+        let judge = Judge::new(&case.schema);
+        for seed in 0..2 {
+            let mut model = RandomModel::new(number as u64 * 1000 + seed, TOKENS.vocab_size);
+            let mut matcher = grammar.matcher();
+            for _ in 0..40 {
+                let closing = grammar.close(matcher.produced());
+                let produced = String::from_utf8_lossy(matcher.produced()).into_owned();
+                let closing = closing.unwrap_or_else(|| panic!("{}: no closing after {produced}", case.name));
+                let whole = [matcher.produced(), &closing.bytes].concat();
+                let shown = String::from_utf8_lossy(&whole).into_owned();
+                judge
+                    .check(&whole)
+                    .unwrap_or_else(|error| panic!("{}: {error}: {shown} after {produced}", case.name));
+                num_cuts += 1;
+                if !model.step(&mut matcher, &TOKENS) {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{num_cuts} cuts of {} schemas", cases.len());
+}
+
+#[test]
+fn steering_shortens_the_closing_until_the_answer_ends() {
+    for case in schemas().iter().step_by(5) {
+        let grammar = compile(&TOKENS, case);
+        let mut model = RandomModel::new(7, TOKENS.vocab_size);
+        let mut matcher = grammar.matcher();
+        for _ in 0..12 {
+            model.step(&mut matcher, &TOKENS);
+        }
+        let mut logits = vec![0.0; TOKENS.vocab_size];
+        let mut left = matcher.close().bytes.len();
+        let mut random = Random(1);
+        while !matcher.is_complete() && left > 0 {
+            logits.fill(0.0);
+            matcher.apply(&mut logits, Steering::Shorten).unwrap();
+            let allowed: Vec<usize> = (0..logits.len()).filter(|&token| logits[token] == 0.0).collect();
+            let token = allowed[random.below(allowed.len())];
+            matcher.commit(token as u32).unwrap();
+            let now = matcher.close().bytes.len();
+            assert!(now < left, "{}: {now} after {left}: {:?}", case.name, matcher);
+            left = now;
+        }
+    }
+}
+
+#[test]
+fn a_choice_that_the_closing_makes_is_declared_and_listed() {
+    let call = |skill: &str| json!({"properties": {"skill": {"const": skill}}, "required": ["skill"]});
+    let schema = json!({"anyOf": [call("stop"), call("go"), call("sing")], "x-takt-safe": true});
+    let grammar = grammar(&schema, ClosingPolicy::Declared).unwrap();
+    let listed = || vec![String::new()];
+    let stop = r#"{"skill":"stop"}"#;
+    assert_eq!(whole(&grammar, ""), (stop.into(), listed(), vec![]));
+    assert_eq!(whole(&grammar, "{\"skill\":\""), (stop.into(), vec![], listed()));
+    assert_eq!(whole(&grammar, "{\"skill\":\"s"), (stop.into(), vec![], listed()));
+    assert_eq!(whole(&grammar, "{\"skill\":\"si").0, r#"{"skill":"sing"}"#);
+    assert_eq!(whole(&grammar, "{\"skill\":\"g"), (r#"{"skill":"go"}"#.into(), vec![], vec![]));
+}
+
+#[test]
+fn held_answers_get_no_longer_closings() {
+    for case in schemas().iter().step_by(7) {
+        let grammar = compile(&TOKENS, case);
+        let mut model = RandomModel::new(9, TOKENS.vocab_size);
+        let mut matcher = grammar.matcher();
+        for _ in 0..6 {
+            model.step(&mut matcher, &TOKENS);
+        }
+        let mut left = matcher.close().bytes.len();
+        for _ in 0..20 {
+            if matcher.is_complete() || left == 0 {
+                break;
+            }
+            let mut logits = vec![0.0; TOKENS.vocab_size];
+            matcher.apply(&mut logits, Steering::Hold).unwrap();
+            let allowed: Vec<u32> = (0..640).filter(|&token| logits[token as usize] == 0.0).collect();
+            assert!(allowed.len() <= 100, "{}", allowed.len());
+            matcher.commit(allowed[model.random().below(allowed.len())]).unwrap();
+            let now = matcher.close().bytes.len();
+            assert!(now <= left, "{}: {now} after {left}: {matcher:?}", case.name);
+            left = now;
+        }
+    }
+}
+
+#[test]
+fn a_grammar_compiled_before_is_found_again_in_its_own_order() {
+    let schema = |first: &str, second: &str| json!({"properties": {first: {"type": "null"}, second: {"type": "null"}}, "required": [first, second]});
+    let compile = |schema| whole(&grammar(&schema, ClosingPolicy::Declared).unwrap(), "").0;
+    for _ in 0..2 {
+        assert_eq!(compile(schema("a", "b")), r#"{"a":null,"b":null}"#);
+        assert_eq!(compile(schema("b", "a")), r#"{"b":null,"a":null}"#);
+    }
+}
+
+#[test]
+fn a_regex_and_choices_are_closed_too() {
+    let compile = |spec: GrammarSpec| TOKENS.compiler.compile(&spec, ClosingPolicy::Declared);
+    let regex = compile(GrammarSpec::Regex("^(left|right) [0-9]{1,3}(cm|m)$".into())).unwrap();
+    assert_eq!(whole(&regex, "").0, "left 0m");
+    assert_eq!(whole(&regex, "ri").0, "right 0m");
+    assert_eq!(whole(&regex, "right 12c"), ("right 12cm".into(), vec![], vec![]));
+    let choice = compile(GrammarSpec::Choice(vec!["stop (now)".into(), "go".into(), "gone".into()])).unwrap();
+    assert_eq!(whole(&choice, ""), ("go".into(), vec![String::new()], vec![]));
+    assert_eq!(whole(&choice, "gon"), ("gone".into(), vec![], vec![]));
+    assert_eq!(whole(&choice, "s").0, "stop (now)");
+    for (spec, reason) in [
+        (GrammarSpec::Regex(String::new()), "empty"),
+        (GrammarSpec::Regex("a(b".into()), "unclosed group"),
+        (GrammarSpec::Regex("[a&&b]".into()), ""),
+        (GrammarSpec::Regex("x".repeat(20_000)), "20000 bytes"),
+        (GrammarSpec::Choice(vec![]), "no choices"),
+        (GrammarSpec::Choice(vec!["a".into(), String::new()]), "choice 1 is empty"),
+        (GrammarSpec::Choice(vec!["a".into(); 5000]), "5000 choices"),
+    ] {
+        let error = compile(spec.clone()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn catastrophic_patterns_end_in_bounded_time() {
+    let begun = Instant::now();
+    for pattern in [
+        "^(a+)+$",
+        "^(a|aa)+$",
+        "^(a|b)*a(a|b){20}$",
+        "^([a-z]{1,50}){1,50}$",
+        "(.*a){12}",
+        "^(((((a{0,100}){0,100}){0,100}){0,100}){0,100})$",
+        "^(?=x)y$",
+        "^\\p{L}{1,200}\\p{N}{1,200}$",
+    ] {
+        let begun = Instant::now();
+        for spec in [
+            GrammarSpec::Regex(pattern.into()),
+            GrammarSpec::JsonSchema(json!({"type": "string", "pattern": pattern})),
+        ] {
+            match TOKENS.compiler.compile(&spec, ClosingPolicy::Minimal) {
+                Ok(grammar) => {
+                    println!("{pattern}: {:?}", grammar.close(b"").map(|closing| closing.bytes.len()))
+                }
+                Err(error) => println!("{pattern}: {error}"),
+            }
+        }
+        println!("{pattern}: {:?}", begun.elapsed());
+    }
+    assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_value_without_a_closing_is_refused_with_its_place() {
+    let object = |name: &str, schema: Value| json!({"type": "object", "properties": {name: schema}, "required": [name]});
+    for (schema, place) in [
+        (object("speed", json!({"type": "number"})), "/speed"),
+        (object("a/b", json!({"type": "string"})), "/a~1b"),
+        (object("kind", json!({"enum": ["x", "y"]})), "/kind"),
+        (object("flag", json!({"type": "boolean"})), "/flag"),
+        (object("pose", object("x", json!({"type": "number"}))), "/pose/x"),
+        (object("list", json!({"type": "array", "items": {"type": "string"}})), "/list/*"),
+        (
+            object("list", json!({"type": "array", "prefixItems": [{"type": "null"}, {"type": "string"}]})),
+            "/list/1",
+        ),
+        (json!({"type": "string"}), ""),
+        (json!({"properties": {"optional": {"type": "integer"}}}), "/optional"),
+        (json!({"type": "object", "additionalProperties": {"type": "null"}}), ""),
+        (json!({"anyOf": [{"type": "null"}, object("n", json!({"type": "integer"}))]}), "/n"),
+        (json!({"anyOf": [{"const": "go"}, {"const": "stop"}]}), ""),
+        (
+            json!({"oneOf": [object("do", json!({"const": "go"})), object("do", json!({"const": "stop"}))]}),
+            "",
+        ),
+    ] {
+        assert_eq!(refusal(&schema).0, place, "{schema}");
+        grammar(&schema, ClosingPolicy::Minimal).unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    let deep = (0..200)
+        .fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner, "maxItems": 1}));
+    let fifty = (0..60).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
+    let recursive = json!({"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}}});
+    let huge = json!({"type": "null", "description": "x".repeat(1 << 20)});
+    for (schema, place, reason) in [
+        (json!({"type": "null", "not": {}}), "", "\"not\" is not supported"),
+        (json!({"properties": {"a": {"if": true}}}), "/a", "\"if\" is not supported"),
+        (json!({"properties": {"a": {"type": "array", "uniqueItems": true}}}), "/a", "uniqueItems"),
+        (json!({"properties": {"a": {"nullable": true}}}), "/a", "[\"…\", \"null\"]"),
+        (json!({"properties": {"a": {"format": "iri"}}}), "/a", "give a pattern"),
+        (json!({"type": "strin"}), "", "type is \"strin\""),
+        (json!({"type": 3}), "", "type is 3"),
+        (json!({"enum": []}), "", "at least one"),
+        (json!({"$ref": "http://example.org/s"}), "", "another document"),
+        (json!({"$ref": "#/$defs/missing"}), "", "leads nowhere"),
+        (json!({"$ref": "#"}), "", "contains itself"),
+        (recursive, "/next", "contains itself"),
+        (json!({"type": "null", "x-takt-safe": 1}), "", "expected true or false"),
+        (json!(false), "", "nothing is valid"),
+        (json!([]), "", "expected an object"),
+        (json!({"type": "integer", "minimum": 3, "maximum": 2}), "", "nothing is valid"),
+        (json!({"type": "integer", "minimum": "3"}), "", "expected a number"),
+        (json!({"type": "number", "multipleOf": 0}), "", "multipleOf is 0"),
+        (json!({"type": "string", "minLength": 3, "maxLength": 2}), "", "nothing is valid"),
+        (json!({"type": "string", "minLength": 100000}), "", "minLength is 100000"),
+        (json!({"type": "array", "items": {}, "minItems": 100000}), "", "minItems is 100000"),
+        (
+            json!({"type": "array", "minItems": 2, "maxItems": 1, "items": {"type": "null"}}),
+            "",
+            "nothing is valid",
+        ),
+        (json!({"allOf": [{"type": "string"}, {"type": "null"}]}), "", "nothing is valid"),
+        (
+            json!({"type": "object", "properties": {"a": false}, "required": ["a"]}),
+            "",
+            "the required /a cannot be",
+        ),
+        (json!({"const": 1, "type": "string"}), "", "nothing is valid"),
+        (json!({"type": "integer", "default": "x"}), "", "does not fit its own schema"),
+        (
+            json!({"oneOf": [{"type": "integer", "default": 1}, {"type": "number", "default": 2}]}),
+            "",
+            "anyOf",
+        ),
+        (json!({"type": "string", "pattern": "a(", "default": ""}), "", "unclosed group"),
+        (json!({"type": "string", "pattern": "^(?!a)b$", "default": "b"}), "", "look-around"),
+        (json!({"required": "a"}), "", "expected a list"),
+        (json!({"properties": []}), "", "expected an object"),
+        (deep, "", "deeper"),
+        (fifty, "/*", "deeper than"),
+        (huge, "", "at most"),
+    ] {
+        let (at, fact) = refusal(&schema);
+        assert!(fact.contains(reason), "{schema}: {fact}");
+        assert!(at == place || at.starts_with("/*/*"), "{schema}: {at}: {fact}");
+    }
+}
+
+#[test]
+fn a_schema_that_multiplies_is_refused_soon() {
+    let begun = Instant::now();
+    let mut defs = serde_json::Map::new();
+    defs.insert("l0".into(), json!({"type": "null"}));
+    for level in 1..40 {
+        let below = format!("#/$defs/l{}", level - 1);
+        let object =
+            |name: &str| json!({"type": "object", "properties": {name: {"$ref": below}}, "required": [name]});
+        defs.insert(format!("l{level}"), json!({"anyOf": [object("a"), object("b")]}));
+    }
+    let shared = json!({"$ref": "#/$defs/l39", "$defs": defs});
+    println!("{:?} {:?}", grammar(&shared, ClosingPolicy::Minimal).map(|_| ()), begun.elapsed());
+    let pair = json!({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]});
+    let product = json!({"allOf": vec![pair; 12]});
+    println!("{:?} {:?}", grammar(&product, ClosingPolicy::Minimal).map(|_| ()), begun.elapsed());
+    let wide = |num_fields: usize| {
+        let fields: serde_json::Map<String, Value> = (0..num_fields)
+            .map(|number| (format!("field_{number}"), json!({"type": "integer", "default": 0})))
+            .collect();
+        json!({"type": "object", "properties": fields})
+    };
+    // On a test's thread, whose stack is as small as any.
+    grammar(&wide(256), ClosingPolicy::Declared).unwrap();
+    assert!(refusal(&wide(257)).1.contains("257 properties"));
+    let deep = (0..47).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
+    let deep = grammar(&deep, ClosingPolicy::Declared).unwrap();
+    assert_eq!(whole(&deep, &"[".repeat(47)).0, "[".repeat(47) + &"]".repeat(47));
+    let disjoint: Vec<Value> = (0..25).map(|number| json!({ "const": number })).collect();
+    assert!(refusal(&json!({"oneOf": disjoint})).1.contains("25 alternatives"));
+    assert!(refusal(&json!({"oneOf": disjoint[..24]})).1.contains("no closing"));
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+}
