@@ -174,6 +174,8 @@ fn reply(sequence: &Sequence, status: Status, timings: Timings) -> Reply {
         prompt_token_ids: sequence.prompt_token_ids().to_vec(),
         finish_reason,
         reason: None,
+        earliest_deadline: None,
+        is_promised: false,
         timings,
     }
 }
@@ -187,6 +189,8 @@ fn rejected(error: &EngineError, total: Duration) -> BoundReply {
         prompt_token_ids: Vec::new(),
         finish_reason: "rejected",
         reason: Some(error.to_string()),
+        earliest_deadline: None,
+        is_promised: false,
         timings: Timings { queue: total, total, ..Timings::default() },
     };
     BoundReply { reply, closing: None }
