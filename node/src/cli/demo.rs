@@ -229,7 +229,11 @@ fn latency_bar(exchange: &Exchange) -> String {
     if !exchange.is_in_time() {
         return paint::red(&format!("{bar} {numbers}, late"));
     }
-    let cut = if exchange.status == "complete" { "" } else { ", cut at the deadline" };
+    let cut = match exchange.status.as_str() {
+        "complete" => "",
+        "rejected" => ", refused at once",
+        _ => ", cut at the deadline",
+    };
     format!(
         "{} {numbers}{}",
         if filled * 4 > BAR_WIDTH * 3 { paint::yellow(&bar) } else { paint::green(&bar) },
