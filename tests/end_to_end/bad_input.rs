@@ -172,3 +172,20 @@ fn a_damaged_engine_is_refused_by_every_command() {
     let empty = tempfile::tempdir().unwrap();
     fail(["inspect", &empty.path().display().to_string()], 1, &["takt build"]);
 }
+
+#[test]
+fn a_deadline_beyond_the_clock_is_none_at_all() {
+    let far = [
+        "generate",
+        engine(),
+        "--prompt",
+        "x",
+        "--max-tokens",
+        "2",
+        "--deadline",
+        "9223372036854775807s",
+        "--json",
+    ];
+    assert_eq!(succeed_json(far)["status"], "complete");
+    assert_eq!(succeed_json(far.into_iter().chain(["--choice", "a"]))["text"], "a");
+}

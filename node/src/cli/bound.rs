@@ -55,7 +55,8 @@ pub(super) fn answer(
     let mut run = Run {
         backend,
         sequence: &mut sequence,
-        deadline: ask.allowed.map(|allowed| arrived + allowed),
+        // Beyond what the clock can count is as good as none.
+        deadline: ask.allowed.and_then(|allowed| arrived.checked_add(allowed)),
         started: Instant::now(),
         first_token: None,
         longest_step: Duration::ZERO,

@@ -122,7 +122,8 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
         id,
         prompt,
         arrived,
-        deadline: args.deadline.map(|allowed| arrived + allowed),
+        // Beyond what the clock can count is as good as none.
+        deadline: args.deadline.and_then(|allowed| arrived.checked_add(allowed)),
         // One request alone: it is answered with what there is, never refused.
         class: Class::Interactive,
         max_tokens: args.max_tokens,

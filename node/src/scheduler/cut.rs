@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     cost_table::Bounds,
-    job::{Job, Limits, Phase, TOLERANCE, section_cost},
+    job::{Job, Limits, Phase, is_late, section_cost},
 };
 
 /// Whether the shortest section `job` could use would end after its reply must have left.
@@ -17,5 +17,5 @@ pub fn is_out_of_time(job: &Job, now: Instant, limits: &Limits, bounds: &Bounds)
         // but the bound of a whole prompt is rougher than that of one slice, so only the next one is asked for.
         Phase::Prefill { .. } => section_cost(0, 1, job.context_len + 1, bounds),
     };
-    now + shortest > reply_by + TOLERANCE
+    is_late(now + shortest, reply_by)
 }

@@ -24,7 +24,7 @@ pub struct Job {
     /// Tokens in its lane.
     pub context_len: usize,
     /// Bound of what must still be computed before there is anything to reply: the rest of the prompt, in slices
-    /// ([`mandatory`]). Everything after the first token is optional: an answer can be cut (or closed, with a grammar) at any
+    /// ([`mandatory_after`]). Everything after the first token is optional: an answer can be cut (or closed, with a grammar) at any
     /// section boundary. Counted for control jobs only.
     pub mandatory: Duration,
 }
@@ -70,6 +70,12 @@ impl Limits {
 /// far longer.
 pub const TOLERANCE: Duration = Duration::from_micros(1);
 
+/// Whether what ends at `end` is too late for `by`.
+#[must_use]
+pub fn is_late(end: Instant, by: Instant) -> bool {
+    end.saturating_duration_since(by) > TOLERANCE // not `by + TOLERANCE`, which a deadline at the end of time overflows
+}
+
 /// Most prompt tokens, up to `most`, that fit into `room` beside `num_decodes` decode steps; 0 when none do.
 #[must_use]
 pub fn longest_slice(
@@ -110,15 +116,13 @@ impl Job {
     }
 }
 
-/// Bound of the mandatory part of a request in `phase` with `context_len` tokens in its lane.
+/// Bound of the mandatory part of `job` once it has read `slice_len` more tokens of its prompt.
 #[must_use]
-pub fn mandatory(phase: Phase, context_len: usize, limits: &Limits, bounds: &Bounds) -> Duration {
-    match phase {
-        Phase::Decode => Duration::ZERO,
-        Phase::Prefill { remaining, until_stop } => {
-            prefill_cost(context_len, remaining, until_stop, limits, bounds)
-        }
-    }
+pub fn mandatory_after(job: &Job, slice_len: usize, limits: &Limits, bounds: &Bounds) -> Duration {
+    let Phase::Prefill { remaining, until_stop } = job.phase else { return Duration::ZERO };
+    let until_stop = if until_stop > slice_len { until_stop - slice_len } else { usize::MAX };
+    let remaining = remaining.saturating_sub(slice_len);
+    prefill_cost(job.context_len + slice_len, remaining, until_stop, limits, bounds)
 }
 
 /// Bound of computing `remaining` prompt tokens in slices, the first of at most `until_stop`, after `context_len` others.
@@ -173,11 +177,18 @@ mod tests {
     #[test]
     fn the_mandatory_part_is_the_rest_of_the_prompt_in_slices() {
         let bounds = table().bounds().clone();
-        let reading =
-            |remaining, until_stop| mandatory(Phase::Prefill { remaining, until_stop }, 0, &LIMITS, &bounds);
+        let job = |phase| {
+            let rank = Rank { deadline: None, ticket: 0 };
+            Job { lane: None, class: Class::Control, rank, phase, context_len: 0, mandatory: Duration::ZERO }
+        };
+        let reading = |remaining, until_stop| {
+            mandatory_after(&job(Phase::Prefill { remaining, until_stop }), 0, &LIMITS, &bounds)
+        };
         assert_eq!(reading(70, 70), (3 + 3 + 1) * MS);
         assert_eq!(reading(40, 10), (2 + 3) * MS, "a stop for a snapshot costs a slice");
-        assert_eq!(mandatory(Phase::Decode, 0, &LIMITS, &bounds), Duration::ZERO);
+        let begun = job(Phase::Prefill { remaining: 70, until_stop: 40 });
+        assert_eq!(mandatory_after(&begun, 32, &LIMITS, &bounds), (1 + 3) * MS, "8 to the stop, then 30");
+        assert_eq!(mandatory_after(&job(Phase::Decode), 0, &LIMITS, &bounds), Duration::ZERO);
     }
 
     #[test]

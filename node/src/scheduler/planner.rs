@@ -16,7 +16,7 @@ use takt_engine::kv::LaneId;
 use super::{
     class::Class,
     cut::is_out_of_time,
-    job::{Job, Phase, TOLERANCE, longest_slice},
+    job::{Job, Phase, is_late, longest_slice},
     safety::{Draft, Situation, is_safe},
 };
 
@@ -78,7 +78,7 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
     let outlasted = jobs.iter().enumerate().filter(|(idx, job)| {
         !draft.decodes.contains(idx)
             && slice.is_none_or(|(slice_idx, _)| slice_idx != *idx)
-            && job.reply_by(limits).is_some_and(|reply_by| reply_by + TOLERANCE < now + section.bound)
+            && job.reply_by(limits).is_some_and(|reply_by| is_late(now + section.bound, reply_by))
     });
     for lane in outlasted.filter_map(|(_, job)| job.lane) {
         if !section.cut.contains(&lane) {

@@ -7,7 +7,7 @@ use super::{
     class::Class,
     cost_table::Bounds,
     edf::Rank,
-    job::{Job, Limits, Phase, TOLERANCE, prefill_cost, section_cost},
+    job::{Job, Limits, Phase, TOLERANCE, is_late, mandatory_after, section_cost},
 };
 
 /// What a decision is made from, besides the jobs.
@@ -61,7 +61,7 @@ pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bo
     let cost = draft.cost(jobs, bounds);
     if draft
         .members(jobs)
-        .any(|job| job.reply_by(limits).is_some_and(|reply_by| now + cost > reply_by + TOLERANCE))
+        .any(|job| job.reply_by(limits).is_some_and(|reply_by| is_late(now + cost, reply_by)))
     {
         return false;
     }
@@ -108,10 +108,4 @@ pub fn is_pressed(job: &Job, jobs: &[Job], num_lanes: usize, situation: &Situati
         let taken = work_until(other.rank) + server.demand_until(reply_by, now) + bounds.stall() + longest;
         taken > reply_by.saturating_duration_since(now)
     })
-}
-
-fn mandatory_after(job: &Job, len: usize, limits: &Limits, bounds: &Bounds) -> Duration {
-    let Phase::Prefill { remaining, until_stop } = job.phase else { return Duration::ZERO };
-    let stop = if until_stop > len { until_stop - len } else { usize::MAX };
-    prefill_cost(job.context_len + len, remaining.saturating_sub(len), stop, limits, bounds)
 }

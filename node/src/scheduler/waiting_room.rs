@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::{
+    bandwidth_server::BandwidthServer,
     class::Class,
     edf::{EdfQueue, Rank},
     job::{Job, Phase},
@@ -35,6 +36,17 @@ impl Line {
             (Class::Background, _) => Self::Background,
         }
     }
+}
+
+/// The server's deadline if background work, which holds no lane, could be spared one of the free ones: see [`WaitingRoom::next_line`].
+#[must_use]
+pub fn background_due(
+    server: &BandwidthServer,
+    holds_lane: bool,
+    num_lanes: usize,
+    num_free: usize,
+) -> Option<Instant> {
+    server.busy_until().filter(|_| !holds_lane && num_lanes > 1 && num_free > 0)
 }
 
 /// Waiting requests of all classes, bounded together.

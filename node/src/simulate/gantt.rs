@@ -58,7 +58,7 @@ fn legend(out: &mut String) {
             at + 34.0,
             class.name()
         );
-        at += 200.0;
+        at += 250.0;
     }
     let _ = writeln!(
         out,

@@ -20,7 +20,7 @@ use crate::scheduler::{
     planner::Section,
     preemption::victim,
     safety::{Situation, is_pressed},
-    waiting_room::{Line, WaitingRoom},
+    waiting_room::{Line, WaitingRoom, background_due},
 };
 
 /// What the trace is played on.
@@ -281,8 +281,8 @@ impl<'a> Machine<'a> {
         loop {
             let holds_background =
                 self.lanes.used().any(|(_, running)| self.class(running) == Class::Background);
-            let can_spare = !holds_background && self.settings.num_lanes > 1 && self.lanes.num_free() > 0;
-            let due = self.server.busy_until().filter(|_| can_spare);
+            let (num_lanes, num_free) = (self.settings.num_lanes, self.lanes.num_free());
+            let due = background_due(&self.server, holds_background, num_lanes, num_free);
             let Some(line) = self.queue.next_line(due) else { return };
             let Some((_, running)) = self.queue.pop(line) else { return };
             if self.lanes.num_free() == 0 && !self.free_lane_for(running) {

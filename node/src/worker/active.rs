@@ -15,8 +15,9 @@ use crate::{
     request::{Status, Timings},
     scheduler::{
         class::Class,
+        cost_table::Bounds,
         edf::Rank,
-        job::{Job, Phase},
+        job::{Job, Limits, Phase, mandatory_after},
     },
 };
 
@@ -147,6 +148,14 @@ impl Active {
             phase: self.phase(),
             context_len: self.sequence.committed_len(),
             mandatory: self.standing.mandatory,
+        }
+    }
+
+    /// Notes what is owed to it after `slice_len` more prompt tokens, if its deadline is promised.
+    pub fn owe_after(&mut self, slice_len: usize, limits: &Limits, bounds: &Bounds) {
+        if self.standing.is_promised {
+            self.standing.mandatory = mandatory_after(&self.job(None), slice_len, limits, bounds);
+            self.standing.seat.progress(self.standing.mandatory);
         }
     }
 

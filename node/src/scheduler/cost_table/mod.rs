@@ -68,9 +68,6 @@ impl Cost {
 /// Why nothing is promised.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum NoPromise {
-    /// The table was made for another device, power mode or configuration.
-    #[error("costs were measured on another device or configuration: run `takt calibrate`")]
-    KeyMismatch,
     /// Sections take longer than when they were measured.
     #[error(
         "{} sections of up to {size} tokens take {factor:.1} times as long as when they were measured (limit {DRIFT_FACTOR}): \
@@ -208,11 +205,6 @@ impl CostTable {
     #[must_use]
     pub fn no_promise(&self) -> Option<NoPromise> {
         self.no_promise
-    }
-
-    /// Ends all promises until a new table takes this one's place.
-    pub fn withdraw(&mut self, reason: NoPromise) {
-        self.no_promise.get_or_insert(reason);
     }
 
     /// Learns from a section that took `took`. Allocates nothing.

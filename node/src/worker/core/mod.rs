@@ -1,5 +1,8 @@
 //! The worker's algorithm, one section at a time: accept, cut, plan, run, advance, reply.
 
+mod assignment;
+mod section;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +19,7 @@ use takt_engine::{
 
 use super::{
     WorkerOptions,
-    active::{Active, Parked, Queued, Standing, Waiting},
+    active::{Active, Queued, Standing, Waiting},
     asker::{Asker, Outcome},
     desk::{Admission, Desk, DeskParts},
 };
@@ -27,15 +30,14 @@ use crate::{
     scheduler::{
         bandwidth_server::BandwidthServer,
         class::Class,
-        cost_table::{CostTable, Grid, SectionKind, SectionShape},
+        cost_table::{CostTable, Grid},
         edf::Rank,
-        job::{Job, Limits, Phase, prefill_cost, section_cost},
+        job::{Job, Limits},
         lanes::Lanes,
         ledger::Ledger,
         planner::{Section, plan},
-        preemption::victim,
         prefix::PrefixCache,
-        safety::{Situation, is_pressed},
+        safety::Situation,
         waiting_room::{Line, WaitingRoom},
     },
 };
@@ -327,260 +329,6 @@ impl WorkerCore {
         self.jobs.extend(self.lanes.used().map(|(lane, active)| under_server(active.job(Some(lane)))));
         self.jobs.extend(self.queue.iter().map(|(rank, queued)| under_server(queued.job(rank))));
         self.jobs.sort_unstable_by_key(|job| job.rank);
-    }
-
-    fn fill_lanes(&mut self) -> Result<(), EngineError> {
-        loop {
-            let holds_background =
-                self.lanes.used().any(|(_, active)| active.standing.class == Class::Background);
-            let num_lanes = self.backend.capabilities().num_lanes;
-            let can_spare = !holds_background && num_lanes > 1 && self.lanes.num_free() > 0;
-            let due = self.server.busy_until().filter(|_| can_spare);
-            let Some(line) = self.queue.next_line(due) else { return Ok(()) };
-            let Some((rank, queued)) = self.queue.pop(line) else { return Ok(()) };
-            if self.lanes.num_free() == 0 && !self.free_lane_for(&queued.job(rank))? {
-                if let Err(queued) = self.queue.push(line, rank, queued) {
-                    queued.reply(Status::Failed, self.clock.now(), Some("no room to wait: ask again".into()));
-                }
-                return Ok(());
-            }
-            match queued {
-                Queued::Fresh(waiting) => self.start(rank, *waiting)?,
-                Queued::Parked(parked) => self.resume(*parked)?,
-            }
-        }
-    }
-
-    /// Takes a lane from somebody less urgent than `waiting`; false when there is nobody.
-    fn free_lane_for(&mut self, waiting: &Job) -> Result<bool, EngineError> {
-        self.jobs.clear();
-        self.jobs.extend(self.lanes.used().map(|(lane, active)| active.job(Some(lane))));
-        let num_holders = self.jobs.len();
-        self.jobs.extend(self.queue.iter().map(|(rank, queued)| queued.job(rank)));
-        let now = self.clock.now();
-        let situation =
-            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server };
-        let is_pressed = is_pressed(waiting, &self.jobs, num_holders, &situation);
-        let Some(lane) = victim(waiting, is_pressed, &self.jobs[..num_holders]) else { return Ok(false) };
-        self.park(lane)?;
-        Ok(self.lanes.num_free() > 0)
-    }
-
-    /// Gives a free lane to a request that begins.
-    fn start(&mut self, rank: Rank, waiting: Waiting) -> Result<(), EngineError> {
-        let mut active = Active::new(waiting, rank, self.clock.now());
-        let Some(choice) = self.lanes.choose(active.sequence.prompt_token_ids()) else {
-            active.reply(Status::Failed, self.clock.now(), Some("no lane was free: ask again".into()));
-            return Ok(());
-        };
-        let shared_len = match self.reuse(choice.lane, choice.shared_len, &active) {
-            Ok(shared_len) => shared_len,
-            Err(error) => {
-                active.reply(Status::Failed, self.clock.now(), Some(error.to_string()));
-                return Err(error);
-            }
-        };
-        active.sequence.commit(shared_len)?;
-        active.snapshot_at = active.snapshot_at.filter(|at| {
-            let prefix = &active.sequence.prompt_token_ids()[..*at];
-            *at > shared_len
-                && *at >= MIN_SHARED_TOKENS
-                && self.prefixes.is_enabled()
-                && !self.prefixes.contains(prefix)
-        });
-        self.occupy(choice.lane, active);
-        Ok(())
-    }
-
-    /// Takes the lane of somebody less urgent, whose KV is kept until its turn comes again.
-    fn park(&mut self, lane: LaneId) -> Result<(), EngineError> {
-        let Some(active) = self.lanes.release(lane) else { return Ok(()) };
-        let held = self.backend.committed_len(lane);
-        let snapshot = match held {
-            0 => None,
-            held => match self.backend.save_snapshot(lane, held) {
-                Ok(snapshot) => Some(snapshot),
-                Err(error) => {
-                    active.reply(Status::Failed, self.clock.now(), Some(error.to_string()));
-                    return Err(error);
-                }
-            },
-        };
-        let (line, rank) = (Line::of(&active.job(None)), active.rank);
-        let parked = Queued::Parked(Box::new(Parked { active, snapshot }));
-        if let Err(queued) = self.queue.push(line, rank, parked)
-            && let Some(snapshot) =
-                queued.reply(Status::Failed, self.clock.now(), Some("no room to wait: ask again".into()))
-        {
-            self.backend.drop_snapshot(snapshot);
-        }
-        Ok(())
-    }
-
-    fn resume(&mut self, parked: Parked) -> Result<(), EngineError> {
-        let Parked { active, snapshot } = parked;
-        let Some(choice) = self.lanes.choose(&[]) else {
-            active.reply(Status::Failed, self.clock.now(), Some("no lane was free: ask again".into()));
-            return Ok(());
-        };
-        let restored = match snapshot {
-            None => self.backend.truncate(choice.lane, 0),
-            Some(snapshot) => {
-                let restored = self.backend.restore_snapshot(choice.lane, snapshot);
-                self.backend.drop_snapshot(snapshot);
-                restored
-            }
-        };
-        if let Err(error) = restored {
-            active.reply(Status::Failed, self.clock.now(), Some(error.to_string()));
-            return Err(error);
-        }
-        self.occupy(choice.lane, active);
-        Ok(())
-    }
-
-    fn occupy(&mut self, lane: LaneId, active: Active) {
-        if let Err(active) = self.lanes.occupy(lane, active) {
-            active.reply(Status::Failed, self.clock.now(), Some("the lane was taken: ask again".into()));
-        }
-    }
-
-    /// Leaves in `lane` the longest start of the prompt that the lane itself or a snapshot holds; returns its length. The last
-    /// prompt token is always computed: its logits choose the first token of the answer.
-    fn reuse(&mut self, lane: LaneId, resident_len: usize, active: &Active) -> Result<usize, EngineError> {
-        let prompt = active.sequence.prompt_token_ids();
-        let most = prompt.len().saturating_sub(1);
-        let resident_len = resident_len.min(most);
-        if let Some((snapshot, len)) = self.prefixes.longest(prompt)
-            && len.min(most) > resident_len
-            && len >= MIN_SHARED_TOKENS
-        {
-            self.backend.restore_snapshot(lane, snapshot)?;
-            self.backend.truncate(lane, len.min(most))?;
-            return Ok(len.min(most));
-        }
-        self.backend.truncate(lane, resident_len)?;
-        Ok(resident_len)
-    }
-
-    fn run_section(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.plan.clear();
-        let mut context_len = 0;
-        for &lane in &self.section.decodes {
-            if let Some(active) = self.lanes.holder_mut(lane) {
-                active.sequence.push_to(&mut self.plan, lane, 1);
-                context_len = context_len.max(active.sequence.committed_len() + 1);
-            }
-        }
-        let mut slice_len = 0;
-        if let Some((lane, len)) = self.section.prefill
-            && let Some(active) = self.lanes.holder_mut(lane)
-        {
-            slice_len = active.sequence.push_to(&mut self.plan, lane, len);
-            context_len = context_len.max(active.sequence.committed_len() + slice_len);
-        }
-        let num_decodes = self.section.decodes.len();
-        let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
-        // In this order: read in between, the slice counts twice rather than not at all.
-        self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
-        self.note_progress(slice_len);
-        let output = self.backend.run_step(&self.plan)?;
-        let now = self.clock.now();
-        self.ended.clear();
-        for (segment_idx, segment) in self.plan.segments.iter().enumerate() {
-            let Some(active) = self.lanes.holder_mut(segment.lane) else { continue };
-            active.sequence.commit(segment.tokens.len())?;
-            if active.sequence.awaits_logits() {
-                let logits = output
-                    .last_logits(segment_idx)
-                    .ok_or_else(|| EngineError::Backend(format!("no logits for lane {}", segment.lane.0)))?;
-                if active.advance(logits, now)?.is_some() {
-                    self.ended.push(segment.lane);
-                }
-            }
-        }
-        self.take_snapshot()?;
-        self.send_text();
-        let took = self.clock.now().saturating_duration_since(started);
-        self.desk.ledger().end_section();
-        self.learn(num_decodes, slice_len, context_len, took);
-        Ok(())
-    }
-
-    /// Learns what the section cost, charges background work for its part, and says so when nothing can be promised any more.
-    fn learn(&mut self, num_decodes: usize, slice_len: usize, context_len: usize, took: Duration) {
-        let shape = |kind, size| SectionShape { kind, size, context_len };
-        match (num_decodes, slice_len) {
-            (0, 0) => {}
-            (num, 0) => self.table.record(shape(SectionKind::Decode, num), took),
-            (0, len) => self.table.record(shape(SectionKind::Prefill, len), took),
-            (num, len) => {
-                // Together they cost at most what they cost apart; the decode step's part is known well.
-                let decode = self.table.typical(shape(SectionKind::Decode, num));
-                self.table.record(shape(SectionKind::Prefill, len), took.saturating_sub(decode));
-            }
-        }
-        let num_all = num_decodes + slice_len;
-        let is_background = |lane: LaneId| {
-            self.jobs.iter().any(|job| job.lane == Some(lane) && job.class == Class::Background)
-        };
-        let decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
-        let slice = self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |_| slice_len);
-        if decodes + slice > 0 {
-            self.server.charge(took.mul_f64((decodes + slice) as f64 / num_all as f64));
-        }
-        if let Some(reason) = self.table.no_promise()
-            && self.desk.distrust().is_none()
-        {
-            tracing::warn!("no deadline is promised: {reason}");
-            self.desk.withdraw(reason.to_string());
-        }
-    }
-
-    /// Tells the ledger what the promise of the request that reads `slice_len` tokens will need after this section, whose time the
-    /// ledger counts already.
-    fn note_progress(&mut self, slice_len: usize) {
-        let Some((lane, _)) = self.section.prefill else { return };
-        let (limits, bounds) = (&self.limits, self.table.bounds());
-        if let Some(active) = self.lanes.holder_mut(lane)
-            && active.standing.is_promised
-            && let Job { phase: Phase::Prefill { remaining, until_stop }, context_len, .. } = active.job(None)
-        {
-            let until_stop = if until_stop > slice_len { until_stop - slice_len } else { usize::MAX };
-            let (context_len, remaining) = (context_len + slice_len, remaining.saturating_sub(slice_len));
-            active.standing.mandatory = prefill_cost(context_len, remaining, until_stop, limits, bounds);
-            active.standing.seat.progress(active.standing.mandatory);
-        }
-    }
-
-    /// Keeps the system prompt's KV when this section's slice ended exactly there.
-    fn take_snapshot(&mut self) -> Result<(), EngineError> {
-        let Some((lane, _)) = self.section.prefill else { return Ok(()) };
-        let Some(active) = self.lanes.holder_mut(lane) else { return Ok(()) };
-        let len = active.sequence.committed_len();
-        if active.snapshot_at != Some(len) {
-            return Ok(());
-        }
-        active.snapshot_at = None;
-        let snapshot = self.backend.save_snapshot(lane, len)?;
-        let evicted = self.prefixes.insert(&active.sequence.prompt_token_ids()[..len], snapshot);
-        if let Some(evicted) = evicted {
-            self.backend.drop_snapshot(evicted);
-        }
-        Ok(())
-    }
-
-    /// Sends every lane's new text, ends complete answers and those nobody waits for any more.
-    fn send_text(&mut self) {
-        for i in 0..self.plan.segments.len() {
-            let lane = self.plan.segments[i].lane;
-            let is_gone = self.lanes.holder_mut(lane).is_some_and(|active| !active.stream());
-            if self.ended.contains(&lane) {
-                self.end(lane, Status::Complete, None);
-            } else if is_gone {
-                self.end(lane, Status::Cancelled, Some("the asker is gone"));
-            }
-        }
     }
 
     fn end(&mut self, lane: LaneId, status: Status, reason: Option<&str>) {

@@ -1,0 +1,125 @@
+//! One section: run it, advance its sequences, learn what it cost.
+
+use std::time::{Duration, Instant};
+
+use takt_engine::{EngineError, kv::LaneId};
+
+use super::WorkerCore;
+use crate::{
+    request::Status,
+    scheduler::{
+        class::Class,
+        cost_table::{SectionKind, SectionShape},
+        job::section_cost,
+    },
+};
+
+impl WorkerCore {
+    pub(super) fn run_section(&mut self, started: Instant) -> Result<(), EngineError> {
+        self.plan.clear();
+        let mut context_len = 0;
+        for &lane in &self.section.decodes {
+            if let Some(active) = self.lanes.holder_mut(lane) {
+                active.sequence.push_to(&mut self.plan, lane, 1);
+                context_len = context_len.max(active.sequence.committed_len() + 1);
+            }
+        }
+        let mut slice_len = 0;
+        if let Some((lane, len)) = self.section.prefill
+            && let Some(active) = self.lanes.holder_mut(lane)
+        {
+            slice_len = active.sequence.push_to(&mut self.plan, lane, len);
+            context_len = context_len.max(active.sequence.committed_len() + slice_len);
+        }
+        let num_decodes = self.section.decodes.len();
+        let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
+        // In this order: read in between, the slice counts twice rather than not at all.
+        self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
+        if let Some((lane, _)) = self.section.prefill
+            && let Some(active) = self.lanes.holder_mut(lane)
+        {
+            active.owe_after(slice_len, &self.limits, self.table.bounds());
+        }
+        let output = self.backend.run_step(&self.plan)?;
+        let now = self.clock.now();
+        self.ended.clear();
+        for (segment_idx, segment) in self.plan.segments.iter().enumerate() {
+            let Some(active) = self.lanes.holder_mut(segment.lane) else { continue };
+            active.sequence.commit(segment.tokens.len())?;
+            if active.sequence.awaits_logits() {
+                let logits = output
+                    .last_logits(segment_idx)
+                    .ok_or_else(|| EngineError::Backend(format!("no logits for lane {}", segment.lane.0)))?;
+                if active.advance(logits, now)?.is_some() {
+                    self.ended.push(segment.lane);
+                }
+            }
+        }
+        self.take_snapshot()?;
+        self.send_text();
+        let took = self.clock.now().saturating_duration_since(started);
+        self.desk.ledger().end_section();
+        self.learn(num_decodes, slice_len, context_len, took);
+        Ok(())
+    }
+
+    /// Learns what the section cost, charges background work for its part, and says so when nothing can be promised any more.
+    fn learn(&mut self, num_decodes: usize, slice_len: usize, context_len: usize, took: Duration) {
+        let shape = |kind, size| SectionShape { kind, size, context_len };
+        match (num_decodes, slice_len) {
+            (0, 0) => {}
+            (num, 0) => self.table.record(shape(SectionKind::Decode, num), took),
+            (0, len) => self.table.record(shape(SectionKind::Prefill, len), took),
+            (num, len) => {
+                // Together they cost at most what they cost apart; the decode step's part is known well.
+                let decode = self.table.typical(shape(SectionKind::Decode, num));
+                self.table.record(shape(SectionKind::Prefill, len), took.saturating_sub(decode));
+            }
+        }
+        let num_all = num_decodes + slice_len;
+        let is_background = |lane: LaneId| {
+            self.jobs.iter().any(|job| job.lane == Some(lane) && job.class == Class::Background)
+        };
+        let decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
+        let slice = self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |_| slice_len);
+        if decodes + slice > 0 {
+            self.server.charge(took.mul_f64((decodes + slice) as f64 / num_all as f64));
+        }
+        if let Some(reason) = self.table.no_promise()
+            && self.desk.distrust().is_none()
+        {
+            tracing::warn!("no deadline is promised: {reason}");
+            self.desk.withdraw(reason.to_string());
+        }
+    }
+
+    /// Keeps the system prompt's KV when this section's slice ended exactly there.
+    fn take_snapshot(&mut self) -> Result<(), EngineError> {
+        let Some((lane, _)) = self.section.prefill else { return Ok(()) };
+        let Some(active) = self.lanes.holder_mut(lane) else { return Ok(()) };
+        let len = active.sequence.committed_len();
+        if active.snapshot_at != Some(len) {
+            return Ok(());
+        }
+        active.snapshot_at = None;
+        let snapshot = self.backend.save_snapshot(lane, len)?;
+        let evicted = self.prefixes.insert(&active.sequence.prompt_token_ids()[..len], snapshot);
+        if let Some(evicted) = evicted {
+            self.backend.drop_snapshot(evicted);
+        }
+        Ok(())
+    }
+
+    /// Sends every lane's new text, ends complete answers and those nobody waits for any more.
+    fn send_text(&mut self) {
+        for i in 0..self.plan.segments.len() {
+            let lane = self.plan.segments[i].lane;
+            let is_gone = self.lanes.holder_mut(lane).is_some_and(|active| !active.stream());
+            if self.ended.contains(&lane) {
+                self.end(lane, Status::Complete, None);
+            } else if is_gone {
+                self.end(lane, Status::Cancelled, Some("the asker is gone"));
+            }
+        }
+    }
+}
