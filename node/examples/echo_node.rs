@@ -47,6 +47,7 @@ fn answer(request: &Request) -> Result<(), crossbeam_channel::SendError<Event>> 
         id: request.id,
         status: Status::Complete,
         text,
+        closing: None,
         token_ids: Vec::new(),
         prompt_token_ids: Vec::new(),
         finish_reason: "stop",

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod random;
 pub mod request;
 pub mod ros;
 pub mod rt;

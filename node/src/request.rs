@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 use serde::Serialize;
-use takt_engine::TokenId;
+use takt_engine::{
+    EngineError, TokenId,
+    grammar::{Closing, ClosingPolicy, GrammarSpec},
+};
 
 use crate::{
     scheduler::class::Class,
@@ -37,6 +40,15 @@ pub enum Prompt {
     Raw(String),
 }
 
+/// The form an answer must have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Form {
+    /// JSON Schema, regex or choices.
+    pub spec: GrammarSpec,
+    /// What may stand in for what the model had no time to write.
+    pub closing: ClosingPolicy,
+}
+
 /// One demand with a deadline.
 #[derive(Debug)]
 pub struct Request {
@@ -56,6 +68,8 @@ pub struct Request {
     pub sampling: Option<takt_engine::sampler::SamplingParams>,
     /// Strings that end the answer (not part of it).
     pub stop: Vec<String>,
+    /// The form of the answer, whenever it ends; `None` for any text.
+    pub form: Option<Form>,
     /// Where its events go; bounded. A full channel drops [`Event::Tokens`], never the reply: give it room for the reply.
     pub events: Sender<Event>,
     /// What letting it in has found out; `None` until then.
@@ -72,7 +86,7 @@ pub enum Status {
     TruncatedAtDeadline,
     /// The deadline came first; the text was completed by the grammar's closing.
     ClosedAtDeadline,
-    /// Never started: queue full, deadline passed, prompt too long.
+    /// Never started: queue full, deadline passed or not to be promised, prompt too long, a form without a closing.
     Rejected,
     /// The caller or a shutdown ended it.
     Cancelled,
@@ -117,8 +131,10 @@ pub struct Reply {
     pub id: RequestId,
     /// How it ended.
     pub status: Status,
-    /// The answer, as far as it came.
+    /// The answer, as far as it came; of the form asked for, unless it was rejected or failed.
     pub text: String,
+    /// What completed the text, if something had to, and what of it is not the model's.
+    pub closing: Option<Closing>,
     /// Its tokens.
     pub token_ids: Vec<TokenId>,
     /// The prompt's tokens.
@@ -187,6 +203,26 @@ impl RequestSender {
     #[must_use]
     pub fn with_desk(self, desk: Arc<Desk>) -> Self {
         Self { desk: Some(desk), ..self }
+    }
+
+    /// Whether letting a request of this form in is a matter of microseconds; a form that is new takes milliseconds to compile.
+    #[must_use]
+    pub fn knows(&self, form: Option<&Form>) -> bool {
+        form.is_none_or(|form| self.desk.as_ref().is_some_and(|desk| desk.knows(form)))
+    }
+
+    /// Compiles `form` ahead of the first request that asks for it.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub fn prepare(&self, form: &Form) -> Result<(), EngineError> {
+        self.desk.as_ref().map_or(Ok(()), |desk| desk.prepare(form))
+    }
+
+    /// The device that runs the requests; empty when it is not known.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        self.desk.as_ref().map_or("", |desk| desk.device())
     }
 
     /// Why no deadline is promised at present, if so.

@@ -73,3 +73,32 @@ pub fn copy_of(source: &Path) -> tempfile::TempDir {
     }
     folder
 }
+
+/// The binary on a ROS 2 domain of this process, on this machine only.
+pub fn on_loopback(args: &[&str]) -> Command {
+    let domain = 102 + std::process::id() % 20; // beyond what the other suites and `takt demo` use
+    let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+    command
+        .args(args)
+        .env("ROS_DOMAIN_ID", domain.to_string())
+        .env("ROS_LOCALHOST_ONLY", "1")
+        .env_remove("ROS_AUTOMATIC_DISCOVERY_RANGE")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A `takt serve` that is killed when the test ends, however it ends.
+pub struct Node(pub std::process::Child);
+
+impl Node {
+    pub fn start(args: &[&str]) -> Self {
+        Self(on_loopback(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -4,12 +4,13 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 mod bad_input;
+mod forms;
 mod harness;
 
 use std::{
     ffi::OsStr,
     fs,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -160,50 +161,6 @@ fn a_deadline_cuts_an_answer_and_one_of_zero_is_rejected() {
 }
 
 #[test]
-fn an_answer_has_the_form_asked_for_however_little_time_it_gets() {
-    let scratch = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = scratch.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let schema = file(
-        "schema.json",
-        r#"{"properties": {"skill": {"enum": ["stop", "go"], "x-takt-safe": true}, "note": {"type": "string", "default": ""}},
-            "required": ["skill", "note"]}"#,
-    );
-    let ask = ["generate", engine(), "--prompt", "pick the red cup", "--raw", "--json"];
-    let bound = |more: &[&str]| succeed_json([&ask[..], more].concat());
-    let is_valid = |text: &Value| {
-        let value: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
-        assert!(
-            ["stop", "go"].contains(&value["skill"].as_str().unwrap()) && value["note"].is_string(),
-            "{value}"
-        );
-    };
-    let cut = bound(&["--schema", &schema, "--deadline", "1us"]);
-    assert_eq!((&cut["status"], &cut["finish_reason"]), (&"closed_at_deadline".into(), &"deadline".into()));
-    assert_eq!(cut["defaulted_fields"], serde_json::json!(["/skill", "/note"]));
-    is_valid(&cut["text"]);
-    let short = bound(&["--schema", &schema, "--max-tokens", "6"]);
-    assert_eq!(short["status"], "complete");
-    is_valid(&short["text"]);
-    let choice = bound(&["--choice", "left", "--choice", "right"]);
-    assert!(["left", "right"].contains(&choice["text"].as_str().unwrap()), "{choice}");
-    assert_eq!(choice["finish_reason"], "stop");
-    let number = bound(&["--regex", "[1-9][0-9]{2}"]);
-    assert!((100..1000).contains(&number["text"].as_str().unwrap().parse().unwrap()), "{number}");
-
-    let open = file("open.json", r#"{"properties": {"speed": {"type": "number"}}}"#);
-    fail([&ask[..], &["--schema", &open]].concat(), 1, &["/speed", "default"]);
-    bound(&["--schema", &open, "--closing", "minimal", "--max-tokens", "8"]);
-    let broken = file("broken.json", "{");
-    fail([&ask[..], &["--schema", &broken]].concat(), 1, &["broken.json", "no JSON"]);
-    fail([&ask[..], &["--schema", "missing.json"]].concat(), 1, &["missing.json", "cannot be read"]);
-    fail([&ask[..], &["--regex", "a(b"]].concat(), 1, &["grammar"]);
-}
-
-#[test]
 fn a_prompt_longer_than_the_context_is_rejected() {
     let prompt = "pick the red cup ".repeat(4000);
     fail(["generate", engine(), "--prompt", &prompt], 1, &["rejected", "does not fit a lane"]);
@@ -299,31 +256,10 @@ fn doctor_names_what_it_looked_at() {
     }
 }
 
-/// A `takt serve` that is killed when the test ends, however it ends.
-struct Node(std::process::Child);
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_served_engine_answers_over_ros_2_and_a_second_node_of_the_name_may_not_start() {
-    let domain = (102 + std::process::id() % 20).to_string(); // beyond what the other suites and `takt demo` use
-    let on_loopback = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
-        command
-            .args(args)
-            .env("ROS_DOMAIN_ID", &domain)
-            .env("ROS_LOCALHOST_ONLY", "1")
-            .env_remove("ROS_AUTOMATIC_DISCOVERY_RANGE");
-        command.stdin(Stdio::null());
-        command
-    };
     let serve = ["serve", "--engine", engine(), "--ros-args", "-r", "__node:=cli_test"];
-    let mut node = Node(on_loopback(&serve).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let mut node = Node::start(&serve);
     let ask = [
         "ask",
         "pick the red cup",

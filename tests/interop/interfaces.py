@@ -30,7 +30,7 @@ Duration = struct("builtin_interfaces.msg.dds_.Duration_", [("sec", int32), ("na
 # The same bytes as a string, but any bytes: to send what a string may not hold.
 TextOfBytes = struct("std_msgs.msg.dds_.String_", [("data", sequence[uint8])])
 
-ROS_TYPES = {"string": str, "bool": bool, "uint32": uint32, "float64": float64, "builtin_interfaces/Duration": Duration}
+ROS_TYPES = {"string": str, "string[]": sequence[str], "bool": bool, "uint32": uint32, "float64": float64, "builtin_interfaces/Duration": Duration}
 
 
 def srv_fields() -> tuple:
@@ -60,4 +60,15 @@ NodeEntities = struct(
 ParticipantEntities = struct(
     "rmw_dds_common.msg.dds_.ParticipantEntitiesInfo_",
     [("gid", Gid), ("node_entities_info_seq", sequence[NodeEntities])],
+)
+
+Time = struct("builtin_interfaces.msg.dds_.Time_", [("sec", int32), ("nanosec", uint32)])
+Header = struct("std_msgs.msg.dds_.Header_", [("stamp", Time), ("frame_id", str)])
+KeyValue = struct("diagnostic_msgs.msg.dds_.KeyValue_", [("key", str), ("value", str)])
+DiagnosticStatus = struct(
+    "diagnostic_msgs.msg.dds_.DiagnosticStatus_",
+    [("level", uint8), ("name", str), ("message", str), ("hardware_id", str), ("values", sequence[KeyValue])],
+)
+DiagnosticArray = struct(
+    "diagnostic_msgs.msg.dds_.DiagnosticArray_", [("header", Header), ("status", sequence[DiagnosticStatus])]
 )

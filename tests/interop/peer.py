@@ -69,6 +69,45 @@ def a_call_without_enough_time_is_cut_or_refused_at_once(domain, node):
     assert abs(reply.deadline_ms - 1) < 1e-6, reply
 
 
+SCHEMA = {
+    "type": "object",
+    "required": ["skill", "speed"],
+    "properties": {
+        "skill": {"enum": ["stop", "goto"], "x-takt-safe": True},
+        "speed": {"type": "number", "minimum": 0, "maximum": 2, "default": 0},
+    },
+}
+
+
+def a_call_in_a_form_keeps_it_however_little_time_it_gets(domain, node):
+    client = Robot(domain, node).client()
+    num_answered = 0
+    for deadline_s in [60.0, 0.004, 0.008, 0.016, 0.032, 0.064, 20.0]:
+        reply = client.call("Go to the kitchen.", deadline_s=deadline_s, schema=json.dumps(SCHEMA))
+        if reply.status == "rejected":
+            assert not reply.text and reply.earliest_deadline_ms > 0 or "passed" in reply.reason, reply
+            continue
+        assert reply.status in ("complete", "closed_at_deadline"), reply
+        value = json.loads(reply.text)
+        assert value["skill"] in ("stop", "goto") and 0 <= value["speed"] <= 2, reply
+        num_answered += 1
+    assert num_answered >= 2, "twenty seconds are enough"
+    choice = client.call("Left or right?", choices=["left", "right"])
+    assert choice.text in ("left", "right"), choice
+    open_schema = {"type": "object", "required": ["speed"], "properties": {"speed": {"type": "number"}}}
+    refused = client.call("Go.", schema=json.dumps(open_schema))
+    assert refused.status == "rejected" and "/speed" in refused.reason, refused
+
+
+def diagnostics_come_and_say_whether_deadlines_are_promised(domain, node):
+    robot = Robot(domain, node)
+    topic = Topic(robot.participant, "rt/diagnostics", interfaces.DiagnosticArray)
+    array = take_all(DataReader(robot.participant, topic, qos()), 1, "diagnostics")[0]
+    (status,) = array.status
+    assert status.name == f"{node.lstrip('/')}: deadlines" and status.level in (0, 1), status
+    assert abs(array.header.stamp.sec - time.time()) < 3600, array.header
+
+
 def check_complete(reply):
     assert reply.status == "complete" and reply.text and not reply.reason, reply
     assert 0 <= reply.ttft_ms <= reply.total_ms, reply
@@ -151,10 +190,14 @@ CASES = [
     calls_in_flight_are_each_answered_once,
     two_clients_of_one_process_get_their_own_replies,
     the_node_is_in_the_graph,
+    diagnostics_come_and_say_whether_deadlines_are_promised,
     fresh_clients_lose_no_reply,
 ]
 # Need a model: an echo is always in time.
-MODEL_CASES = [a_call_without_enough_time_is_cut_or_refused_at_once]
+MODEL_CASES = [
+    a_call_without_enough_time_is_cut_or_refused_at_once,
+    a_call_in_a_form_keeps_it_however_little_time_it_gets,
+]
 
 
 def run(domain: int, node: str) -> int:

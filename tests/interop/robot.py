@@ -72,7 +72,8 @@ class Client:
         # As rclpy's wait_for_service.
         until("a server", lambda: self.writer.get_matched_subscriptions() and self.reader.get_matched_publications())
 
-    def send(self, prompt: str, system: str = "", deadline_s: float = 60.0, max_tokens: int = 0) -> int:
+    def send(self, prompt: str, system: str = "", deadline_s: float = 60.0, max_tokens: int = 0, **form) -> int:
+        """Sends a request; `form` has `schema`, `regex`, `choices` or `closing`."""
         self.num_calls += 1
         sec = int(deadline_s // 1)
         deadline = interfaces.Duration(sec=sec, nanosec=round((deadline_s - sec) * 1e9))
@@ -84,6 +85,7 @@ class Client:
                 system=system,
                 deadline=deadline,
                 max_tokens=max_tokens,
+                **{"schema": "", "regex": "", "choices": [], "closing": "", **form},
             )
         )
         return self.num_calls

@@ -4,9 +4,10 @@ use std::{fs, path::Path, sync::Arc};
 
 use serde_json::Value;
 use takt_engine::{
-    grammar::{Closing, ClosingPolicy, Grammar, GrammarCompiler, GrammarSpec, Matcher, Steering},
+    grammar::{Closing, Grammar, GrammarCompiler, Matcher, Steering},
     text::{GenerationDefaults, Text},
 };
+use takt_node::{bench::forms::Case, random::SplitMix64};
 
 /// A tokenizer with its number of tokens and its end tokens.
 pub struct Tokens {
@@ -43,63 +44,10 @@ pub fn tokens(dir: &Path, vocab_size: usize) -> Tokens {
     Tokens { text, compiler, vocab_size }
 }
 
-/// A schema of the fixture set.
-#[derive(Debug, Clone)]
-pub struct Case {
-    /// `family/name`.
-    pub name: String,
-    /// The schema.
-    pub schema: Value,
-    /// What may stand in: robots' schemas declare it, others do not.
-    pub policy: ClosingPolicy,
-}
-
-/// Every schema of `fixtures/schemas`, in order.
-#[must_use]
-pub fn schemas() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/schemas");
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    files.sort();
-    let mut cases = Vec::new();
-    for file in files {
-        let family: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        let policy = match family["policy"].as_str() {
-            Some("minimal") => ClosingPolicy::Minimal,
-            _ => ClosingPolicy::Declared,
-        };
-        let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
-        for (name, schema) in family["schemas"].as_object().unwrap() {
-            cases.push(Case { name: format!("{stem}/{name}"), schema: schema.clone(), policy });
-        }
-    }
-    cases
-}
-
-/// SplitMix64: the same numbers everywhere.
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next_u64() % end.max(1) as u64) as usize
-    }
-}
-
 /// A model without preferences: any allowed token, now and then one that ends a value, so that answers come to an end.
 #[derive(Debug)]
 pub struct RandomModel {
-    random: Random,
+    random: SplitMix64,
     logits: Vec<f32>,
 }
 
@@ -107,11 +55,11 @@ impl RandomModel {
     /// A model with a seed.
     #[must_use]
     pub fn new(seed: u64, vocab_size: usize) -> Self {
-        Self { random: Random(seed), logits: vec![0.0; vocab_size] }
+        Self { random: SplitMix64(seed), logits: vec![0.0; vocab_size] }
     }
 
     /// Random numbers for other purposes.
-    pub fn random(&mut self) -> &mut Random {
+    pub fn random(&mut self) -> &mut SplitMix64 {
         &mut self.random
     }
 
@@ -137,71 +85,6 @@ impl RandomModel {
     }
 }
 
-/// The independent judge of one schema.
-#[derive(Debug)]
-pub struct Judge {
-    validator: jsonschema::Validator,
-}
-
-impl Judge {
-    /// A judge that checks formats, too.
-    #[must_use]
-    #[expect(clippy::result_large_err, reason = "the validator's own error type")]
-    pub fn new(schema: &Value) -> Self {
-        let options = jsonschema::options()
-            .should_validate_formats(true)
-            .with_keyword("multipleOf", |_, step, _| Ok(Box::new(ExactMultiple::new(step))));
-        Self { validator: options.build(schema).unwrap() }
-    }
-
-    /// The value, when `text` is JSON that the schema accepts; what is wrong otherwise.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub fn check(&self, text: &[u8]) -> Result<Value, String> {
-        let value: Value = serde_json::from_slice(text).map_err(|error| format!("no JSON: {error}"))?;
-        let wrong = self.validator.iter_errors(&value).next();
-        let wrong = wrong.map(|error| format!("{error} at {}", error.instance_path));
-        wrong.map_or(Ok(value), Err)
-    }
-}
-
-/// `multipleOf` in decimals: the validator's own divides in F64, where 4.19 is no multiple of 0.01.
-struct ExactMultiple {
-    step: i128,
-}
-
-impl ExactMultiple {
-    fn new(step: &Value) -> Self {
-        Self { step: hundred_millionths(step).unwrap() }
-    }
-}
-
-/// A number with at most eight decimals.
-fn hundred_millionths(number: &Value) -> Option<i128> {
-    let text = number.to_string();
-    let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
-    format!("{whole}{decimals:0<8}").parse().ok().filter(|_| decimals.len() <= 8)
-}
-
-impl jsonschema::Keyword for ExactMultiple {
-    fn validate<'i>(
-        &self,
-        instance: &'i Value,
-        location: &jsonschema::paths::LazyLocation<'_, '_>,
-    ) -> Result<(), jsonschema::ValidationError<'i>> {
-        if self.is_valid(instance) {
-            return Ok(());
-        }
-        let place = jsonschema::paths::Location::new();
-        Err(jsonschema::ValidationError::custom(place, location.into(), instance, "not a multiple"))
-    }
-
-    fn is_valid(&self, instance: &Value) -> bool {
-        !instance.is_number() || hundred_millionths(instance).is_some_and(|number| number % self.step == 0)
-    }
-}
-
 /// An answer that was cut: what the model wrote, and the whole.
 #[derive(Debug)]
 pub struct Cut {
@@ -222,8 +105,10 @@ impl Cut {
 /// Compiles a case.
 #[must_use]
 pub fn compile(tokens: &Tokens, case: &Case) -> Grammar {
-    let spec = GrammarSpec::JsonSchema(case.schema.clone());
-    tokens.compiler.compile(&spec, case.policy).unwrap_or_else(|error| panic!("{}: {error}", case.name))
+    tokens
+        .compiler
+        .compile(&case.spec(), case.policy)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name))
 }
 
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
@@ -235,7 +120,7 @@ pub fn made_up_tokens(vocab_size: usize) -> Tokens {
     let dir = tempfile::tempdir().unwrap();
     let mut vocab = serde_json::Map::new();
     let mut words: Vec<String> = (0..=255_u8).map(|byte| byte_level(byte).to_string()).collect();
-    let mut random = Random(1);
+    let mut random = SplitMix64(1);
     let syllables = [
         "to", "ra", "in", "é", "st", "er", "{\"", "\":", ",\"", "\",\"", "0", "12", "9.", "Ġ", "Ġthe", "_",
         "-", "an", "[", "]", "}", "null",

@@ -8,3 +8,4 @@ pub mod heldout;
 pub mod memory_weights;
 pub mod reference;
 pub mod virtual_backend;
+pub mod worker_bench;

@@ -7,7 +7,11 @@ use takt_engine::{
     EngineError,
     grammar::{ClosingPolicy, Grammar, GrammarSpec, Steering},
 };
-use takt_tests::grammar::{Judge, Random, RandomModel, Tokens, compile, fixture_tokens, schemas};
+use takt_node::{
+    bench::forms::{Judge, cases},
+    random::SplitMix64,
+};
+use takt_tests::grammar::{RandomModel, Tokens, compile, fixture_tokens};
 
 static TOKENS: LazyLock<Tokens> = LazyLock::new(|| fixture_tokens("tiny-llama"));
 
@@ -139,7 +143,7 @@ fn a_closing_is_the_shortest_end_with_declared_values() {
 fn a_text_cut_inside_a_character_becomes_whole() {
     let schema = json!({"type": "string", "maxLength": 400});
     let grammar = grammar(&schema, ClosingPolicy::Minimal).unwrap();
-    let judge = Judge::new(&schema);
+    let judge = Judge::new(&schema).unwrap();
     let text = "\"é日🤖\\n\\\\ \u{7ff}\u{d7ff}\u{ffff}\u{10ffff}".as_bytes();
     for len in 0..=text.len() {
         let closing = grammar.close(&text[..len]).unwrap();
@@ -151,12 +155,12 @@ fn a_text_cut_inside_a_character_becomes_whole() {
 /// Every schema, a few random answers each, cut after every token.
 #[test]
 fn every_fixture_schema_is_valid_wherever_it_is_cut() {
-    let cases = schemas();
+    let cases = cases();
     assert!(cases.len() >= 200, "{} schemas", cases.len());
     let mut num_cuts = 0;
     for (number, case) in cases.iter().enumerate() {
         let grammar = compile(&TOKENS, case);
-        let judge = Judge::new(&case.schema);
+        let judge = Judge::new(&case.schema).unwrap();
         for seed in 0..2 {
             let mut model = RandomModel::new(number as u64 * 1000 + seed, TOKENS.vocab_size);
             let mut matcher = grammar.matcher();
@@ -181,7 +185,7 @@ fn every_fixture_schema_is_valid_wherever_it_is_cut() {
 
 #[test]
 fn steering_shortens_the_closing_until_the_answer_ends() {
-    for case in schemas().iter().step_by(5) {
+    for case in cases().iter().step_by(5) {
         let grammar = compile(&TOKENS, case);
         let mut model = RandomModel::new(7, TOKENS.vocab_size);
         let mut matcher = grammar.matcher();
@@ -190,7 +194,7 @@ fn steering_shortens_the_closing_until_the_answer_ends() {
         }
         let mut logits = vec![0.0; TOKENS.vocab_size];
         let mut left = matcher.close().bytes.len();
-        let mut random = Random(1);
+        let mut random = SplitMix64(1);
         while !matcher.is_complete() && left > 0 {
             logits.fill(0.0);
             matcher.apply(&mut logits, Steering::Shorten).unwrap();
@@ -220,7 +224,7 @@ fn a_choice_that_the_closing_makes_is_declared_and_listed() {
 
 #[test]
 fn held_answers_get_no_longer_closings() {
-    for case in schemas().iter().step_by(7) {
+    for case in cases().iter().step_by(7) {
         let grammar = compile(&TOKENS, case);
         let mut model = RandomModel::new(9, TOKENS.vocab_size);
         let mut matcher = grammar.matcher();

@@ -13,7 +13,8 @@ use takt_engine::{
     text::{ChatOptions, Message, Text},
 };
 use takt_engine_builder::{BuildOptions, build};
-use takt_tests::grammar::{Judge, Random, Tokens, fixture_tokens};
+use takt_node::{bench::forms::Judge, random::SplitMix64};
+use takt_tests::grammar::{Tokens, fixture_tokens};
 
 static TOKENS: LazyLock<Tokens> = LazyLock::new(|| fixture_tokens("tiny-llama"));
 
@@ -67,10 +68,10 @@ fn run(sequence: &mut Sequence, max_steps: usize) -> String {
 #[test]
 fn however_an_answer_ends_it_has_its_form() {
     let grammar = grammar(GrammarSpec::JsonSchema(schema()));
-    let judge = Judge::new(&schema());
+    let judge = Judge::new(&schema()).unwrap();
     let mut ends = std::collections::HashMap::new();
     for seed in 0..300 {
-        let mut random = Random(seed);
+        let mut random = SplitMix64(seed);
         let max_tokens = (seed % 3 == 0).then(|| 1 + random.below(30));
         let stop: &[&str] = if seed % 2 == 0 { &[] } else { &["a", "1"] };
         let mut sequence = sequence(&grammar, &options(max_tokens, stop, seed));
@@ -218,7 +219,7 @@ fn the_demo_model_answers_in_form_whenever_it_is_cut() {
         },
         "required": ["skill", "place", "speed"]
     });
-    let judge = Judge::new(&schema);
+    let judge = Judge::new(&schema).unwrap();
     let grammar = compiler.compile(&GrammarSpec::JsonSchema(schema), ClosingPolicy::Declared).unwrap();
     let prompt =
         text.encode_chat(&[Message::new("user", "Go to the kitchen.")], &ChatOptions::default()).unwrap();

@@ -2,127 +2,18 @@
 
 use std::{
     path::Path,
-    sync::{Arc, LazyLock, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use crossbeam_channel::{Receiver, bounded};
-use takt_engine::{
-    backend::Backend,
-    engine::{Engine, EngineOptions},
-    quant::WeightKind,
-    text::Text,
-};
-use takt_engine_builder::{BuildOptions, build};
+use takt_engine::{engine::Engine, text::Text};
 use takt_node::{
-    calibrate::{Effort, measure},
-    clock::{Clock, VirtualClock},
-    request::{Event, Prompt, Reply, Request, RequestId, Status},
-    scheduler::{
-        class::Class,
-        cost_table::{CostTable, Grid, NoPromise},
-    },
-    worker::{Opened, Parts, Turn, Worker, WorkerCore, WorkerOptions},
+    request::{Event, Prompt, Request, RequestId, Status},
+    scheduler::{class::Class, cost_table::NoPromise},
+    worker::{Opened, Worker, WorkerOptions},
 };
-use takt_tests::virtual_backend::{StepLog, VirtualBackend};
-
-const STEP: Duration = Duration::from_millis(2);
-const TOKEN: Duration = Duration::from_micros(100);
-
-/// The fixture as an engine, built once for all tests of this file.
-static ENGINE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hf/tiny-llama");
-    let options = BuildOptions::new(WeightKind::Bf16);
-    build(&source, &folder.path().join("engine"), &options, &mut |_| {}).unwrap();
-    folder
-});
-
-fn options(num_lanes: usize) -> EngineOptions {
-    EngineOptions {
-        threads: Some(1),
-        num_lanes,
-        lane_capacity: Some(128),
-        max_step_tokens: 32,
-        ..EngineOptions::default()
-    }
-}
-
-struct Bench {
-    core: WorkerCore,
-    clock: VirtualClock,
-    log: StepLog,
-}
-
-impl Bench {
-    fn new(num_lanes: usize, worker: &WorkerOptions) -> Self {
-        let dir = ENGINE.path().join("engine");
-        let engine = Engine::open(&dir, &options(num_lanes)).unwrap();
-        let (clock, log) = (VirtualClock::default(), StepLog::default());
-        let backend = VirtualBackend {
-            inner: engine.backend,
-            clock: clock.clone(),
-            step: STEP,
-            token: TOKEN,
-            log: log.clone(),
-        };
-        let text = Arc::new(Text::open(&dir).unwrap().unwrap());
-        let mut backend: Box<dyn Backend> = Box::new(backend);
-        let grid = Grid::of(worker.max_prefill_slice_tokens, num_lanes, 128);
-        let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
-        log.reset();
-        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), desk: None };
-        Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
-    }
-
-    fn submit(&mut self, prompt: Prompt, allowed: Option<Duration>, max_tokens: usize) -> Receiver<Event> {
-        self.submit_with_room(prompt, allowed, max_tokens, 256).1
-    }
-
-    fn submit_with_room(
-        &mut self,
-        prompt: Prompt,
-        allowed: Option<Duration>,
-        max_tokens: usize,
-        room: usize,
-    ) -> (RequestId, Receiver<Event>) {
-        self.submit_as(Class::Interactive, prompt, allowed, max_tokens, room)
-    }
-
-    fn submit_as(
-        &mut self,
-        class: Class,
-        prompt: Prompt,
-        allowed: Option<Duration>,
-        max_tokens: usize,
-        room: usize,
-    ) -> (RequestId, Receiver<Event>) {
-        let (events, receiver) = bounded(room);
-        let (id, arrived) = (RequestId::next(), self.clock.now());
-        self.core.accept(Request {
-            id,
-            prompt,
-            arrived,
-            deadline: allowed.map(|allowed| arrived + allowed),
-            class,
-            max_tokens: Some(max_tokens),
-            sampling: None,
-            stop: Vec::new(),
-            events,
-            admission: None,
-        });
-        (id, receiver)
-    }
-
-    fn control(&mut self, prompt: Prompt, allowed: Duration, max_tokens: usize) -> Receiver<Event> {
-        self.submit_as(Class::Control, prompt, Some(allowed), max_tokens, 256).1
-    }
-
-    fn run_until_idle(&mut self) {
-        while self.core.turn().unwrap() == Turn::Worked {}
-        assert_eq!(self.core.num_open(), 0);
-    }
-}
+use takt_tests::worker_bench::{Bench, Demand, STEP, engine_dir, engine_options, finish};
 
 fn raw(text: &str) -> Prompt {
     Prompt::Raw(text.into())
@@ -130,23 +21,6 @@ fn raw(text: &str) -> Prompt {
 
 fn chat(system: &str, user: &str) -> Prompt {
     Prompt::Chat(vec![("system".into(), system.into()), ("user".into(), user.into())])
-}
-
-/// The one reply, with the streamed text before it.
-fn finish(events: &Receiver<Event>) -> (Reply, String) {
-    let (mut streamed, mut replies) = (String::new(), Vec::new());
-    for event in events.try_iter() {
-        match event {
-            Event::Tokens { text, offset, .. } => {
-                assert!(replies.is_empty(), "tokens after the reply");
-                assert_eq!(offset, streamed.len());
-                streamed += &text;
-            }
-            Event::Reply(reply) => replies.push(*reply),
-        }
-    }
-    assert_eq!(replies.len(), 1, "exactly one reply");
-    (replies.remove(0), streamed)
 }
 
 #[test]
@@ -314,7 +188,7 @@ fn a_failing_backend_fails_every_open_request_and_the_next_one_works() {
 #[test]
 fn cancelling_returns_what_there_is_and_a_gone_asker_frees_its_lane() {
     let mut bench = Bench::new(1, &WorkerOptions::default());
-    let (id, events) = bench.submit_with_room(raw("pick the red cup"), None, 60, 256);
+    let (id, events) = bench.ask(Demand { max_tokens: 60, ..Demand::raw("pick the red cup") });
     for _ in 0..6 {
         bench.core.turn().unwrap();
     }
@@ -332,7 +206,7 @@ fn cancelling_returns_what_there_is_and_a_gone_asker_frees_its_lane() {
 #[test]
 fn an_asker_that_does_not_read_loses_tokens_but_never_the_reply() {
     let mut bench = Bench::new(1, &WorkerOptions::default());
-    let (_, events) = bench.submit_with_room(raw("pick the red cup"), None, 24, 2);
+    let (_, events) = bench.ask(Demand { max_tokens: 24, room: 2, ..Demand::raw("pick the red cup") });
     bench.run_until_idle();
     let all: Vec<Event> = events.try_iter().collect();
     assert_eq!(all.len(), 2);
@@ -343,9 +217,9 @@ fn an_asker_that_does_not_read_loses_tokens_but_never_the_reply() {
 
 #[test]
 fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
-    let dir = ENGINE.path().join("engine");
+    let dir = engine_dir();
     let opener = move || {
-        let engine = Engine::open(&dir, &options(1))?;
+        let engine = Engine::open(&dir, &engine_options(1))?;
         let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
         Ok(Opened { backend: engine.backend, text, manifest: engine.manifest, costs: None })
     };
@@ -362,6 +236,7 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
         max_tokens: Some(5),
         sampling: None,
         stop: Vec::new(),
+        form: None,
         events,
         admission: None,
     };
@@ -382,8 +257,41 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
 }
 
 #[test]
+fn a_change_of_the_clocks_ends_all_promises_until_costs_are_measured_again() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("sys/devices/system/cpu/cpu0/cpufreq");
+    std::fs::create_dir_all(&folder).unwrap();
+    let set = |governor: &str| std::fs::write(folder.join("scaling_governor"), governor).unwrap();
+    set("powersave");
+    let dir = engine_dir();
+    let opener = move || {
+        let engine = Engine::open(&dir, &engine_options(1))?;
+        let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
+        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest, costs: None })
+    };
+    let options = WorkerOptions { system_root: root.path().to_owned(), ..WorkerOptions::default() };
+    let worker = Worker::spawn(Box::new(opener), options).unwrap();
+    let sender = worker.sender();
+    assert_eq!(sender.distrust(), None);
+    // Measuring again takes a moment in which promises are withdrawn; a machine that stalls may miss it once.
+    let noticed = (0..20).find_map(|i| {
+        set(if i % 2 == 0 { "performance" } else { "powersave" });
+        (0..3000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            sender.distrust()
+        })
+    });
+    assert!(noticed.unwrap().contains("governor was"));
+    let is_trusted_again = (0..30_000).any(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        sender.distrust().is_none()
+    });
+    assert!(is_trusted_again);
+}
+
+#[test]
 fn an_engine_that_does_not_open_is_reported_by_spawn() {
-    let opener = || Engine::open(Path::new("nowhere"), &options(1)).map(|_| unreachable!());
+    let opener = || Engine::open(Path::new("nowhere"), &engine_options(1)).map(|_| unreachable!());
     let error = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap_err();
     assert!(error.to_string().contains("does not exist"), "{error}");
 }
@@ -436,7 +344,7 @@ fn a_burst_of_ten_thousand_gets_ten_thousand_replies_and_leaves_nothing_behind()
     for i in 0..10_000_u64 {
         let class = classes[usize::try_from(i % 3).unwrap()];
         let allowed = (class != Class::Background).then(|| Duration::from_millis(10 + i % 90));
-        askers.push(bench.submit_as(class, raw("stop now"), allowed, 6, 64));
+        askers.push(bench.ask(Demand { class, allowed, max_tokens: 6, room: 64, ..Demand::raw("stop now") }));
         assert!(bench.core.num_open() <= 34, "more open than there are places");
         match i % 10 {
             3 => bench.core.cancel(askers[askers.len() / 2].0),

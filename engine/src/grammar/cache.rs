@@ -12,43 +12,49 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub(super) struct GrammarCache {
     /// The one used last is the last.
-    entries: Arc<Mutex<Vec<Entry>>>,
+    entries: Arc<Mutex<Vec<(Key, Grammar)>>>,
 }
 
-#[derive(Debug)]
-struct Entry {
-    spec: GrammarSpec,
+/// What a grammar is found by. Equal texts, not equal values: the order of properties, which equality of JSON objects leaves out, is the
+/// order that answers are written in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Key {
     policy: ClosingPolicy,
-    grammar: Grammar,
+    kind: &'static str,
+    texts: Vec<String>,
+}
+
+impl Key {
+    pub fn of(spec: &GrammarSpec, policy: ClosingPolicy) -> Self {
+        let (kind, texts) = match spec {
+            GrammarSpec::JsonSchema(schema) => ("schema", vec![schema.to_string()]),
+            GrammarSpec::Regex(regex) => ("regex", vec![regex.clone()]),
+            GrammarSpec::Choice(choices) => ("choice", choices.clone()),
+        };
+        Self { policy, kind, texts }
+    }
 }
 
 impl GrammarCache {
-    pub fn get(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Option<Grammar> {
+    pub fn contains(&self, key: &Key) -> bool {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().any(|(known, _)| known == key)
+    }
+
+    pub fn get(&self, key: &Key) -> Option<Grammar> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = entries.iter().position(|entry| entry.policy == policy && is_same(&entry.spec, spec))?;
+        let found = entries.iter().position(|(known, _)| known == key)?;
         let entry = entries.remove(found);
-        let grammar = entry.grammar.clone();
+        let grammar = entry.1.clone();
         entries.push(entry);
         Some(grammar)
     }
 
-    pub fn put(&self, spec: GrammarSpec, policy: ClosingPolicy, grammar: Grammar) {
+    pub fn put(&self, key: Key, grammar: Grammar) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= MAX_CACHED_GRAMMARS {
             entries.remove(0);
         }
-        entries.push(Entry { spec, policy, grammar });
-    }
-}
-
-/// Equal, and with properties in the same order, which is the order that answers are written in.
-fn is_same(one: &GrammarSpec, other: &GrammarSpec) -> bool {
-    match (one, other) {
-        (GrammarSpec::JsonSchema(one), GrammarSpec::JsonSchema(other)) => {
-            // Their texts keep the order, which equality of JSON objects leaves out.
-            let (one, other) = (one.to_string(), other.to_string());
-            one == other
-        }
-        (one, other) => one == other,
+        entries.push((key, grammar));
     }
 }

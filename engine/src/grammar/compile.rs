@@ -6,7 +6,7 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 
 use super::{
     automaton::Automaton,
-    cache::GrammarCache,
+    cache::{GrammarCache, Key},
     closing::{self, Closing},
     error::guarded,
     matcher::Matcher,
@@ -44,12 +44,19 @@ impl GrammarCompiler {
     /// under `policy`; with the place and what to do.
     pub fn compile(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<Grammar> {
         spec.check()?;
-        if let Some(grammar) = self.cache.get(spec, policy) {
+        let key = Key::of(spec, policy);
+        if let Some(grammar) = self.cache.get(&key) {
             return Ok(grammar);
         }
         let grammar = self.compile_new(spec, policy)?;
-        self.cache.put(spec.clone(), policy, grammar.clone());
+        self.cache.put(key, grammar.clone());
         Ok(grammar)
+    }
+
+    /// Whether `spec` is among those compiled last, so that [`Self::compile`] takes microseconds.
+    #[must_use]
+    pub fn is_cached(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> bool {
+        spec.check().is_ok() && self.cache.contains(&Key::of(spec, policy))
     }
 
     fn compile_new(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<Grammar> {

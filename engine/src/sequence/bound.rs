@@ -144,6 +144,12 @@ impl Sequence {
         self.bound.as_ref().and_then(Bound::closing)
     }
 
+    /// Whether its answer has a form asked for.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.bound.is_some()
+    }
+
     /// How much the mask leaves to the model from now on; nothing happens without a grammar.
     pub fn steer(&mut self, steering: Steering) {
         if let Some(bound) = &mut self.bound {

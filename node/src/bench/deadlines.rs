@@ -204,6 +204,7 @@ pub fn real_time(sender: &RequestSender, asking: &Asking, seed: u64) -> Result<R
             max_tokens: Some(48),
             sampling: None,
             stop: Vec::new(),
+            form: None,
             events: events_in.clone(),
             admission: None,
         })?;

@@ -1,6 +1,7 @@
 //! `takt bench`: how fast a model runs here, beside how fast this machine reads memory; and how well deadlines are kept.
 
 pub mod deadlines;
+pub mod forms;
 mod measure;
 mod system;
 

@@ -43,6 +43,22 @@ impl DeviceKey {
         &self.facts
     }
 
+    /// What is different in `now`, in words; `None` when it is the same device, set up the same.
+    #[must_use]
+    pub fn change_to(&self, now: &Self) -> Option<String> {
+        let value = |key: &Self, name: &str| {
+            let fact = key.facts.iter().find(|(known, _)| known == name);
+            fact.map_or_else(|| "unknown".to_owned(), |(_, value)| value.clone())
+        };
+        let (name, _) =
+            self.facts.iter().chain(&now.facts).find(|(name, _)| value(self, name) != value(now, name))?;
+        Some(format!(
+            "the device changed: {name} was {} when costs were measured and is {} now; measuring again when idle",
+            value(self, name),
+            value(now, name)
+        ))
+    }
+
     /// A short name for the file.
     #[must_use]
     pub fn file_stem(&self) -> String {
@@ -104,5 +120,13 @@ mod tests {
         assert_ne!(stem(2), before);
         let key = DeviceKey::new(&facts(2), root.path());
         assert!(key.facts().contains(&("governor".into(), "powersave".into())));
+        std::fs::write(folder.join("scaling_governor"), "performance\n").unwrap();
+        let now = DeviceKey::new(&facts(2), root.path());
+        let change = key.change_to(&now).unwrap();
+        assert!(
+            change.contains("governor was powersave when costs were measured and is performance now"),
+            "{change}"
+        );
+        assert_eq!(now.change_to(&now), None);
     }
 }

@@ -1,11 +1,16 @@
 //! `takt ask`: one question to a running node.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde_json::{Value as Json, json};
 
-use super::{CliError, duration, paint, print_json, serve::set_ros_names};
+use super::{
+    CliError, duration,
+    form::{FormArgs, not_the_models},
+    paint, print_json,
+    serve::set_ros_names,
+};
 use crate::{
     config::{Layers, RosArgs, Value, process_environment},
     ros::{AskClient, AskReply, AskRequest, RosDuration},
@@ -20,6 +25,7 @@ const NO_DEADLINE: Duration = Duration::from_secs(600);
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: takt ask 'Go to the lab.' --system 'At: kitchen. Places: kitchen, lab.' --deadline 300ms\n\
+    In a form that holds even when time is up: --schema FILE.json, --regex R, or --choice yes --choice no\n\
     Another node: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE, or --node NAME --namespace /NAMESPACE"
 )]
 pub(super) struct AskArgs {
@@ -50,14 +56,12 @@ pub(super) struct AskArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long, hide = true, value_name = "FILE")]
-    schema: Option<PathBuf>,
+    #[command(flatten)]
+    form: FormArgs,
 }
 
 pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliError> {
-    if args.schema.is_some() {
-        return Err(CliError::not_yet("--schema"));
-    }
+    let form = args.form.form()?;
     if args.deadline.is_some_and(|deadline| deadline.is_zero()) {
         return Err(CliError::Failed("a deadline of 0 leaves no time to answer: give more".into()));
     }
@@ -83,6 +87,11 @@ pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliErro
         system: args.system.clone().unwrap_or_default(),
         deadline: RosDuration::from_std(args.deadline.unwrap_or_default()),
         max_tokens: args.max_tokens.unwrap_or(0),
+        ..AskRequest::default()
+    };
+    let request = match form {
+        Some(form) => request.with_form(form),
+        None => request,
     };
     let started = std::time::Instant::now();
     let reply = client.ask(&request, args.deadline.map_or(NO_DEADLINE, |deadline| deadline + GRACE))?;
@@ -105,6 +114,9 @@ fn report(args: &AskArgs, reply: &AskReply, round_trip_ms: f64) -> Result<ExitCo
             reply.status, reply.num_tokens, reply.total_ms
         );
         eprintln!("{}", paint::dim(&line));
+        if !(reply.defaulted_fields.is_empty() && reply.cut_fields.is_empty()) {
+            eprintln!("{}", paint::dim(&not_the_models(&reply.defaulted_fields, &reply.cut_fields)));
+        }
     }
     if is_answer {
         return Ok(ExitCode::SUCCESS);
@@ -116,6 +128,7 @@ fn as_json(reply: &AskReply, round_trip_ms: f64) -> Json {
     json!({
         "status": reply.status, "text": reply.text, "reason": reply.reason,
         "earliest_deadline_ms": finite(reply.earliest_deadline_ms), "is_promised": reply.is_promised,
+        "defaulted_fields": reply.defaulted_fields, "cut_fields": reply.cut_fields,
         "num_prompt_tokens": reply.num_prompt_tokens, "num_tokens": reply.num_tokens,
         "timings_ms": {
             "queue": reply.queue_ms, "prefill": reply.prefill_ms, "ttft": finite(reply.ttft_ms),

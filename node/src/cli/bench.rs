@@ -70,6 +70,9 @@ pub(super) struct BenchArgs {
     /// With --deadlines: how long to ask in real time, without and with other load on the cores
     #[arg(long, value_name = "TIME", default_value = "20s", requires = "deadlines", value_parser = duration::parse)]
     real_time: Duration,
+    /// With --deadlines: random answers cut, closed and judged
+    #[arg(long, value_name = "N", default_value_t = 100_000, requires = "deadlines", value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    cuts: u32,
     /// With --deadlines: requests a second in real time
     #[arg(long, value_name = "R", default_value_t = 40.0, requires = "deadlines")]
     rate: f64,
@@ -113,6 +116,7 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
             num_requests: args.requests as usize,
             length: args.real_time,
             rate: args.rate,
+            num_cuts: args.cuts as usize,
             as_json: args.json,
         };
         return bench_deadlines::run(&bench, args.engine.options(), interrupt);

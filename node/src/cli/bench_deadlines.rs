@@ -8,7 +8,10 @@ use takt_engine::engine::EngineOptions;
 
 use super::{CliError, generate::opener, interrupt::Interrupt, paint, print_json};
 use crate::{
-    bench::deadlines::{Asking, LOADS, RealTime, VirtualRow, capacity, real_time, virtual_time},
+    bench::{
+        deadlines::{Asking, LOADS, RealTime, VirtualRow, capacity, real_time, virtual_time},
+        forms::{Cuts, cut_at_random},
+    },
     calibrate::Effort,
     worker::{Worker, WorkerOptions},
 };
@@ -27,6 +30,8 @@ pub(super) struct DeadlineBench<'a> {
     /// Real time, each without and with other load on the same cores.
     pub length: Duration,
     pub rate: f64,
+    /// Answers with a form that are cut, closed and judged.
+    pub num_cuts: usize,
     pub as_json: bool,
 }
 
@@ -43,15 +48,19 @@ pub(super) fn run(
     let options = EngineOptions { num_lanes, max_step_tokens: num_lanes + slice, ..options };
     let worker = Worker::spawn(opener(bench.dir.to_owned(), options), worker_options)?;
     let table = std::sync::Arc::clone(&worker.facts().costs);
-    let bar = if bench.as_json { ProgressBar::hidden() } else { ProgressBar::new(1000) };
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %, {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message("virtual time");
+    let bar = progress("virtual time", bench.as_json);
     let num_each = (bench.num_requests / (2 * LOADS.len())).max(1);
     let rows = virtual_time(&table, num_lanes, num_each, |share| {
         bar.set_position((share * 1000.0) as u64); // within [0, 1000]
         !interrupt.is_raised()
     });
+    bar.finish_and_clear();
+    let (text, vocab_size) = (&worker.facts().text, worker.facts().manifest.spec.vocab_size);
+    let bar = progress("forms", bench.as_json);
+    let cuts = cut_at_random(text, vocab_size, bench.num_cuts, |share| {
+        bar.set_position((share * 1000.0) as u64); // within [0, 1000]
+        !interrupt.is_raised()
+    })?;
     bar.finish_and_clear();
     let mut real = Vec::new();
     for has_load in [false, true] {
@@ -70,7 +79,7 @@ pub(super) fn run(
     if bench.as_json {
         return print_json(&json!({
             "device": device, "lanes": num_lanes, "capacity_per_s": capacity(&table, num_lanes),
-            "virtual": rows, "real": real,
+            "virtual": rows, "real": real, "forms": cuts,
         }));
     }
     sayln!(
@@ -80,7 +89,21 @@ pub(super) fn run(
     );
     show_virtual(&rows, num_each);
     show_real(&real, bench);
-    Ok(ExitCode::SUCCESS)
+    show_cuts(&cuts);
+    match cuts.num_cuts - cuts.num_valid {
+        0 => Ok(ExitCode::SUCCESS),
+        num_wrong => {
+            Err(CliError::Failed(format!("{num_wrong} closed answers were not valid: please report them")))
+        }
+    }
+}
+
+fn progress(what: &'static str, is_hidden: bool) -> ProgressBar {
+    let bar = if is_hidden { ProgressBar::hidden() } else { ProgressBar::new(1000) };
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(what);
+    bar
 }
 
 fn load_text(has_load: bool) -> &'static str {
@@ -139,5 +162,40 @@ fn show_real(rows: &[RealTime], bench: &DeadlineBench<'_>) {
             row.early_p50_ms
         );
         sayln!("    refusals took p99 {:.2} ms, max {:.2} ms", row.rejection_p99_ms, row.rejection_max_ms);
+    }
+}
+
+fn show_cuts(cuts: &Cuts) {
+    let grouped = |number: usize| paint::grouped(number as u64);
+    sayln!(
+        "\nforms, {} random answers of {} schemas cut at random, closed and judged; masks over {} tokens",
+        grouped(cuts.num_cuts),
+        cuts.num_schemas,
+        grouped(cuts.vocab_size)
+    );
+    for wrong in &cuts.wrong {
+        sayln!("  {} {wrong}", paint::red("wrong"));
+    }
+    let num_fields = cuts.num_model_fields + cuts.num_defaulted_fields + cuts.num_cut_fields;
+    let share = |part: usize| 100.0 * part as f64 / num_fields.max(1) as f64;
+    let valid = format!("{} of {} valid", grouped(cuts.num_valid), grouped(cuts.num_cuts));
+    sayln!(
+        "  {}; of their values {:.1} % the (random) model's, {:.1} % stand in, {:.1} % cut",
+        if cuts.num_valid == cuts.num_cuts { paint::green(&valid) } else { paint::red(&valid) },
+        share(cuts.num_model_fields),
+        share(cuts.num_defaulted_fields),
+        share(cuts.num_cut_fields)
+    );
+    let header = format!("  {:<24}{:>10}{:>10}{:>10}{:>10}", "µs", "count", "p50", "p99", "max");
+    sayln!("{}", paint::dim(&header));
+    for row in &cuts.spent {
+        sayln!(
+            "  {:<24}{:>10}{:>10.1}{:>10.1}{:>10.1}",
+            row.what,
+            grouped(row.num_samples),
+            row.p50_us,
+            row.p99_us,
+            row.max_us
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Options that say which form an answer must have.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use takt_engine::grammar::{ClosingPolicy, GrammarSpec, limits::MAX_SCHEMA_BYTES};
 
 use super::CliError;
+use crate::request::Form;
 
 /// The form of the answer; at most one of the first three.
 #[derive(Debug, Args)]
@@ -35,32 +36,45 @@ enum ClosingArg {
 
 impl FormArgs {
     /// The form asked for, if any.
-    pub(super) fn spec(&self) -> Result<Option<GrammarSpec>, CliError> {
+    pub(super) fn form(&self) -> Result<Option<Form>, CliError> {
+        let closing = match self.closing {
+            ClosingArg::Declared => ClosingPolicy::Declared,
+            ClosingArg::Minimal => ClosingPolicy::Minimal,
+        };
+        Ok(self.spec()?.map(|spec| Form { spec, closing }))
+    }
+
+    fn spec(&self) -> Result<Option<GrammarSpec>, CliError> {
         if let Some(path) = &self.schema {
             let failed = |fact: String| CliError::Failed(format!("{}: {fact}", path.display()));
-            let size =
-                std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
-            if size > MAX_SCHEMA_BYTES as u64 {
-                return Err(failed(format!(
-                    "{size} bytes, a schema has at most {MAX_SCHEMA_BYTES}: make it smaller"
-                )));
-            }
-            let text =
-                std::fs::read_to_string(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
-            let spec = GrammarSpec::from_schema_text(&text).map_err(|error| failed(error.to_string()))?;
-            return Ok(Some(spec));
+            return read_schema(path).map(Some).map_err(failed);
         }
         if let Some(regex) = &self.regex {
             return Ok(Some(GrammarSpec::Regex(regex.clone())));
         }
         Ok((!self.choice.is_empty()).then(|| GrammarSpec::Choice(self.choice.clone())))
     }
+}
 
-    /// What may stand in.
-    pub(super) fn policy(&self) -> ClosingPolicy {
-        match self.closing {
-            ClosingArg::Declared => ClosingPolicy::Declared,
-            ClosingArg::Minimal => ClosingPolicy::Minimal,
-        }
+/// The schema in the file at `path`, or what is wrong with it.
+pub(super) fn read_schema(path: &Path) -> Result<GrammarSpec, String> {
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > MAX_SCHEMA_BYTES as u64 {
+        return Err(format!("{size} bytes, a schema has at most {MAX_SCHEMA_BYTES}: make it smaller"));
     }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    GrammarSpec::from_schema_text(&text).map_err(|error| error.to_string())
+}
+
+/// Which values are not the model's.
+pub(super) fn not_the_models(defaulted_fields: &[String], cut_fields: &[String]) -> String {
+    let list = |fields: &[String]| match fields {
+        [] => "none".to_owned(),
+        fields => {
+            let shown = |field: &String| if field.is_empty() { "the whole".into() } else { field.clone() };
+            fields.iter().map(shown).collect::<Vec<_>>().join(", ")
+        }
+    };
+    format!("defaults: {}; cut: {}", list(defaulted_fields), list(cut_fields))
 }

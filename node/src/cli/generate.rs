@@ -13,18 +13,14 @@ use serde_json::{Value, json};
 use takt_engine::{
     EngineError,
     engine::{Engine, EngineOptions},
-    grammar::{Closing, GrammarSpec},
     sampler::SamplingParams,
-    sequence::SequenceOptions,
     text::{Message, Text},
 };
 
 use super::{
-    CliError,
-    bound::{self, BoundAsk, BoundReply},
-    duration,
+    CliError, duration,
     engine_args::EngineArgs,
-    form::FormArgs,
+    form::{FormArgs, not_the_models},
     interrupt::Interrupt,
     paint, print_json,
 };
@@ -106,15 +102,18 @@ struct SamplingArgs {
 
 pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let prompt = prompt(args)?;
+    let form = args.form.form()?;
     let mut options = args.engine.options();
     options.lane_capacity = args.max_context;
-    if let Some(spec) = args.form.spec()? {
-        return run_bound(args, prompt, &options, &spec, interrupt);
-    }
     let worker = Worker::spawn(
         opener(args.dir.clone(), options),
         WorkerOptions { queue_len: 1, effort: Effort::LEAST, ..WorkerOptions::default() },
     )?;
+    let sender = worker.sender();
+    if let Some(form) = &form {
+        // Ahead of the clock: compiling is no part of the time allowed. A refusal comes again as the reply.
+        let _ = sender.prepare(form);
+    }
     let defaults = worker.facts().text.defaults().sampling.params(args.sampling.seed);
     let (events_in, events) = bounded(MAX_EVENTS);
     let (id, arrived) = (RequestId::next(), Instant::now());
@@ -124,54 +123,21 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
         arrived,
         // Beyond what the clock can count is as good as none.
         deadline: args.deadline.and_then(|allowed| arrived.checked_add(allowed)),
-        // One request alone: it is answered with what there is, never refused.
+        // One request alone: it is answered with what there is, never refused for want of time.
         class: Class::Interactive,
         max_tokens: args.max_tokens,
         sampling: Some(args.sampling.over(defaults)),
         stop: args.stop.clone(),
+        form,
         events: events_in,
         admission: None,
     };
-    let sender = worker.sender();
     sender
         .submit(request)
         .map_err(|_| CliError::Failed("the worker stopped before the request arrived".into()))?;
     let reply = follow(&events, interrupt, !args.json, || sender.cancel(id))?;
     worker.shut_down();
-    report(args, &reply, None)
-}
-
-/// One answer in a demanded form.
-fn run_bound(
-    args: &GenerateArgs,
-    prompt: Prompt,
-    options: &EngineOptions,
-    spec: &GrammarSpec,
-    interrupt: &Interrupt,
-) -> Result<ExitCode, CliError> {
-    let mut engine = Engine::open(&args.dir, options)?;
-    let text = engine.text.take().ok_or_else(|| no_tokenizer(&args.dir))?;
-    let defaults = text.defaults();
-    let ask = BoundAsk {
-        prompt,
-        options: SequenceOptions {
-            max_tokens: args.max_tokens,
-            sampling: args.sampling.over(defaults.sampling.params(args.sampling.seed)),
-            stop: args.stop.clone(),
-            eos_token_ids: defaults.eos_token_ids.clone(),
-        },
-        spec,
-        policy: args.form.policy(),
-        allowed: args.deadline,
-    };
-    let mut show = |text: &str| {
-        if !args.json {
-            say!("{text}");
-        }
-    };
-    let BoundReply { reply, closing } =
-        bound::answer(engine.backend.as_mut(), Arc::new(text), &ask, interrupt, &mut show)?;
-    report(args, &reply, closing.as_ref())
+    report(args, &reply)
 }
 
 /// Opens an engine with its text for a worker.
@@ -257,20 +223,20 @@ fn follow(
     }
 }
 
-fn report(args: &GenerateArgs, reply: &Reply, closing: Option<&Closing>) -> Result<ExitCode, CliError> {
+fn report(args: &GenerateArgs, reply: &Reply) -> Result<ExitCode, CliError> {
     let is_answer =
         matches!(reply.status, Status::Complete | Status::TruncatedAtDeadline | Status::ClosedAtDeadline);
     if args.json {
-        print_json(&as_json(reply, closing))?;
+        print_json(&as_json(reply))?;
     } else {
-        if !reply.token_ids.is_empty() {
+        if !reply.text.is_empty() {
             sayln!();
         }
         if is_answer || reply.status == Status::Cancelled {
             eprintln!("{}", paint::dim(&summary(reply)));
         }
-        if let Some(closing) = closing {
-            eprintln!("{}", paint::dim(&not_the_models(closing)));
+        if let Some(closing) = &reply.closing {
+            eprintln!("{}", paint::dim(&not_the_models(&closing.defaulted_fields, &closing.cut_fields)));
         }
     }
     if is_answer {
@@ -298,30 +264,18 @@ fn summary(reply: &Reply) -> String {
     )
 }
 
-/// Which values are not the model's.
-fn not_the_models(closing: &Closing) -> String {
-    let list = |fields: &[String]| match fields {
-        [] => "none".to_owned(),
-        fields => {
-            let shown = |field: &String| if field.is_empty() { "the whole".into() } else { field.clone() };
-            fields.iter().map(shown).collect::<Vec<_>>().join(", ")
-        }
-    };
-    format!("defaults: {}; cut: {}", list(&closing.defaulted_fields), list(&closing.cut_fields))
-}
-
 /// Tokens after the first over the time after it; `None` for fewer than two tokens.
 fn decode_tok_s(reply: &Reply) -> Option<f64> {
     let time = reply.timings.total.checked_sub(reply.timings.ttft?)?.as_secs_f64();
     (reply.token_ids.len() > 1 && time > 0.0).then(|| (reply.token_ids.len() - 1) as f64 / time)
 }
 
-fn as_json(reply: &Reply, closing: Option<&Closing>) -> Value {
+fn as_json(reply: &Reply) -> Value {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut object = json!({
         "status": reply.status, "text": reply.text, "token_ids": reply.token_ids,
         "prompt_token_ids": reply.prompt_token_ids, "finish_reason": reply.finish_reason,
-        "defaulted_fields": closing.map_or(&[][..], |closing| &closing.defaulted_fields),
+        "defaulted_fields": reply.closing.as_ref().map_or(&[][..], |closing| &closing.defaulted_fields),
         "timings_ms": {
             "queue": ms(reply.timings.queue), "prefill": ms(reply.timings.prefill),
             "ttft": reply.timings.ttft.map(ms), "total": ms(reply.timings.total),
@@ -329,7 +283,7 @@ fn as_json(reply: &Reply, closing: Option<&Closing>) -> Value {
         },
         "decode_tok_s": decode_tok_s(reply), "speculation": null,
     });
-    if let Some(closing) = closing {
+    if let Some(closing) = &reply.closing {
         object["cut_fields"] = json!(closing.cut_fields);
     }
     if let Some(reason) = &reply.reason {

@@ -9,7 +9,6 @@ mod say;
 mod ask;
 mod bench;
 mod bench_deadlines;
-mod bound;
 mod build;
 mod calibrate;
 mod demo;

@@ -1,15 +1,20 @@
 //! `takt serve`: the node.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use crossbeam_channel::RecvTimeoutError;
-use takt_engine::engine::EngineOptions;
+use takt_engine::{engine::EngineOptions, grammar::ClosingPolicy};
 
-use super::{CliError, generate::opener, interrupt::Interrupt, paint};
+use super::{CliError, form::read_schema, generate::opener, interrupt::Interrupt, paint};
 use crate::{
     calibrate::Effort,
     config::{Config, Layers, RosArgs, Value, process_environment},
+    request::Form,
     ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
     scheduler::{bandwidth_server::Bandwidth, class::Class},
     worker::{Facts, Worker, WorkerOptions},
@@ -72,12 +77,17 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     let transport = DdsTransport::join(&ros)?;
     transport.claim_name(NAME_CLAIM)?;
     let options = engine_options(&config)?;
+    let defaults = ask_defaults(&config)?;
     let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))?;
+    if let Some(form) = &defaults.form {
+        // Now rather than with the first sentence: it is refused here, and nobody waits for it later.
+        worker.sender().prepare(form).map_err(|error| in_schema_file(&config, &error.to_string()))?;
+    }
     for refusal in &worker.facts().refused {
         tracing::warn!("real time: {refusal}");
     }
     let node_name = transport.node().to_string();
-    let node = RosNode::start(Box::new(transport), worker.sender(), ask_defaults(&config))?;
+    let node = RosNode::start(Box::new(transport), worker.sender(), defaults)?;
     eprint!("{}", banner(&dir, &node_name, &ros, worker.facts(), &config));
     let outcome = wait(&worker, interrupt);
     node.stop_accepting();
@@ -159,11 +169,25 @@ pub(super) fn worker_options(config: &Config) -> WorkerOptions {
         prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
         reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
         realtime: config.realtime(),
+        ..WorkerOptions::default()
     }
 }
 
-fn ask_defaults(config: &Config) -> AskDefaults {
-    AskDefaults {
+fn in_schema_file(config: &Config, fact: &str) -> CliError {
+    CliError::Failed(format!("{}, `schema` in [ros]: {fact}", config.text("ros", "schema")))
+}
+
+fn ask_defaults(config: &Config) -> Result<AskDefaults, CliError> {
+    let path = config.text("ros", "schema");
+    let form = match path {
+        "" => None,
+        path => {
+            let spec = read_schema(Path::new(path)).map_err(|error| in_schema_file(config, &error))?;
+            Some(Form { spec, closing: ClosingPolicy::Declared })
+        }
+    };
+    Ok(AskDefaults {
+        form,
         system: config.text("ros", "system_prompt").to_owned(),
         deadline: config.default_deadline(),
         class: if config.text("scheduler", "default_class") == "control" {
@@ -174,7 +198,7 @@ fn ask_defaults(config: &Config) -> AskDefaults {
         max_tokens: Some(config.count("scheduler", "default_max_tokens")),
         max_in_flight: config.count("scheduler", "queue_len").saturating_add(config.count("engine", "lanes")),
         ..AskDefaults::default()
-    }
+    })
 }
 
 /// Until the user ends the node or the worker ends itself.

@@ -192,6 +192,13 @@ pub const KEYS: &[Key] = &[
         BuiltIn::Text(""),
         "system prompt of requests that bring none",
     ),
+    key(
+        "ros",
+        "schema",
+        Accepts::Text,
+        BuiltIn::Text(""),
+        "file with a JSON Schema that answers to plain sentences keep, however little time they get; empty: any text",
+    ),
 ];
 
 const fn key(

@@ -167,7 +167,7 @@ fn ask(situation_idx: usize, situation: &Situation, asker: &Asker, screen: &Send
         prompt: situation.user.clone(),
         system: situation.system.clone(),
         deadline: RosDuration::from_std(deadline),
-        max_tokens: 0,
+        ..AskRequest::default()
     };
     let _ = screen.try_send(Happening::Asked(situation_idx));
     asker.questions.try_send(Question { situation_idx, request, deadline }).is_ok()

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::message::AskRequest;
+use super::{form::form_of, message::AskRequest};
 use crate::{
-    request::{Event, Prompt, Reply, Request, RequestId, Status, Timings},
+    request::{Event, Form, Prompt, Reply, Request, RequestId, Status, Timings},
     scheduler::class::Class,
 };
 
 /// What a message that does not say gets, and how much a message may ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AskDefaults {
     /// System prompt; empty for none.
     pub system: String,
@@ -21,6 +21,8 @@ pub struct AskDefaults {
     pub class: Class,
     /// Most tokens of an answer; `None` for what there is room for.
     pub max_tokens: Option<usize>,
+    /// The form of answers to plain sentences; `None` for any text. Requests to the service say it themselves.
+    pub form: Option<Form>,
     /// Longest prompt and system prompt together.
     pub max_prompt_bytes: usize,
     /// Requests being answered at a time; more are rejected.
@@ -34,6 +36,7 @@ impl Default for AskDefaults {
             deadline: None,
             class: Class::Interactive,
             max_tokens: None,
+            form: None,
             max_prompt_bytes: 64 * 1024,
             max_in_flight: 64,
         }
@@ -41,16 +44,26 @@ impl Default for AskDefaults {
 }
 
 /// A message whose demands are checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ask {
     prompt: Vec<(String, String)>,
     /// From arrival.
     pub deadline: Option<Duration>,
     class: Class,
     max_tokens: Option<usize>,
+    pub form: Option<Form>,
 }
 
 impl AskDefaults {
+    /// A plain sentence with everything else by default.
+    ///
+    /// # Errors
+    /// As [`Self::complete`].
+    pub(super) fn sentence(&self, sentence: &str) -> Result<Ask, String> {
+        let ask = self.complete(AskRequest { prompt: sentence.to_owned(), ..AskRequest::default() })?;
+        Ok(Ask { form: self.form.clone(), ..ask })
+    }
+
     /// Checks `message` and fills in what it leaves open.
     ///
     /// # Errors
@@ -59,6 +72,7 @@ impl AskDefaults {
         if message.prompt.trim().is_empty() {
             return Err("the prompt is empty: send the text to answer".to_owned());
         }
+        let form = form_of(&message)?;
         let system = if message.system.is_empty() { self.system.clone() } else { message.system };
         let num_bytes = message.prompt.len().saturating_add(system.len());
         if num_bytes > self.max_prompt_bytes {
@@ -85,7 +99,7 @@ impl AskDefaults {
             prompt.push(("system".to_owned(), system));
         }
         prompt.push(("user".to_owned(), message.prompt));
-        Ok(Ask { prompt, deadline, class, max_tokens })
+        Ok(Ask { prompt, deadline, class, max_tokens, form })
     }
 }
 
@@ -102,6 +116,7 @@ impl Ask {
             max_tokens: self.max_tokens,
             sampling: None,
             stop: Vec::new(),
+            form: self.form,
             events,
             admission: None,
         }
@@ -114,6 +129,7 @@ pub(super) fn refusal(status: Status, reason: String, arrived: Instant, deadline
         id: RequestId::next(),
         status,
         text: String::new(),
+        closing: None,
         token_ids: Vec::new(),
         prompt_token_ids: Vec::new(),
         finish_reason: status.name(),
@@ -194,6 +210,7 @@ mod tests {
             deadline: Some(Duration::MAX),
             class: Class::Control,
             max_tokens: None,
+            form: None,
         };
         assert_eq!(far.into_request(arrived, events).deadline, None);
     }

@@ -159,6 +159,18 @@ impl<'a> CdrReader<'a> {
     }
 }
 
+impl CdrReader<'_> {
+    /// `sequence<string>`.
+    ///
+    /// # Errors
+    /// As [`Self::count`] and [`Self::string`].
+    pub fn strings(&mut self) -> Result<Vec<String>, CdrError> {
+        // Each has at least its length.
+        let count = self.count(4)?;
+        (0..count).map(|_| self.string().map(str::to_owned)).collect()
+    }
+}
+
 /// Writes primitives one after the other, little endian.
 #[derive(Debug)]
 pub struct CdrWriter {
@@ -222,6 +234,15 @@ impl CdrWriter {
         self.bytes(text.as_bytes());
         self.bytes(&[0]);
         Ok(())
+    }
+
+    /// `sequence<string>`.
+    ///
+    /// # Errors
+    /// [`CdrError::TooLong`] over 32 bits.
+    pub fn strings(&mut self, texts: &[String]) -> Result<(), CdrError> {
+        self.count(texts.len())?;
+        texts.iter().try_for_each(|text| self.string(text))
     }
 
     /// The whole message with its encapsulation header.

@@ -6,36 +6,39 @@
 //! | `~/tokens` | `std_msgs/String` | the answer as it grows, one message a scheduler section; together they are the answer |
 //! | `~/answer` | `std_msgs/String` | the answer: once for every sentence that got one, whole or cut at its deadline |
 //! | `~/status` | `std_msgs/String` | JSON, once for every sentence, answered or refused: status, reason, timings |
+//! | `/diagnostics` | `diagnostic_msgs/DiagnosticArray` | once a second: whether deadlines are promised, or why not |
 //! | `~/ask` (service) | `takt_msgs/srv/Ask` | one question with its own deadline; the reply carries status and timings |
 //!
 //! A refused sentence gets nothing on `~/answer`: whatever comes there was said by the model.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use super::ask::{Ask, AskDefaults, refusal};
+use super::ask::AskDefaults;
 use super::dds::DdsTransport;
-use super::message::{ASK, AskReply, AskRequest, STRING, decode_string};
-use super::outlet::{Asker, Open, Outlet, Topics};
+use super::diagnostics::Diagnostics;
+use super::intake::Intake;
+use super::message::{ASK, AskReply, STRING};
+use super::outlet::{Outlet, Topics};
 use super::transport::{Qos, Transport};
 use super::{RosError, RosOptions};
-use crate::request::{Reply, RequestSender, Status, SubmitError};
+use crate::request::RequestSender;
 
 /// How long a node listens for a namesake before it is up; 20 of 20 second nodes noticed the first within 310 ms of their
 /// process's start, on a busy machine of two cores.
 const CLAIM_WINDOW: Duration = Duration::from_millis(600);
-/// Events of one request on their way: sections come far slower than they are published.
-const EVENT_ROOM: usize = 256;
 
 /// The running node; closes when dropped.
 #[derive(Debug)]
 pub struct RosNode {
     intake: Arc<Intake>,
+    num_open: Arc<AtomicUsize>,
     outlet: Option<JoinHandle<()>>,
+    diagnostics: Option<Diagnostics>,
     /// Tells the outlet to refuse what is still open.
     stop: Option<Sender<()>>,
     transport: Option<Box<dyn Transport>>,
@@ -75,18 +78,19 @@ impl RosNode {
         let (opened, newly_open) = crossbeam_channel::bounded(defaults.max_in_flight.max(1));
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let outlet = Outlet::new(Arc::clone(&topics), Arc::clone(&num_open), newly_open, stopped);
-        let outlet = std::thread::Builder::new()
-            .name("takt-ros-out".to_owned())
-            .spawn(|| outlet.run())
-            .map_err(|error| RosError::Transport {
-                what: "starting a thread".to_owned(),
-                reason: error.to_string(),
-            })?;
-        let closing = AtomicBool::new(false);
-        let intake = Arc::new(Intake { requests, defaults, topics, num_open, opened, closing });
+        let outlet = start_thread("takt-ros-out", || outlet.run())?;
+        let diagnostics = Diagnostics::start(transport.as_ref(), requests.clone(), Arc::clone(&num_open))?;
+        let intake = Arc::new(Intake::start(requests, defaults, topics, Arc::clone(&num_open), opened)?);
         let (by_topic, by_service) = (Arc::clone(&intake), Arc::clone(&intake));
         // Made first, so that an error below stops the thread again.
-        let running = Self { intake, outlet: Some(outlet), stop: Some(stop), transport: Some(transport) };
+        let running = Self {
+            intake,
+            num_open,
+            outlet: Some(outlet),
+            diagnostics: Some(diagnostics),
+            stop: Some(stop),
+            transport: Some(transport),
+        };
         let transport = running.transport.as_ref();
         let Some(transport) = transport else { return Ok(running) };
         transport.subscribe(
@@ -107,12 +111,12 @@ impl RosNode {
     /// Requests being answered.
     #[must_use]
     pub fn num_open(&self) -> usize {
-        self.intake.num_open.load(Ordering::Acquire)
+        self.num_open.load(Ordering::Acquire)
     }
 
     /// Refuses new requests from now on; open ones go on.
     pub fn stop_accepting(&self) {
-        self.intake.closing.store(true, Ordering::Release);
+        self.intake.stop_accepting();
     }
 
     /// Ends the node: what is still open is answered `cancelled`, replies are delivered, threads are joined.
@@ -121,8 +125,11 @@ impl RosNode {
     }
 
     fn end(&mut self) {
-        self.stop_accepting();
+        self.intake.close();
         drop(self.stop.take());
+        if let Some(diagnostics) = self.diagnostics.take() {
+            diagnostics.close();
+        }
         if let Some(outlet) = self.outlet.take()
             && outlet.join().is_err()
         {
@@ -134,90 +141,22 @@ impl RosNode {
     }
 }
 
+/// A thread of the node, by a name of at most 15 bytes.
+pub(super) fn start_thread(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, RosError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|error| RosError::Transport {
+        what: "starting a thread".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
 /// How long the last replies may take to be acknowledged when the node ends.
 const DELIVERY_WAIT: Duration = Duration::from_millis(500);
 
 impl Drop for RosNode {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Checks what comes in and hands it to the worker; runs on the transport's thread and never blocks.
-#[derive(Debug)]
-struct Intake {
-    requests: RequestSender,
-    defaults: AskDefaults,
-    topics: Arc<Topics>,
-    num_open: Arc<AtomicUsize>,
-    opened: Sender<Open>,
-    closing: AtomicBool,
-}
-
-impl Intake {
-    /// A sentence on `~/ask`.
-    fn hear(&self, message: &[u8]) {
-        let request = decode_string(message)
-            .map(|prompt| AskRequest { prompt: prompt.to_owned(), ..AskRequest::default() })
-            .map_err(|error| format!("not a std_msgs/String: {error}"));
-        let prompt = request.as_ref().map(|request| request.prompt.clone()).unwrap_or_default();
-        self.admit(request, Asker::Topic { prompt });
-    }
-
-    /// A request to the service.
-    fn take(&self, message: &[u8], respond: Box<dyn super::transport::Respond>) {
-        let request =
-            AskRequest::decode(message).map_err(|error| format!("not a takt_msgs/srv/Ask request: {error}"));
-        self.admit(request, Asker::Service(respond));
-    }
-
-    fn admit(&self, request: Result<AskRequest, String>, asker: Asker) {
-        let arrived = Instant::now();
-        match request.and_then(|request| self.defaults.complete(request)) {
-            Ok(ask) => self.submit(ask, asker, arrived),
-            Err(reason) => self.refuse(asker, &refusal(Status::Rejected, reason, arrived, None)),
-        }
-    }
-
-    fn submit(&self, ask: Ask, asker: Asker, arrived: Instant) {
-        let deadline = ask.deadline;
-        let refuse = |asker, status, reason: String| {
-            self.refuse(asker, &refusal(status, reason, arrived, deadline));
-        };
-        if self.closing.load(Ordering::Acquire) {
-            return refuse(asker, Status::Rejected, "the node is shutting down".to_owned());
-        }
-        let max = self.defaults.max_in_flight;
-        if self.num_open.load(Ordering::Acquire) >= max {
-            let reason = format!("{max} requests are being answered, the limit: ask again later");
-            return refuse(asker, Status::Rejected, reason);
-        }
-        let (sender, events) = crossbeam_channel::bounded(EVENT_ROOM);
-        match self.requests.submit(ask.into_request(arrived, sender)) {
-            Ok(()) => self.open(Open::new(asker, events, arrived, deadline)),
-            Err(SubmitError::Full(_)) => {
-                refuse(asker, Status::Rejected, "the worker's queue is full: ask again later".to_owned());
-            }
-            Err(SubmitError::Stopped(_)) => {
-                refuse(asker, Status::Failed, "the worker has stopped: see the node's log".to_owned());
-            }
-        }
-    }
-
-    fn open(&self, open: Open) {
-        self.num_open.fetch_add(1, Ordering::AcqRel);
-        // Room for every request the count admits, so this fails only when the outlet is gone.
-        if let Err(error) = self.opened.try_send(open) {
-            self.num_open.fetch_sub(1, Ordering::AcqRel);
-            let open = error.into_inner();
-            let reply =
-                refusal(Status::Failed, "the node is shutting down".to_owned(), open.arrived, open.deadline);
-            self.refuse(open.asker, &reply);
-        }
-    }
-
-    fn refuse(&self, asker: Asker, reply: &Reply) {
-        tracing::debug!(status = reply.status.name(), reason = reply.reason, "a request is refused");
-        self.topics.finish(asker, reply);
     }
 }

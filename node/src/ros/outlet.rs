@@ -90,6 +90,7 @@ fn encode_reply(reply: &Reply, max_len: usize) -> Result<Vec<u8>, CdrError> {
     let num_bytes = message.len();
     answer.status = Status::Failed.name().to_owned();
     answer.text = String::new();
+    (answer.defaulted_fields, answer.cut_fields) = (Vec::new(), Vec::new());
     answer.reason = format!(
         "the reply has {num_bytes} bytes, and {max_len} reach a client of this DDS vendor: ask for fewer tokens, use the \
          topic ~/ask, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp"
@@ -118,6 +119,8 @@ fn status_json(prompt: &str, reply: &Reply) -> Value {
         "earliest_deadline_ms": reply.earliest_deadline.map(millis),
         "is_promised": reply.is_promised,
         "answer": reply.text,
+        "defaulted_fields": reply.closing.as_ref().map_or(&[][..], |closing| &closing.defaulted_fields),
+        "cut_fields": reply.closing.as_ref().map_or(&[][..], |closing| &closing.cut_fields),
         "num_prompt_tokens": reply.prompt_token_ids.len(),
         "num_tokens": reply.token_ids.len(),
         "timings_ms": {

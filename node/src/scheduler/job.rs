@@ -23,6 +23,8 @@ pub struct Job {
     pub phase: Phase,
     /// Tokens in its lane.
     pub context_len: usize,
+    /// Tokens that a grammar has added behind the one to be decoded: they may be computed along with it.
+    pub num_forced: usize,
     /// Bound of what must still be computed before there is anything to reply: the rest of the prompt, in slices
     /// ([`mandatory_after`]). Everything after the first token is optional: an answer can be cut (or closed, with a grammar) at any
     /// section boundary. Counted for control jobs only.
@@ -179,7 +181,15 @@ mod tests {
         let bounds = table().bounds().clone();
         let job = |phase| {
             let rank = Rank { deadline: None, ticket: 0 };
-            Job { lane: None, class: Class::Control, rank, phase, context_len: 0, mandatory: Duration::ZERO }
+            Job {
+                lane: None,
+                class: Class::Control,
+                rank,
+                phase,
+                context_len: 0,
+                num_forced: 0,
+                mandatory: Duration::ZERO,
+            }
         };
         let reading = |remaining, until_stop| {
             mandatory_after(&job(Phase::Prefill { remaining, until_stop }), 0, &LIMITS, &bounds)

@@ -27,6 +27,8 @@ pub struct Section {
     pub cut: Vec<LaneId>,
     /// Lanes that advance by one token, in order of their deadlines.
     pub decodes: Vec<LaneId>,
+    /// Forced tokens computed along with them, in that order.
+    pub num_forced: usize,
     /// Lane that reads more of its prompt, and how many tokens.
     pub prefill: Option<(LaneId, usize)>,
     /// How long it may take: whoever must reply within that time, and is not in it, has to be ended before it.
@@ -56,6 +58,7 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
     section.decodes.clear();
     section.decoding.clear();
     section.prefill = None;
+    section.num_forced = 0;
     let mut reading = Reading::default();
     for (idx, job) in jobs.iter().enumerate() {
         let Some(lane) = job.lane else { continue };
@@ -73,7 +76,9 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
         }
     }
     let (num_decodes, slice) = choose(jobs, &section.decoding, reading, situation);
-    let draft = Draft { decodes: &section.decoding[..num_decodes], slice };
+    let alone = Draft { decodes: &section.decoding[..num_decodes], slice, num_forced: 0 };
+    section.num_forced = num_forced(&alone, jobs, situation);
+    let draft = Draft { num_forced: section.num_forced, ..alone };
     section.bound = draft.cost(jobs, bounds);
     let outlasted = jobs.iter().enumerate().filter(|(idx, job)| {
         !draft.decodes.contains(idx)
@@ -120,7 +125,7 @@ fn choose(
     let drafts =
         richest.into_iter().chain(alone).flatten().chain(halves.map(|num| (num, None))).chain(promised);
     for (num_decodes, slice) in drafts {
-        let draft = Draft { decodes: &decoding[..num_decodes], slice };
+        let draft = Draft { decodes: &decoding[..num_decodes], slice, num_forced: 0 };
         if !draft.is_empty() && is_safe(&draft, jobs, situation) {
             return (num_decodes, slice);
         }
@@ -128,6 +133,18 @@ fn choose(
     // Nothing is safe: sections took longer than their bounds. What promises count on goes first.
     let rest = if decoding.is_empty() { slice(0, reading.first) } else { None };
     promised.or(rest).unwrap_or((decoding.len().min(1), None))
+}
+
+/// How many forced tokens may be computed along with `draft`: those for which a decode step has room as measured, when that is safe.
+fn num_forced(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> usize {
+    let waiting: usize =
+        draft.decodes.iter().filter_map(|&idx| jobs.get(idx)).map(|job| job.num_forced).sum();
+    let room = situation.bounds.max_decode_size().min(situation.limits.max_step_tokens);
+    let most = waiting.min(room.saturating_sub(draft.decodes.len()));
+    let is_free = draft.slice.is_none() && most > 0;
+    let along = Draft { num_forced: most, ..*draft };
+    let fits = || along.cost(jobs, situation.bounds) <= situation.limits.max_section;
+    if is_free && fits() && is_safe(&along, jobs, situation) { most } else { 0 }
 }
 
 /// A slice of job `reading` beside `decodes`, short enough for the limits and for the replies of those beside it; `None` when not
@@ -155,4 +172,66 @@ fn slice_beside(
         None => most,
     };
     (len > 0).then_some((reading, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::scheduler::{
+        bandwidth_server::{Bandwidth, BandwidthServer},
+        cost_table::{Cost, CostTable, Grid},
+        edf::Rank,
+        job::Limits,
+    };
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn forced_tokens_ride_along_only_where_no_promise_is_endangered() {
+        let grid = Grid {
+            prefill_sizes: vec![8],
+            decode_sizes: vec![1, 4],
+            verify_sizes: vec![4],
+            context_lens: vec![1000],
+        };
+        let costs: Vec<Cost> = [5, 1, 4, 9].map(|ms| Cost::exactly(ms * MS)).into();
+        let table = CostTable::with_margin(grid, &costs, 1.0);
+        let mut limits = Limits {
+            max_prefill_slice_tokens: 8,
+            max_step_tokens: 16,
+            max_section: 10 * MS,
+            reply_margin: Duration::ZERO,
+        };
+        let now = Instant::now();
+        let server = BandwidthServer::new(Bandwidth { budget: Duration::ZERO, period: 100 * MS });
+        let job = |lane: Option<usize>, deadline_ms: u32, phase, num_forced, mandatory| Job {
+            lane: lane.map(LaneId),
+            class: Class::Control,
+            rank: Rank { deadline: Some(now + deadline_ms * MS), ticket: u64::from(deadline_ms) },
+            phase,
+            context_len: 5,
+            num_forced,
+            mandatory,
+        };
+        let reading = Phase::Prefill { remaining: 8, until_stop: 8 };
+        let planned = |limits: &Limits, waiting_until_ms: u32, num_forced: usize| {
+            let decoding = job(Some(0), 50, Phase::Decode, num_forced, Duration::ZERO);
+            let waiting = job(None, waiting_until_ms, reading, 0, 5 * MS);
+            let mut jobs = [decoding, waiting];
+            jobs.sort_unstable_by_key(|job| job.rank);
+            let situation = Situation { now, limits, bounds: table.bounds(), server: &server };
+            let mut section = Section::default();
+            plan(&jobs, &situation, &mut section);
+            assert_eq!(section.decodes, [LaneId(0)]);
+            (section.num_forced, section.bound)
+        };
+        assert_eq!(planned(&limits, 20, 2), (2, 4 * MS));
+        assert_eq!(planned(&limits, 20, 9), (3, 4 * MS), "no more than a decode step was measured with");
+        assert_eq!(planned(&limits, 20, 0), (0, MS));
+        assert_eq!(planned(&limits, 7, 3), (0, MS), "5 ms are owed by then");
+        limits.max_section = 2 * MS;
+        assert_eq!(planned(&limits, 20, 3), (0, MS), "longer than a section may be");
+    }
 }

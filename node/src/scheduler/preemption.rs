@@ -48,6 +48,7 @@ mod tests {
             rank: Rank { deadline: Some(now + Duration::from_millis(deadline_ms)), ticket: 0 },
             phase: Phase::Decode,
             context_len: 1,
+            num_forced: 0,
             mandatory: Duration::ZERO,
         };
         use Class::{Background, Control, Interactive};
@@ -83,6 +84,7 @@ mod tests {
             rank: Rank { deadline: Some(now + Duration::from_millis(deadline_ms)), ticket: 0 },
             phase,
             context_len: 1,
+            num_forced: 0,
             mandatory: Duration::ZERO,
         };
         let reads = Phase::Prefill { remaining: 5, until_stop: 5 };

@@ -28,6 +28,8 @@ pub struct Situation<'a> {
 pub struct Draft<'a> {
     /// Jobs that advance by one token.
     pub decodes: &'a [usize],
+    /// Forced tokens of theirs that are computed along.
+    pub num_forced: usize,
     /// Job that reads more of its prompt, and how many tokens.
     pub slice: Option<(usize, usize)>,
 }
@@ -43,9 +45,9 @@ impl Draft<'_> {
     #[must_use]
     pub fn cost(&self, jobs: &[Job], bounds: &Bounds) -> Duration {
         let context = |idx: usize| jobs.get(idx).map_or(0, |job| job.context_len);
-        let decoding = self.decodes.iter().map(|&idx| context(idx) + 1).max().unwrap_or(0);
+        let decoding = self.decodes.iter().map(|&idx| context(idx) + 1 + self.num_forced).max().unwrap_or(0);
         let (slice_len, reading) = self.slice.map_or((0, 0), |(idx, len)| (len, context(idx) + len));
-        section_cost(self.decodes.len(), slice_len, decoding.max(reading), bounds)
+        section_cost(self.decodes.len() + self.num_forced, slice_len, decoding.max(reading), bounds)
     }
 
     fn members<'j>(&'j self, jobs: &'j [Job]) -> impl Iterator<Item = &'j Job> {

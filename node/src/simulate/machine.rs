@@ -7,7 +7,8 @@ use std::{
 
 use takt_engine::kv::LaneId;
 
-use super::{Demand, Policy, trace::SplitMix64};
+use super::{Demand, Policy};
+use crate::random::SplitMix64;
 use crate::scheduler::{
     admission::Promise,
     bandwidth_server::{Bandwidth, BandwidthServer},
@@ -331,7 +332,15 @@ impl<'a> Machine<'a> {
             _ => running.rank,
         };
         let context_len = running.num_read + running.num_written;
-        Job { lane, class: demand.class, rank, phase, context_len, mandatory: running.mandatory }
+        Job {
+            lane,
+            class: demand.class,
+            rank,
+            phase,
+            context_len,
+            num_forced: 0,
+            mandatory: running.mandatory,
+        }
     }
 
     fn collect_jobs(&mut self) {

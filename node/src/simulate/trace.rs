@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::scheduler::class::Class;
 
+use crate::random::SplitMix64;
+
 /// Most requests of one trace.
 const MAX_DEMANDS: usize = 10_000_000;
 /// Longest prompt or answer of a trace, in tokens.
@@ -180,30 +182,6 @@ pub fn random(num: usize, rate: f64, arrivals: Arrivals, seed: u64) -> Vec<Deman
         });
     }
     demands
-}
-
-/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
-#[derive(Debug, Clone)]
-pub(super) struct SplitMix64(pub u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In `[0, 1)`.
-    pub(super) fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// In `[low, high]`.
-    fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use takt_engine::{
+    grammar::Steering,
     kv::{LaneId, SnapshotId},
     sequence::{Finish, Sequence},
 };
@@ -20,6 +21,25 @@ use crate::{
         job::{Job, Limits, Phase, mandatory_after},
     },
 };
+
+/// Ends the text of `sequence` for a request that ends as `status`; returns how it ended for one whose answer has a form.
+fn close(sequence: &mut Sequence, status: Status) -> Status {
+    match status {
+        // What broke is not made to look whole.
+        Status::Rejected | Status::Failed => {
+            sequence.finish_now();
+            status
+        }
+        Status::TruncatedAtDeadline if sequence.is_bound() => {
+            sequence.close();
+            Status::ClosedAtDeadline
+        }
+        _ => {
+            sequence.close();
+            status
+        }
+    }
+}
 
 /// What a request is promised, with its place among the open ones.
 #[derive(Debug)]
@@ -43,8 +63,12 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Ends the request without having worked on it.
-    pub fn reply(self, status: Status, now: Instant, reason: Option<String>) {
+    /// Ends the request without having worked on it; in the form asked for, if one was.
+    pub fn reply(mut self, status: Status, now: Instant, reason: Option<String>) {
+        let status = close(&mut self.sequence, status);
+        if self.sequence.is_bound() {
+            self.asker.stream(self.sequence.text());
+        }
         let timings =
             Timings { queue: now.saturating_duration_since(self.asker.arrived()), ..Timings::default() };
         let prompt_token_ids = self.sequence.prompt_token_ids().to_vec();
@@ -54,7 +78,15 @@ impl Waiting {
         self.asker.reply(
             status,
             now,
-            Outcome { prompt_token_ids, reason, timings, is_promised, ..Outcome::default() },
+            Outcome {
+                text: self.sequence.text().to_owned(),
+                closing: self.sequence.closing().cloned(),
+                prompt_token_ids,
+                reason,
+                timings,
+                is_promised,
+                ..Outcome::default()
+            },
         );
     }
 
@@ -64,7 +96,7 @@ impl Waiting {
         let until_stop = if self.system_len > 0 { self.system_len } else { remaining };
         let phase = Phase::Prefill { remaining, until_stop };
         let Standing { class, mandatory, .. } = self.standing;
-        Job { lane: None, class, rank, phase, context_len: 0, mandatory }
+        Job { lane: None, class, rank, phase, context_len: 0, num_forced: 0, mandatory }
     }
 }
 
@@ -147,6 +179,7 @@ impl Active {
             rank: self.rank,
             phase: self.phase(),
             context_len: self.sequence.committed_len(),
+            num_forced: self.num_forced(),
             mandatory: self.standing.mandatory,
         }
     }
@@ -159,6 +192,11 @@ impl Active {
         }
     }
 
+    /// Tokens that follow the next one without being chosen.
+    fn num_forced(&self) -> usize {
+        if self.sequence.is_prefilling() { 0 } else { self.sequence.pending().len().saturating_sub(1) }
+    }
+
     fn phase(&self) -> Phase {
         if !self.sequence.is_prefilling() {
             return Phase::Decode;
@@ -167,6 +205,22 @@ impl Active {
         let until_stop =
             self.snapshot_at.map_or(remaining, |at| at.saturating_sub(self.sequence.committed_len()).max(1));
         Phase::Prefill { remaining, until_stop }
+    }
+
+    /// Says how much is left to the model, which has `slack` after this step and spends `step` on a token.
+    pub fn steer(&mut self, slack: Duration, step: Duration) {
+        if !self.sequence.is_bound() {
+            return;
+        }
+        let num_tokens = u32::try_from(self.sequence.closing_len()).unwrap_or(u32::MAX);
+        let to_close = step.saturating_mul(num_tokens);
+        self.sequence.steer(if slack < to_close {
+            Steering::Shorten
+        } else if slack < to_close.saturating_mul(2) {
+            Steering::Hold
+        } else {
+            Steering::Free
+        });
     }
 
     /// Chooses the next token by `logits`; says whether the answer is complete.
@@ -181,9 +235,9 @@ impl Active {
         self.asker.stream(self.sequence.text())
     }
 
-    /// Ends the request with what there is.
+    /// Ends the request with what there is; in the form asked for, if one was.
     pub fn reply(mut self, status: Status, now: Instant, reason: Option<String>) {
-        self.sequence.finish_now();
+        let status = close(&mut self.sequence, status);
         self.stream();
         let arrived = self.asker.arrived();
         let timings = Timings {
@@ -194,6 +248,7 @@ impl Active {
         };
         let outcome = Outcome {
             text: self.sequence.text().to_owned(),
+            closing: self.sequence.closing().cloned(),
             token_ids: self.sequence.token_ids().to_vec(),
             prompt_token_ids: self.sequence.prompt_token_ids().to_vec(),
             finish_reason: self.sequence.finish().map(Finish::reason),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
-use takt_engine::TokenId;
+use takt_engine::{TokenId, grammar::Closing};
 
 use crate::request::{Event, Reply, Request, RequestId, Status, Timings};
 
@@ -14,6 +14,7 @@ const REPLY_PATIENCE: Duration = Duration::from_millis(5);
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub text: String,
+    pub closing: Option<Closing>,
     pub token_ids: Vec<TokenId>,
     pub prompt_token_ids: Vec<TokenId>,
     /// For a complete answer: `stop` or `length`.
@@ -106,6 +107,7 @@ impl Asker {
             id: self.id,
             status,
             text: outcome.text,
+            closing: outcome.closing,
             token_ids: outcome.token_ids,
             prompt_token_ids: outcome.prompt_token_ids,
             finish_reason,

@@ -8,15 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use takt_engine::text::Text;
+use takt_engine::{
+    EngineError, TokenId,
+    grammar::{Grammar, GrammarCompiler},
+    sequence::{Sequence, SequenceLimits, SequenceOptions},
+    text::Text,
+};
 
 use super::{
     asker::{Asker, Outcome},
-    prompt::{EncodedPrompt, PromptEncoder},
+    prompt::PromptEncoder,
 };
 use crate::{
     clock::Clock,
-    request::{Request, Status},
+    request::{Form, Request, Status},
     scheduler::{
         admission::Promise,
         class::Class,
@@ -44,8 +49,9 @@ pub(super) enum Refusal {
     QueueFull { class: &'static str, num_slots: usize },
     #[error("a deadline of {allowed_ms:.1} ms cannot be promised: {}", earliest_text(*earliest))]
     TooLate { allowed_ms: f64, earliest: Option<Duration> },
+    /// The prompt, the form or an option, as the engine words it.
     #[error("{0}")]
-    Prompt(String),
+    Input(String),
 }
 
 fn earliest_text(earliest: Option<Duration>) -> String {
@@ -82,7 +88,9 @@ impl Drop for Seat {
 /// What letting a request in has found out.
 #[derive(Debug)]
 pub struct Admission {
-    pub(super) prompt: EncodedPrompt,
+    pub(super) sequence: Sequence,
+    /// Leading prompt tokens that every request with its system prompt shares.
+    pub(super) system_len: usize,
     pub(super) seat: Seat,
     /// Whether its deadline is promised.
     pub(super) is_promised: bool,
@@ -92,16 +100,27 @@ pub struct Admission {
 
 /// What the worker and the desk share.
 pub struct Desk {
+    text: Arc<Text>,
     encoder: Mutex<PromptEncoder>,
+    /// Or why no form can be asked for.
+    compiler: Result<GrammarCompiler, String>,
     ledger: Arc<Ledger>,
     /// Replaced after a calibration.
     bounds: Mutex<Bounds>,
     limits: Limits,
     num_lanes: usize,
-    lane_capacity: usize,
+    sequences: SequenceLimits,
+    device: String,
     clock: Box<dyn Clock + Sync>,
     is_trusted: AtomicBool,
-    distrust: Mutex<Option<String>>,
+    distrust: Mutex<Distrust>,
+}
+
+/// Why nothing is promised, and how often that happened.
+#[derive(Debug, Default)]
+struct Distrust {
+    reason: Option<String>,
+    num_times: u64,
 }
 
 impl std::fmt::Debug for Desk {
@@ -117,22 +136,28 @@ pub(super) struct DeskParts {
     pub bounds: Bounds,
     pub limits: Limits,
     pub num_lanes: usize,
-    pub lane_capacity: usize,
+    pub sequences: SequenceLimits,
+    pub device: String,
     pub clock: Box<dyn Clock + Sync>,
 }
 
 impl Desk {
     pub(super) fn new(parts: DeskParts) -> Self {
+        let DeskParts { text, sequences, .. } = parts;
+        let compiler = GrammarCompiler::new(&text, sequences.vocab_size, &text.defaults().eos_token_ids);
         Self {
-            encoder: Mutex::new(PromptEncoder::new(parts.text)),
+            encoder: Mutex::new(PromptEncoder::new(Arc::clone(&text))),
+            text,
+            compiler: compiler.map_err(|error| error.to_string()),
             ledger: parts.ledger,
             bounds: Mutex::new(parts.bounds),
             limits: parts.limits,
             num_lanes: parts.num_lanes,
-            lane_capacity: parts.lane_capacity,
+            sequences,
+            device: parts.device,
             clock: parts.clock,
             is_trusted: AtomicBool::new(true),
-            distrust: Mutex::new(None),
+            distrust: Mutex::default(),
         }
     }
 
@@ -156,17 +181,33 @@ impl Desk {
         }
     }
 
-    /// The worker: costs are known anew.
-    pub(super) fn set_bounds(&self, bounds: Bounds) {
+    /// The worker: costs are known anew. They are trusted unless promises were withdrawn since `num_withdrawals` was asked.
+    pub(super) fn set_bounds(&self, bounds: Bounds, num_withdrawals: u64) {
         *self.bounds.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
-        *self.distrust.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.is_trusted.store(true, Ordering::Release);
+        let mut distrust = self.distrust.lock().unwrap_or_else(PoisonError::into_inner);
+        if distrust.num_times == num_withdrawals {
+            distrust.reason = None;
+            self.is_trusted.store(true, Ordering::Release);
+        }
     }
 
-    /// The worker: nothing is promised until the next [`Self::set_bounds`].
+    /// Nothing is promised until the next [`Self::set_bounds`].
     pub(super) fn withdraw(&self, reason: String) {
-        *self.distrust.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        let mut distrust = self.distrust.lock().unwrap_or_else(PoisonError::into_inner);
+        distrust.reason = Some(reason);
+        distrust.num_times += 1;
         self.is_trusted.store(false, Ordering::Release);
+    }
+
+    /// How often promises were withdrawn.
+    pub(super) fn num_withdrawals(&self) -> u64 {
+        self.distrust.lock().unwrap_or_else(PoisonError::into_inner).num_times
+    }
+
+    /// What runs the requests.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Why nothing is promised, if so.
@@ -175,27 +216,39 @@ impl Desk {
         if self.is_trusted.load(Ordering::Acquire) {
             return None;
         }
-        self.distrust.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.distrust.lock().unwrap_or_else(PoisonError::into_inner).reason.clone()
+    }
+
+    /// Whether `form` was compiled before, so that asking for it costs microseconds.
+    pub(crate) fn knows(&self, form: &Form) -> bool {
+        self.compiler.as_ref().is_ok_and(|compiler| compiler.is_cached(&form.spec, form.closing))
+    }
+
+    /// Compiles `form` ahead of the first request that asks for it.
+    pub(crate) fn prepare(&self, form: &Form) -> Result<(), EngineError> {
+        self.grammar(form).map(|_| ())
+    }
+
+    fn grammar(&self, form: &Form) -> Result<Grammar, EngineError> {
+        let compiler = self.compiler.as_ref().map_err(|fact| EngineError::Input(fact.clone()))?;
+        compiler.compile(&form.spec, form.closing)
     }
 
     fn weigh(&self, request: &Request) -> Result<Admission, Refusal> {
-        let now = self.clock.now();
-        let allowed = request.deadline.map(|deadline| deadline.saturating_duration_since(request.arrived));
-        if request.deadline.is_some_and(|deadline| deadline <= now) {
-            // Before the tokenizer runs: a request without time must not cost the others any.
-            let allowed_ms = u64::try_from(allowed.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
-            return Err(Refusal::DeadlinePassed { allowed_ms });
-        }
+        // Before the tokenizer runs: a request without time must not cost the others any.
+        self.check_time_left(request)?;
+        let refused = |error: EngineError| Refusal::Input(error.to_string());
+        let grammar = request.form.as_ref().map(|form| self.grammar(form)).transpose().map_err(refused)?;
         let prompt = {
             let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
-            encoder.encode(&request.prompt).map_err(|error| Refusal::Prompt(error.to_string()))?
+            encoder.encode(&request.prompt).map_err(refused)?
         };
-        let prompt_len = prompt.tokens.len();
+        let (prompt_len, lane_capacity) = (prompt.tokens.len(), self.sequences.lane_capacity);
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
         }
-        if prompt_len >= self.lane_capacity {
-            return Err(Refusal::PromptTooLong { prompt_len, lane_capacity: self.lane_capacity });
+        if prompt_len >= lane_capacity {
+            return Err(Refusal::PromptTooLong { prompt_len, lane_capacity });
         }
         let class = if request.deadline.is_none() { Class::Background } else { request.class };
         let is_promised = class == Class::Control && self.is_trusted.load(Ordering::Acquire);
@@ -208,21 +261,57 @@ impl Desk {
             Some(deadline) => self.promise(mandatory, deadline, &bounds),
             None => self.ledger.enter(class),
         };
-        let slot = slot.map_err(|error| match error {
+        let slot = slot.map_err(|error| self.not_admitted(error, class, request))?;
+        let seat = Seat { ledger: Arc::clone(&self.ledger), slot };
+        let sequence = self.sequence(request, &prompt.tokens, grammar.as_ref()).map_err(refused)?;
+        Ok(Admission { sequence, system_len: prompt.system_len, seat, is_promised, mandatory })
+    }
+
+    fn check_time_left(&self, request: &Request) -> Result<(), Refusal> {
+        match request.deadline {
+            Some(deadline) if deadline <= self.clock.now() => {
+                let allowed = deadline.saturating_duration_since(request.arrived);
+                let allowed_ms = u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX);
+                Err(Refusal::DeadlinePassed { allowed_ms })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn not_admitted(&self, error: NotAdmitted, class: Class, request: &Request) -> Refusal {
+        match error {
             NotAdmitted::Full { num_slots } => Refusal::QueueFull { class: class.name(), num_slots },
             NotAdmitted::TooLate { earliest } => Refusal::TooLate {
-                allowed_ms: allowed.unwrap_or_default().as_secs_f64() * 1e3,
+                allowed_ms: request.deadline.map_or(0.0, |deadline| {
+                    deadline.saturating_duration_since(request.arrived).as_secs_f64() * 1e3
+                }),
                 earliest: earliest
                     .and_then(|at| at.checked_add(self.limits.reply_margin))
                     .map(|at| at.saturating_duration_since(request.arrived)),
             },
-        })?;
-        Ok(Admission {
-            prompt,
-            seat: Seat { ledger: Arc::clone(&self.ledger), slot },
-            is_promised,
-            mandatory,
-        })
+        }
+    }
+
+    /// The request's way from prompt to answer.
+    fn sequence(
+        &self,
+        request: &Request,
+        prompt: &[TokenId],
+        grammar: Option<&Grammar>,
+    ) -> Result<Sequence, EngineError> {
+        let defaults = self.text.defaults();
+        let options = SequenceOptions {
+            max_tokens: request.max_tokens,
+            // The request's number as seed: repeatable in a process, different from request to request.
+            sampling: request.sampling.unwrap_or_else(|| defaults.sampling.params(request.id.0)),
+            stop: request.stop.clone(),
+            eos_token_ids: defaults.eos_token_ids.clone(),
+        };
+        let sequence = Sequence::new(prompt, &options, self.sequences, Some(self.text.stream_decoder()))?;
+        match grammar {
+            Some(grammar) => sequence.bound_to(grammar),
+            None => Ok(sequence),
+        }
     }
 
     fn promise(
@@ -234,8 +323,8 @@ impl Desk {
         let limits = &self.limits;
         let reply_by = deadline.checked_sub(limits.reply_margin).unwrap_or(deadline);
         // A section may begin before the worker sees the request: the longest there is.
-        let slice_len = limits.slice_len(self.num_lanes, self.lane_capacity, bounds);
-        let unseen = section_cost(self.num_lanes, slice_len, self.lane_capacity, bounds);
+        let slice_len = limits.slice_len(self.num_lanes, self.sequences.lane_capacity, bounds);
+        let unseen = section_cost(self.num_lanes, slice_len, self.sequences.lane_capacity, bounds);
         self.ledger.admit(Promise { reply_by, mandatory }, unseen + bounds.stall(), self.clock.now())
     }
 

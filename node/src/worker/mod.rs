@@ -11,8 +11,9 @@ mod core;
 mod desk;
 mod prompt;
 mod thread;
+mod watch;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use crate::{
     calibrate::Effort,
@@ -41,6 +42,8 @@ pub struct WorkerOptions {
     pub prefix_snapshots: usize,
     /// How long before its deadline a reply leaves the worker.
     pub reply_margin: Duration,
+    /// Where the system's files are that tell clocks and power mode; `/` outside tests.
+    pub system_root: PathBuf,
     /// How the thread is to run.
     pub realtime: RealtimeSettings,
 }
@@ -55,6 +58,7 @@ impl Default for WorkerOptions {
             queue_len: 32,
             prefix_snapshots: 4,
             reply_margin: Duration::from_micros(500),
+            system_root: PathBuf::from("/"),
             realtime: RealtimeSettings::default(),
         }
     }

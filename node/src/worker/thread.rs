@@ -17,6 +17,7 @@ use takt_engine::{
 use super::{
     Desk, Parts, WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
+    watch::Watch,
 };
 use crate::{
     calibrate::{Effort, measure},
@@ -28,6 +29,8 @@ use crate::{
 
 /// Failures without a complete answer in between after which the worker gives up.
 const MAX_FAILURES: usize = 3;
+/// How often an idle worker looks whether costs are to be measured again.
+const IDLE_CHECK: std::time::Duration = std::time::Duration::from_millis(250);
 /// Cancellations that may wait for the next section.
 const MAX_CANCELS: usize = 256;
 
@@ -80,6 +83,7 @@ pub struct Worker {
     facts: Facts,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    _watch: Watch,
 }
 
 impl Worker {
@@ -93,6 +97,7 @@ impl Worker {
         let (stop_in, stop) = bounded(0);
         let (ready_in, ready) = bounded(1);
         let channels = Channels { requests, cancels, stop };
+        let system_root = options.system_root.clone();
         let thread = std::thread::Builder::new()
             .name("takt-worker".into())
             .spawn(move || work(opener, &options, &channels, &ready_in))
@@ -104,6 +109,7 @@ impl Worker {
             sender: RequestSender::new(requests_in)
                 .with_cancels(cancels_in)
                 .with_desk(Arc::clone(&facts.desk)),
+            _watch: Watch::start(Arc::clone(&facts.desk), facts.capabilities.clone(), system_root),
             facts,
             stop: Some(stop_in),
             thread: Some(thread),
@@ -295,6 +301,7 @@ fn receive(core: &mut WorkerCore, channels: &Channels) -> bool {
     if core.num_open() == 0 {
         select_biased! {
             recv(channels.stop) -> _ => return false,
+            default(IDLE_CHECK) => {}
             recv(channels.requests) -> request => match request {
                 Ok(request) => core.accept(request),
                 Err(_) => return false, // every sender is gone

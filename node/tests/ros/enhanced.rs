@@ -23,6 +23,10 @@ struct Request {
     sec: i32,
     nanosec: u32,
     max_tokens: u32,
+    schema: String,
+    regex: String,
+    choices: Vec<String>,
+    closing: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ struct Reply {
     is_promised: bool,
     num_prompt_tokens: u32,
     num_tokens: u32,
+    defaulted_fields: Vec<String>,
+    cut_fields: Vec<String>,
 }
 
 struct Client {
@@ -127,6 +133,7 @@ fn fresh_clients_that_name_their_reader_lose_no_reply() {
             assert_eq!((reply.status.as_str(), reply.text), ("complete", format!("echo: {prompt}")));
             assert_eq!((related.writer_guid, related.sequence_number), (told.writer_guid, sent));
             assert_eq!((reply.num_prompt_tokens, reply.num_tokens), (5, 3));
+            assert!(reply.defaulted_fields.is_empty() && reply.cut_fields.is_empty());
             assert!(reply.timings_ms[4].is_nan(), "{:?}", reply.timings_ms);
         }
     }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use takt_engine::grammar::Closing;
 use takt_node::request::{Event, Prompt, Reply, Request, RequestSender, Status, Timings};
 use takt_node::ros::{AskDefaults, RosNode, RosOptions, serve};
 
@@ -89,12 +90,22 @@ pub(crate) fn send_tokens(request: &Request, answer: &str) {
 }
 
 pub(crate) fn send_reply(request: &Request, status: Status, answer: &str) {
+    send(request, status, answer, None);
+}
+
+/// The reply to a request with a form whose time was up.
+pub(crate) fn send_closed(request: &Request, answer: &str, closing: Closing) {
+    send(request, Status::ClosedAtDeadline, answer, Some(closing));
+}
+
+fn send(request: &Request, status: Status, answer: &str, closing: Option<Closing>) {
     let total = request.arrived.elapsed();
     let deadline = request.deadline.map(|deadline| deadline - request.arrived);
     let reply = Reply {
         id: request.id,
         status,
         text: answer.to_owned(),
+        closing,
         token_ids: vec![Default::default(); 3],
         prompt_token_ids: vec![Default::default(); 5],
         finish_reason: "stop",

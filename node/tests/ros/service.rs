@@ -1,9 +1,10 @@
 use std::time::{Duration, Instant};
 
-use takt_node::request::Status;
+use takt_engine::grammar::{Closing, ClosingPolicy, GrammarSpec};
+use takt_node::request::{Form, Status};
 use takt_node::ros::{AskClient, AskDefaults, AskRequest, RosDuration, RosError, serve};
 
-use super::{EchoWorker, PATIENCE, echo, next, private_options, send_reply, serve_echo};
+use super::{EchoWorker, PATIENCE, echo, next, private_options, send_closed, send_reply, serve_echo};
 
 fn ask(prompt: &str) -> AskRequest {
     AskRequest { prompt: prompt.to_owned(), ..AskRequest::default() }
@@ -162,5 +163,36 @@ fn a_missing_node_is_an_error_that_says_what_to_check() {
         [&options.node().unwrap().to_string(), &format!("domain {}", options.domain_id), "ROS_DOMAIN_ID"]
     {
         assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn a_form_reaches_the_worker_and_what_stood_in_reaches_the_client() {
+    let options = private_options();
+    let (seen, taken) = crossbeam_channel::unbounded();
+    let worker =
+        EchoWorker::with(move |requests| requests.iter().for_each(|request| seen.send(request).unwrap()));
+    let _node = serve(&options, worker.sender.clone(), AskDefaults::default()).unwrap();
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    let form = Form {
+        spec: GrammarSpec::from_schema_text(r#"{"properties": {"b": {}, "a": {}}}"#).unwrap(),
+        closing: ClosingPolicy::Minimal,
+    };
+    let call = client.start(&ask("go").with_form(form.clone())).unwrap();
+    let request = next(&taken);
+    assert_eq!(request.form, Some(form));
+    let closing = Closing { defaulted_fields: vec!["/b".into(), "/a".into()], ..Closing::default() };
+    send_closed(&request, "{}", closing);
+    let reply = call.wait(PATIENCE).unwrap();
+    assert_eq!((reply.status.as_str(), reply.text.as_str()), ("closed_at_deadline", "{}"));
+    assert_eq!((reply.defaulted_fields, reply.cut_fields.len()), (vec!["/b".to_owned(), "/a".to_owned()], 0));
+    for (bad, word) in [
+        (AskRequest { schema: "{".to_owned(), ..ask("go") }, "no JSON"),
+        (AskRequest { schema: "{}".to_owned(), regex: "a".to_owned(), ..ask("go") }, "more than one"),
+        (AskRequest { regex: "a".to_owned(), closing: "soon".to_owned(), ..ask("go") }, "closing"),
+    ] {
+        let reply = client.ask(&bad, PATIENCE).unwrap();
+        assert_eq!(reply.status, "rejected");
+        assert!(reply.reason.contains(word), "{}", reply.reason);
     }
 }

@@ -3,8 +3,9 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use serde_json::Value;
 use takt_node::request::Status;
+use takt_node::ros::cdr::CdrReader;
 use takt_node::ros::dds::DdsTransport;
-use takt_node::ros::message::{STRING, encode_string};
+use takt_node::ros::message::{DIAGNOSTIC_ARRAY, STRING, encode_string};
 use takt_node::ros::transport::{Publish, Qos, Transport};
 use takt_node::ros::{AskDefaults, RosOptions, serve};
 
@@ -180,4 +181,26 @@ fn a_node_that_ends_cancels_what_is_open_and_leaves_no_thread() {
     drop(request);
     // Joins only if the node has dropped its sender, that is: if its threads and callbacks are gone.
     worker.join();
+}
+
+#[test]
+fn diagnostics_say_once_a_second_whether_deadlines_are_promised() {
+    let options = private_options();
+    let _node = serve_echo(&options);
+    let transport =
+        DdsTransport::join(&RosOptions { node_name: "monitor".to_owned(), ..options.clone() }).unwrap();
+    let (sender, messages) = crossbeam_channel::unbounded();
+    let on_message = Box::new(move |message: &[u8]| sender.send(message.to_vec()).unwrap());
+    let _listening = transport.subscribe("/diagnostics", DIAGNOSTIC_ARRAY, Qos::DEFAULT, on_message).unwrap();
+    for _ in 0..2 {
+        let message = next(&messages);
+        let mut reader = CdrReader::new(&message).unwrap();
+        assert!(reader.i32().unwrap() > 1_700_000_000, "stamped with the time of day");
+        reader.u32().unwrap();
+        assert_eq!((reader.string().unwrap(), reader.u32().unwrap()), ("", 1));
+        assert_eq!(reader.bytes(1).unwrap(), [0]);
+        let name = options.node().unwrap().to_string();
+        assert_eq!(reader.string().unwrap(), format!("{}: deadlines", name.trim_start_matches('/')));
+        assert_eq!(reader.string().unwrap(), "deadlines are promised");
+    }
 }

@@ -110,6 +110,12 @@ impl Bounds {
         Duration::from_nanos(ns.saturating_mul(u64::from(factor)))
     }
 
+    /// Tokens of the largest decode step that was measured.
+    #[must_use]
+    pub fn max_decode_size(&self) -> usize {
+        self.grid.decode_sizes.last().copied().unwrap_or(1)
+    }
+
     /// What is added once to every promise.
     #[must_use]
     pub fn stall(&self) -> Duration {

@@ -9,18 +9,13 @@ use std::{
 };
 
 use takt_engine::{
-    EngineError,
-    backend::Backend,
-    kv::LaneId,
-    sequence::{Sequence, SequenceLimits, SequenceOptions},
-    step::StepPlan,
-    text::Text,
+    EngineError, backend::Backend, kv::LaneId, sequence::SequenceLimits, step::StepPlan, text::Text,
 };
 
 use super::{
     WorkerOptions,
     active::{Active, Queued, Standing, Waiting},
-    asker::{Asker, Outcome},
+    asker::Asker,
     desk::{Admission, Desk, DeskParts},
 };
 use crate::{
@@ -75,7 +70,6 @@ impl std::fmt::Debug for Parts {
 /// Owns the backend and every open request.
 pub struct WorkerCore {
     backend: Box<dyn Backend>,
-    text: Arc<Text>,
     clock: Box<dyn Clock>,
     desk: Arc<Desk>,
     queue: WaitingRoom<Queued>,
@@ -109,21 +103,21 @@ impl WorkerCore {
         let num_slots = options.queue_len + num_lanes;
         let desk = match desk {
             Some(desk) => {
-                desk.set_bounds(table.bounds().clone());
+                desk.set_bounds(table.bounds().clone(), desk.num_withdrawals());
                 desk
             }
             None => Arc::new(Desk::new(DeskParts {
-                text: Arc::clone(&text),
+                text,
                 ledger: Ledger::new(num_slots, options.background, clock.now()),
                 bounds: table.bounds().clone(),
                 limits,
                 num_lanes,
-                lane_capacity: facts.lane_capacity,
+                sequences: SequenceLimits::of(backend.as_ref()),
+                device: facts.device.clone(),
                 clock: Box::new(clock.clone()),
             })),
         };
         Self {
-            text,
             backend,
             clock: Box::new(clock),
             desk,
@@ -170,52 +164,22 @@ impl WorkerCore {
         let admitted = if request.admission.is_some() { Some(request) } else { self.desk.admit(request) };
         let Some(mut request) = admitted else { return };
         let Some(admission) = request.admission.take() else { return };
-        let asker = Asker::new(&request);
-        let refuse = |asker: Asker, now, reason: String| {
-            asker.reply(Status::Rejected, now, Outcome { reason: Some(reason), ..Outcome::default() });
-        };
-        let Admission { prompt, seat, is_promised, mandatory } = admission;
+        let Admission { sequence, system_len, seat, is_promised, mandatory } = admission;
         let class = match (request.deadline, is_promised) {
             (None, _) => Class::Background,
             (Some(_), true) => Class::Control,
             (Some(_), false) => Class::Interactive,
         };
         let standing = Standing { seat, is_promised, class, mandatory };
-        match self.sequence(&request, &prompt.tokens) {
-            Ok(sequence) => {
-                self.num_tickets += 1;
-                let rank = Rank { deadline: request.deadline, ticket: self.num_tickets };
-                let waiting = Waiting { asker, standing, sequence, system_len: prompt.system_len };
-                let queued = Queued::Fresh(Box::new(waiting));
-                if let Err(queued) = self.queue.push(Line::of(&queued.job(rank)), rank, queued) {
-                    // Every seat has a place in the queue, so this cannot be; yet nobody goes without a reply.
-                    queued.reply(
-                        Status::Rejected,
-                        self.clock.now(),
-                        Some("the queue is full: ask again later".into()),
-                    );
-                }
-            }
-            Err(error) => {
-                drop(standing);
-                refuse(asker, self.clock.now(), error.to_string());
-            }
+        self.num_tickets += 1;
+        let rank = Rank { deadline: request.deadline, ticket: self.num_tickets };
+        let waiting = Waiting { asker: Asker::new(&request), standing, sequence, system_len };
+        let queued = Queued::Fresh(Box::new(waiting));
+        if let Err(queued) = self.queue.push(Line::of(&queued.job(rank)), rank, queued) {
+            // Every seat has a place in the queue, so this cannot be; yet nobody goes without a reply.
+            let reason = Some("the queue is full: ask again later".into());
+            queued.reply(Status::Rejected, self.clock.now(), reason);
         }
-    }
-
-    fn sequence(&self, request: &Request, prompt: &[u32]) -> Result<Sequence, EngineError> {
-        let facts = self.backend.capabilities();
-        let limits =
-            SequenceLimits { lane_capacity: facts.lane_capacity, vocab_size: self.backend.spec().vocab_size };
-        let defaults = self.text.defaults();
-        let options = SequenceOptions {
-            max_tokens: request.max_tokens,
-            // The request's number as seed: repeatable in a process, different from request to request.
-            sampling: request.sampling.unwrap_or_else(|| defaults.sampling.params(request.id.0)),
-            stop: request.stop.clone(),
-            eos_token_ids: defaults.eos_token_ids.clone(),
-        };
-        Sequence::new(prompt, &options, limits, Some(self.text.stream_decoder()))
     }
 
     /// Ends the request with what it has; unknown ones have ended already.
@@ -267,17 +231,18 @@ impl WorkerCore {
     /// # Errors
     /// When the backend fails.
     pub fn recalibrate_if_idle(&mut self, mut go_on: impl FnMut() -> bool) -> Result<(), EngineError> {
-        if self.table.no_promise().is_none() || self.num_open() > 0 {
+        if self.desk.distrust().is_none() || self.num_open() > 0 {
             return Ok(());
         }
+        let num_withdrawals = self.desk.num_withdrawals();
         self.lanes.clear_residents();
         let grid: Grid = self.table.grid().clone();
         let measured =
             measure(self.backend.as_mut(), self.clock.as_ref(), &grid, Effort::BRIEF, |_| go_on())?;
         if let Some(costs) = measured {
             self.table = CostTable::new(grid, &costs);
-            self.desk.set_bounds(self.table.bounds().clone());
-            tracing::info!("costs were measured again: deadlines are promised again");
+            self.desk.set_bounds(self.table.bounds().clone(), num_withdrawals);
+            tracing::info!("costs were measured again");
         }
         Ok(())
     }

@@ -17,11 +17,14 @@ use crate::{
 impl WorkerCore {
     pub(super) fn run_section(&mut self, started: Instant) -> Result<(), EngineError> {
         self.plan.clear();
-        let mut context_len = 0;
+        let (mut context_len, mut num_decoded) = (0, 0);
+        let mut num_forced = self.section.num_forced;
         for &lane in &self.section.decodes {
             if let Some(active) = self.lanes.holder_mut(lane) {
-                active.sequence.push_to(&mut self.plan, lane, 1);
-                context_len = context_len.max(active.sequence.committed_len() + 1);
+                let num_tokens = active.sequence.push_to(&mut self.plan, lane, 1 + num_forced);
+                num_forced -= num_tokens.saturating_sub(1);
+                num_decoded += num_tokens;
+                context_len = context_len.max(active.sequence.committed_len() + num_tokens);
             }
         }
         let mut slice_len = 0;
@@ -31,8 +34,7 @@ impl WorkerCore {
             slice_len = active.sequence.push_to(&mut self.plan, lane, len);
             context_len = context_len.max(active.sequence.committed_len() + slice_len);
         }
-        let num_decodes = self.section.decodes.len();
-        let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
+        let bound = section_cost(num_decoded, slice_len, context_len, self.table.bounds());
         // In this order: read in between, the slice counts twice rather than not at all.
         self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
         if let Some((lane, _)) = self.section.prefill
@@ -40,6 +42,7 @@ impl WorkerCore {
         {
             active.owe_after(slice_len, &self.limits, self.table.bounds());
         }
+        self.steer(num_decoded);
         let output = self.backend.run_step(&self.plan)?;
         let now = self.clock.now();
         self.ended.clear();
@@ -59,14 +62,31 @@ impl WorkerCore {
         self.send_text();
         let took = self.clock.now().saturating_duration_since(started);
         self.desk.ledger().end_section();
-        self.learn(num_decodes, slice_len, context_len, took);
+        self.learn(num_decoded, slice_len, context_len, took);
         Ok(())
     }
 
+    /// Leads answers that have a form towards their end as their time runs out: from twice the time on that their closing's bytes would take
+    /// as tokens nothing new begins, and from once on only what shortens the closing is allowed.
+    fn steer(&mut self, num_decoded: usize) {
+        let now = self.clock.now();
+        for &lane in &self.section.decodes {
+            let Some(active) = self.lanes.holder_mut(lane) else { continue };
+            let Some(reply_by) = active.job(None).reply_by(&self.limits) else { continue };
+            let shape = SectionShape {
+                kind: SectionKind::Decode,
+                size: num_decoded,
+                context_len: active.sequence.committed_len() + 1,
+            };
+            let step = self.table.typical(shape);
+            active.steer(reply_by.saturating_duration_since(now + step), step);
+        }
+    }
+
     /// Learns what the section cost, charges background work for its part, and says so when nothing can be promised any more.
-    fn learn(&mut self, num_decodes: usize, slice_len: usize, context_len: usize, took: Duration) {
+    fn learn(&mut self, num_decoded: usize, slice_len: usize, context_len: usize, took: Duration) {
         let shape = |kind, size| SectionShape { kind, size, context_len };
-        match (num_decodes, slice_len) {
+        match (num_decoded, slice_len) {
             (0, 0) => {}
             (num, 0) => self.table.record(shape(SectionKind::Decode, num), took),
             (0, len) => self.table.record(shape(SectionKind::Prefill, len), took),
@@ -76,7 +96,7 @@ impl WorkerCore {
                 self.table.record(shape(SectionKind::Prefill, len), took.saturating_sub(decode));
             }
         }
-        let num_all = num_decodes + slice_len;
+        let num_all = num_decoded + slice_len;
         let is_background = |lane: LaneId| {
             self.jobs.iter().any(|job| job.lane == Some(lane) && job.class == Class::Background)
         };

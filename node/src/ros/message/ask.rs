@@ -1,60 +1,16 @@
-//! The few ROS 2 messages the node speaks, field by field as in their `.msg` and `.srv` files.
+//! `takt_msgs/srv/Ask`.
 
-use std::time::Duration;
+use super::{RosDuration, millis};
+use crate::{
+    request::{Reply, Timings},
+    ros::{
+        cdr::{CdrError, CdrReader, CdrWriter},
+        name::TypeName,
+    },
+};
 
-use super::cdr::{CdrError, CdrReader, CdrWriter};
-use super::name::TypeName;
-use crate::request::{Reply, Timings};
-
-/// `std_msgs/msg/String`.
-pub const STRING: TypeName = TypeName { package: "std_msgs", name: "String" };
 /// `takt_msgs/srv/Ask`, defined in `launch/takt_msgs/srv/Ask.srv`.
 pub const ASK: TypeName = TypeName { package: "takt_msgs", name: "Ask" };
-
-/// `text` as a `std_msgs/String`.
-///
-/// # Errors
-/// [`CdrError::TooLong`] over 32 bits.
-pub fn encode_string(text: &str) -> Result<Vec<u8>, CdrError> {
-    let mut writer = CdrWriter::default();
-    writer.string(text)?;
-    Ok(writer.finish())
-}
-
-/// The text of a `std_msgs/String`.
-///
-/// # Errors
-/// [`CdrError`] for anything that is not one.
-pub fn decode_string(message: &[u8]) -> Result<&str, CdrError> {
-    CdrReader::new(message)?.string()
-}
-
-/// `builtin_interfaces/msg/Duration`: seconds may be negative, nanoseconds add to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RosDuration {
-    /// Whole seconds, rounded down.
-    pub sec: i32,
-    /// 0 to 999 999 999.
-    pub nanosec: u32,
-}
-
-impl RosDuration {
-    /// The duration, or `None` if it is negative or its nanoseconds are a second or more.
-    #[must_use]
-    pub fn to_std(self) -> Option<Duration> {
-        let sec = u64::try_from(self.sec).ok()?;
-        (self.nanosec < 1_000_000_000).then(|| Duration::new(sec, self.nanosec))
-    }
-
-    /// `duration`, cut at what 32 bits of seconds hold (68 years).
-    #[must_use]
-    pub fn from_std(duration: Duration) -> Self {
-        match i32::try_from(duration.as_secs()) {
-            Ok(sec) => Self { sec, nanosec: duration.subsec_nanos() },
-            Err(_) => Self { sec: i32::MAX, nanosec: 999_999_999 },
-        }
-    }
-}
 
 /// Request part of `takt_msgs/srv/Ask`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,6 +23,14 @@ pub struct AskRequest {
     pub deadline: RosDuration,
     /// Most tokens of the answer; 0 for as many as there is room for.
     pub max_tokens: u32,
+    /// A JSON Schema as text that the answer must keep; empty for none.
+    pub schema: String,
+    /// A regex that the whole answer must match; empty for none.
+    pub regex: String,
+    /// Texts of which the answer must be one; empty for none.
+    pub choices: Vec<String>,
+    /// What may stand in for what the model had no time to write: `declared`, `minimal`; empty is `declared`.
+    pub closing: String,
 }
 
 impl AskRequest {
@@ -81,6 +45,10 @@ impl AskRequest {
         writer.i32(self.deadline.sec);
         writer.u32(self.deadline.nanosec);
         writer.u32(self.max_tokens);
+        writer.string(&self.schema)?;
+        writer.string(&self.regex)?;
+        writer.strings(&self.choices)?;
+        writer.string(&self.closing)?;
         Ok(writer.finish())
     }
 
@@ -95,6 +63,10 @@ impl AskRequest {
             system: reader.string()?.to_owned(),
             deadline: RosDuration { sec: reader.i32()?, nanosec: reader.u32()? },
             max_tokens: reader.u32()?,
+            schema: reader.string()?.to_owned(),
+            regex: reader.string()?.to_owned(),
+            choices: reader.strings()?,
+            closing: reader.string()?.to_owned(),
         })
     }
 }
@@ -126,6 +98,10 @@ pub struct AskReply {
     pub num_prompt_tokens: u32,
     /// Tokens of the answer.
     pub num_tokens: u32,
+    /// JSON pointers to values that stand in for what the model did not write.
+    pub defaulted_fields: Vec<String>,
+    /// JSON pointers to values that the model began and the closing ended.
+    pub cut_fields: Vec<String>,
 }
 
 impl AskReply {
@@ -147,6 +123,8 @@ impl AskReply {
         writer.bool(self.is_promised);
         writer.u32(self.num_prompt_tokens);
         writer.u32(self.num_tokens);
+        writer.strings(&self.defaulted_fields)?;
+        writer.strings(&self.cut_fields)?;
         Ok(writer.finish())
     }
 
@@ -169,6 +147,8 @@ impl AskReply {
             is_promised: reader.bool()?,
             num_prompt_tokens: reader.u32()?,
             num_tokens: reader.u32()?,
+            defaulted_fields: reader.strings()?,
+            cut_fields: reader.strings()?,
         })
     }
 }
@@ -176,6 +156,7 @@ impl AskReply {
 impl From<&Reply> for AskReply {
     fn from(reply: &Reply) -> Self {
         let Timings { queue, prefill, ttft, total, deadline } = reply.timings;
+        let closing = reply.closing.clone().unwrap_or_default();
         Self {
             status: reply.status.name().to_owned(),
             text: reply.text.clone(),
@@ -189,18 +170,16 @@ impl From<&Reply> for AskReply {
             is_promised: reply.is_promised,
             num_prompt_tokens: u32::try_from(reply.prompt_token_ids.len()).unwrap_or(u32::MAX),
             num_tokens: u32::try_from(reply.token_ids.len()).unwrap_or(u32::MAX),
+            defaulted_fields: closing.defaulted_fields,
+            cut_fields: closing.cut_fields,
         }
     }
-}
-
-/// Milliseconds with their fraction.
-pub(super) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ros::message::decode_string;
 
     /// `(type, name)` of every field of one half of a `.srv` file.
     type Fields<'a> = Vec<(&'a str, &'a str)>;
@@ -215,7 +194,7 @@ mod tests {
 
     fn halves() -> (Fields<'static>, Fields<'static>) {
         let (request, reply) =
-            include_str!("../../../launch/takt_msgs/srv/Ask.srv").split_once("\n---\n").unwrap();
+            include_str!("../../../../launch/takt_msgs/srv/Ask.srv").split_once("\n---\n").unwrap();
         (fields(request), fields(reply))
     }
 
@@ -225,6 +204,7 @@ mod tests {
         let values = fields.iter().map(|(kind, name)| {
             let value = match *kind {
                 "string" => reader.string().unwrap().to_owned(),
+                "string[]" => reader.strings().unwrap().join("|"),
                 "uint32" => reader.u32().unwrap().to_string(),
                 "float64" => reader.f64().unwrap().to_string(),
                 "bool" => reader.bool().unwrap().to_string(),
@@ -251,6 +231,10 @@ mod tests {
             system: "s".to_owned(),
             deadline: RosDuration { sec: 1, nanosec: 2 },
             max_tokens: 3,
+            schema: "{}".to_owned(),
+            regex: "a+".to_owned(),
+            choices: vec!["left".to_owned(), "right".to_owned()],
+            closing: "minimal".to_owned(),
         };
         let message = request.encode().unwrap();
         assert_eq!(
@@ -259,7 +243,11 @@ mod tests {
                 ("prompt", "what do you hold?"),
                 ("system", "s"),
                 ("deadline", "1s2ns"),
-                ("max_tokens", "3")
+                ("max_tokens", "3"),
+                ("schema", "{}"),
+                ("regex", "a+"),
+                ("choices", "left|right"),
+                ("closing", "minimal"),
             ])
         );
         assert_eq!(AskRequest::decode(&message).unwrap(), request);
@@ -280,6 +268,8 @@ mod tests {
             is_promised: true,
             num_prompt_tokens: 6,
             num_tokens: 7,
+            defaulted_fields: vec!["/speed".to_owned(), "/n".to_owned()],
+            cut_fields: Vec::new(),
         };
         let message = reply.encode().unwrap();
         assert_eq!(
@@ -297,6 +287,8 @@ mod tests {
                 ("is_promised", "true"),
                 ("num_prompt_tokens", "6"),
                 ("num_tokens", "7"),
+                ("defaulted_fields", "/speed|/n"),
+                ("cut_fields", ""),
             ])
         );
         assert_eq!(AskReply::decode(&message).unwrap(), reply);
@@ -304,7 +296,8 @@ mod tests {
 
     #[test]
     fn every_truncated_request_is_an_error() {
-        let request = AskRequest { prompt: "prompt".to_owned(), ..AskRequest::default() };
+        let choices = vec!["a".to_owned(), "b".to_owned()];
+        let request = AskRequest { prompt: "prompt".to_owned(), choices, ..AskRequest::default() };
         let message = request.encode().unwrap();
         for len in 0..message.len() {
             assert!(AskRequest::decode(&message[..len]).is_err(), "{len} bytes");
@@ -327,15 +320,5 @@ mod tests {
                 let _ = decode_string(&corrupted);
             }
         }
-    }
-
-    #[test]
-    fn durations_that_are_negative_or_overfull_are_not_durations() {
-        assert_eq!(RosDuration { sec: -1, nanosec: 999_999_999 }.to_std(), None);
-        assert_eq!(RosDuration { sec: 0, nanosec: 1_000_000_000 }.to_std(), None);
-        assert_eq!(RosDuration { sec: 0, nanosec: 5 }.to_std(), Some(Duration::from_nanos(5)));
-        let back = RosDuration::from_std(Duration::from_millis(1500));
-        assert_eq!(back, RosDuration { sec: 1, nanosec: 500_000_000 });
-        assert_eq!(RosDuration::from_std(Duration::MAX).sec, i32::MAX);
     }
 }
