@@ -96,14 +96,14 @@ impl WorkerCore {
                 self.table.record(shape(SectionKind::Prefill, len), took.saturating_sub(decode));
             }
         }
-        let num_all = num_decoded + slice_len;
         let is_background = |lane: LaneId| {
             self.jobs.iter().any(|job| job.lane == Some(lane) && job.class == Class::Background)
         };
-        let decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
-        let slice = self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |_| slice_len);
-        if decodes + slice > 0 {
-            self.server.charge(took.mul_f64((decodes + slice) as f64 / num_all as f64));
+        let segments = self.plan.segments.iter();
+        let num_background: usize =
+            segments.filter(|segment| is_background(segment.lane)).map(|segment| segment.tokens.len()).sum();
+        if num_background > 0 {
+            self.server.charge(took.mul_f64(num_background as f64 / self.plan.tokens.len() as f64));
         }
         if let Some(reason) = self.table.no_promise()
             && self.desk.distrust().is_none()
