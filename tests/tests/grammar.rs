@@ -259,6 +259,22 @@ fn a_grammar_compiled_before_is_found_again_in_its_own_order() {
 }
 
 #[test]
+fn forms_known_from_the_start_stay_compiled_and_others_only_for_a_while() {
+    let compiler = fixture_tokens("tiny-llama").compiler;
+    let form = |i: usize| GrammarSpec::Regex(format!("{i}[ab]"));
+    let is_known = |i: usize| compiler.is_cached(&form(i), ClosingPolicy::Declared);
+    compiler.keep(&form(0), ClosingPolicy::Declared).unwrap();
+    assert!(compiler.keep(&GrammarSpec::Regex("a(b".into()), ClosingPolicy::Declared).is_err());
+    for i in 1..40 {
+        assert!(!is_known(i));
+        compiler.compile(&form(i), ClosingPolicy::Declared).unwrap();
+        assert!(is_known(i) && is_known(0), "{i}");
+    }
+    assert_eq!((0..40).filter(|&i| is_known(i)).count(), 1 + 16);
+    assert!(!compiler.is_cached(&form(0), ClosingPolicy::Minimal));
+}
+
+#[test]
 fn a_regex_and_choices_are_closed_too() {
     let compile = |spec: GrammarSpec| TOKENS.compiler.compile(&spec, ClosingPolicy::Declared);
     let regex = compile(GrammarSpec::Regex("^(left|right) [0-9]{1,3}(cm|m)$".into())).unwrap();
@@ -266,7 +282,12 @@ fn a_regex_and_choices_are_closed_too() {
     assert_eq!(whole(&regex, "ri").0, "right 0m");
     assert_eq!(whole(&regex, "right 12c"), ("right 12cm".into(), vec![], vec![]));
     let choice = compile(GrammarSpec::Choice(vec!["stop (now)".into(), "go".into(), "gone".into()])).unwrap();
-    assert_eq!(whole(&choice, ""), ("go".into(), vec![String::new()], vec![]));
+    assert_eq!(whole(&choice, ""), ("stop (now)".into(), vec![String::new()], vec![]), "the first stands in");
+    assert_eq!(
+        whole(&choice, "g"),
+        ("go".into(), vec![], vec![String::new()]),
+        "the shortest that was begun"
+    );
     assert_eq!(whole(&choice, "gon"), ("gone".into(), vec![], vec![]));
     assert_eq!(whole(&choice, "s").0, "stop (now)");
     for (spec, reason) in [

@@ -12,7 +12,15 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub(super) struct GrammarCache {
     /// The one used last is the last.
-    entries: Arc<Mutex<Vec<(Key, Grammar)>>>,
+    entries: Arc<Mutex<Vec<Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: Key,
+    grammar: Grammar,
+    /// Whether it stays whatever else is asked for.
+    is_kept: bool,
 }
 
 /// What a grammar is found by. Equal texts, not equal values: the order of properties, which equality of JSON objects leaves out, is the
@@ -36,25 +44,30 @@ impl Key {
 }
 
 impl GrammarCache {
-    pub fn contains(&self, key: &Key) -> bool {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().any(|(known, _)| known == key)
-    }
-
     pub fn get(&self, key: &Key) -> Option<Grammar> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = entries.iter().position(|(known, _)| known == key)?;
+        let found = entries.iter().position(|entry| entry.key == *key)?;
         let entry = entries.remove(found);
-        let grammar = entry.1.clone();
+        let grammar = entry.grammar.clone();
         entries.push(entry);
         Some(grammar)
     }
 
+    /// Adds a grammar; the one that was used least recently goes for it.
     pub fn put(&self, key: Key, grammar: Grammar) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= MAX_CACHED_GRAMMARS {
-            entries.remove(0);
+        let num_passing = entries.iter().filter(|entry| !entry.is_kept).count();
+        if num_passing >= MAX_CACHED_GRAMMARS
+            && let Some(oldest) = entries.iter().position(|entry| !entry.is_kept)
+        {
+            entries.remove(oldest);
         }
-        entries.push((key, grammar));
+        entries.push(Entry { key, grammar, is_kept: false });
+    }
+
+    /// From now on the grammar stays.
+    pub fn keep(&self, key: &Key) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter_mut().filter(|entry| entry.key == *key).for_each(|entry| entry.is_kept = true);
     }
 }

@@ -53,10 +53,20 @@ impl GrammarCompiler {
         Ok(grammar)
     }
 
+    /// Compiles `spec` and keeps it, whatever else is compiled: for the few forms that are known from the start.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn keep(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<()> {
+        self.compile(spec, policy)?;
+        self.cache.keep(&Key::of(spec, policy));
+        Ok(())
+    }
+
     /// Whether `spec` is among those compiled last, so that [`Self::compile`] takes microseconds.
     #[must_use]
     pub fn is_cached(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> bool {
-        spec.check().is_ok() && self.cache.contains(&Key::of(spec, policy))
+        spec.check().is_ok() && self.cache.get(&Key::of(spec, policy)).is_some()
     }
 
     fn compile_new(&self, spec: &GrammarSpec, policy: ClosingPolicy) -> Result<Grammar> {
@@ -68,11 +78,11 @@ impl GrammarCompiler {
             }
             GrammarSpec::Regex(regex) => {
                 schema::check_regex(regex, "")?;
-                Self::text(regex_text(regex))?
+                Self::text(regex_text(regex), None)?
             }
             GrammarSpec::Choice(choices) => {
                 let escaped: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
-                Self::text(&escaped.join("|"))?
+                Self::text(&escaped.join("|"), choices.first())?
             }
         };
         let factory = &self.vocabulary.factory;
@@ -88,9 +98,11 @@ impl GrammarCompiler {
         Ok(Grammar { inner: Arc::new(Inner { template, source, vocabulary }) })
     }
 
-    fn text(regex: &str) -> Result<(GrammarWithLexer, Source)> {
+    /// `unbegun` stands in for an answer of which nothing was written; the shortest way for `None`.
+    fn text(regex: &str, unbegun: Option<&String>) -> Result<(GrammarWithLexer, Source)> {
         let grammar = GrammarWithLexer::from_regex(regex);
-        Ok((grammar.clone(), Source::Text(Box::new(Automaton::of(grammar, "")?))))
+        let automaton = Box::new(Automaton::of(grammar.clone(), "")?);
+        Ok((grammar, Source::Text { automaton, unbegun: unbegun.cloned() }))
     }
 }
 
@@ -110,7 +122,7 @@ struct Inner {
 /// What closings are made from.
 enum Source {
     Json(Schema),
-    Text(Box<Automaton>),
+    Text { automaton: Box<Automaton>, unbegun: Option<String> },
 }
 
 impl Grammar {
@@ -126,7 +138,14 @@ impl Grammar {
     pub fn close(&self, produced: &[u8]) -> Option<Closing> {
         match &self.inner.source {
             Source::Json(schema) => closing::close(schema, produced),
-            Source::Text(automaton) => close_text(automaton, produced),
+            Source::Text { automaton, unbegun } => {
+                let mut closing = close_text(automaton, produced)?;
+                if let Some(text) = unbegun.as_ref().filter(|_| produced.is_empty()) {
+                    closing.bytes.clear();
+                    closing.bytes.extend_from_slice(text.as_bytes());
+                }
+                Some(closing)
+            }
         }
     }
 
@@ -139,7 +158,7 @@ impl fmt::Debug for Grammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.inner.source {
             Source::Json(_) => "JSON",
-            Source::Text(_) => "text",
+            Source::Text { .. } => "text",
         };
         f.debug_struct("Grammar").field("kind", &kind).finish_non_exhaustive()
     }

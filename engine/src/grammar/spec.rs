@@ -15,7 +15,7 @@ pub enum GrammarSpec {
     JsonSchema(Value),
     /// Text that a regex (Rust syntax, without look-around) matches from its start to its end.
     Regex(String),
-    /// One of these texts.
+    /// One of these texts; the first stands in when nothing of the answer was written.
     Choice(Vec<String>),
 }
 

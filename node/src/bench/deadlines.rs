@@ -57,6 +57,7 @@ pub fn virtual_settings(policy: Policy, table: &CostTable, num_lanes: usize) -> 
         },
         bandwidth: Bandwidth::default(),
         seed: 1,
+        has_forms: false,
         max_records: 0,
     }
 }

@@ -55,13 +55,6 @@ pub(super) fn run(
         !interrupt.is_raised()
     });
     bar.finish_and_clear();
-    let (text, vocab_size) = (&worker.facts().text, worker.facts().manifest.spec.vocab_size);
-    let bar = progress("forms", bench.as_json);
-    let cuts = cut_at_random(text, vocab_size, bench.num_cuts, |share| {
-        bar.set_position((share * 1000.0) as u64); // within [0, 1000]
-        !interrupt.is_raised()
-    })?;
-    bar.finish_and_clear();
     let mut real = Vec::new();
     for has_load in [false, true] {
         if interrupt.is_raised() {
@@ -74,12 +67,20 @@ pub(super) fn run(
         let found = real_time(&worker.sender(), &asking, 5);
         real.push(found.map_err(|_| CliError::Failed("the worker stopped: see the log".into()))?);
     }
+    let (text, vocab_size) = (&worker.facts().text, worker.facts().manifest.spec.vocab_size);
+    let bar = progress("forms", bench.as_json);
+    let cuts = cut_at_random(text, vocab_size, bench.num_cuts, |share| {
+        bar.set_position((share * 1000.0) as u64); // within [0, 1000]
+        !interrupt.is_raised()
+    });
+    bar.finish_and_clear();
     let device = worker.facts().capabilities.device.clone();
     worker.shut_down();
     if bench.as_json {
         return print_json(&json!({
             "device": device, "lanes": num_lanes, "capacity_per_s": capacity(&table, num_lanes),
-            "virtual": rows, "real": real, "forms": cuts,
+            "virtual": rows, "real": real, "forms": cuts.as_ref().ok(),
+            "forms_error": cuts.as_ref().err().map(ToString::to_string),
         }));
     }
     sayln!(
@@ -89,6 +90,7 @@ pub(super) fn run(
     );
     show_virtual(&rows, num_each);
     show_real(&real, bench);
+    let cuts = cuts?;
     show_cuts(&cuts);
     match cuts.num_cuts - cuts.num_valid {
         0 => Ok(ExitCode::SUCCESS),

@@ -41,7 +41,11 @@ impl FormArgs {
             ClosingArg::Declared => ClosingPolicy::Declared,
             ClosingArg::Minimal => ClosingPolicy::Minimal,
         };
-        Ok(self.spec()?.map(|spec| Form { spec, closing }))
+        let spec = self.spec()?;
+        if let Some(spec) = &spec {
+            spec.check()?;
+        }
+        Ok(spec.map(|spec| Form { spec, closing }))
     }
 
     fn spec(&self) -> Result<Option<GrammarSpec>, CliError> {

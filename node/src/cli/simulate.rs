@@ -141,6 +141,7 @@ fn settings(args: &SimulateArgs, policy: Policy, max_slice_len: usize) -> Settin
         },
         bandwidth: Bandwidth::default(),
         seed: args.seed,
+        has_forms: false,
         max_records: if args.svg.is_some() { MAX_DRAWN } else { 0 },
     }
 }

@@ -7,6 +7,9 @@ use super::message::{ASK, AskReply, AskRequest};
 use super::transport::{Call, PendingCall, Transport};
 use super::{NodeName, RosError, RosOptions};
 
+/// Longest wait for the reply that opens the way.
+const FIRST_REPLY: Duration = Duration::from_secs(1);
+
 /// A client of one node's service.
 #[derive(Debug)]
 pub struct AskClient {
@@ -24,7 +27,7 @@ pub struct PendingAsk {
 }
 
 impl AskClient {
-    /// Joins the domain and waits until the node of `options` is there, `timeout` at most.
+    /// Joins the domain, waits until the node of `options` is there, `timeout` at most, and opens the way for replies.
     ///
     /// # Errors
     /// [`RosError::NoNode`] if it is not, [`RosError::Name`], [`RosError::Transport`].
@@ -39,7 +42,11 @@ impl AskClient {
             let (node, domain_id) = (node.to_string(), options.domain_id);
             return Err(RosError::NoNode { node, domain_id, waited: timeout });
         }
-        Ok(Self { call, node, _transport: Box::new(transport) })
+        let client = Self { call, node, _transport: Box::new(transport) };
+        // A server holds its first reply to a new reader back until that reader is known to listen, 50 to 150 ms. An empty question,
+        // which is refused before the model hears of it, takes that wait; should its reply get lost, only the wait is not saved.
+        let _ = client.ask(&AskRequest::default(), FIRST_REPLY);
+        Ok(client)
     }
 
     /// Sends `request` without waiting.

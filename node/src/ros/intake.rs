@@ -3,12 +3,13 @@
 //! A request whose form was asked for before goes straight to the worker. A form that is new is compiled on a thread of its own, so that it
 //! delays nobody but the one who asks.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use super::RosError;
 use super::ask::{Ask, AskDefaults, refusal};
@@ -54,12 +55,14 @@ impl Intake {
         opened: Sender<Open>,
     ) -> Result<Self, RosError> {
         let (max_in_flight, is_closing) = (defaults.max_in_flight, AtomicBool::new(false));
-        let gate = Arc::new(Gate { requests, max_in_flight, topics, num_open, opened, is_closing });
+        let num_newcomers = AtomicUsize::new(0);
+        let gate =
+            Arc::new(Gate { requests, max_in_flight, topics, num_open, opened, is_closing, num_newcomers });
         let (newcomers, waiting) = bounded::<Newcomer>(MAX_NEWCOMERS);
         let behind = Arc::clone(&gate);
         let thread = start_thread("takt-ros-forms", move || {
-            for Newcomer { ask, asker, arrived } in waiting {
-                behind.submit(ask, asker, arrived);
+            for newcomer in waiting {
+                behind.submit_newcomer(newcomer);
             }
         })?;
         Ok(Self { defaults, gate, compiling: Mutex::new(Some(Compiling { newcomers, thread })) })
@@ -93,10 +96,19 @@ impl Intake {
         let Some(Compiling { newcomers, .. }) = &*compiling else {
             return self.gate.submit(newcomer.ask, newcomer.asker, newcomer.arrived); // refuses: the node ends
         };
-        if let Err(error) = newcomers.try_send(newcomer) {
-            let Newcomer { ask, asker, arrived } = error.into_inner();
-            let reason = format!("{MAX_NEWCOMERS} new forms are being compiled, the limit: ask again later")
-                .to_owned();
+        // A deadline does not wait for other forms, which may take longer than it.
+        let num_ahead = self.gate.num_newcomers.fetch_add(1, Ordering::AcqRel);
+        let most = if newcomer.ask.deadline.is_some() { 1 } else { MAX_NEWCOMERS };
+        let sent = match num_ahead < most {
+            true => newcomers.try_send(newcomer).map_err(TrySendError::into_inner),
+            false => Err(newcomer),
+        };
+        if let Err(Newcomer { ask, asker, arrived }) = sent {
+            self.gate.num_newcomers.fetch_sub(1, Ordering::AcqRel);
+            let reason = format!(
+                "its form is new and {num_ahead} others are being compiled: ask again later; forms that were asked for before do \
+                 not wait"
+            );
             self.gate.refuse(asker, &refusal(Status::Rejected, reason, arrived, ask.deadline));
         }
     }
@@ -128,9 +140,20 @@ struct Gate {
     num_open: Arc<AtomicUsize>,
     opened: Sender<Open>,
     is_closing: AtomicBool,
+    /// Requests whose form waits to be compiled, or is.
+    num_newcomers: AtomicUsize,
 }
 
 impl Gate {
+    /// On the thread that compiles: whatever goes wrong there ends with the request.
+    fn submit_newcomer(&self, newcomer: Newcomer) {
+        let Newcomer { ask, asker, arrived } = newcomer;
+        if catch_unwind(AssertUnwindSafe(|| self.submit(ask, asker, arrived))).is_err() {
+            tracing::error!("compiling a form panicked: please report it with the form");
+        }
+        self.num_newcomers.fetch_sub(1, Ordering::AcqRel);
+    }
+
     fn submit(&self, ask: Ask, asker: Asker, arrived: Instant) {
         let deadline = ask.deadline;
         let refuse = |asker, status, reason: String| {
@@ -154,6 +177,9 @@ impl Gate {
             },
             Err(SubmitError::Full(_)) => {
                 (asker, Status::Rejected, "the worker's queue is full: ask again later")
+            }
+            Err(SubmitError::Stopped(_)) if self.is_closing.load(Ordering::Acquire) => {
+                (asker, Status::Cancelled, "the node is shutting down")
             }
             Err(SubmitError::Stopped(_)) => {
                 (asker, Status::Failed, "the worker has stopped: see the node's log")

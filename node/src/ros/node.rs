@@ -9,7 +9,8 @@
 //! | `/diagnostics` | `diagnostic_msgs/DiagnosticArray` | once a second: whether deadlines are promised, or why not |
 //! | `~/ask` (service) | `takt_msgs/srv/Ask` | one question with its own deadline; the reply carries status and timings |
 //!
-//! A refused sentence gets nothing on `~/answer`: whatever comes there was said by the model.
+//! A refused sentence gets nothing on `~/answer`. What comes there was said by the model, and where the node has a `schema`, completed by
+//! its defaults: `~/status` lists them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

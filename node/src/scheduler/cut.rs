@@ -17,5 +17,5 @@ pub fn is_out_of_time(job: &Job, now: Instant, limits: &Limits, bounds: &Bounds)
         // but the bound of a whole prompt is rougher than that of one slice, so only the next one is asked for.
         Phase::Prefill { .. } => section_cost(0, 1, job.context_len + 1, bounds),
     };
-    is_late(now + shortest, reply_by)
+    is_late(now + shortest + job.mask_cost(bounds), reply_by)
 }

@@ -25,6 +25,8 @@ pub struct Job {
     pub context_len: usize,
     /// Tokens that a grammar has added behind the one to be decoded: they may be computed along with it.
     pub num_forced: usize,
+    /// Whether its answer has a form, so that choosing a token costs a mask.
+    pub has_form: bool,
     /// Bound of what must still be computed before there is anything to reply: the rest of the prompt, in slices
     /// ([`mandatory_after`]). Everything after the first token is optional: an answer can be cut (or closed, with a grammar) at any
     /// section boundary. Counted for control jobs only.
@@ -110,6 +112,12 @@ pub fn section_cost(num_decodes: usize, slice_len: usize, context_len: usize, bo
 }
 
 impl Job {
+    /// Bound of what choosing its next token adds to a section.
+    #[must_use]
+    pub fn mask_cost(&self, bounds: &Bounds) -> Duration {
+        if self.has_form { bounds.mask() } else { Duration::ZERO }
+    }
+
     /// When its reply must leave the worker; `None` without a deadline.
     #[must_use]
     pub fn reply_by(&self, limits: &Limits) -> Option<Instant> {
@@ -124,7 +132,8 @@ pub fn mandatory_after(job: &Job, slice_len: usize, limits: &Limits, bounds: &Bo
     let Phase::Prefill { remaining, until_stop } = job.phase else { return Duration::ZERO };
     let until_stop = if until_stop > slice_len { until_stop - slice_len } else { usize::MAX };
     let remaining = remaining.saturating_sub(slice_len);
-    prefill_cost(job.context_len + slice_len, remaining, until_stop, limits, bounds)
+    let reading = prefill_cost(job.context_len + slice_len, remaining, until_stop, limits, bounds);
+    if remaining == 0 { Duration::ZERO } else { reading + job.mask_cost(bounds) }
 }
 
 /// Bound of computing `remaining` prompt tokens in slices, the first of at most `until_stop`, after `context_len` others.
@@ -188,6 +197,7 @@ mod tests {
                 phase,
                 context_len: 0,
                 num_forced: 0,
+                has_form: false,
                 mandatory: Duration::ZERO,
             }
         };

@@ -213,6 +213,7 @@ mod tests {
             phase,
             context_len: 5,
             num_forced,
+            has_form: false,
             mandatory,
         };
         let reading = Phase::Prefill { remaining: 8, until_stop: 8 };

@@ -49,6 +49,7 @@ mod tests {
             phase: Phase::Decode,
             context_len: 1,
             num_forced: 0,
+            has_form: false,
             mandatory: Duration::ZERO,
         };
         use Class::{Background, Control, Interactive};
@@ -85,6 +86,7 @@ mod tests {
             phase,
             context_len: 1,
             num_forced: 0,
+            has_form: false,
             mandatory: Duration::ZERO,
         };
         let reads = Phase::Prefill { remaining: 5, until_stop: 5 };

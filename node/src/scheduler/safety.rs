@@ -47,7 +47,8 @@ impl Draft<'_> {
         let context = |idx: usize| jobs.get(idx).map_or(0, |job| job.context_len);
         let decoding = self.decodes.iter().map(|&idx| context(idx) + 1 + self.num_forced).max().unwrap_or(0);
         let (slice_len, reading) = self.slice.map_or((0, 0), |(idx, len)| (len, context(idx) + len));
-        section_cost(self.decodes.len() + self.num_forced, slice_len, decoding.max(reading), bounds)
+        let masks: Duration = self.members(jobs).map(|job| job.mask_cost(bounds)).sum();
+        section_cost(self.decodes.len() + self.num_forced, slice_len, decoding.max(reading), bounds) + masks
     }
 
     fn members<'j>(&'j self, jobs: &'j [Job]) -> impl Iterator<Item = &'j Job> {
@@ -97,7 +98,8 @@ pub fn is_pressed(job: &Job, jobs: &[Job], num_lanes: usize, situation: &Situati
     let Situation { now, limits, bounds, server } = *situation;
     let context_len = jobs.iter().map(|other| other.context_len).max().unwrap_or(0);
     let slice_len = limits.slice_len(num_lanes, context_len, bounds);
-    let longest = section_cost(num_lanes, slice_len, context_len + slice_len, bounds);
+    let masks: Duration = jobs.iter().take(num_lanes).map(|other| other.mask_cost(bounds)).sum();
+    let longest = section_cost(num_lanes, slice_len, context_len + slice_len, bounds) + masks;
     let owed = jobs
         .iter()
         .chain([job])

@@ -39,6 +39,8 @@ pub struct Settings {
     pub bandwidth: Bandwidth,
     /// Draws what each section really takes: between its median and its 99th percentile.
     pub seed: u64,
+    /// Whether answers have forms: grammars then force tokens now and then.
+    pub has_forms: bool,
     /// Sections to keep for a picture.
     pub max_records: usize,
 }
@@ -322,6 +324,16 @@ impl<'a> Machine<'a> {
         true
     }
 
+    /// Tokens that follow the next one without being chosen: none, or up to four, as grammars force them.
+    fn num_forced(&self, running: &Running) -> usize {
+        let demand = &self.demands[running.demand];
+        if !self.settings.has_forms || running.num_read < demand.prompt_len {
+            return 0;
+        }
+        let forced = (running.demand * 7 + running.num_written * 3) % 5;
+        forced.min(demand.answer_len.saturating_sub(running.num_written + 1))
+    }
+
     fn job(&self, lane: Option<LaneId>, running: &Running) -> Job {
         let demand = &self.demands[running.demand];
         let remaining = demand.prompt_len - running.num_read;
@@ -338,7 +350,8 @@ impl<'a> Machine<'a> {
             rank,
             phase,
             context_len,
-            num_forced: 0,
+            num_forced: self.num_forced(running),
+            has_form: false,
             mandatory: running.mandatory,
         }
     }
@@ -365,8 +378,10 @@ impl<'a> Machine<'a> {
             job.map_or(0, |job| job.context_len)
         };
         let slice_len = self.section.prefill.map_or(0, |(_, len)| len);
-        let num_decodes = self.section.decodes.len();
-        let decoding = self.section.decodes.iter().map(|&lane| context(self, lane) + 1).max().unwrap_or(0);
+        let num_decodes = self.section.decodes.len() + self.section.num_forced;
+        let num_forced = self.section.num_forced;
+        let decoding =
+            self.section.decodes.iter().map(|&lane| context(self, lane) + 1 + num_forced).max().unwrap_or(0);
         let reading = self.section.prefill.map_or(0, |(lane, len)| context(self, lane) + len);
         let context_len = decoding.max(reading);
         let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
@@ -381,10 +396,15 @@ impl<'a> Machine<'a> {
         self.run.busy += took;
         self.run.num_sections += 1;
         if let Some((lane, len)) = self.section.prefill {
-            self.advance(lane, len);
+            self.advance(lane, len, 0);
         }
-        for i in 0..num_decodes {
-            self.advance(self.section.decodes[i], 0);
+        let mut num_forced = num_forced;
+        for i in 0..self.section.decodes.len() {
+            let lane = self.section.decodes[i];
+            let held = self.lanes.used().find(|(held, _)| *held == lane);
+            let along = held.map_or(0, |(_, running)| self.num_forced(running)).min(num_forced);
+            num_forced -= along;
+            self.advance(lane, 0, along);
         }
     }
 
@@ -447,13 +467,14 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Notes that `lane` has read `num_read` more tokens (0: that it has written one); replies when its answer is whole.
-    fn advance(&mut self, lane: LaneId, num_read: usize) {
+    /// Notes that `lane` has read `num_read` more tokens (0: that it has written one, and `num_forced` along with it); replies when its
+    /// answer is whole.
+    fn advance(&mut self, lane: LaneId, num_read: usize, num_forced: usize) {
         let Some(&held) = self.lanes.holder_mut(lane).map(|running| &*running) else { return };
         let demand = &self.demands[held.demand];
         let mut running = Running { num_read: held.num_read + num_read, ..held };
         if running.num_read == demand.prompt_len {
-            running.num_written += 1; // the prompt's end gives the first token
+            running.num_written += 1 + num_forced; // the prompt's end gives the first token
         }
         if num_read > 0 {
             running.mandatory = self.mandatory(demand, running.num_read);

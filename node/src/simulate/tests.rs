@@ -48,6 +48,7 @@ fn settings(policy: Policy, num_lanes: usize) -> Settings {
         },
         bandwidth: Bandwidth { budget: 5 * MS, period: 50 * MS },
         seed: 1,
+        has_forms: false,
         max_records: 10_000,
     }
 }
@@ -118,6 +119,14 @@ fn assert_sections(run: &Run, settings: &Settings) -> Result<(), TestCaseError> 
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn forced_tokens_of_others_break_no_promise(demands in demands(), num_lanes in 1_usize..5) {
+        let settings = Settings { has_forms: true, ..settings(Policy::Takt, num_lanes) };
+        let run = play(&demands, &table(), &settings, |_| {});
+        assert_kept(&demands, &run)?;
+        assert_sections(&run, &settings)?;
+    }
 
     #[test]
     fn every_promise_is_kept_and_every_request_ends_once(demands in demands(), num_lanes in 1_usize..5) {

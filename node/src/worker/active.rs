@@ -96,7 +96,16 @@ impl Waiting {
         let until_stop = if self.system_len > 0 { self.system_len } else { remaining };
         let phase = Phase::Prefill { remaining, until_stop };
         let Standing { class, mandatory, .. } = self.standing;
-        Job { lane: None, class, rank, phase, context_len: 0, num_forced: 0, mandatory }
+        Job {
+            lane: None,
+            class,
+            rank,
+            phase,
+            context_len: 0,
+            num_forced: 0,
+            has_form: self.sequence.is_bound(),
+            mandatory,
+        }
     }
 }
 
@@ -180,6 +189,7 @@ impl Active {
             phase: self.phase(),
             context_len: self.sequence.committed_len(),
             num_forced: self.num_forced(),
+            has_form: self.sequence.is_bound(),
             mandatory: self.standing.mandatory,
         }
     }

@@ -20,6 +20,7 @@ use super::{
     prompt::PromptEncoder,
 };
 use crate::{
+    calibrate::measure_masks,
     clock::Clock,
     request::{Form, Request, Status},
     scheduler::{
@@ -36,6 +37,10 @@ use crate::{
 pub(super) enum Refusal {
     #[error("deadline of {allowed_ms} ms has passed on arrival: give the request time to run")]
     DeadlinePassed { allowed_ms: u64 },
+    #[error(
+        "deadline of {allowed_ms} ms passed while its form was compiled: ask again, a form is compiled once"
+    )]
+    CompiledTooLong { allowed_ms: u64 },
     #[error(
         "prompt of {prompt_len} tokens does not fit a lane of {lane_capacity} (one token must be left for the answer): \
          shorten it, or raise `max_context`"
@@ -210,6 +215,11 @@ impl Desk {
         &self.device
     }
 
+    /// Whether deadlines are promised at present.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.is_trusted.load(Ordering::Acquire)
+    }
+
     /// Why nothing is promised, if so.
     #[must_use]
     pub fn distrust(&self) -> Option<String> {
@@ -224,21 +234,35 @@ impl Desk {
         self.compiler.as_ref().is_ok_and(|compiler| compiler.is_cached(&form.spec, form.closing))
     }
 
-    /// Compiles `form` ahead of the first request that asks for it.
+    /// What choosing tokens within a form takes; nothing when no form can be asked for.
+    pub(super) fn measure_masks(&self) -> Vec<Duration> {
+        let measure = |compiler| measure_masks(compiler, self.sequences.vocab_size, self.clock.as_ref());
+        self.compiler.as_ref().map(measure).unwrap_or_default()
+    }
+
+    /// Compiles `form` ahead of the first request that asks for it, and keeps it.
     pub(crate) fn prepare(&self, form: &Form) -> Result<(), EngineError> {
-        self.grammar(form).map(|_| ())
+        self.compiler()?.keep(&form.spec, form.closing)
+    }
+
+    fn compiler(&self) -> Result<&GrammarCompiler, EngineError> {
+        self.compiler.as_ref().map_err(|fact| EngineError::Input(fact.clone()))
     }
 
     fn grammar(&self, form: &Form) -> Result<Grammar, EngineError> {
-        let compiler = self.compiler.as_ref().map_err(|fact| EngineError::Input(fact.clone()))?;
-        compiler.compile(&form.spec, form.closing)
+        self.compiler()?.compile(&form.spec, form.closing)
     }
 
     fn weigh(&self, request: &Request) -> Result<Admission, Refusal> {
         // Before the tokenizer runs: a request without time must not cost the others any.
-        self.check_time_left(request)?;
+        if let Some(allowed_ms) = self.out_of_time(request) {
+            return Err(Refusal::DeadlinePassed { allowed_ms });
+        }
         let refused = |error: EngineError| Refusal::Input(error.to_string());
         let grammar = request.form.as_ref().map(|form| self.grammar(form)).transpose().map_err(refused)?;
+        if let Some(allowed_ms) = self.out_of_time(request) {
+            return Err(Refusal::CompiledTooLong { allowed_ms });
+        }
         let prompt = {
             let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
             encoder.encode(&request.prompt).map_err(refused)?
@@ -256,7 +280,8 @@ impl Desk {
         // A slice ends where the system prompt's snapshot is taken. What a lane or a snapshot may hold already is not counted
         // off: it may be gone when the request's turn comes.
         let until_stop = if prompt.system_len > 0 { prompt.system_len } else { prompt_len };
-        let mandatory = prefill_cost(0, prompt_len, until_stop, &self.limits, &bounds);
+        let mask = if grammar.is_some() { bounds.mask() } else { Duration::ZERO };
+        let mandatory = prefill_cost(0, prompt_len, until_stop, &self.limits, &bounds) + mask;
         let slot = match request.deadline.filter(|_| is_promised) {
             Some(deadline) => self.promise(mandatory, deadline, &bounds),
             None => self.ledger.enter(class),
@@ -267,15 +292,11 @@ impl Desk {
         Ok(Admission { sequence, system_len: prompt.system_len, seat, is_promised, mandatory })
     }
 
-    fn check_time_left(&self, request: &Request) -> Result<(), Refusal> {
-        match request.deadline {
-            Some(deadline) if deadline <= self.clock.now() => {
-                let allowed = deadline.saturating_duration_since(request.arrived);
-                let allowed_ms = u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX);
-                Err(Refusal::DeadlinePassed { allowed_ms })
-            }
-            _ => Ok(()),
-        }
+    /// Milliseconds the request was allowed, when they have passed.
+    fn out_of_time(&self, request: &Request) -> Option<u64> {
+        let deadline = request.deadline.filter(|&deadline| deadline <= self.clock.now())?;
+        let allowed = deadline.saturating_duration_since(request.arrived);
+        Some(u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX))
     }
 
     fn not_admitted(&self, error: NotAdmitted, class: Class, request: &Request) -> Refusal {
@@ -324,7 +345,8 @@ impl Desk {
         let reply_by = deadline.checked_sub(limits.reply_margin).unwrap_or(deadline);
         // A section may begin before the worker sees the request: the longest there is.
         let slice_len = limits.slice_len(self.num_lanes, self.sequences.lane_capacity, bounds);
-        let unseen = section_cost(self.num_lanes, slice_len, self.sequences.lane_capacity, bounds);
+        let masks = bounds.mask() * u32::try_from(self.num_lanes).unwrap_or(u32::MAX);
+        let unseen = section_cost(self.num_lanes, slice_len, self.sequences.lane_capacity, bounds) + masks;
         self.ledger.admit(Promise { reply_by, mandatory }, unseen + bounds.stall(), self.clock.now())
     }
 

@@ -20,7 +20,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    calibrate::{Effort, measure},
+    calibrate::{DeviceKey, Effort, measure},
     clock::{Clock, MonotonicClock},
     request::{Request, RequestId, RequestSender, Status},
     rt,
@@ -72,6 +72,8 @@ pub struct Facts {
     pub costs: Arc<CostTable>,
     /// Whether the costs were measured before, by `takt calibrate`, or just now.
     pub has_stored_costs: bool,
+    /// What the costs hold for.
+    pub device_key: DeviceKey,
     /// Where requests are let in.
     pub desk: Arc<Desk>,
 }
@@ -109,7 +111,12 @@ impl Worker {
             sender: RequestSender::new(requests_in)
                 .with_cancels(cancels_in)
                 .with_desk(Arc::clone(&facts.desk)),
-            _watch: Watch::start(Arc::clone(&facts.desk), facts.capabilities.clone(), system_root),
+            _watch: Watch::start(
+                Arc::clone(&facts.desk),
+                facts.capabilities.clone(),
+                system_root,
+                facts.device_key.clone(),
+            ),
             facts,
             stop: Some(stop_in),
             thread: Some(thread),
@@ -231,6 +238,9 @@ fn open(
     let has_stored_costs = costs.is_some();
     // Measured in any case: it touches every page a section uses.
     let effort = if has_stored_costs { Effort::LEAST } else { options.effort };
+    // Both before measuring: what changes meanwhile is noticed afterwards.
+    let device_key = DeviceKey::new(&facts, &options.system_root);
+    let desk = desk.map(|desk| (Arc::clone(&desk), desk.num_withdrawals()));
     let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| true)?.unwrap_or_default();
     let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
@@ -247,6 +257,7 @@ fn open(
         decode_step,
         costs,
         has_stored_costs,
+        device_key,
         desk,
     };
     Ok((core, facts))

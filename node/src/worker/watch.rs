@@ -19,10 +19,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches from now on; `root` is where the system's files are. Without a thread nothing is watched, and the log says so.
-    pub fn start(desk: Arc<Desk>, facts: Capabilities, root: PathBuf) -> Self {
+    /// Watches from now on; `root` is where the system's files are, `measured_as` what they said before costs were measured. Without a thread nothing is watched, and the log says so.
+    pub fn start(desk: Arc<Desk>, facts: Capabilities, root: PathBuf, measured_as: DeviceKey) -> Self {
         let (stop, stopped) = bounded::<()>(0);
-        let mut known = DeviceKey::new(&facts, &root);
+        let mut known = measured_as;
         let work = move || {
             while matches!(stopped.recv_timeout(PERIOD), Err(RecvTimeoutError::Timeout)) {
                 let found = DeviceKey::new(&facts, &root);

@@ -2,12 +2,25 @@ use std::time::{Duration, Instant};
 
 use takt_engine::grammar::{Closing, ClosingPolicy, GrammarSpec};
 use takt_node::request::{Form, Status};
-use takt_node::ros::{AskClient, AskDefaults, AskRequest, RosDuration, RosError, serve};
+use takt_node::ros::dds::DdsTransport;
+use takt_node::ros::message::ASK;
+use takt_node::ros::transport::{Call, Transport};
+use takt_node::ros::{
+    AskClient, AskDefaults, AskReply, AskRequest, RosDuration, RosError, RosOptions, serve,
+};
 
 use super::{EchoWorker, PATIENCE, echo, next, private_options, send_closed, send_reply, serve_echo};
 
 fn ask(prompt: &str) -> AskRequest {
     AskRequest { prompt: prompt.to_owned(), ..AskRequest::default() }
+}
+
+/// A client of the node's service that takes any bytes.
+fn raw_client(node: &RosOptions, name: &str) -> (DdsTransport, Box<dyn Call>) {
+    let transport = DdsTransport::join(&RosOptions { node_name: name.to_owned(), ..node.clone() }).unwrap();
+    let client = transport.client(&node.node().unwrap().private("ask"), ASK).unwrap();
+    assert!(client.wait_for_server(PATIENCE));
+    (transport, client)
 }
 
 #[test]
@@ -29,10 +42,12 @@ fn twenty_fresh_clients_lose_no_reply() {
     let options = private_options();
     let _node = serve_echo(&options);
     for i in 0..20 {
-        let client = AskClient::connect(&options, PATIENCE).unwrap();
+        // Below `AskClient`, whose own first call opens the way.
+        let (_transport, client) = raw_client(&options, &format!("fresh_{i}"));
         let asked = Instant::now();
-        let reply = client.ask(&ask(&format!("call {i}")), PATIENCE);
-        assert_eq!(reply.unwrap().text, format!("echo: call {i}"), "after {:?}", asked.elapsed());
+        let call = client.call(&ask(&format!("call {i}")).encode().unwrap()).unwrap();
+        let reply = call.wait(PATIENCE).unwrap_or_else(|| panic!("nothing after {:?}", asked.elapsed()));
+        assert_eq!(AskReply::decode(&reply).unwrap().text, format!("echo: call {i}"));
     }
 }
 
@@ -88,17 +103,9 @@ fn bad_requests_are_rejected_with_the_reason() {
 
 #[test]
 fn malformed_request_bytes_are_answered_and_the_node_lives_on() {
-    use takt_node::ros::dds::DdsTransport;
-    use takt_node::ros::message::{ASK, AskReply};
-    use takt_node::ros::transport::Transport;
-
     let options = private_options();
     let _node = serve_echo(&options);
-    let transport =
-        DdsTransport::join(&takt_node::ros::RosOptions { node_name: "fuzzer".to_owned(), ..options.clone() })
-            .unwrap();
-    let client = transport.client(&options.node().unwrap().private("ask"), ASK).unwrap();
-    assert!(client.wait_for_server(PATIENCE));
+    let (_transport, client) = raw_client(&options, "fuzzer");
     let good = ask("whole").encode().unwrap();
     let mut not_utf8 = good.clone();
     not_utf8[8] = 0xff;

@@ -86,7 +86,7 @@ pub fn cut_at_random(
         let mut model = RandomModel { random, logits: vec![0.0; vocab_size], eos_token_ids: &eos_token_ids };
         let until = found.num_cuts + each;
         while found.num_cuts < until {
-            let (matcher, lens) = model.answer(&grammar, &mut times)?;
+            let (matcher, lens) = model.answer(&grammar, &mut times);
             for _ in 0..CUTS_AN_ANSWER.min(until - found.num_cuts) {
                 let len = lens.get(model.random.below(lens.len())).copied().unwrap_or(0);
                 found.judge(case, &judge, &grammar, &matcher.produced()[..len], &mut times.closing);
@@ -109,30 +109,37 @@ struct RandomModel<'a> {
 
 impl RandomModel<'_> {
     /// An answer, and its length in bytes after each token.
-    fn answer(&mut self, grammar: &Grammar, times: &mut Times) -> Result<(Matcher, Vec<usize>), EngineError> {
+    fn answer(&mut self, grammar: &Grammar, times: &mut Times) -> (Matcher, Vec<usize>) {
         let mut matcher = times.begin.time(|| grammar.matcher());
         let mut lens = vec![0];
         // Some answers run on, some are led towards their end sooner: cuts meet both.
         let patience = 1 + self.random.below(40);
         while !matcher.is_complete() && lens.len() < MAX_TOKENS {
             self.logits.fill(0.0);
-            times.mask.time(|| matcher.apply(&mut self.logits, Steering::Free))?;
+            // A mask beyond its limits ends an answer, as it does in service.
+            if times.mask.time(|| matcher.apply(&mut self.logits, Steering::Free)).is_err() {
+                break;
+            }
             if lens.len() > patience && self.random.below(3) == 0 {
                 self.logits.fill(0.0);
-                times.steered.time(|| matcher.apply(&mut self.logits, Steering::Shorten))?;
+                if times.steered.time(|| matcher.apply(&mut self.logits, Steering::Shorten)).is_err() {
+                    break;
+                }
             }
             let num_allowed = self.logits.iter().filter(|logit| **logit == 0.0).count();
             let chosen = self.random.below(num_allowed);
             let allowed = self.logits.iter().enumerate().filter(|(_, logit)| **logit == 0.0);
             let Some(token) = allowed.map(|(token, _)| token).nth(chosen) else { break };
             let token = TokenId::try_from(token).unwrap_or_default();
-            times.commit.time(|| matcher.commit(token))?;
+            if times.commit.time(|| matcher.commit(token)).is_err() {
+                break;
+            }
             if self.eos_token_ids.contains(&token) {
                 break;
             }
             lens.push(matcher.produced().len());
         }
-        Ok((matcher, lens))
+        (matcher, lens)
     }
 }
 
@@ -146,9 +153,12 @@ impl Cuts {
         closing: &mut Samples,
     ) {
         self.num_cuts += 1;
-        let closing = closing.time(|| grammar.close(produced)).unwrap_or_default();
+        let closed = closing.time(|| grammar.close(produced));
+        let has_closing = closed.is_some();
+        let closing = closed.unwrap_or_default();
         let whole = [produced, &closing.bytes].concat();
-        match judge.check(&whole) {
+        let verdict = if has_closing { judge.check(&whole) } else { Err("no closing".to_owned()) };
+        match verdict {
             Ok(value) => {
                 self.num_valid += 1;
                 // What a default of several values stands in for counts as often as it has values.

@@ -98,6 +98,7 @@ pub struct Bounds {
     grid: Arc<Grid>,
     cells: Arc<[AtomicU64]>,
     stall: Arc<AtomicU64>,
+    mask: Arc<AtomicU64>,
 }
 
 impl Bounds {
@@ -116,6 +117,12 @@ impl Bounds {
         self.grid.decode_sizes.last().copied().unwrap_or(1)
     }
 
+    /// What choosing a token within a form adds to a section, for each such token.
+    #[must_use]
+    pub fn mask(&self) -> Duration {
+        Duration::from_nanos(self.mask.load(Ordering::Relaxed))
+    }
+
     /// What is added once to every promise.
     #[must_use]
     pub fn stall(&self) -> Duration {
@@ -132,6 +139,8 @@ pub struct CostTable {
     margin: f64,
     /// By how much sections exceeded their bounds; mostly not at all.
     excess: Histogram,
+    /// What choosing a token within a form took.
+    masks: Histogram,
     no_promise: Option<NoPromise>,
 }
 
@@ -160,8 +169,10 @@ impl CostTable {
             grid: Arc::clone(&grid),
             cells: cells.iter().map(|_| AtomicU64::new(0)).collect(),
             stall: Arc::default(),
+            mask: Arc::default(),
         };
-        let mut table = Self { grid, cells, bounds, margin, excess: Histogram::default(), no_promise: None };
+        let (excess, masks) = (Histogram::default(), Histogram::default());
+        let mut table = Self { grid, cells, bounds, margin, excess, masks, no_promise: None };
         (0..table.cells.len()).for_each(|cell| table.publish(cell));
         table.publish_stall();
         table
@@ -224,6 +235,13 @@ impl CostTable {
         self.publish_stall();
         self.publish(idx);
         self.watch_drift(idx);
+    }
+
+    /// Learns from a token that was chosen within a form in `took`: mask, choice and commitment. Allocates nothing.
+    pub fn record_mask(&mut self, took: Duration) {
+        self.masks.record(took);
+        let bound = self.masks.quantile(0.99).unwrap_or_default().mul_f64(self.margin);
+        self.bounds.mask.store(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn publish(&mut self, idx: usize) {
@@ -306,6 +324,17 @@ mod tests {
             3 * MS.mul_f64(1.2)
         );
         assert_eq!(table.bounds().stall(), Duration::ZERO);
+    }
+
+    #[test]
+    fn tokens_of_forms_are_charged_by_the_99th_percentile_of_what_they_took() {
+        let mut table = table();
+        assert_eq!(table.bounds().mask(), Duration::ZERO);
+        for i in 0..1000 {
+            table.record_mask(if i % 300 == 0 { 9 * MS } else { MS / 10 });
+        }
+        let mask = table.bounds().mask();
+        assert!(mask >= (MS / 10).mul_f64(1.2) && mask < MS / 5, "{mask:?}");
     }
 
     #[test]

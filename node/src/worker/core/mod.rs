@@ -57,8 +57,9 @@ pub struct Parts {
     pub text: Arc<Text>,
     /// What sections cost.
     pub table: CostTable,
-    /// The desk of the worker this one takes the place of; `None` for a new one.
-    pub desk: Option<Arc<Desk>>,
+    /// The desk of the worker this one takes the place of, and how often it had withdrawn promises before costs were measured; `None` for a
+    /// new one.
+    pub desk: Option<(Arc<Desk>, u64)>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -102,8 +103,8 @@ impl WorkerCore {
         let limits = options.limits(max_step_tokens);
         let num_slots = options.queue_len + num_lanes;
         let desk = match desk {
-            Some(desk) => {
-                desk.set_bounds(table.bounds().clone(), desk.num_withdrawals());
+            Some((desk, num_withdrawals)) => {
+                desk.set_bounds(table.bounds().clone(), num_withdrawals);
                 desk
             }
             None => Arc::new(Desk::new(DeskParts {
@@ -117,6 +118,8 @@ impl WorkerCore {
                 clock: Box::new(clock.clone()),
             })),
         };
+        let mut table = table;
+        learn_masks(&mut table, &desk);
         Self {
             backend,
             clock: Box::new(clock),
@@ -231,7 +234,7 @@ impl WorkerCore {
     /// # Errors
     /// When the backend fails.
     pub fn recalibrate_if_idle(&mut self, mut go_on: impl FnMut() -> bool) -> Result<(), EngineError> {
-        if self.desk.distrust().is_none() || self.num_open() > 0 {
+        if self.desk.is_trusted() || self.num_open() > 0 {
             return Ok(());
         }
         let num_withdrawals = self.desk.num_withdrawals();
@@ -241,6 +244,7 @@ impl WorkerCore {
             measure(self.backend.as_mut(), self.clock.as_ref(), &grid, Effort::BRIEF, |_| go_on())?;
         if let Some(costs) = measured {
             self.table = CostTable::new(grid, &costs);
+            learn_masks(&mut self.table, &self.desk);
             self.desk.set_bounds(self.table.bounds().clone(), num_withdrawals);
             tracing::info!("costs were measured again");
         }
@@ -305,4 +309,9 @@ impl WorkerCore {
         self.lanes.set_resident(lane, &tokens[..held.min(tokens.len())]);
         active.reply(status, self.clock.now(), reason.map(str::to_owned));
     }
+}
+
+/// Until sections with forms have run, their masks cost what those of a common form do.
+fn learn_masks(table: &mut CostTable, desk: &Desk) {
+    desk.measure_masks().into_iter().for_each(|took| table.record_mask(took));
 }

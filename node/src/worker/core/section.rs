@@ -34,7 +34,8 @@ impl WorkerCore {
             slice_len = active.sequence.push_to(&mut self.plan, lane, len);
             context_len = context_len.max(active.sequence.committed_len() + slice_len);
         }
-        let bound = section_cost(num_decoded, slice_len, context_len, self.table.bounds());
+        let masks = self.table.bounds().mask() * u32::try_from(self.num_forms()).unwrap_or(u32::MAX);
+        let bound = section_cost(num_decoded, slice_len, context_len, self.table.bounds()) + masks;
         // In this order: read in between, the slice counts twice rather than not at all.
         self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
         if let Some((lane, _)) = self.section.prefill
@@ -46,6 +47,7 @@ impl WorkerCore {
         let output = self.backend.run_step(&self.plan)?;
         let now = self.clock.now();
         self.ended.clear();
+        let mut choosing = Duration::ZERO;
         for (segment_idx, segment) in self.plan.segments.iter().enumerate() {
             let Some(active) = self.lanes.holder_mut(segment.lane) else { continue };
             active.sequence.commit(segment.tokens.len())?;
@@ -53,8 +55,14 @@ impl WorkerCore {
                 let logits = output
                     .last_logits(segment_idx)
                     .ok_or_else(|| EngineError::Backend(format!("no logits for lane {}", segment.lane.0)))?;
+                let (has_form, chosen_from) = (active.sequence.is_bound(), self.clock.now());
                 if active.advance(logits, now)?.is_some() {
                     self.ended.push(segment.lane);
+                }
+                if has_form {
+                    let took = self.clock.now().saturating_duration_since(chosen_from);
+                    self.table.record_mask(took);
+                    choosing += took;
                 }
             }
         }
@@ -62,8 +70,15 @@ impl WorkerCore {
         self.send_text();
         let took = self.clock.now().saturating_duration_since(started);
         self.desk.ledger().end_section();
-        self.learn(num_decoded, slice_len, context_len, took);
+        self.learn(num_decoded, slice_len, context_len, took.saturating_sub(choosing));
         Ok(())
+    }
+
+    /// Lanes of the section whose next token is chosen within a form.
+    fn num_forms(&self) -> usize {
+        let has_form =
+            |lane: LaneId| self.lanes.used().any(|(held, active)| held == lane && active.sequence.is_bound());
+        self.plan.segments.iter().filter(|segment| has_form(segment.lane)).count()
     }
 
     /// Leads answers that have a form towards their end as their time runs out: from twice the time on that their closing's bytes would take
@@ -88,6 +103,8 @@ impl WorkerCore {
         let shape = |kind, size| SectionShape { kind, size, context_len };
         match (num_decoded, slice_len) {
             (0, 0) => {}
+            // Forced tokens of one lane cost less than as many lanes: they teach nothing about those.
+            (num, 0) if num > self.plan.segments.len() => {}
             (num, 0) => self.table.record(shape(SectionKind::Decode, num), took),
             (0, len) => self.table.record(shape(SectionKind::Prefill, len), took),
             (num, len) => {
