@@ -192,12 +192,13 @@ fn show_cuts(cuts: &Cuts) {
     sayln!("{}", paint::dim(&header));
     for row in &cuts.spent {
         sayln!(
-            "  {:<24}{:>10}{:>10.1}{:>10.1}{:>10.1}",
+            "  {:<24}{:>10}{:>10.1}{:>10.1}{:>10.1}  {}",
             row.what,
             grouped(row.num_samples),
             row.p50_us,
             row.p99_us,
-            row.max_us
+            row.max_us,
+            paint::dim(&row.max_at)
         );
     }
 }

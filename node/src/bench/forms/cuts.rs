@@ -59,6 +59,8 @@ pub struct Spent {
     pub p99_us: f64,
     /// Largest.
     pub max_us: f64,
+    /// The schema it was measured with: the same in every run, unless the machine's doing.
+    pub max_at: String,
 }
 
 /// Makes and judges `num_cuts` cuts over all schemas, in order on this thread; `tick` is told the share done and may end it by saying
@@ -79,6 +81,7 @@ pub fn cut_at_random(
     let mut found = Cuts { num_schemas: cases.len(), vocab_size, ..Cuts::default() };
     let mut times = Times::default();
     for (number, case) in cases.iter().enumerate() {
+        times.begin_case(number);
         let grammar = times.compile.time(|| compiler.compile(&case.spec(), case.policy))?;
         let judge =
             Judge::new(&case.schema).map_err(|fact| EngineError::Grammar { at: case.name.clone(), fact })?;
@@ -96,7 +99,7 @@ pub fn cut_at_random(
             break;
         }
     }
-    found.spent = times.into_rows();
+    found.spent = times.into_rows(&cases);
     Ok(found)
 }
 
@@ -189,23 +192,41 @@ fn num_fields(value: &Value) -> usize {
 
 /// Durations of one part.
 #[derive(Debug, Default)]
-struct Samples(Vec<Duration>);
+struct Samples {
+    times: Vec<Duration>,
+    max: Duration,
+    /// The case of `max`.
+    max_case: usize,
+    case: usize,
+}
 
 impl Samples {
     fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = work();
-        self.0.push(begun.elapsed());
+        let took = begun.elapsed();
+        self.times.push(took);
+        if took > self.max {
+            (self.max, self.max_case) = (took, self.case);
+        }
         done
     }
 
-    fn row(mut self, what: &'static str) -> Spent {
-        self.0.sort_unstable();
+    fn row(mut self, what: &'static str, cases: &[Case]) -> Spent {
+        self.times.sort_unstable();
         let at = |share: f64| {
-            let idx = (self.0.len().saturating_sub(1) as f64 * share) as usize; // within the samples
-            self.0.get(idx).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+            let idx = (self.times.len().saturating_sub(1) as f64 * share) as usize; // within the samples
+            self.times.get(idx).map_or(0.0, |time| time.as_secs_f64() * 1e6)
         };
-        Spent { what, num_samples: self.0.len(), p50_us: at(0.5), p99_us: at(0.99), max_us: at(1.0) }
+        let max_at = cases.get(self.max_case).map(|case| case.name.clone()).unwrap_or_default();
+        Spent {
+            what,
+            num_samples: self.times.len(),
+            p50_us: at(0.5),
+            p99_us: at(0.99),
+            max_us: at(1.0),
+            max_at,
+        }
     }
 }
 
@@ -221,14 +242,19 @@ struct Times {
 }
 
 impl Times {
-    fn into_rows(self) -> Vec<Spent> {
+    fn begin_case(&mut self, case: usize) {
+        let Self { compile, begin, mask, steered, commit, closing } = self;
+        [compile, begin, mask, steered, commit, closing].into_iter().for_each(|samples| samples.case = case);
+    }
+
+    fn into_rows(self, cases: &[Case]) -> Vec<Spent> {
         vec![
-            self.compile.row("compile a form"),
-            self.begin.row("copy it for a request"),
-            self.mask.row("mask"),
-            self.steered.row("mask, steered"),
-            self.commit.row("take a token"),
-            self.closing.row("closing"),
+            self.compile.row("compile a form", cases),
+            self.begin.row("copy it for a request", cases),
+            self.mask.row("mask", cases),
+            self.steered.row("mask, steered", cases),
+            self.commit.row("take a token", cases),
+            self.closing.row("closing", cases),
         ]
     }
 }
