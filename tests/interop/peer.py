@@ -174,7 +174,8 @@ def the_node_is_in_the_graph(domain, node):
         return next((info for info in named if info.reader_gid_seq), None)
 
     info = until(f"{node} in ros_discovery_info", announced)
-    assert len(info.reader_gid_seq) == 2 and len(info.writer_gid_seq) == 4, info
+    # In: ask as topic and as service. Out: tokens, answer, status, the service's replies, diagnostics.
+    assert len(info.reader_gid_seq) == 2 and len(info.writer_gid_seq) == 5, info
     ask = robot.talk("ask")
     known = {bytes(gid.data) for gid in info.reader_gid_seq}
     matched = [ask.get_matched_subscription_data(handle).key.bytes for handle in ask.get_matched_subscriptions()]
