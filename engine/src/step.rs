@@ -65,6 +65,8 @@ pub struct StepOutput<'a> {
     pub first_row: &'a [usize],
     /// Columns of `logits`.
     pub vocab_size: usize,
+    /// `[num_tokens, num_captured · hidden_size]`, F32, for every token of the plan in its order; empty when nothing is captured.
+    pub features: &'a [f32],
 }
 
 impl<'a> StepOutput<'a> {

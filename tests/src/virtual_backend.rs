@@ -88,6 +88,10 @@ impl Backend for VirtualBackend {
         self.inner.run_step(plan)
     }
 
+    fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
+        self.inner.capture(layer_inputs)
+    }
+
     fn committed_len(&self, lane: LaneId) -> usize {
         self.inner.committed_len(lane)
     }

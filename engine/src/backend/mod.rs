@@ -54,6 +54,13 @@ pub trait Backend: Send {
     /// [`crate::EngineError::Capacity`] when a lane or the plan is too small.
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>>;
 
+    /// From now on every step hands out the residual stream at the input of these layers, before any norm, as [`StepOutput::features`];
+    /// the number of layers stands for the last one's output, one may be named more than once, none ends it. Allocates.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] for a layer that does not exist, [`crate::EngineError::Unsupported`] for a backend that cannot.
+    fn capture(&mut self, layer_inputs: &[usize]) -> Result<()>;
+
     /// Tokens of `lane` that count; 0 for a fresh one.
     fn committed_len(&self, lane: LaneId) -> usize;
 

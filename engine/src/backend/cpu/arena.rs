@@ -36,6 +36,10 @@ pub(super) struct Arena {
     pub gate_up: Vec<f32>,
     /// Logits `[R, V]`.
     pub logits: Vec<f32>,
+    /// Layers at whose input the residual stream is kept.
+    pub captured: Vec<usize>,
+    /// What is kept `[M, captured, D]`.
+    pub features: Vec<f32>,
     /// Input of QKV and of gate/up `[M, D]`.
     pub normed: Activations,
     /// Input of the output projection `[M, H · d]`.
@@ -90,6 +94,8 @@ impl Arena {
             attended: vec![0.0; max_blocks * block_len * spec.q_dim()],
             gate_up: vec![0.0; max_tokens * 2 * inner],
             logits: vec![0.0; max_rows * spec.vocab_size],
+            captured: Vec::new(),
+            features: Vec::new(),
             normed: Activations::new(arithmetic, max_tokens, hidden),
             heads: Activations::new(arithmetic, max_tokens, spec.q_dim()),
             gated: Activations::new(arithmetic, max_tokens, inner),

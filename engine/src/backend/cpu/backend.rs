@@ -195,7 +195,22 @@ impl Backend for CpuBackend {
             logits: &self.arena.logits[..self.arena.logits_tokens.len() * vocab_size],
             first_row: &self.arena.first_row,
             vocab_size,
+            features: &self.arena.features
+                [..plan.tokens.len() * self.arena.captured.len() * self.spec.hidden_size],
         })
+    }
+
+    fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
+        let num_layers = self.spec.num_layers;
+        if let Some(layer) = layer_inputs.iter().find(|&&layer| layer > num_layers) {
+            return Err(EngineError::Input(format!(
+                "features at the input of layer {layer}, the model has {num_layers} layers: expected 0..={num_layers}"
+            )));
+        }
+        let len = self.capabilities.max_step_tokens * layer_inputs.len() * self.spec.hidden_size;
+        self.arena.captured = layer_inputs.to_vec();
+        self.arena.features = vec![0.0; len];
+        Ok(())
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {

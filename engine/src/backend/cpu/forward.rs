@@ -37,13 +37,26 @@ impl Forward<'_> {
     pub(super) fn run(&self, tokens: &[TokenId], arena: &mut Arena, lanes: &mut KvLanes) {
         self.embed(tokens, arena);
         for (layer_idx, layer) in self.model.layers.iter().enumerate() {
+            self.capture(layer_idx, arena);
             self.project_qkv(layer, arena);
             self.store_kv(layer_idx, arena, lanes);
             self.attend(layer_idx, arena, lanes);
             self.project_output(layer, arena);
             self.feed_forward(layer, arena);
         }
+        self.capture(self.model.layers.len(), arena);
         self.output_head(arena);
+    }
+
+    /// Keeps the residual stream if it is wanted at the input of `layer_idx`.
+    fn capture(&self, layer_idx: usize, arena: &mut Arena) {
+        let (hidden, row_len) = (self.spec.hidden_size, arena.captured.len() * self.spec.hidden_size);
+        for (slot, _) in arena.captured.iter().enumerate().filter(|(_, layer)| **layer == layer_idx) {
+            let rows = arena.residual.chunks_exact(hidden).zip(arena.features.chunks_exact_mut(row_len));
+            for (residual, features) in rows.take(arena.places.len()) {
+                features[slot * hidden..][..hidden].copy_from_slice(residual);
+            }
+        }
     }
 
     fn embed(&self, tokens: &[TokenId], arena: &mut Arena) {
