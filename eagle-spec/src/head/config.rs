@@ -77,7 +77,7 @@ struct File {
     fc_norm: bool,
     eagle_aux_hidden_state_layer_ids: Option<Vec<usize>>,
     eagle_config: Option<EagleConfig>,
-    transformer_layer_config: Option<Box<File>>,
+    transformer_layer_config: Option<Box<Self>>,
 }
 
 /// ModelOpt's.

@@ -6,6 +6,9 @@ use super::Accepted;
 use crate::tree::DraftTree;
 
 /// Walks down `tree` along the target's choice after each node, `choice`, for as long as it was proposed.
+///
+/// # Errors
+/// Whatever `choice` reports.
 pub fn verify_greedy<E>(
     tree: &DraftTree,
     mut choice: impl FnMut(usize) -> Result<TokenId, E>,

@@ -11,6 +11,9 @@ use crate::tree::DraftTree;
 /// Proposals are the drafter's likeliest tokens, not samples, so each is accepted with the target's probability of it; a refused one is taken
 /// out and the rest scaled up. If none is accepted, the rest is what the next token is drawn from. (Leviathan et al., arXiv 2211.17192,
 /// with a drafter that is sure of its proposal; Miao et al., SpecInfer, arXiv 2305.09781, for several children.)
+///
+/// # Errors
+/// Whatever `distribution` reports.
 pub fn verify_sampled<E>(
     tree: &DraftTree,
     mut distribution: impl FnMut(usize, &mut Vec<f32>) -> Result<(), E>,
