@@ -15,7 +15,7 @@ pub enum LogitsWanted {
     All,
 }
 
-/// Consecutive tokens of one lane, placed at `[committed_len, committed_len + len)` of that lane.
+/// Tokens of one lane after its committed ones: consecutive, and committed by the step; or a tree of proposals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     /// The lane; at most one segment a lane in a plan.
@@ -24,6 +24,9 @@ pub struct Segment {
     pub tokens: Range<usize>,
     /// Which logits to compute.
     pub logits: LogitsWanted,
+    /// Whether the tokens are a tree: each is at the position after its parent's and sees the lane, its ancestors and itself. The step commits
+    /// none of them; [`crate::backend::Backend::keep`] commits a path.
+    pub is_tree: bool,
 }
 
 /// What one call of [`crate::backend::Backend::run_step`] computes: prefill slices and decode steps of several lanes together.
@@ -31,6 +34,9 @@ pub struct Segment {
 pub struct StepPlan {
     /// Tokens of all segments, one after another.
     pub tokens: Vec<TokenId>,
+    /// For each token of a tree its parent, counted from the segment's first token, which is the root and its own parent; for the others the
+    /// token before.
+    pub parents: Vec<usize>,
     /// The segments, in the order of their tokens.
     pub segments: Vec<Segment>,
 }
@@ -39,20 +45,36 @@ impl StepPlan {
     /// An empty plan with room for `max_tokens` tokens of `max_segments` lanes, so that filling it allocates nothing.
     #[must_use]
     pub fn with_capacity(max_tokens: usize, max_segments: usize) -> Self {
-        Self { tokens: Vec::with_capacity(max_tokens), segments: Vec::with_capacity(max_segments) }
+        Self {
+            tokens: Vec::with_capacity(max_tokens),
+            parents: Vec::with_capacity(max_tokens),
+            segments: Vec::with_capacity(max_segments),
+        }
     }
 
     /// Forgets all segments, keeping the memory.
     pub fn clear(&mut self) {
         self.tokens.clear();
+        self.parents.clear();
         self.segments.clear();
     }
 
     /// Appends `tokens` for `lane`.
     pub fn push(&mut self, lane: LaneId, tokens: &[TokenId], logits: LogitsWanted) {
+        self.parents.extend((0..tokens.len()).map(|idx| idx.saturating_sub(1)));
+        self.add(lane, tokens, logits, false);
+    }
+
+    /// Appends a tree of proposals for `lane`, with the logits of every node; `parents` as in [`Self::parents`], for as many tokens.
+    pub fn push_tree(&mut self, lane: LaneId, tokens: &[TokenId], parents: &[usize]) {
+        self.parents.extend_from_slice(parents);
+        self.add(lane, tokens, LogitsWanted::All, true);
+    }
+
+    fn add(&mut self, lane: LaneId, tokens: &[TokenId], logits: LogitsWanted, is_tree: bool) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
-        self.segments.push(Segment { lane, tokens: start..self.tokens.len(), logits });
+        self.segments.push(Segment { lane, tokens: start..self.tokens.len(), logits, is_tree });
     }
 }
 

@@ -92,6 +92,10 @@ impl Backend for VirtualBackend {
         self.inner.capture(layer_inputs)
     }
 
+    fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
+        self.inner.keep(lane, path)
+    }
+
     fn committed_len(&self, lane: LaneId) -> usize {
         self.inner.committed_len(lane)
     }

@@ -78,7 +78,8 @@ fn each_bad_plan_is_refused_with_its_fact() {
 
 #[test]
 fn segments_that_do_not_cover_the_tokens_in_order_are_refused() {
-    let segment = |lane, tokens| Segment { lane: LaneId(lane), tokens, logits: LogitsWanted::Last };
+    let segment =
+        |lane, tokens| Segment { lane: LaneId(lane), tokens, logits: LogitsWanted::Last, is_tree: false };
     let bad = [
         vec![segment(0, 0..1)],
         vec![segment(1, 1..3)],
@@ -86,11 +87,15 @@ fn segments_that_do_not_cover_the_tokens_in_order_are_refused() {
         vec![segment(1, 0..2), segment(2, 1..3)],
     ];
     for segments in bad {
-        let (message, _) = refusal(&StepPlan { tokens: vec![1, 2, 3], segments });
+        let (message, _) = refusal(&StepPlan { tokens: vec![1, 2, 3], parents: vec![0, 0, 1], segments });
         assert!(message.contains("cover"), "{message}");
     }
     let reversed = segment(1, std::ops::Range { start: 2, end: 1 });
-    assert!(refusal(&StepPlan { tokens: vec![1, 2, 3], segments: vec![reversed] }).0.contains("no token"));
+    assert!(
+        refusal(&StepPlan { tokens: vec![1, 2, 3], parents: vec![0, 0, 1], segments: vec![reversed] })
+            .0
+            .contains("no token")
+    );
 }
 
 #[test]

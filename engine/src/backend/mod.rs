@@ -47,7 +47,7 @@ pub trait Backend: Send {
     /// The model it runs.
     fn spec(&self) -> &DecoderSpec;
 
-    /// Computes `plan`, writes the KV of its tokens and commits them.
+    /// Computes `plan`, writes the KV of its tokens and commits them; those of trees stay tentative until [`Self::keep`], or the lane's next step.
     ///
     /// # Errors
     /// [`crate::EngineError::Input`] for an empty plan, a token outside the vocabulary or a lane named twice;
@@ -60,6 +60,13 @@ pub trait Backend: Send {
     /// # Errors
     /// [`crate::EngineError::Input`] for a layer that does not exist, [`crate::EngineError::Unsupported`] for a backend that cannot.
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()>;
+
+    /// Commits a path of the tree that the last step computed for `lane`: the root, then each the child of the one before, by number. The others
+    /// are forgotten.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] when there is no such tree, or the numbers are no path from its root; nothing is committed then.
+    fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()>;
 
     /// Tokens of `lane` that count; 0 for a fresh one.
     fn committed_len(&self, lane: LaneId) -> usize;

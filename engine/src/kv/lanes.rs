@@ -42,6 +42,8 @@ impl Layout {
 struct Lane {
     committed_len: usize,
     rows: Rows,
+    /// Parents of the tree whose rows lie behind the committed ones; empty for none.
+    tree: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -127,7 +129,9 @@ impl KvLanes {
             head_dim: spec.head_dim,
         };
         let lanes = (0..num_lanes)
-            .map(|_| Ok(Lane { committed_len: 0, rows: Rows::new(&layout, lane_capacity)? }))
+            .map(|_| {
+                Ok(Lane { committed_len: 0, rows: Rows::new(&layout, lane_capacity)?, tree: Vec::new() })
+            })
             .collect::<Result<_>>()?;
         Ok(Self { layout, lanes, snapshots: BTreeMap::new(), next_snapshot: 0, num_bytes })
     }
@@ -185,6 +189,7 @@ impl KvLanes {
     /// Makes the `num_tokens` tentative rows after the committed length count. Infallible: the plan was checked before.
     pub(crate) fn commit(&mut self, lane: LaneId, num_tokens: usize) {
         let lane = &mut self.lanes[lane.0];
+        lane.tree.clear();
         lane.committed_len += num_tokens;
         debug_assert!(lane.committed_len <= self.layout.lane_capacity);
     }
@@ -195,7 +200,48 @@ impl KvLanes {
     /// [`EngineError::Input`] when the lane does not exist or has fewer tokens.
     pub fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
         self.check_committed(lane, len)?;
-        self.lanes[lane.0].committed_len = len;
+        let lane = &mut self.lanes[lane.0];
+        lane.committed_len = len;
+        lane.tree.clear();
+        Ok(())
+    }
+
+    /// Notes that the rows behind the committed ones are a tree.
+    pub(crate) fn note_tree(&mut self, lane: LaneId, parents: &[usize]) {
+        let tree = &mut self.lanes[lane.0].tree;
+        tree.clear();
+        tree.extend_from_slice(parents);
+    }
+
+    /// Commits a path of the tree noted last, moving its rows together.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] when the lane has no tree, or `path` is no path from its root.
+    pub fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
+        self.check_committed(lane, 0)?;
+        let layout = self.layout;
+        let lane = &mut self.lanes[lane.0];
+        let is_path = path.first() == Some(&0)
+            && path.windows(2).all(|pair| pair[1] > 0 && lane.tree.get(pair[1]) == Some(&pair[0]));
+        if lane.tree.is_empty() || !is_path {
+            let num_nodes = lane.tree.len();
+            return Err(EngineError::Input(format!(
+                "{path:?} is no path from the root of the lane's tree of {num_nodes} nodes"
+            )));
+        }
+        let width = layout.row_bytes();
+        for (depth, &node) in path.iter().enumerate().filter(|(depth, node)| depth != *node) {
+            for plane in 0..layout.num_planes {
+                let first = plane * lane.rows.rows_per_plane + lane.committed_len;
+                let (from, to) = (first + node, first + depth);
+                lane.rows.keys.copy_within(from * width..(from + 1) * width, to * width);
+                lane.rows.values.copy_within(from * width..(from + 1) * width, to * width);
+                lane.rows.key_scales[to] = lane.rows.key_scales[from];
+                lane.rows.value_scales[to] = lane.rows.value_scales[from];
+            }
+        }
+        lane.committed_len += path.len();
+        lane.tree.clear();
         Ok(())
     }
 
@@ -225,6 +271,7 @@ impl KvLanes {
         let lane = &mut self.lanes[lane.0];
         lane.rows.copy_prefix(&self.layout, &stored.rows, stored.len);
         lane.committed_len = stored.len;
+        lane.tree.clear();
         Ok(())
     }
 

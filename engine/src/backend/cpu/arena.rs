@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Arena {
     /// Where each token of the plan goes.
     pub places: Vec<Place>,
+    /// Rows of every tree node's path from the root, the node included, one path after another.
+    paths: Vec<usize>,
     /// Runs of tokens that attend together.
     pub blocks: Vec<Block>,
     /// Tokens whose logits are wanted.
@@ -54,18 +56,24 @@ pub(super) struct Arena {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub lane: LaneId,
+    /// In the text: what RoPE and the causal mask go by.
     pub position: usize,
+    /// In the lane: where its key and value lie. Differs from the position within a tree.
+    pub row: usize,
+    /// Where its ancestors' rows and its own begin in [`Arena::paths`], and how many they are; none outside of trees.
+    path: (usize, usize),
 }
 
-/// Consecutive tokens of one lane.
+/// Tokens of one segment that attend together.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     /// Tokens of the plan.
     pub tokens: Range<usize>,
     pub lane: LaneId,
-    /// Position of the first.
-    pub position: usize,
 }
+
+/// Depth of trees for which memory is set aside; deeper ones make it grow once.
+const USUAL_PATH_LEN: usize = 12;
 
 /// Most tokens and logits rows of one plan, and most segments.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +93,7 @@ impl Arena {
         let max_blocks = (max_tokens / block_len + limits.num_lanes).min(max_tokens);
         Self {
             places: Vec::with_capacity(max_tokens),
+            paths: Vec::with_capacity(max_tokens * USUAL_PATH_LEN),
             blocks: Vec::with_capacity(max_blocks),
             logits_tokens: Vec::with_capacity(max_rows),
             first_row: Vec::with_capacity(limits.num_lanes + 1),
@@ -103,21 +112,49 @@ impl Arena {
         }
     }
 
+    /// Rows of the path of token `token_idx` from its tree's root, itself included; empty outside of trees.
+    pub(super) fn path(&self, token_idx: usize) -> &[usize] {
+        let (start, len) = self.places[token_idx].path;
+        &self.paths[start..start + len]
+    }
+
+    fn lay_out_tree(&mut self, lane: LaneId, parents: &[usize], first_row: usize) {
+        let first_place = self.places.len();
+        for (node, &parent) in parents.iter().enumerate() {
+            let (above_start, above_len) =
+                if node == 0 { (0, 0) } else { self.places[first_place + parent].path };
+            let start = self.paths.len();
+            self.paths.extend_from_within(above_start..above_start + above_len);
+            self.paths.push(first_row + node);
+            let place = Place {
+                lane,
+                position: first_row + above_len,
+                row: first_row + node,
+                path: (start, above_len + 1),
+            };
+            self.places.push(place);
+        }
+    }
+
     /// Notes where the tokens of a checked plan go.
     pub(super) fn lay_out(&mut self, plan: &StepPlan, lanes: &KvLanes, block_len: usize) {
         self.places.clear();
+        self.paths.clear();
         self.blocks.clear();
         self.logits_tokens.clear();
         self.first_row.clear();
         for segment in &plan.segments {
             let (lane, tokens) = (segment.lane, segment.tokens.clone());
             let position = lanes.committed_len(lane);
-            self.places.extend((0..tokens.len()).map(|idx| Place { lane, position: position + idx }));
-            self.blocks.extend(tokens.clone().step_by(block_len).map(|start| Block {
-                tokens: start..tokens.end.min(start + block_len),
-                lane,
-                position: position + start - tokens.start,
-            }));
+            if segment.is_tree {
+                self.lay_out_tree(lane, &plan.parents[tokens.clone()], position);
+            } else {
+                let place = |row: usize| Place { lane, position: row, row, path: (0, 0) };
+                self.places.extend((position..position + tokens.len()).map(place));
+            }
+            let blocks = tokens.clone().step_by(block_len);
+            self.blocks
+                .extend(blocks.map(|start| Block { tokens: start..tokens.end.min(start + block_len), lane }));
             self.first_row.push(self.logits_tokens.len());
             self.logits_tokens.extend(tokens.end - num_logits_rows(segment)..tokens.end);
         }

@@ -45,6 +45,9 @@ pub(super) struct Query<'a> {
     pub first: usize,
     /// One past its own position.
     pub end: usize,
+    /// In a tree: the rows of the last positions before `end`, which lie where their nodes were laid out; empty elsewhere, where row and position
+    /// are the same.
+    pub path: &'a [usize],
 }
 
 /// Largest score so far and the sum of `exp(score - max)`.
@@ -63,7 +66,14 @@ impl Kernel for Attention<'_> {
         let mut weights = [[0.0f32; MAX_TILE_ROWS]; MAX_QUERIES];
         let mut softmax = [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES];
         let first = self.queries.iter().map(|query| query.first).min().unwrap_or(0);
-        let end = self.queries.iter().map(|query| query.end).max().unwrap_or(0);
+        // Up to here rows lie in their positions' order for all queries: tiles are decoded once.
+        let is_tree = self.queries.iter().any(|query| !query.path.is_empty());
+        let end = if is_tree {
+            let shared = self.queries.iter().map(|query| query.end - query.path.len()).min().unwrap_or(0);
+            shared - shared % rows_per_tile
+        } else {
+            self.queries.iter().map(|query| query.end).max().unwrap_or(0)
+        };
         self.queries.iter_mut().for_each(|query| query.out.fill(0.0));
 
         let mut tile_start = first - first % rows_per_tile;
@@ -90,6 +100,17 @@ impl Kernel for Attention<'_> {
             }
             tile_start = tile_end;
         }
+        if is_tree {
+            for (query, softmax) in self.queries.iter_mut().zip(&mut softmax) {
+                query.walk_tail::<S>(
+                    &self.rows,
+                    self.scale,
+                    end.max(first - first % rows_per_tile),
+                    softmax,
+                    &mut tile,
+                );
+            }
+        }
         for (query, softmax) in self.queries.iter_mut().zip(&softmax) {
             let factor = 1.0 / softmax.sum;
             query.out.iter_mut().for_each(|value| *value *= factor);
@@ -98,6 +119,50 @@ impl Kernel for Attention<'_> {
 }
 
 impl Query<'_> {
+    /// Tiles from `start` on, whose rows lie apart: gathered for this query alone, in the order and with the tiles of a plain step, so that the
+    /// result is the same bit for bit.
+    #[inline(always)]
+    fn walk_tail<S: Simd>(
+        &mut self,
+        rows: &HeadRows<'_>,
+        scale: f32,
+        start: usize,
+        softmax: &mut Softmax,
+        tile: &mut [f32; TILE_VALUES],
+    ) {
+        let head_dim = self.q.len();
+        let path_start = self.end - self.path.len();
+        let row_of = |position: usize| {
+            if position < path_start { position } else { self.path[position - path_start] }
+        };
+        let mut tile_start = start;
+        while tile_start < self.end {
+            let tile_end = (tile_start + tile_rows(head_dim)).min(self.end);
+            let seen = self.seen(tile_start, tile_end);
+            let mut weights = [0.0f32; MAX_TILE_ROWS];
+            let mut scales = [[0.0f32; MAX_TILE_ROWS]; 2];
+            for (slot, position) in seen.clone().enumerate() {
+                let row = row_of(position);
+                let out = &mut tile[slot * head_dim..][..head_dim];
+                decode(rows.kind, rows.keys, row * head_dim..(row + 1) * head_dim, out);
+                (scales[0][slot], scales[1][slot]) = (rows.key_scales[row], rows.value_scales[row]);
+            }
+            let weights = &mut weights[..seen.len()];
+            scores::<S>(self.q, &tile[..seen.len() * head_dim], weights);
+            scale_scores(weights, scale, &scales[0][..seen.len()]);
+            let shrink = softmax.add::<S>(weights);
+            self.out.iter_mut().for_each(|value| *value *= shrink);
+            weights.iter_mut().zip(&scales[1]).for_each(|(weight, scale)| *weight *= scale);
+            for (slot, position) in seen.clone().enumerate() {
+                let row = row_of(position);
+                let out = &mut tile[slot * head_dim..][..head_dim];
+                decode(rows.kind, rows.values, row * head_dim..(row + 1) * head_dim, out);
+            }
+            accumulate::<S>(weights, &tile[..seen.len() * head_dim], self.out);
+            tile_start = tile_end;
+        }
+    }
+
     /// The rows of tile `[start, end)` this query sees; may be empty.
     #[inline(always)]
     fn seen(&self, start: usize, end: usize) -> std::ops::Range<usize> {
@@ -315,7 +380,7 @@ mod tests {
                 let mut out = vec![f32::NAN; q.len()];
                 let parts = q.chunks(head_dim).zip(out.chunks_mut(head_dim)).zip(&seen);
                 let mut queries: Vec<_> = parts
-                    .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end })
+                    .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end, path: &[] })
                     .collect();
                 vectors.run(Attention { rows, queries: &mut queries, scale: 0.3 });
                 for ((q, out), seen) in q.chunks(head_dim).zip(out.chunks(head_dim)).zip(&seen) {

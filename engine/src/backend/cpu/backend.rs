@@ -188,7 +188,11 @@ impl Backend for CpuBackend {
         };
         forward.run(&plan.tokens, &mut self.arena, &mut self.lanes);
         for segment in &plan.segments {
-            self.lanes.commit(segment.lane, segment.tokens.len());
+            if segment.is_tree {
+                self.lanes.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
+            } else {
+                self.lanes.commit(segment.lane, segment.tokens.len());
+            }
         }
         let vocab_size = self.spec.vocab_size;
         Ok(StepOutput {
@@ -211,6 +215,10 @@ impl Backend for CpuBackend {
         self.arena.captured = layer_inputs.to_vec();
         self.arena.features = vec![0.0; len];
         Ok(())
+    }
+
+    fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
+        self.lanes.keep(lane, path)
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {

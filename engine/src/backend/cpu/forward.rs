@@ -92,7 +92,7 @@ impl Forward<'_> {
             for (kv_head, (key, value)) in
                 keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
             {
-                let at = RowAddress { lane: place.lane, layer_idx, kv_head, position: place.position };
+                let at = RowAddress { lane: place.lane, layer_idx, kv_head, position: place.row };
                 lanes.store(at, key, value);
             }
         }
@@ -104,11 +104,12 @@ impl Forward<'_> {
         let tasks = AttentionTasks::new(spec, arena.blocks.len(), self.pool.num_threads());
         let part_len = tasks.block_len * tasks.heads_per_task * head_dim;
         let num_parts = tasks.part(arena.blocks.len(), 0, 0);
-        let (blocks, qkv, window) = (&arena.blocks, &arena.qkv, spec.window(layer_idx).unwrap_or(usize::MAX));
+        let window = spec.window(layer_idx).unwrap_or(usize::MAX);
         let longest = arena.places.iter().map(|place| place.position + 1).max().unwrap_or(0).min(window);
         let part_work = 2 * longest * part_len.min(head_dim * tasks.heads_per_task * arena.places.len());
-        let attended = &mut arena.attended[..num_parts * part_len];
-        for_each_row(self.pool, part_work, attended, part_len, |part, out| {
+        let mut attended = std::mem::take(&mut arena.attended);
+        let (blocks, qkv) = (&arena.blocks, &arena.qkv);
+        for_each_row(self.pool, part_work, &mut attended[..num_parts * part_len], part_len, |part, out| {
             let (block_idx, kv_head, split) = tasks.task(part);
             let block = &blocks[block_idx];
             let first_head = kv_head * (spec.num_q_heads / spec.num_kv_heads) + split * tasks.heads_per_task;
@@ -118,10 +119,11 @@ impl Forward<'_> {
                 queries[..num_queries].iter_mut().enumerate().zip(out.chunks_exact_mut(head_dim))
             {
                 let (token, head) = (idx / tasks.heads_per_task, first_head + idx % tasks.heads_per_task);
-                let end = block.position + token + 1;
-                let row_start = (block.tokens.start + token) * (spec.q_dim() + 2 * spec.kv_dim());
+                let token = block.tokens.start + token;
+                let end = arena.places[token].position + 1;
+                let row_start = token * (spec.q_dim() + 2 * spec.kv_dim());
                 let q = &qkv[row_start + head * head_dim..][..head_dim];
-                *query = Query { q, out, first: end.saturating_sub(window), end };
+                *query = Query { q, out, first: end.saturating_sub(window), end, path: arena.path(token) };
             }
             self.vectors.run(Attention {
                 rows: lanes.head_rows(block.lane, layer_idx, kv_head),
@@ -129,6 +131,7 @@ impl Forward<'_> {
                 scale: spec.attention_scale,
             });
         });
+        arena.attended = attended;
         self.gather_heads(tasks, arena);
     }
 

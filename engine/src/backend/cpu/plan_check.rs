@@ -30,6 +30,7 @@ pub(super) fn check_plan(
     for (idx, segment) in plan.segments.iter().enumerate() {
         check_segment(segment, idx, next_token, plan.tokens.len())?;
         check_lane(segment, &plan.segments[..idx], lanes)?;
+        check_parents(segment, idx, plan)?;
         next_token = segment.tokens.end;
     }
     if next_token != plan.tokens.len() {
@@ -53,6 +54,21 @@ fn check_segment(segment: &Segment, idx: usize, next_token: usize, num_tokens: u
         )));
     }
     Ok(())
+}
+
+fn check_parents(segment: &Segment, idx: usize, plan: &StepPlan) -> Result<()> {
+    if plan.parents.len() != plan.tokens.len() {
+        let (parents, tokens) = (plan.parents.len(), plan.tokens.len());
+        return Err(EngineError::Input(format!("{parents} parents for {tokens} tokens, expected as many")));
+    }
+    let parents = plan.parents[segment.tokens.clone()].iter().enumerate();
+    let mut wrong = parents.filter(|&(node, &parent)| parent >= node.max(1));
+    match wrong.next().filter(|_| segment.is_tree) {
+        Some((node, parent)) => Err(EngineError::Input(format!(
+            "node {node} of segment {idx} has parent {parent}: parents come first, and the root is its own"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_lane(segment: &Segment, earlier: &[Segment], lanes: &KvLanes) -> Result<()> {
