@@ -1,5 +1,8 @@
 //! Plays a trace: arrivals, sections, replies, on a clock that only sections move.
 
+mod assignment;
+mod section;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -13,15 +16,14 @@ use crate::scheduler::{
     admission::Promise,
     bandwidth_server::{Bandwidth, BandwidthServer},
     class::Class,
-    cost_table::{CostTable, SectionKind, SectionShape},
+    cost_table::CostTable,
     edf::Rank,
-    job::{Job, Limits, Phase, prefill_cost, section_cost},
+    job::{Job, Limits, Phase, prefill_cost},
     lanes::Lanes,
     ledger::{Ledger, NotAdmitted, SlotId},
     planner::Section,
-    preemption::victim,
-    safety::{Situation, is_pressed},
-    waiting_room::{Line, WaitingRoom, background_due},
+    safety::Situation,
+    waiting_room::WaitingRoom,
 };
 
 /// What the trace is played on.
@@ -257,73 +259,6 @@ impl<'a> Machine<'a> {
         self.demands[running.demand].class
     }
 
-    fn enqueue(&mut self, running: Running) {
-        // Without an order by deadlines there is one queue for all.
-        let (line, rank) = if self.settings.policy.orders_by_deadline() {
-            (Line::of(&self.job(None, &running)), running.rank)
-        } else {
-            (Line::Interactive, Rank { deadline: None, ..running.rank })
-        };
-        if let Err(running) = self.queue.push(line, rank, running) {
-            self.finish(running, false); // every slot has a place, so this cannot be
-        }
-    }
-
-    /// Ends those who wait and must reply before a section of `bound` would end.
-    fn end_late_waiting(&mut self, bound: Duration) {
-        let late_at = self.now + self.settings.limits.reply_margin + bound;
-        let late = self
-            .queue
-            .take_if(|_, running| running.rank.deadline.is_some_and(|deadline| deadline <= late_at));
-        for running in late {
-            self.finish(running, false);
-        }
-    }
-
-    fn fill_lanes(&mut self) {
-        loop {
-            let holds_background =
-                self.lanes.used().any(|(_, running)| self.class(running) == Class::Background);
-            let (num_lanes, num_free) = (self.settings.num_lanes, self.lanes.num_free());
-            let due = background_due(&self.server, holds_background, num_lanes, num_free);
-            let Some(line) = self.queue.next_line(due) else { return };
-            let Some((_, running)) = self.queue.pop(line) else { return };
-            if self.lanes.num_free() == 0 && !self.free_lane_for(running) {
-                return self.enqueue(running);
-            }
-            let Some(choice) = self.lanes.choose(&[]) else { return self.enqueue(running) };
-            if let Err(running) = self.lanes.occupy(choice.lane, running) {
-                self.finish(running, false);
-            }
-        }
-    }
-
-    /// Takes a lane from somebody less urgent; whoever held it waits again, keeping what was computed.
-    fn free_lane_for(&mut self, head: Running) -> bool {
-        if !self.settings.policy.orders_by_deadline() {
-            return false;
-        }
-        let waiting = self.job(None, &head);
-        let mut jobs: Vec<Job> =
-            self.lanes.used().map(|(lane, running)| self.job(Some(lane), running)).collect();
-        let num_holders = jobs.len();
-        jobs.extend(self.queue.iter().map(|(_, running)| self.job(None, running)));
-        let situation = Situation {
-            now: self.now,
-            limits: &self.settings.limits,
-            bounds: self.table.bounds(),
-            server: &self.server,
-        };
-        let is_pressed = is_pressed(&waiting, &jobs, num_holders, &situation);
-        let found = victim(&waiting, is_pressed, &jobs[..num_holders]);
-        let Some(running) = found.and_then(|lane| self.lanes.release(lane)) else {
-            return false;
-        };
-        self.run.num_preemptions += 1;
-        self.enqueue(running);
-        true
-    }
-
     /// Tokens that follow the next one without being chosen: none, or up to four, as grammars force them.
     fn num_forced(&self, running: &Running) -> usize {
         let demand = &self.demands[running.demand];
@@ -370,133 +305,5 @@ impl<'a> Machine<'a> {
         self.plain_jobs.clear();
         self.plain_jobs.extend(jobs.iter().map(|(job, _)| *job));
         self.jobs = jobs;
-    }
-
-    fn run_section(&mut self) {
-        let context = |machine: &Self, lane: LaneId| {
-            let job = machine.plain_jobs.iter().find(|job| job.lane == Some(lane));
-            job.map_or(0, |job| job.context_len)
-        };
-        let slice_len = self.section.prefill.map_or(0, |(_, len)| len);
-        let num_decodes = self.section.decodes.len() + self.section.num_forced;
-        let num_forced = self.section.num_forced;
-        let decoding =
-            self.section.decodes.iter().map(|&lane| context(self, lane) + 1 + num_forced).max().unwrap_or(0);
-        let reading = self.section.prefill.map_or(0, |(lane, len)| context(self, lane) + len);
-        let context_len = decoding.max(reading);
-        let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
-        let took = self.draw(num_decodes, slice_len, context_len).min(bound);
-        self.ledger.begin_section(self.now + bound);
-        self.note_progress();
-        self.arrive(self.now + took);
-        self.ledger.end_section();
-        self.record(took);
-        self.charge(took);
-        self.now += took;
-        self.run.busy += took;
-        self.run.num_sections += 1;
-        if let Some((lane, len)) = self.section.prefill {
-            self.advance(lane, len, 0);
-        }
-        let mut num_forced = num_forced;
-        for i in 0..self.section.decodes.len() {
-            let lane = self.section.decodes[i];
-            let held = self.lanes.used().find(|(held, _)| *held == lane);
-            let along = held.map_or(0, |(_, running)| self.num_forced(running)).min(num_forced);
-            num_forced -= along;
-            self.advance(lane, 0, along);
-        }
-    }
-
-    /// What is left of the slice's promise after the section, whose time the ledger counts already.
-    fn note_progress(&self) {
-        let Some((lane, len)) = self.section.prefill else { return };
-        if let Some((_, running)) = self.lanes.used().find(|(held, _)| *held == lane) {
-            let demand = &self.demands[running.demand];
-            self.ledger.progress(running.slot, self.mandatory(demand, running.num_read + len));
-        }
-    }
-
-    /// What a section really takes: mostly its median, now and then its 99th percentile.
-    fn draw(&mut self, num_decodes: usize, slice_len: usize, context_len: usize) -> Duration {
-        let is_slow = self.random.unit() < 0.05;
-        let cost = |kind, size| {
-            let shape = SectionShape { kind, size, context_len };
-            if size == 0 {
-                Duration::ZERO
-            } else if is_slow {
-                self.table.bound(shape)
-            } else {
-                self.table.typical(shape)
-            }
-        };
-        cost(SectionKind::Decode, num_decodes) + cost(SectionKind::Prefill, slice_len)
-    }
-
-    fn record(&mut self, took: Duration) {
-        if self.run.records.len() >= self.settings.max_records {
-            return;
-        }
-        let demand = |lane: LaneId| {
-            let held = self.lanes.used().find(|(held, _)| *held == lane);
-            held.map_or(usize::MAX, |(_, running)| running.demand)
-        };
-        self.run.records.push(Record {
-            start: self.now.saturating_duration_since(self.start),
-            took,
-            slice: self.section.prefill.map(|(lane, len)| (lane, demand(lane), len)),
-            decodes: self.section.decodes.iter().map(|&lane| (lane, demand(lane))).collect(),
-        });
-    }
-
-    /// Charges background work for its part of the section's tokens.
-    fn charge(&mut self, took: Duration) {
-        let class =
-            |lane: LaneId| self.plain_jobs.iter().find(|job| job.lane == Some(lane)).map(|job| job.class);
-        let is_background = |lane: LaneId| class(lane) == Some(Class::Background);
-        let num_decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
-        let slice_len =
-            self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |(_, len)| len);
-        let all = self.section.decodes.len() + self.section.prefill.map_or(0, |(_, len)| len);
-        let own = num_decodes + slice_len;
-        if own > 0 {
-            self.server.charge(took.mul_f64(own as f64 / all as f64));
-        }
-        if own == all {
-            self.run.background += took;
-        }
-    }
-
-    /// Notes that `lane` has read `num_read` more tokens (0: that it has written one, and `num_forced` along with it); replies when its
-    /// answer is whole.
-    fn advance(&mut self, lane: LaneId, num_read: usize, num_forced: usize) {
-        let Some(&held) = self.lanes.holder_mut(lane).map(|running| &*running) else { return };
-        let demand = &self.demands[held.demand];
-        let mut running = Running { num_read: held.num_read + num_read, ..held };
-        if running.num_read == demand.prompt_len {
-            running.num_written += 1 + num_forced; // the prompt's end gives the first token
-        }
-        if num_read > 0 {
-            running.mandatory = self.mandatory(demand, running.num_read);
-        }
-        if let Some(held) = self.lanes.holder_mut(lane) {
-            *held = running;
-        }
-        if running.num_written >= demand.answer_len {
-            self.reply(lane, true);
-        }
-    }
-
-    fn reply(&mut self, lane: LaneId, is_complete: bool) {
-        if let Some(running) = self.lanes.release(lane) {
-            self.finish(running, is_complete);
-        }
-    }
-
-    fn finish(&mut self, running: Running, is_complete: bool) {
-        self.ledger.release(running.slot);
-        let at = self.now.saturating_duration_since(self.start);
-        self.run.outcomes[running.demand] =
-            Outcome::Replied { at, num_tokens: running.num_written, is_complete };
     }
 }
