@@ -77,11 +77,12 @@ pub(super) fn run(
     let device = worker.facts().capabilities.device.clone();
     worker.shut_down();
     if bench.as_json {
-        return print_json(&json!({
+        print_json(&json!({
             "device": device, "lanes": num_lanes, "capacity_per_s": capacity(&table, num_lanes),
             "virtual": rows, "real": real, "forms": cuts.as_ref().ok(),
             "forms_error": cuts.as_ref().err().map(ToString::to_string),
-        }));
+        }))?;
+        return verdict(&cuts?);
     }
     sayln!(
         "{}  {device}, {num_lanes} lanes, {:.1} requests/s at full load",
@@ -92,6 +93,11 @@ pub(super) fn run(
     show_real(&real, bench);
     let cuts = cuts?;
     show_cuts(&cuts);
+    verdict(&cuts)
+}
+
+/// A closed answer that is not valid is a failure, however it is printed.
+fn verdict(cuts: &Cuts) -> Result<ExitCode, CliError> {
     match cuts.num_cuts - cuts.num_valid {
         0 => Ok(ExitCode::SUCCESS),
         num_wrong => {

@@ -223,7 +223,7 @@ impl Desk {
     /// Why nothing is promised, if so.
     #[must_use]
     pub fn distrust(&self) -> Option<String> {
-        if self.is_trusted.load(Ordering::Acquire) {
+        if self.is_trusted() {
             return None;
         }
         self.distrust.lock().unwrap_or_else(PoisonError::into_inner).reason.clone()
@@ -275,7 +275,7 @@ impl Desk {
             return Err(Refusal::PromptTooLong { prompt_len, lane_capacity });
         }
         let class = if request.deadline.is_none() { Class::Background } else { request.class };
-        let is_promised = class == Class::Control && self.is_trusted.load(Ordering::Acquire);
+        let is_promised = class == Class::Control && self.is_trusted();
         let bounds = self.bounds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // A slice ends where the system prompt's snapshot is taken. What a lane or a snapshot may hold already is not counted
         // off: it may be gone when the request's turn comes.

@@ -19,7 +19,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches from now on; `root` is where the system's files are, `measured_as` what they said before costs were measured. Without a thread nothing is watched, and the log says so.
+    /// Watches from now on; `root` is where the system's files are, `measured_as` what they said before costs were measured. Without a
+    /// thread nothing is watched, and the log says so.
     pub fn start(desk: Arc<Desk>, facts: Capabilities, root: PathBuf, measured_as: DeviceKey) -> Self {
         let (stop, stopped) = bounded::<()>(0);
         let mut known = measured_as;

@@ -31,20 +31,16 @@ impl Machine<'_> {
         self.arrive(self.now + took);
         self.ledger.end_section();
         self.record(took);
-        self.charge(took);
+        let decoded = self.decoded();
+        self.charge(took, &decoded);
         self.now += took;
         self.run.busy += took;
         self.run.num_sections += 1;
         if let Some((lane, len)) = self.section.prefill {
             self.advance(lane, len, 0);
         }
-        let mut num_forced = num_forced;
-        for i in 0..self.section.decodes.len() {
-            let lane = self.section.decodes[i];
-            let held = self.lanes.used().find(|(held, _)| *held == lane);
-            let along = held.map_or(0, |(_, running)| self.num_forced(running)).min(num_forced);
-            num_forced -= along;
-            self.advance(lane, 0, along);
+        for (lane, num_tokens) in decoded {
+            self.advance(lane, 0, num_tokens - 1);
         }
     }
 
@@ -89,16 +85,26 @@ impl Machine<'_> {
         });
     }
 
+    /// The section's decoding lanes with the tokens each advances by, forced ones included.
+    fn decoded(&self) -> Vec<(LaneId, usize)> {
+        let mut left = self.section.num_forced;
+        let tokens_of = |&lane: &LaneId| {
+            let held = self.lanes.used().find(|(held, _)| *held == lane);
+            let along = held.map_or(0, |(_, running)| self.num_forced(running)).min(left);
+            left -= along;
+            (lane, 1 + along)
+        };
+        self.section.decodes.iter().map(tokens_of).collect()
+    }
+
     /// Charges background work for its part of the section's tokens.
-    fn charge(&mut self, took: Duration) {
+    fn charge(&mut self, took: Duration, decoded: &[(LaneId, usize)]) {
         let class =
             |lane: LaneId| self.plain_jobs.iter().find(|job| job.lane == Some(lane)).map(|job| job.class);
-        let is_background = |lane: LaneId| class(lane) == Some(Class::Background);
-        let num_decodes = self.section.decodes.iter().filter(|&&lane| is_background(lane)).count();
-        let slice_len =
-            self.section.prefill.filter(|(lane, _)| is_background(*lane)).map_or(0, |(_, len)| len);
-        let all = self.section.decodes.len() + self.section.prefill.map_or(0, |(_, len)| len);
-        let own = num_decodes + slice_len;
+        let tokens = || decoded.iter().copied().chain(self.section.prefill);
+        let own: usize =
+            tokens().filter(|(lane, _)| class(*lane) == Some(Class::Background)).map(|(_, len)| len).sum();
+        let all: usize = tokens().map(|(_, len)| len).sum();
         if own > 0 {
             self.server.charge(took.mul_f64(own as f64 / all as f64));
         }

@@ -123,7 +123,7 @@ impl WorkerCore {
             self.server.charge(took.mul_f64(num_background as f64 / self.plan.tokens.len() as f64));
         }
         if let Some(reason) = self.table.no_promise()
-            && self.desk.distrust().is_none()
+            && self.desk.is_trusted()
         {
             tracing::warn!("no deadline is promised: {reason}");
             self.desk.withdraw(reason.to_string());
