@@ -1,10 +1,15 @@
 //! Answers in a demanded form: schemas to try, a model that chooses at random, and an independent judge.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use serde_json::Value;
 use takt_engine::{
-    grammar::{Closing, Grammar, GrammarCompiler, Matcher, Steering},
+    EngineError,
+    grammar::{Closing, ClosingPolicy, Grammar, GrammarCompiler, GrammarSpec, Matcher, Steering},
     text::{GenerationDefaults, Text},
 };
 use takt_node::{bench::forms::Case, random::SplitMix64};
@@ -164,4 +169,32 @@ fn byte_level(byte: u8) -> char {
     }
     let before = (0..byte).filter(|&other| !is_itself(other)).count() as u32;
     char::from_u32(256 + before).unwrap()
+}
+
+/// The tokenizer of `tiny-llama`, for all tests of a process.
+pub static TOKENS: LazyLock<Tokens> = LazyLock::new(|| fixture_tokens("tiny-llama"));
+
+/// `schema` compiled for [`TOKENS`].
+///
+/// # Errors
+/// Why it is refused.
+pub fn grammar(schema: &Value, policy: ClosingPolicy) -> Result<Grammar, EngineError> {
+    TOKENS.compiler.compile(&GrammarSpec::JsonSchema(schema.clone()), policy)
+}
+
+/// (place, fact) of a refusal under the declared policy.
+#[must_use]
+pub fn refusal(schema: &Value) -> (String, String) {
+    match grammar(schema, ClosingPolicy::Declared) {
+        Err(EngineError::Grammar { at, fact }) => (at, fact),
+        other => panic!("{schema}: {other:?}"),
+    }
+}
+
+/// `produced` with its closing, and the closing's defaulted and cut fields.
+#[must_use]
+pub fn whole(grammar: &Grammar, produced: &str) -> (String, Vec<String>, Vec<String>) {
+    let closing = grammar.close(produced.as_bytes()).unwrap_or_else(|| panic!("{produced} has no closing"));
+    let text = [produced.as_bytes(), &closing.bytes].concat();
+    (String::from_utf8(text).unwrap(), closing.defaulted_fields, closing.cut_fields)
 }
