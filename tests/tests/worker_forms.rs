@@ -223,3 +223,32 @@ fn a_failed_request_shows_what_there_is_and_does_not_make_it_look_whole() {
     assert_eq!((reply.status, reply.closing), (Status::Failed, None));
     assert!(Judge::new(&skill_schema()).unwrap().check(reply.text.as_bytes()).is_err(), "{}", reply.text);
 }
+
+#[test]
+fn a_clock_that_jumps_ends_who_is_out_of_time_with_one_valid_reply_and_the_next_promise_is_kept() {
+    let mut bench = Bench::new(1, &WorkerOptions::default());
+    for num_turns in [0, 1, 3, 8] {
+        let promised = bench.ask(skill("pick the red cup").promised(500 * MS)).1;
+        let waiting = bench.ask(Demand { allowed: Some(900 * MS), ..skill("go to the lab") }).1;
+        let background = bench.ask(skill("where are you")).1;
+        for _ in 0..num_turns {
+            bench.core.turn().unwrap();
+        }
+        bench.clock.advance(Duration::from_secs(3600)); // the machine slept
+        bench.run_until_idle();
+        for events in [promised, waiting] {
+            let reply = valid(&events);
+            assert_eq!(
+                (reply.status, reply.finish_reason),
+                (Status::ClosedAtDeadline, "deadline"),
+                "{reply:?}"
+            );
+        }
+        assert_eq!(valid(&background).status, Status::Complete);
+        let next = bench.ask(skill("stop").promised(500 * MS)).1;
+        bench.run_until_idle();
+        let reply = valid(&next);
+        assert!(reply.is_promised && reply.timings.total <= 500 * MS, "{reply:?}");
+        assert_eq!(bench.core.num_free_lanes(), 1);
+    }
+}
