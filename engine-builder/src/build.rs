@@ -18,6 +18,7 @@ use takt_engine::{
 use crate::{
     BuildError, Result,
     checkpoint::{Checkpoint, TensorSource},
+    draft::{Added, DraftOptions, add_draft, context_warning},
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
@@ -37,6 +38,8 @@ pub struct BuildOptions<'a> {
     pub kv: Option<KvKind>,
     /// Longest context the engine promises, in tokens; at most the model's own, which is the default.
     pub max_context: Option<usize>,
+    /// A draft head to add.
+    pub draft: Option<DraftOptions<'a>>,
     /// Replace an engine that is already there.
     pub force: bool,
     /// Set by another thread to stop the build at the next tensor.
@@ -47,7 +50,15 @@ impl BuildOptions<'_> {
     /// Defaults for a weight format.
     #[must_use]
     pub fn new(weights: WeightKind) -> Self {
-        Self { weights, lm_head: None, kv: None, max_context: None, force: false, cancelled: None }
+        Self {
+            weights,
+            lm_head: None,
+            kv: None,
+            max_context: None,
+            draft: None,
+            force: false,
+            cancelled: None,
+        }
     }
 
     /// The engine's number formats.
@@ -61,7 +72,7 @@ impl BuildOptions<'_> {
         }
     }
 
-    fn check_cancelled(&self) -> Result<()> {
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
         match self.cancelled {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(BuildError::Cancelled),
             _ => Ok(()),
@@ -116,10 +127,16 @@ pub fn build_checkpoint(
     let plan = Plan::new(&spec, &quantization, &*tensors)?;
     let staging = Staging::start(out, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
-    let warnings = write_text_files(&staging, &text, &spec)?;
+    let mut warnings = write_text_files(&staging, &text, &spec)?;
+    // And a head of another model not the time of this one's.
+    let added = options.draft.map(|draft| {
+        let mut report = |tensor: &str, done, total, bytes| progress(Progress { tensor, done, total, bytes });
+        add_draft(draft.folder, &spec, options, &staging, &mut report)
+    });
+    let added = added.transpose()?;
     let losses = plan.write_weights(&staging.path().join(WEIGHTS_FILE), &*tensors, options, progress)?;
     let files = list_files(staging.path())?;
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema_version: SCHEMA_VERSION,
         builder_version: env!("CARGO_PKG_VERSION").into(),
         source: source_kind.into(),
@@ -128,8 +145,20 @@ pub fn build_checkpoint(
         eos_token_ids: text.eos_token_ids.clone(),
         files,
     };
-    let json = manifest.to_json()?;
+    let mut json = manifest.to_json()?;
     staging.write(MANIFEST_FILE, &json)?;
+    let draft = match added {
+        Some(added) if options.draft.is_some_and(|draft| draft.measures) => {
+            progress(Progress { tensor: "trying the draft head", done: 1, total: 1, bytes: 0 });
+            let report = added.choose_reading(options, &staging)?;
+            manifest.files = list_files(staging.path())?;
+            json = manifest.to_json()?;
+            staging.replace(MANIFEST_FILE, &json)?;
+            Some(report)
+        }
+        added => added.map(Added::keep_reading),
+    };
+    warnings.extend(draft.as_ref().and_then(|draft| context_warning(&draft.manifest, &manifest)));
     // What is published is what the runtime would open; the contents were hashed a moment ago.
     EngineDir::check_structure(staging.path())?;
     options.check_cancelled()?;
@@ -140,6 +169,7 @@ pub fn build_checkpoint(
         spec,
         quantization,
         tensors: losses,
+        draft,
         warnings,
     })
 }
@@ -159,7 +189,8 @@ fn with_context(mut spec: DecoderSpec, max_context: Option<usize>) -> Result<Dec
 
 /// The files of a finished engine but the manifest, sorted by name.
 fn list_files(folder: &Path) -> Result<Vec<FileEntry>> {
-    let mut names = [CHAT_TEMPLATE_FILE, GENERATION_FILE, TOKENIZER_FILE, WEIGHTS_FILE];
+    let mut names = vec![CHAT_TEMPLATE_FILE, GENERATION_FILE, TOKENIZER_FILE, WEIGHTS_FILE];
+    names.extend(Added::FILES);
     names.sort_unstable();
     names.into_iter().filter(|name| folder.join(name).exists()).map(|name| file_entry(folder, name)).collect()
 }
@@ -208,6 +239,7 @@ impl Plan {
     fn num_parameters(&self) -> u64 {
         let count = |part: &Part| match part {
             Part::Vector(part) => part.len as u64,
+            Part::Tokens(_) => 0,
             Part::Matrix(part) if self.tied && part.name == "lm_head" => 0,
             Part::Matrix(part) => part.num_rows as u64 * part.num_cols as u64,
         };

@@ -1,7 +1,9 @@
-//! Takt's builder: ONNX and Hugging Face checkpoints → one internal decoder description → a quantized engine directory.
+//! Takt's builder: ONNX and Hugging Face checkpoints → one internal decoder description → a quantized engine directory, with a published
+//! EAGLE-3 head where one is given.
 
 mod build;
 pub mod checkpoint;
+pub mod draft;
 mod error;
 pub mod hf;
 pub mod onnx;
@@ -14,4 +16,4 @@ mod write;
 
 pub use build::{BuildOptions, Progress, build, build_checkpoint};
 pub use error::{BuildError, Result};
-pub use report::{BuildReport, GroupError, TensorError};
+pub use report::{BuildReport, DraftReport, GroupError, TensorError};

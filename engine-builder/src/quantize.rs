@@ -16,6 +16,7 @@ use crate::{
 pub(crate) fn source_name(part: &Part, tied: bool) -> String {
     match part {
         Part::Vector(part) => part.name.clone(),
+        Part::Tokens(part) => part.name.clone(),
         Part::Matrix(part) if part.role == Role::LmHead && tied => "model.embed_tokens.weight".into(),
         Part::Matrix(part) => format!("{}.weight", part.name),
     }
@@ -36,6 +37,8 @@ pub(crate) fn write_part(
             weights.write(&part.name, &bytes)?;
             Ok(None)
         }
+        // Written by whoever knows them: no checkpoint has token ids as values.
+        Part::Tokens(_) => Ok(None),
         Part::Matrix(part) => {
             let (num_rows, num_cols) = (part.num_rows, part.num_cols);
             let tensor = load_finite(tensors, source_name, &[num_rows, num_cols])?;

@@ -2,6 +2,7 @@
 
 use takt_engine::{
     dir::{Quantization, Role},
+    draft::DraftManifest,
     quant::{ErrorStats, WeightKind},
     spec::DecoderSpec,
 };
@@ -19,8 +20,21 @@ pub struct BuildReport {
     pub num_parameters: u64,
     /// Every quantized tensor, in the order of the forward pass.
     pub tensors: Vec<TensorError>,
+    /// The draft head, where one was added.
+    pub draft: Option<DraftReport>,
     /// What the user should know: no tokenizer, no end token, …
     pub warnings: Vec<String>,
+}
+
+/// A head that was added.
+#[derive(Debug, Clone)]
+pub struct DraftReport {
+    /// What it is, with its record.
+    pub manifest: DraftManifest,
+    /// Every quantized tensor.
+    pub tensors: Vec<TensorError>,
+    /// Whether another reading than the one its files suggest was better.
+    pub differs: bool,
 }
 
 /// One tensor's loss.
@@ -55,26 +69,38 @@ impl BuildReport {
     /// The tensors grouped by role, in the order of the forward pass.
     #[must_use]
     pub fn groups(&self) -> Vec<GroupError> {
-        let mut groups: Vec<GroupError> = Vec::new();
-        for tensor in &self.tensors {
-            let error = tensor.stats.relative_rms();
-            match groups.iter_mut().find(|group| group.role == tensor.role) {
-                Some(group) => {
-                    group.num_tensors += 1;
-                    group.stats.add(&tensor.stats);
-                    if error > group.worst.1 {
-                        group.worst = (tensor.name.clone(), error);
-                    }
-                }
-                None => groups.push(GroupError {
-                    role: tensor.role,
-                    kind: tensor.kind,
-                    num_tensors: 1,
-                    stats: tensor.stats,
-                    worst: (tensor.name.clone(), error),
-                }),
-            }
-        }
-        groups
+        groups(&self.tensors)
     }
+}
+
+impl DraftReport {
+    /// The tensors grouped by role.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupError> {
+        groups(&self.tensors)
+    }
+}
+
+fn groups(tensors: &[TensorError]) -> Vec<GroupError> {
+    let mut groups: Vec<GroupError> = Vec::new();
+    for tensor in tensors {
+        let error = tensor.stats.relative_rms();
+        match groups.iter_mut().find(|group| group.role == tensor.role) {
+            Some(group) => {
+                group.num_tensors += 1;
+                group.stats.add(&tensor.stats);
+                if error > group.worst.1 {
+                    group.worst = (tensor.name.clone(), error);
+                }
+            }
+            None => groups.push(GroupError {
+                role: tensor.role,
+                kind: tensor.kind,
+                num_tensors: 1,
+                stats: tensor.stats,
+                worst: (tensor.name.clone(), error),
+            }),
+        }
+    }
+    groups
 }

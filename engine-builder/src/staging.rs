@@ -54,8 +54,24 @@ impl Staging {
         file.write_all(contents).and_then(|()| file.sync_all()).map_err(|e| io_error("write", &path, e))
     }
 
+    /// Writes a small file anew.
+    pub(crate) fn replace(&self, name: &str, contents: &[u8]) -> Result<()> {
+        let path = self.path().join(name);
+        fs::remove_file(&path).map_err(|e| io_error("replace", &path, e))?;
+        self.write(name, contents)
+    }
+
+    /// Makes a folder inside.
+    pub(crate) fn create_folder(&self, name: &str) -> Result<()> {
+        let path = self.path().join(name);
+        fs::create_dir(&path).map_err(|e| io_error("create", &path, e))
+    }
+
     /// Puts the finished engine in its place. On failure the engine that was there before is still there.
     pub(crate) fn commit(self) -> Result<()> {
+        if self.path().join("draft").exists() {
+            sync_folder(&self.path().join("draft"))?;
+        }
         sync_folder(self.path())?;
         let parent = self.path().parent().unwrap_or(Path::new(".")).to_path_buf();
         // What was there may have changed while we were building.

@@ -9,6 +9,7 @@ use crate::{
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
     },
     dir::{EngineDir, Manifest},
+    draft::DraftManifest,
     kv::KvKind,
     spec::DecoderSpec,
     text::Text,
@@ -19,8 +20,10 @@ use crate::{
 pub const DEFAULT_LANE_CAPACITY: usize = 4096;
 /// Most tokens of one step when the caller names none: enough rows to use every loaded weight well.
 pub const DEFAULT_STEP_TOKENS: usize = 128;
-/// Logits rows of one step beyond one a lane: what scoring works with.
+/// Logits rows of one step at least: what scoring works with, and trees without a draft head.
 const MIN_LOGITS_ROWS: usize = 16;
+/// Nodes of the trees of one step beyond one a lane, where there is a draft head.
+pub const MAX_TREE_NODES: usize = 64;
 
 /// Which backend runs the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +72,8 @@ pub struct EngineOptions {
     pub max_step_tokens: usize,
     /// Most bytes the KV cache may take; `None` for what the system gives.
     pub max_kv_bytes: Option<u64>,
+    /// Load the engine's draft head, where it has one.
+    pub speculation: bool,
 }
 
 impl Default for EngineOptions {
@@ -82,6 +87,7 @@ impl Default for EngineOptions {
             arithmetic: ActivationArithmetic::Auto,
             max_step_tokens: DEFAULT_STEP_TOKENS,
             max_kv_bytes: None,
+            speculation: true,
         }
     }
 }
@@ -110,6 +116,8 @@ pub struct Engine {
     pub manifest: Manifest,
     /// Tokenizer and chat template; `None` when the engine has none and is only scored by token ids.
     pub text: Option<Text>,
+    /// The draft head in use; `None` when the engine has none, or was opened without speculation.
+    pub draft: Option<DraftManifest>,
     /// What runs it.
     pub backend: Box<dyn Backend>,
 }
@@ -128,10 +136,20 @@ impl Engine {
         if let Some(text) = &text {
             text.check_vocab_size(manifest.spec.vocab_size)?;
         }
-        let cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
-        let backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
+        let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
+        let draft = dir.draft().filter(|_| options.speculation);
+        if draft.is_some() {
+            // A tree's nodes all want logits.
+            let num_rows = (options.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
+            cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
+        }
+        let mut backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
+        if let Some(draft) = draft {
+            backend.attach_draft(&draft.manifest().spec, draft)?;
+        }
+        let draft = draft.map(|draft| draft.manifest().clone());
         // The backend owns packed copies, so the mapping ends here with `dir`.
-        Ok(Self { manifest, text, backend: Box::new(backend) })
+        Ok(Self { manifest, text, draft, backend: Box::new(backend) })
     }
 }
 

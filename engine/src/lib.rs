@@ -13,6 +13,7 @@
 //! | [`step`] | one unit of device work: what goes in, what comes out |
 //! | [`backend`] | the trait, and one folder per implementation |
 //! | [`engine`] | an opened directory with its backend |
+//! | [`draft`] | EAGLE-3 draft heads: shape, tensors, one level of drafting |
 //! | [`weights`], [`shapes`] | where weights come from; random ones of known shapes |
 //! | [`score`] | likelihood of given tokens |
 //! | [`text`] | tokenizer, chat template, streaming detokenizer, stop strings |
@@ -24,6 +25,7 @@
 
 pub mod backend;
 pub mod dir;
+pub mod draft;
 pub mod engine;
 mod error;
 mod generate;

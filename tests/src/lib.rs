@@ -7,5 +7,6 @@ pub mod grammar;
 pub mod heldout;
 pub mod memory_weights;
 pub mod reference;
+pub mod reference_head;
 pub mod virtual_backend;
 pub mod worker_bench;

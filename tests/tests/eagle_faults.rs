@@ -1,9 +1,13 @@
 //! Damaged and foreign draft heads are refused with the tensor's name and what was expected.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use safetensors::Dtype;
-use takt_eagle_spec::head::DraftHead;
+use takt_engine::quant::WeightKind;
+use takt_engine_builder::{BuildOptions, build, draft::DraftOptions};
 use takt_tests::checkpoint::{Tensors, fixtures, read_tensors, write_tensors};
 
 fn original() -> PathBuf {
@@ -19,7 +23,18 @@ fn refusal(change: impl FnOnce(&mut Tensors, &mut serde_json::Value)) -> String 
     change(&mut tensors, &mut config);
     write_tensors(&folder.path().join("model.safetensors"), &tensors);
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    DraftHead::open(folder.path()).map(|_| ()).unwrap_err().to_string()
+    refusal_of(folder.path())
+}
+
+/// What building tiny-llama with the head in `folder` says; nothing is left behind.
+fn refusal_of(folder: &Path) -> String {
+    let out = tempfile::tempdir().unwrap();
+    let draft = Some(DraftOptions { folder, prompts: None, measures: true });
+    let options = BuildOptions { draft, ..BuildOptions::new(WeightKind::Bf16) };
+    let target = fixtures().join("hf/tiny-llama");
+    let refused = build(&target, &out.path().join("engine"), &options, &mut |_| {});
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "nothing half-made");
+    refused.map(|_| ()).unwrap_err().to_string()
 }
 
 fn set(tensors: &mut Tensors, name: &str, at: usize, bytes: &[u8]) {
@@ -82,7 +97,7 @@ fn weights_that_are_damaged_or_of_another_shape_are_refused_by_name() {
 #[test]
 fn a_pickle_a_missing_file_and_a_truncated_one_are_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || DraftHead::open(folder.path()).map(|_| ()).unwrap_err().to_string();
+    let open = || refusal_of(folder.path());
     assert_says(&open(), &["config.json"]);
     fs::copy(original().join("config.json"), folder.path().join("config.json")).unwrap();
     assert_says(&open(), &["model.safetensors"]);

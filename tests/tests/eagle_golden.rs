@@ -1,41 +1,62 @@
-//! EAGLE-3 heads against the reference's own numbers: fused features, draft logits, a chain, a dynamic tree.
+//! EAGLE-3 heads in an engine against the published definition's own numbers: draft logits, chains, dynamic trees; and against the plain
+//! reference for the habits that those files do not have.
 
-use std::{path::PathBuf, sync::LazyLock};
+use std::{fs, path::Path, sync::LazyLock};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use takt_eagle_spec::{
-    head::{DraftHead, DraftLane, HeadDrafter},
-    tree::{DraftTree, Drafter, Frontier, TreeShape, grow},
+    drafter::HeadDrafter,
+    tree::{DraftTree, TreeShape, grow},
 };
 use takt_engine::{
     TokenId,
-    backend::cpu::ActivationArithmetic,
+    backend::{Backend as _, cpu::ActivationArithmetic},
     dir::EngineDir,
+    draft::{DraftPlan, DraftRow},
     engine::{Engine, EngineOptions},
     kv::LaneId,
+    quant::{MatrixData, WeightKind},
     step::{LogitsWanted, StepPlan},
 };
-use takt_tests::checkpoint::{build_bf16, fixtures};
+use takt_engine_builder::{
+    BuildOptions, build,
+    draft::{DraftOptions, PublishedHead},
+};
+use takt_tests::{
+    checkpoint::{fixtures, read_tensors, write_tensors},
+    reference_head::{ReferenceHead, ReferenceLane},
+};
 
-const HEADS: [(&str, &str); 2] =
-    [("tiny-llama-midlayer", "hf/tiny-llama"), ("tiny-qwen3-layers", "hf/tiny-qwen3")];
+const LANE: LaneId = LaneId(0);
+const HEADS: [(&str, &str); 2] = [("tiny-llama-midlayer", "tiny-llama"), ("tiny-qwen3-layers", "tiny-qwen3")];
 
-/// The targets as engines, built once for all tests.
+/// Targets with their heads as engines, built once for all tests; nothing is rounded but to bf16, which the files are.
 static ENGINES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("hf")).unwrap();
-    for (_, target) in HEADS {
-        build_bf16(&fixture(target), &folder.path().join(target)).unwrap();
+    for (head, target) in HEADS {
+        build_with(&fixtures().join("eagle3").join(head), target, &folder.path().join(head));
     }
     folder
 });
 
-fn fixture(name: &str) -> PathBuf {
-    fixtures().join(name)
+fn build_with(head: &Path, target: &str, out: &Path) {
+    let draft = Some(DraftOptions { folder: head, prompts: None, measures: false });
+    let options = BuildOptions { draft, ..BuildOptions::new(WeightKind::Bf16) };
+    build(&fixtures().join("hf").join(target), out, &options, &mut |_| {}).unwrap();
+}
+
+fn open(path: &Path) -> Engine {
+    let options = EngineOptions {
+        arithmetic: ActivationArithmetic::F32,
+        num_lanes: 2,
+        lane_capacity: Some(200),
+        ..EngineOptions::default()
+    };
+    Engine::open(path, &options).unwrap()
 }
 
 fn golden(head: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(fixture(&format!("eagle3/{head}/golden.json"))).unwrap()).unwrap()
+    serde_json::from_slice(&fs::read(fixtures().join(format!("eagle3/{head}/golden.json"))).unwrap()).unwrap()
 }
 
 fn floats(value: &Value) -> Vec<f32> {
@@ -46,71 +67,60 @@ fn tokens(value: &Value) -> Vec<TokenId> {
     value.as_array().unwrap().iter().map(|value| u32::try_from(value.as_u64().unwrap()).unwrap()).collect()
 }
 
+fn next_token(case: &Value) -> TokenId {
+    u32::try_from(case["next_token"].as_u64().unwrap()).unwrap()
+}
+
 fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
     norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
 }
 
-/// A target, its head, and the head's lane after reading `input_ids` and the token after them.
-struct Read {
-    head: DraftHead,
-    lane: DraftLane,
-    dir: EngineDir,
-    features: Vec<f32>,
+/// Reads `input_ids` into the emptied lane in slices; returns the features of all of them.
+fn read(engine: &mut Engine, input_ids: &[TokenId], slice_len: usize) -> Vec<f32> {
+    engine.backend.truncate(LANE, 0).unwrap();
+    let mut features = Vec::new();
+    for slice in input_ids.chunks(slice_len) {
+        let mut plan = StepPlan::default();
+        plan.push(LANE, slice, LogitsWanted::None);
+        features.extend_from_slice(engine.backend.run_step(&plan).unwrap().features);
+    }
+    features
 }
 
-fn read(head: &str, target: &str, case: &Value, slice_len: usize) -> Read {
-    let path = ENGINES.path().join(target);
-    let options = EngineOptions { arithmetic: ActivationArithmetic::F32, ..EngineOptions::default() };
-    let mut engine = Engine::open(&path, &options).unwrap();
-    let head = DraftHead::open(&fixture(&format!("eagle3/{head}"))).unwrap();
-    let num_layers = engine.backend.spec().num_layers;
-    engine.backend.capture(&head.config().captured(num_layers).unwrap()).unwrap();
-    let dir = EngineDir::open(&path).unwrap();
-    let input_ids = tokens(&case["input_ids"]);
-    let mut following = input_ids[1..].to_vec();
-    following.push(u32::try_from(case["next_token"].as_u64().unwrap()).unwrap());
-    let (mut lane, mut features) = (DraftLane::default(), Vec::new());
-    for (slice, following) in input_ids.chunks(slice_len).zip(following.chunks(slice_len)) {
-        let mut plan = StepPlan::default();
-        plan.push(LaneId(0), slice, LogitsWanted::None);
-        let output = engine.backend.run_step(&plan).unwrap();
-        head.extend(&mut lane, output.features, following, &dir).unwrap();
-        features.extend_from_slice(output.features);
-    }
-    Read { head, lane, dir, features }
+/// Draft logits after `chain`, whose first token is the root; one row for each.
+fn chain_logits(engine: &mut Engine, chain: &[TokenId]) -> Vec<Vec<f32>> {
+    let level = |number: usize| DraftPlan {
+        rows: vec![DraftRow { lane: LANE, parent: number.checked_sub(1), token: chain[number] }],
+        top_k: 3,
+        wants_logits: true,
+    };
+    (0..chain.len()).map(|number| engine.backend.draft(&level(number)).unwrap().logits.to_vec()).collect()
 }
 
 #[test]
 fn captured_layers_are_those_of_the_reference() {
     for (head, target) in HEADS {
-        let config: Value =
-            serde_json::from_slice(&std::fs::read(fixture(&format!("{target}/config.json"))).unwrap())
-                .unwrap();
+        let config = fs::read(fixtures().join(format!("hf/{target}/config.json"))).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
         let num_layers = usize::try_from(config["num_hidden_layers"].as_u64().unwrap()).unwrap();
-        let found = DraftHead::open(&fixture(&format!("eagle3/{head}")))
-            .unwrap()
-            .config()
-            .captured(num_layers)
-            .unwrap();
-        assert_eq!(serde_json::json!(found), golden(head)["capture_layer_inputs"], "{head}");
+        let published = PublishedHead::open(&fixtures().join("eagle3").join(head)).unwrap();
+        let readings = published.readings(num_layers).unwrap();
+        assert_eq!(json!(readings[0].captured), golden(head)["capture_layer_inputs"], "{head}");
     }
 }
 
 #[test]
-fn fused_features_and_draft_logits_are_the_references_however_the_prompt_is_sliced() {
-    for (head, target) in HEADS {
+fn draft_logits_are_the_references_however_the_prompt_is_sliced() {
+    for (head, _) in HEADS {
+        let mut engine = open(&ENGINES.path().join(head));
         for case in golden(head)["cases"].as_array().unwrap() {
             for slice_len in [1, 3, 64] {
-                let read = read(head, target, case, slice_len);
-                let last = read.features.len() - read.features.len() / tokens(&case["input_ids"]).len();
-                let fused = read.head.fuse(&read.features[last..]).unwrap();
-                let error = relative_error(&fused, &floats(&case["fused_last"]));
-                assert!(error < 1e-3, "{head}: fused {error:e}");
-                let logits = read.head.tip_logits(&read.lane);
-                let error = relative_error(&logits, &floats(&case["draft_logits_last"]));
-                assert!(error < 2e-3, "{head}: logits {error:e}");
+                read(&mut engine, &tokens(&case["input_ids"]), slice_len);
+                let logits = chain_logits(&mut engine, &[next_token(case)]);
+                let error = relative_error(&logits[0], &floats(&case["draft_logits_last"]));
+                assert!(error < 2e-3, "{head} in slices of {slice_len}: {error:e}");
             }
         }
     }
@@ -118,12 +128,12 @@ fn fused_features_and_draft_logits_are_the_references_however_the_prompt_is_slic
 
 #[test]
 fn chains_are_the_references() {
-    for (head, target) in HEADS {
+    for (head, _) in HEADS {
+        let mut engine = open(&ENGINES.path().join(head));
         for case in golden(head)["cases"].as_array().unwrap() {
-            let mut read = read(head, target, case, 64);
-            let root = u32::try_from(case["next_token"].as_u64().unwrap()).unwrap();
-            let mut drafter = HeadDrafter::new(&read.head, &mut read.lane, &read.dir);
-            let tree = grow(&mut drafter, root, TreeShape::chain(5)).unwrap();
+            read(&mut engine, &tokens(&case["input_ids"]), 64);
+            let mut drafter = HeadDrafter::new(engine.backend.as_mut(), &[LANE]);
+            let tree = grow(&mut drafter, next_token(case), TreeShape::chain(5)).unwrap();
             assert_eq!(tree.tokens[1..], tokens(&case["chain_5"]), "{head}");
         }
     }
@@ -144,26 +154,25 @@ fn reference_tree(case: &Value) -> DraftTree {
 }
 
 #[test]
-fn trees_are_the_references_and_drafting_leaves_the_lane_as_it_was() {
-    for (head, target) in HEADS {
+fn trees_are_the_references_and_drafting_twice_gives_the_same() {
+    for (head, _) in HEADS {
         let golden = golden(head);
-        let parameter =
-            |name: &str| usize::try_from(golden["tree_parameters"][name].as_u64().unwrap()).unwrap();
+        let parameter = |name: &str| {
+            usize::try_from(golden["tree_parameters"][name].as_u64().unwrap()).unwrap()
+        };
         let shape = TreeShape {
             top_k: parameter("top_k"),
             num_levels: 1 + parameter("levels_after_first"),
             num_nodes: parameter("total_nodes_with_root"),
         };
+        let mut engine = open(&ENGINES.path().join(head));
         for case in golden["cases"].as_array().unwrap() {
-            let mut read = read(head, target, case, 64);
-            let root = u32::try_from(case["next_token"].as_u64().unwrap()).unwrap();
-            let before = read.head.tip_logits(&read.lane);
+            read(&mut engine, &tokens(&case["input_ids"]), 64);
             let mut grown = || {
-                let mut drafter = HeadDrafter::new(&read.head, &mut read.lane, &read.dir);
-                grow(&mut drafter, root, shape).unwrap()
+                let mut drafter = HeadDrafter::new(engine.backend.as_mut(), &[LANE]);
+                grow(&mut drafter, next_token(case), shape).unwrap()
             };
-            let tree = grown();
-            let expected = reference_tree(case);
+            let (tree, expected) = (grown(), reference_tree(case));
             assert_eq!(
                 (&tree.tokens, &tree.parents, &tree.depths),
                 (&expected.tokens, &expected.parents, &expected.depths),
@@ -173,30 +182,171 @@ fn trees_are_the_references_and_drafting_leaves_the_lane_as_it_was() {
                 assert!((found - expected).abs() < 1e-2, "{head}: {found} {expected}");
             }
             assert_eq!(grown(), tree, "again");
-            assert_eq!(read.head.tip_logits(&read.lane), before);
         }
     }
 }
 
+/// The reference after the same tokens, and the embeddings of a chain.
+fn reference_chain(
+    head: &Path,
+    engine: &Path,
+    features: &[f32],
+    input_ids: &[TokenId],
+    chain: &[TokenId],
+) -> Vec<Vec<f32>> {
+    let published = PublishedHead::open(head).unwrap();
+    let dir = EngineDir::open(engine).unwrap();
+    let spec = dir.draft().unwrap().manifest().spec.clone();
+    let reference = ReferenceHead::new(&published, spec.rope_theta);
+    let own = published.values("embed_tokens.weight", &[spec.vocab_size, spec.hidden_size]).ok();
+    let embed = |token: TokenId| match &own {
+        Some(own) => own[token as usize * spec.hidden_size..][..spec.hidden_size].to_vec(),
+        None => {
+            let view = dir.embedding().unwrap();
+            assert!(matches!(view.data, MatrixData::Bf16(_)));
+            let mut row = vec![0.0; view.num_cols];
+            view.dequantize_row(token as usize, &mut row);
+            row
+        }
+    };
+    let mut lane = ReferenceLane::default();
+    let following = input_ids[1..].iter().chain(&chain[..1]);
+    for (features, &next) in features.chunks_exact(spec.features_len()).zip(following) {
+        reference.commit_row(&mut lane, &reference.fuse(features), &embed(next));
+    }
+    let rest: Vec<Vec<f32>> = chain[1..].iter().map(|&token| embed(token)).collect();
+    let mut all = vec![reference.tip_logits(&lane)];
+    all.extend(reference.chain_logits(&mut lane, &rest));
+    all
+}
+
+/// A fixture's head with other habits: its config changed, and tensors added.
+fn variant(folder: &Path, head: &str, change: impl FnOnce(&mut Value), more: &[(&str, Vec<usize>)]) {
+    let original = fixtures().join("eagle3").join(head);
+    let mut config: Value = serde_json::from_slice(&fs::read(original.join("config.json")).unwrap()).unwrap();
+    let mut tensors = read_tensors(&original.join("model.safetensors"));
+    change(&mut config);
+    for (name, shape) in more {
+        let len: usize = shape.iter().product();
+        let value = |i: usize| half::bf16::from_f32(0.5 + (i as f32 * 0.37).sin() * 0.3).to_le_bytes();
+        let data = (0..len).flat_map(value).collect();
+        tensors.insert((*name).into(), (safetensors::Dtype::BF16, shape.clone(), data));
+    }
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    write_tensors(&folder.join("model.safetensors"), &tensors);
+}
+
 #[test]
-fn a_lane_that_was_cut_back_reads_on_as_if_nothing_had_been() {
+fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let norms: Vec<(&str, Vec<usize>)> =
+        ["fc_norm.0.weight", "fc_norm.1.weight", "fc_norm.2.weight"].map(|name| (name, vec![128])).into();
+    let set = |name: &'static str| move |config: &mut Value| config[name] = true.into();
     let (head, target) = HEADS[0];
+    let path = |name: &str| folder.path().join(name);
+    variant(&path("plain"), head, |_| {}, &[]);
+    variant(&path("residual"), head, set("norm_before_residual"), &[]);
+    variant(&path("output"), head, set("norm_output"), &[]);
+    variant(&path("fc"), head, set("fc_norm"), &norms);
+    variant(&path("embedding"), head, |_| {}, &[("embed_tokens.weight", vec![640, 128])]);
+    let all = |config: &mut Value| {
+        ["norm_before_residual", "norm_output", "fc_norm"].map(|name| config[name] = true.into());
+        config["rope_theta"] = 777.0.into();
+    };
+    variant(&path("all"), head, all, &norms);
     let case = &golden(head)["cases"][0];
-    let mut read = read(head, target, case, 64);
-    let expected = read.head.tip_logits(&read.lane);
     let input_ids = tokens(&case["input_ids"]);
-    let width = read.features.len() / input_ids.len();
-    let root = u32::try_from(case["next_token"].as_u64().unwrap()).unwrap();
-    read.head.truncate(&mut read.lane, input_ids.len() - 2).unwrap();
-    let refused = HeadDrafter::new(&read.head, &mut read.lane, &read.dir).begin(1);
-    assert!(refused.unwrap_err().to_string().contains("has read the last"));
-    let features = &read.features[(input_ids.len() - 2) * width..];
-    let following = [input_ids[input_ids.len() - 1], root];
-    read.head.extend(&mut read.lane, features, &following, &read.dir).unwrap();
-    assert_eq!(read.head.tip_logits(&read.lane), expected);
-    assert!(read.head.truncate(&mut read.lane, 99).is_err());
-    assert!(read.head.extend(&mut read.lane, features, &following[..1], &read.dir).is_err());
-    let orphan = Frontier { candidate: 3, parent: Some(2), token: 1, depth: 2 };
-    let error = HeadDrafter::new(&read.head, &mut read.lane, &read.dir).expand(&orphan, 1).unwrap_err();
-    assert!(error.to_string().contains("was not expanded"), "{error}");
+    let chain: Vec<TokenId> = [next_token(case), 17, 400, 3, 91].into();
+    let mut seen: Vec<Vec<f32>> = Vec::new();
+    for name in ["plain", "residual", "output", "fc", "embedding", "all"] {
+        let engine_path = path(&format!("engine-{name}"));
+        build_with(&path(name), target, &engine_path);
+        let mut engine = open(&engine_path);
+        let features = read(&mut engine, &input_ids, 5);
+        let found = chain_logits(&mut engine, &chain);
+        let expected = reference_chain(&path(name), &engine_path, &features, &input_ids, &chain);
+        for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = relative_error(found, expected);
+            assert!(error < 5e-3, "{name}, row {place}: {error:e}");
+        }
+        assert!(!seen.contains(&found[4]), "{name} computes as another does");
+        seen.push(found[4].clone());
+    }
+}
+
+#[test]
+fn a_lane_that_was_cut_back_or_restored_drafts_as_if_nothing_had_been() {
+    let (head, _) = HEADS[1];
+    let mut engine = open(&ENGINES.path().join(head));
+    let case = &golden(head)["cases"][0];
+    let (input_ids, root) = (tokens(&case["input_ids"]), next_token(case));
+    let (start, end) = input_ids.split_at(input_ids.len() - 2);
+    read(&mut engine, &input_ids, 64);
+    let expected = chain_logits(&mut engine, &[root, 5]);
+    // Read in two parts, with a snapshot between them, into another lane and back.
+    read(&mut engine, start, 64);
+    let snapshot = engine.backend.save_snapshot(LANE, start.len()).unwrap();
+    let append = |engine: &mut Engine, lane: LaneId, tokens: &[TokenId]| {
+        let mut plan = StepPlan::default();
+        plan.push(lane, tokens, LogitsWanted::None);
+        engine.backend.run_step(&plan).unwrap();
+    };
+    append(&mut engine, LANE, &[1, 2, 3]);
+    engine.backend.restore_snapshot(LANE, snapshot).unwrap();
+    append(&mut engine, LANE, end);
+    assert_eq!(chain_logits(&mut engine, &[root, 5]), expected);
+    // A tree whose path is kept is as good as tokens read one after another.
+    engine.backend.restore_snapshot(LANE, snapshot).unwrap();
+    let mut plan = StepPlan::default();
+    plan.push_tree(LANE, &[end[0], 9, end[1], 8], &[0, 0, 0, 2]);
+    engine.backend.run_step(&plan).unwrap();
+    engine.backend.keep(LANE, &[0, 2]).unwrap();
+    let kept = chain_logits(&mut engine, &[root, 5]);
+    assert!(kept.iter().zip(&expected).all(|(a, b)| relative_error(a, b) < 1e-4));
+    // Cut back within what was read: the last row is read again with the next step.
+    engine.backend.truncate(LANE, start.len() - 3).unwrap();
+    append(&mut engine, LANE, &input_ids[start.len() - 3..]);
+    assert!(engine.backend.can_draft(LANE));
+    chain_logits(&mut engine, &[root]);
+    engine.backend.drop_snapshot(snapshot);
+}
+
+#[test]
+fn drafts_that_cannot_be_are_refused_and_change_nothing() {
+    let (head, _) = HEADS[0];
+    let mut engine = open(&ENGINES.path().join(head));
+    let case = &golden(head)["cases"][0];
+    let (input_ids, root) = (tokens(&case["input_ids"]), next_token(case));
+    let row = |parent, token| DraftRow { lane: LANE, parent, token };
+    let refusal = |engine: &mut Engine, rows: Vec<DraftRow>, top_k| {
+        let plan = DraftPlan { rows, top_k, wants_logits: false };
+        engine.backend.draft(&plan).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(refusal(&mut engine, vec![row(None, 1)], 1).contains("has not read"));
+    assert!(!engine.backend.can_draft(LANE));
+    read(&mut engine, &input_ids, 64);
+    for (rows, top_k, word) in [
+        (vec![], 1, "0 rows"),
+        (vec![row(None, 1)], 0, "0 proposals"),
+        (vec![row(None, 640)], 1, "outside the vocabulary of 640"),
+        (vec![row(Some(0), 1)], 1, "was not drafted"),
+        (vec![row(None, 1), row(Some(0), 2)], 1, "was not drafted before"),
+        (vec![row(None, 1), row(None, 2)], 1, "after other rows"),
+        (vec![DraftRow { lane: LaneId(9), parent: None, token: 1 }], 1, "does not exist"),
+    ] {
+        let error = refusal(&mut engine, rows, top_k);
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let expected = chain_logits(&mut engine, &[root]);
+    assert!(refusal(&mut engine, vec![row(Some(3), 1)], 1).contains("row 3 has children"));
+    assert_eq!(chain_logits(&mut engine, &[root]), expected);
+    // A lane it does not read along cannot be drafted after, until it is emptied and read again.
+    engine.backend.follow(LANE, false);
+    assert!(!engine.backend.can_draft(LANE));
+    engine.backend.follow(LANE, true);
+    assert!(!engine.backend.can_draft(LANE));
+    read(&mut engine, &input_ids, 64);
+    assert_eq!(chain_logits(&mut engine, &[root]), expected);
+    assert!(engine.backend.capture(&[0]).is_err());
 }

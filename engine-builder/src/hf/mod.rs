@@ -103,6 +103,7 @@ fn refuse_unknown_tensors(spec: &DecoderSpec, shards: &Shards) -> Result<()> {
         .map(|part| match part {
             Part::Matrix(part) => format!("{}.weight", part.name),
             Part::Vector(part) => part.name,
+            Part::Tokens(part) => part.name,
         })
         .collect();
     match shards.names().find(|&name| !known.contains(name) && !is_derived(name)) {

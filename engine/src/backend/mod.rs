@@ -3,7 +3,8 @@
 pub mod cpu;
 
 use crate::{
-    Result,
+    EngineError, Result,
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, LaneId, SnapshotId},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
@@ -91,4 +92,46 @@ pub trait Backend: Send {
 
     /// Frees a snapshot; unknown ones are ignored.
     fn drop_snapshot(&mut self, snapshot: SnapshotId);
+
+    /// Loads a draft head. From now on it reads along every lane that was empty, in whatever steps compute, snapshots and truncations included,
+    /// and [`Self::draft`] proposes. It captures its features itself; [`Self::capture`] is refused from then on. Allocates.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a head that does not hold or belongs to another target,
+    /// [`EngineError::Capacity`] without memory, [`EngineError::Unsupported`] for a backend that cannot.
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        let _ = (spec, source);
+        Err(no_draft(self.capabilities().backend))
+    }
+
+    /// Facts about the attached head; `None` without one.
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        None
+    }
+
+    /// Whether the head is to read `lane` along: not doing so saves its share of every step. A lane that it has not read from the first token
+    /// on cannot be drafted after, until it is emptied.
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        let _ = (lane, follows);
+    }
+
+    /// Whether the head has read all of `lane`, so that it can draft after it.
+    fn can_draft(&self, lane: LaneId) -> bool {
+        let _ = lane;
+        false
+    }
+
+    /// Drafts one level of trees. What is drafted is forgotten with the next root, or the lane's next step.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for a plan that is empty or too large, a row whose parent was not drafted, or a root after tokens that the head
+    /// has not read; [`EngineError::Unsupported`] without a head.
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        let _ = plan;
+        Err(no_draft(self.capabilities().backend))
+    }
+}
+
+fn no_draft(backend: &str) -> EngineError {
+    EngineError::Unsupported(format!("the {backend} backend has no draft head"))
 }

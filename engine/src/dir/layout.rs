@@ -35,6 +35,8 @@ pub enum Role {
     Down,
     /// Output head.
     LmHead,
+    /// A draft head's fusion of the target's features.
+    Fc,
 }
 
 impl Role {
@@ -51,6 +53,7 @@ impl Role {
             Self::Up => "mlp up",
             Self::Down => "mlp down",
             Self::LmHead => "lm_head",
+            Self::Fc => "draft fc",
         }
     }
 }
@@ -79,6 +82,15 @@ pub struct VectorPart {
     pub len: usize,
 }
 
+/// Token ids, U32.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokensPart {
+    /// Full name.
+    pub name: String,
+    /// Ids.
+    pub len: usize,
+}
+
 /// One tensor of the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
@@ -86,6 +98,8 @@ pub enum Part {
     Matrix(MatrixPart),
     /// One-dimensional, F32.
     Vector(VectorPart),
+    /// One-dimensional, U32.
+    Tokens(TokensPart),
 }
 
 /// One tensor of `weights.safetensors`.
@@ -124,8 +138,16 @@ pub fn parts(spec: &DecoderSpec, quantization: &Quantization) -> Vec<Part> {
 /// # Errors
 /// [`EngineError::Unsupported`] when a matrix does not fit its number format; [`EngineError::Capacity`] when sizes overflow.
 pub fn expected_tensors(spec: &DecoderSpec, quantization: &Quantization) -> Result<Vec<StoredTensor>> {
+    lay_out(&parts(spec, quantization))
+}
+
+/// `parts` in file order, as [`expected_tensors`].
+///
+/// # Errors
+/// As [`expected_tensors`].
+pub fn lay_out(parts: &[Part]) -> Result<Vec<StoredTensor>> {
     let mut tensors = Vec::new();
-    for part in parts(spec, quantization) {
+    for part in parts {
         tensors.extend(part.stored()?);
     }
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
@@ -145,6 +167,7 @@ impl Part {
     pub fn stored(&self) -> Result<Vec<StoredTensor>> {
         match self {
             Self::Vector(part) => Ok(vec![stored(part.name.clone(), Dtype::F32, vec![part.len])?]),
+            Self::Tokens(part) => Ok(vec![stored(part.name.clone(), Dtype::U32, vec![part.len])?]),
             Self::Matrix(part) => part.stored(),
         }
     }

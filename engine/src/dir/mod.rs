@@ -5,12 +5,14 @@
 //! weights.safetensors    exactly the tensors of `layout::expected_tensors`, in that order
 //! generation.json        end tokens, template strings, sampling defaults
 //! tokenizer.json  chat_template.jinja        optional
-//! draft/ kernels/ plans/ costs/              reserved for later parts; not looked into here
+//! draft/draft.json  draft/weights.safetensors     optional: an EAGLE-3 head
+//! kernels/ plans/ costs/              reserved for later parts; not looked into here
 //! ```
 //!
 //! Architecture invariant: an [`EngineDir`] exists only after everything in it was checked (sizes, hashes, header, every
 //! tensor's shape and type, finiteness), so that reading from it cannot fail for reasons of content.
 
+mod draft;
 mod finite;
 mod layout;
 mod manifest;
@@ -19,7 +21,10 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-pub use layout::{MatrixPart, Part, Role, StoredTensor, VectorPart, expected_tensors, parts};
+pub use draft::DraftDir;
+pub use layout::{
+    MatrixPart, Part, Role, StoredTensor, TokensPart, VectorPart, expected_tensors, lay_out, parts,
+};
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
 pub use verify::{FileCheck, sha256_hex};
 pub use weights::safetensors_header;
@@ -49,6 +54,7 @@ pub struct EngineDir {
     manifest: Manifest,
     generation: GenerationDefaults,
     weights: Weights,
+    draft: Option<DraftDir>,
 }
 
 impl EngineDir {
@@ -64,16 +70,19 @@ impl EngineDir {
         verify::check_listing(path, &manifest)?;
         let generation = GenerationDefaults::read(&path.join(GENERATION_FILE))?;
         let weights_path = path.join(WEIGHTS_FILE);
-        let weights = Weights::map(&weights_path, &manifest)?;
+        let weights = Weights::map(&weights_path, parts(&manifest.spec, &manifest.quantization))?;
+        let draft = DraftDir::open(path, &manifest)?;
         // Hashing is the slow part (about 1.5 GB/s a core with SHA extensions): the other checks run beside it.
         let (hashes, values) = std::thread::scope(|scope| {
             let hashes = scope.spawn(|| verify::check_hashes(path, &manifest, weights.file_bytes()));
-            let values = weights.check_finite(&weights_path);
+            let values = weights
+                .check_finite(&weights_path)
+                .and_then(|()| draft.as_ref().map_or(Ok(()), DraftDir::check_finite));
             (hashes.join(), values)
         });
         hashes.unwrap_or_else(|_| Err(corrupt(path, "the hashing thread failed")))?;
         values?;
-        Ok(Self { path: path.to_path_buf(), manifest, generation, weights })
+        Ok(Self { path: path.to_path_buf(), manifest, generation, weights, draft })
     }
 
     /// Checks all that [`Self::open`] checks but the contents of files (hashes, values), so nothing large is read: for the
@@ -85,7 +94,8 @@ impl EngineDir {
         let manifest = Manifest::read(path)?;
         verify::check_listing(path, &manifest)?;
         GenerationDefaults::read(&path.join(GENERATION_FILE))?;
-        Weights::map(&path.join(WEIGHTS_FILE), &manifest).map(drop)
+        Weights::map(&path.join(WEIGHTS_FILE), parts(&manifest.spec, &manifest.quantization))?;
+        DraftDir::open(path, &manifest).map(drop)
     }
 
     /// Where it lies.
@@ -150,6 +160,12 @@ impl EngineDir {
     #[must_use]
     pub fn chat_template_path(&self) -> Option<PathBuf> {
         self.listed(CHAT_TEMPLATE_FILE)
+    }
+
+    /// The draft head, when the engine has one.
+    #[must_use]
+    pub fn draft(&self) -> Option<&DraftDir> {
+        self.draft.as_ref()
     }
 
     /// Size of the mapped weights file.

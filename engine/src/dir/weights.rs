@@ -7,9 +7,9 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::{Manifest, Part, StoredTensor, corrupt, expected_tensors, finite, io_error, parts};
+use super::{Part, StoredTensor, corrupt, finite, io_error, lay_out};
 use crate::{
-    EngineError, Result,
+    EngineError, Result, TokenId,
     quant::{MatrixData, MatrixView, WeightKind},
 };
 
@@ -27,20 +27,19 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Maps `path` and checks its header: exactly the expected tensors with their shapes, types and places.
-    pub(super) fn map(path: &Path, manifest: &Manifest) -> Result<Self> {
+    /// Maps `path` and checks its header: exactly the tensors of `parts` with their shapes, types and places.
+    pub(super) fn map(path: &Path, parts: Vec<Part>) -> Result<Self> {
         let map = map_file(path)?;
-        let expected = expected_tensors(&manifest.spec, &manifest.quantization)?;
+        let expected = lay_out(&parts)?;
         let data_start = check_header(path, &map, &expected)?;
         let place = |tensor: StoredTensor| {
             let start = data_start + tensor.offset;
             (tensor.name, (tensor.dtype, start..start + tensor.byte_len))
         };
-        let matrices =
-            parts(&manifest.spec, &manifest.quantization).into_iter().filter_map(|part| match part {
-                Part::Matrix(part) => Some((part.name, (part.num_rows, part.num_cols, part.kind))),
-                Part::Vector(_) => None,
-            });
+        let matrices = parts.into_iter().filter_map(|part| match part {
+            Part::Matrix(part) => Some((part.name, (part.num_rows, part.num_cols, part.kind))),
+            Part::Vector(_) | Part::Tokens(_) => None,
+        });
         Ok(Self { tensors: expected.into_iter().map(place).collect(), matrices: matrices.collect(), map })
     }
 
@@ -90,6 +89,13 @@ impl Weights {
         match self.tensors.get(name) {
             Some((Dtype::F32, range)) => Ok(f32_values(&self.map[range.clone()]).collect()),
             _ => Err(no_tensor(name, "F32 vector")),
+        }
+    }
+
+    pub(super) fn tokens(&self, name: &str) -> Result<Vec<TokenId>> {
+        match self.tensors.get(name) {
+            Some((Dtype::U32, range)) => Ok(u32_values(&self.map[range.clone()]).collect()),
+            _ => Err(no_tensor(name, "U32 vector")),
         }
     }
 
@@ -174,4 +180,8 @@ fn no_tensor(name: &str, what: &str) -> EngineError {
 
 fn f32_values(bytes: &[u8]) -> impl Iterator<Item = f32> {
     bytes.chunks_exact(4).map(|raw| f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
+}
+
+fn u32_values(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.as_chunks::<4>().0.iter().map(|raw| u32::from_le_bytes(*raw))
 }

@@ -6,7 +6,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use takt_engine::{kv::KvKind, quant::WeightKind};
-use takt_engine_builder::{BuildError, BuildOptions, BuildReport, Progress, build};
+use takt_engine_builder::{
+    BuildError, BuildOptions, BuildReport, DraftReport, GroupError, Progress, build, draft::DraftOptions,
+};
 
 use super::{CliError, interrupt::Interrupt, paint, print_json};
 
@@ -31,14 +33,18 @@ pub(super) struct BuildArgs {
     /// Longest context the engine promises, in tokens [default: the model's]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
+    /// EAGLE-3 draft head to add: a folder with config.json and model.safetensors
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
+    /// Prompts the head is tried on, {"system": …, "user": …} a line [default: prompts.jsonl beside the head, or built-in ones]
+    #[arg(long, value_name = "FILE", requires = "draft")]
+    draft_prompts: Option<PathBuf>,
     /// Replace the engine that is there
     #[arg(long)]
     force: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long, hide = true, value_name = "DIR")]
-    draft: Option<PathBuf>,
     #[arg(long = "for", hide = true, value_name = "ARCH")]
     targets: Option<String>,
     #[arg(long, hide = true)]
@@ -52,6 +58,11 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         lm_head: args.lm_head,
         kv: args.kv,
         max_context: args.max_context,
+        draft: args.draft.as_deref().map(|folder| DraftOptions {
+            folder,
+            prompts: args.draft_prompts.as_deref(),
+            measures: true,
+        }),
         force: args.force,
         cancelled: Some(interrupt.flag()),
     };
@@ -72,8 +83,7 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
 }
 
 fn refuse_later_options(args: &BuildArgs) -> Result<(), CliError> {
-    let asked =
-        [("--draft", args.draft.is_some()), ("--for", args.targets.is_some()), ("--tensorrt", args.tensorrt)];
+    let asked = [("--for", args.targets.is_some()), ("--tensorrt", args.tensorrt)];
     match asked.iter().find(|(_, is_asked)| *is_asked) {
         Some((option, _)) => Err(CliError::not_yet(option)),
         None => Ok(()),
@@ -93,21 +103,30 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
 }
 
 fn as_json(args: &BuildArgs, report: &BuildReport, seconds: f64) -> Value {
-    let groups: Vec<Value> = report
-        .groups()
-        .iter()
-        .map(|group| {
-            json!({
-                "role": format!("{:?}", group.role).to_lowercase(), "kind": group.kind, "tensors": group.num_tensors,
-                "relative_rms": group.stats.relative_rms(), "max_abs_error": group.stats.max_abs_error,
-                "worst": {"tensor": group.worst.0, "relative_rms": group.worst.1},
-            })
-        })
-        .collect();
     json!({
         "engine": args.output, "seconds": seconds, "engine_bytes": report.engine_bytes,
-        "parameters": report.num_parameters, "quantization": report.quantization, "errors": groups,
-        "warnings": report.warnings,
+        "parameters": report.num_parameters, "quantization": report.quantization, "errors": groups_json(&report.groups()),
+        "draft": report.draft.as_ref().map(draft_json), "warnings": report.warnings,
+    })
+}
+
+fn groups_json(groups: &[GroupError]) -> Vec<Value> {
+    let group = |group: &GroupError| {
+        json!({
+            "role": format!("{:?}", group.role).to_lowercase(), "kind": group.kind, "tensors": group.num_tensors,
+            "relative_rms": group.stats.relative_rms(), "max_abs_error": group.stats.max_abs_error,
+            "worst": {"tensor": group.worst.0, "relative_rms": group.worst.1},
+        })
+    };
+    groups.iter().map(group).collect()
+}
+
+fn draft_json(draft: &DraftReport) -> Value {
+    let manifest = &draft.manifest;
+    json!({
+        "weights": manifest.weights, "lm_head": manifest.lm_head, "rope_theta": manifest.spec.rope_theta,
+        "captured": manifest.spec.captured, "draft_vocab_size": manifest.spec.draft_vocab_size,
+        "read_as_published": !draft.differs, "record": manifest.record, "errors": groups_json(&draft.groups()),
     })
 }
 
@@ -119,15 +138,10 @@ fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     );
     text += &format!("{}\n", paint::dim(&header));
     for group in report.groups() {
-        text += &format!(
-            "{:<10} {:<6} {:>8} {:>14.3} % {:>12.2e}  {}\n",
-            format!("{:?}", group.role).to_lowercase(),
-            group.kind.to_string(),
-            group.num_tensors,
-            group.stats.relative_rms() * 100.0,
-            group.stats.max_abs_error,
-            paint::dim(&format!("{} ({:.3} %)", group.worst.0, group.worst.1 * 100.0)),
-        );
+        text += &group_text(&group);
+    }
+    if let Some(draft) = &report.draft {
+        text += &draft_text(draft);
     }
     for warning in &report.warnings {
         text += &format!("{} {warning}\n", paint::yellow("note:"));
@@ -143,5 +157,51 @@ fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
         paint::bytes(report.engine_bytes),
         report.engine_bytes as f64 * 8.0 / report.num_parameters.max(1) as f64,
     );
+    text
+}
+
+fn group_text(group: &GroupError) -> String {
+    format!(
+        "{:<10} {:<6} {:>8} {:>14.3} % {:>12.2e}  {}\n",
+        format!("{:?}", group.role).to_lowercase(),
+        group.kind.to_string(),
+        group.num_tensors,
+        group.stats.relative_rms() * 100.0,
+        group.stats.max_abs_error,
+        paint::dim(&format!("{} ({:.3} %)", group.worst.0, group.worst.1 * 100.0)),
+    )
+}
+
+/// The head: what it lost, how it was read, and what its proposals are worth.
+fn draft_text(draft: &DraftReport) -> String {
+    let spec = &draft.manifest.spec;
+    let mut text = format!("{}\n", paint::dim("draft head"));
+    text += &draft.groups().iter().map(group_text).collect::<String>();
+    let reading = format!("features at the inputs of layers {:?}, RoPE base {}", spec.captured, spec.rope_theta);
+    text += &format!("{:<10} {reading}\n", "read as");
+    let Some(record) = &draft.manifest.record else { return text };
+    for trial in record.trials.iter().filter(|_| record.trials.len() > 1) {
+        let is_chosen = (trial.rope_theta, trial.captured) == (spec.rope_theta, spec.captured);
+        let mark = if is_chosen { paint::green("✓") } else { " ".into() };
+        text += &format!(
+            "         {mark} {:>5.2} tokens a round  {}\n",
+            trial.accept_len,
+            paint::dim(&format!("layers {:?}, base {}", trial.captured, trial.rope_theta))
+        );
+    }
+    let shares: Vec<String> = record.acceptance.iter().map(|share| format!("{:.0}", share * 100.0)).collect();
+    text += &format!(
+        "{:<10} {:.2} tokens a round over {} prompts; proposals accepted by position: {} %\n",
+        "accepted",
+        record.accept_len,
+        record.num_prompts,
+        shares.join(" ")
+    );
+    if draft.differs {
+        text += &format!(
+            "{} the head's files suggest another reading, which is accepted less: the better one is used\n",
+            paint::yellow("note:")
+        );
+    }
     text
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use takt_engine::{
     dir::{EngineDir, FileCheck, Manifest, WEIGHTS_FILE},
+    draft::DraftManifest,
     engine::DEFAULT_LANE_CAPACITY,
     kv::{KvKind, kv_bytes},
 };
@@ -47,11 +48,14 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let checks = manifest.check_files(&args.dir);
     let memory = memory(args, &manifest)?;
     // Hashes say that files are what the builder wrote; opening says that they are an engine.
-    let opened = EngineDir::open(&args.dir).map(|_| ());
+    let opened = EngineDir::open(&args.dir);
+    let draft = opened.as_ref().ok().and_then(|dir| Some(dir.draft()?.manifest().clone()));
     if args.json {
-        print_json(&as_json(&manifest, &checks, &memory, opened.is_ok()))?;
+        let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok());
+        facts["draft"] = json!(draft);
+        print_json(&facts)?;
     } else {
-        say!("{}", as_text(args, &manifest, &checks, &memory));
+        say!("{}{}", as_text(args, &manifest, &checks, &memory), draft.map_or_else(String::new, |draft| draft_text(&draft)));
     }
     opened?;
     Ok(ExitCode::SUCCESS)
@@ -157,6 +161,28 @@ fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory
         ("together", paint::bytes(memory.weight_bytes.saturating_add(memory.kv_bytes))),
     ]);
     text
+}
+
+fn draft_text(draft: &DraftManifest) -> String {
+    let spec = &draft.spec;
+    let mut facts = vec![
+        ("tokens", format!("{} of the model's {}", spec.draft_vocab_size, spec.vocab_size)),
+        ("features", format!("inputs of layers {:?}", spec.captured)),
+        ("positions", format!("{}, RoPE theta {}", spec.max_positions, spec.rope_theta)),
+        ("formats", format!("weights {}, output head {}", draft.weights, draft.lm_head)),
+    ];
+    if let Some(record) = &draft.record {
+        let shares = record.acceptance.iter().map(|share| format!("{:.0}", share * 100.0));
+        facts.push((
+            "accepted",
+            format!(
+                "{:.2} tokens a round; by position {} %",
+                record.accept_len,
+                shares.collect::<Vec<_>>().join(" ")
+            ),
+        ));
+    }
+    format!("\n{}\n{}", paint::bold("draft head (EAGLE-3)"), paint::facts(&facts))
 }
 
 /// Weights of the model, from its shape: embedding, head of its own, layers, norms.

@@ -22,6 +22,7 @@ mod inspect;
 mod interrupt;
 mod paint;
 mod score;
+mod score_draft;
 mod serve;
 mod simulate;
 

@@ -12,7 +12,12 @@ use takt_engine::{
     text::{SpecialTokens, Text},
 };
 
-use super::{CliError, engine_args::EngineArgs, paint, print_json};
+use super::{
+    CliError,
+    engine_args::EngineArgs,
+    paint, print_json,
+    score_draft::{TreeArg, draft},
+};
 
 /// Score given tokens: logits after the last one and mean negative log-likelihood
 #[derive(Debug, Args)]
@@ -39,14 +44,18 @@ pub(super) struct ScoreArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long, hide = true, num_args = 0..=1)]
-    draft: Option<Option<String>>,
+    /// What the engine's draft head proposes after the tokens, as well
+    #[arg(long)]
+    draft: bool,
+    /// The token that follows, from which drafts begin [default: the likeliest]
+    #[arg(long, value_name = "ID", requires = "draft")]
+    next: Option<TokenId>,
+    /// Shape of the tree: tokens expanded a level, levels below the first, nodes kept
+    #[arg(long, value_name = "top_k=4,levels=4,nodes=16", requires = "draft")]
+    tree: Option<TreeArg>,
 }
 
 pub(super) fn run(args: &ScoreArgs) -> Result<ExitCode, CliError> {
-    if args.draft.is_some() {
-        return Err(CliError::not_yet("--draft"));
-    }
     match &args.perplexity {
         Some(file) => measure_perplexity(args, file),
         None => score_tokens(args),
@@ -60,10 +69,17 @@ fn score_tokens(args: &ScoreArgs) -> Result<ExitCode, CliError> {
     };
     let mut engine = open(args, token_ids.len())?;
     let found = score(engine.backend.as_mut(), &token_ids)?;
+    let drafted = args.draft.then(|| {
+        let next = args.next.or_else(|| likeliest(&found.last_logits, 1).first().map(|(id, _)| *id));
+        draft(&mut engine, &token_ids, next.unwrap_or_default(), args.tree.unwrap_or_default())
+    });
+    let drafted = drafted.transpose()?;
     if args.json {
-        return print_json(
-            &json!({ "token_ids": token_ids, "last_logits": found.last_logits, "nll": found.nll }),
-        );
+        let mut facts = json!({ "token_ids": token_ids, "last_logits": found.last_logits, "nll": found.nll });
+        if let Some(drafted) = &drafted {
+            facts["draft"] = drafted.as_json();
+        }
+        return print_json(&facts);
     }
     let nll =
         found.nll.map_or_else(|| "a single token has none".into(), |nll| format!("{nll:.4} nats a token"));
@@ -76,6 +92,9 @@ fn score_tokens(args: &ScoreArgs) -> Result<ExitCode, CliError> {
     for (id, logit) in likeliest(&found.last_logits, 5) {
         let word = text.as_ref().and_then(|text| text.decode(&[id], false).ok()).unwrap_or_default();
         sayln!("    {id:>7}  {logit:>9.4}  {word:?}");
+    }
+    if let Some(drafted) = &drafted {
+        say!("{}", drafted.as_text(text.as_ref()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,7 +147,10 @@ fn open(args: &ScoreArgs, num_tokens: usize) -> Result<Engine, CliError> {
         )));
     }
     let mut options = args.engine.options();
+    // A draft begins after one more token.
+    let num_tokens = num_tokens + usize::from(args.draft);
     options.lane_capacity = Some(num_tokens.clamp(1, max_context));
+    options.speculation = args.draft;
     Ok(Engine::open(&args.dir, &options)?)
 }
 

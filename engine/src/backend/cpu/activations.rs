@@ -52,6 +52,12 @@ pub struct Activations {
     biases: AlignedVec<i32>,
 }
 
+impl Default for Activations {
+    fn default() -> Self {
+        Self::nothing()
+    }
+}
+
 /// A few rows of activations, borrowed by a kernel; every slice starts at the first of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tokens<'a> {
@@ -90,6 +96,11 @@ impl Activations {
             scales: AlignedVec::zeroed(num_quantized / BLOCK_COLS),
             biases: AlignedVec::zeroed(num_quantized / BLOCK_COLS),
         }
+    }
+
+    /// No room at all: what is left while the rows are lent.
+    fn nothing() -> Self {
+        Self::new(Arithmetic::F32, 0, 0)
     }
 
     /// How the matrices that read these rows compute.

@@ -136,6 +136,40 @@ impl Arena {
         }
     }
 
+    /// Begins to lay rows out one by one: [`Self::push_row`], then [`Self::end_rows`].
+    pub(super) fn begin_rows(&mut self) {
+        self.places.clear();
+        self.paths.clear();
+        self.blocks.clear();
+    }
+
+    /// A row of `lane` at `position` of the text, stored as `row`; `path` are the stored rows of its last positions, itself included, where those
+    /// are not where their positions say.
+    pub(super) fn push_row(
+        &mut self,
+        lane: LaneId,
+        position: usize,
+        row: usize,
+        path: impl IntoIterator<Item = usize>,
+    ) {
+        let start = self.paths.len();
+        self.paths.extend(path);
+        let path = (start, self.paths.len() - start);
+        self.places.push(Place { lane, position, row, path });
+    }
+
+    /// Groups the rows into blocks of one lane each.
+    pub(super) fn end_rows(&mut self, block_len: usize) {
+        for (idx, place) in self.places.iter().enumerate() {
+            match self.blocks.last_mut() {
+                Some(block) if block.lane == place.lane && block.tokens.len() < block_len => {
+                    block.tokens.end = idx + 1;
+                }
+                _ => self.blocks.push(Block { tokens: idx..idx + 1, lane: place.lane }),
+            }
+        }
+    }
+
     /// Notes where the tokens of a checked plan go.
     pub(super) fn lay_out(&mut self, plan: &StepPlan, lanes: &KvLanes, block_len: usize) {
         self.places.clear();

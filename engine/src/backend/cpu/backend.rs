@@ -5,6 +5,7 @@ use std::str::FromStr;
 use super::{
     activations::Arithmetic,
     arena::{Arena, AttentionTasks, StepLimits},
+    draft::{CpuDraft, DraftSetup, Host},
     forward::Forward,
     kernels::Isa,
     model::Model,
@@ -15,7 +16,8 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities},
+    backend::{Backend, Capabilities, no_draft},
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, KvLanes, LaneId, SnapshotId},
     quant::WeightKind,
     spec::DecoderSpec,
@@ -96,6 +98,8 @@ pub struct CpuBackend {
     vectors: Vectors,
     lanes: KvLanes,
     arena: Arena,
+    arithmetic: ActivationArithmetic,
+    draft: Option<CpuDraft>,
 }
 
 impl CpuBackend {
@@ -130,6 +134,8 @@ impl CpuBackend {
             spec: spec.clone(),
             model,
             lanes,
+            arithmetic: options.arithmetic,
+            draft: None,
         })
     }
 }
@@ -179,14 +185,13 @@ impl Backend for CpuBackend {
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
         check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes)?;
         self.arena.lay_out(plan, &self.lanes, AttentionTasks::block_len(&self.spec));
-        let forward = Forward {
-            spec: &self.spec,
-            model: &self.model,
-            rope: &self.rope,
-            pool: &self.pool,
-            vectors: self.vectors,
-        };
-        forward.run(&plan.tokens, &mut self.arena, &mut self.lanes);
+        let forward = Forward { spec: &self.spec, rope: &self.rope, pool: &self.pool, vectors: self.vectors };
+        forward.run(&self.model, &plan.tokens, &mut self.arena, &mut self.lanes);
+        if let Some(draft) = &mut self.draft {
+            let embed = |token, out: &mut [f32]| self.model.embed(token, out);
+            let host = Host { pool: &self.pool, vectors: self.vectors, embed: &embed };
+            draft.follow_step(plan, &self.arena.features, |lane| self.lanes.committed_len(lane), host);
+        }
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -205,6 +210,9 @@ impl Backend for CpuBackend {
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
+        if self.draft.is_some() {
+            return Err(EngineError::Input("features are captured for the draft head already".into()));
+        }
         let num_layers = self.spec.num_layers;
         if let Some(layer) = layer_inputs.iter().find(|&&layer| layer > num_layers) {
             return Err(EngineError::Input(format!(
@@ -218,7 +226,13 @@ impl Backend for CpuBackend {
     }
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
-        self.lanes.keep(lane, path)
+        self.lanes.keep(lane, path)?;
+        if let Some(draft) = &mut self.draft {
+            let embed = |token, out: &mut [f32]| self.model.embed(token, out);
+            let host = Host { pool: &self.pool, vectors: self.vectors, embed: &embed };
+            draft.keep(lane, path, &self.arena.features, host);
+        }
+        Ok(())
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {
@@ -226,18 +240,69 @@ impl Backend for CpuBackend {
     }
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
-        self.lanes.truncate(lane, len)
+        self.lanes.truncate(lane, len)?;
+        if let Some(draft) = &mut self.draft {
+            draft.truncate(lane, len);
+        }
+        Ok(())
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
-        self.lanes.save_snapshot(lane, len)
+        let snapshot = self.lanes.save_snapshot(lane, len)?;
+        if let Some(draft) = &mut self.draft
+            && let Err(error) = draft.save_snapshot(lane, len, snapshot)
+        {
+            self.lanes.drop_snapshot(snapshot);
+            return Err(error);
+        }
+        Ok(snapshot)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
-        self.lanes.restore_snapshot(lane, snapshot)
+        self.lanes.restore_snapshot(lane, snapshot)?;
+        self.draft.as_mut().map_or(Ok(()), |draft| draft.restore_snapshot(lane, snapshot))
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
+        if let Some(draft) = &mut self.draft {
+            draft.drop_snapshot(snapshot);
+        }
+    }
+
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        spec.validate(&self.spec)?;
+        let Capabilities { num_lanes, lane_capacity, kv, .. } = self.capabilities;
+        let setup = DraftSetup { num_lanes, lane_capacity, kv };
+        let arithmetic = self.arithmetic;
+        let draft = CpuDraft::new(spec, source, setup, |weights| arithmetic.resolve(weights, Isa::detect()))?;
+        (0..num_lanes).try_for_each(|lane| self.lanes.truncate(LaneId(lane), 0))?;
+        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        self.draft = None;
+        self.capture(&spec.captured)?;
+        self.draft = Some(draft);
+        Ok(())
+    }
+
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        self.draft.as_ref().map(CpuDraft::facts)
+    }
+
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        let committed_len = self.lanes.committed_len(lane);
+        if let Some(draft) = &mut self.draft {
+            draft.follow(lane, follows, committed_len);
+        }
+    }
+
+    fn can_draft(&self, lane: LaneId) -> bool {
+        self.draft.as_ref().is_some_and(|draft| draft.is_warm(lane, self.lanes.committed_len(lane)))
+    }
+
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        let Some(draft) = &mut self.draft else { return Err(no_draft("cpu")) };
+        let embed = |token, out: &mut [f32]| self.model.embed(token, out);
+        let host = Host { pool: &self.pool, vectors: self.vectors, embed: &embed };
+        draft.draft(plan, |lane| self.lanes.committed_len(lane), host)
     }
 }

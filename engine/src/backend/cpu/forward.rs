@@ -5,6 +5,7 @@
 //! only, so logits are the same bit for bit however a prompt is sliced and whichever lanes run together.
 
 use super::{
+    activations::Activations,
     arena::{Arena, AttentionTasks},
     attention::{Attention, MAX_QUERIES, Query},
     linear::linear,
@@ -22,11 +23,10 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// What every step reads.
+/// What every step of a layer reads.
 #[derive(Debug)]
 pub(super) struct Forward<'a> {
     pub spec: &'a DecoderSpec,
-    pub model: &'a Model,
     pub rope: &'a RopeTable,
     pub pool: &'a ThreadPool,
     pub vectors: Vectors,
@@ -34,18 +34,23 @@ pub(super) struct Forward<'a> {
 
 impl Forward<'_> {
     /// Computes all layers for `tokens` as laid out in `arena`, stores their keys and values and leaves logits in `arena`.
-    pub(super) fn run(&self, tokens: &[TokenId], arena: &mut Arena, lanes: &mut KvLanes) {
-        self.embed(tokens, arena);
-        for (layer_idx, layer) in self.model.layers.iter().enumerate() {
+    pub(super) fn run(&self, model: &Model, tokens: &[TokenId], arena: &mut Arena, lanes: &mut KvLanes) {
+        for (&token, row) in tokens.iter().zip(arena.residual.chunks_exact_mut(self.spec.hidden_size)) {
+            model.embed(token, row);
+        }
+        for (layer_idx, layer) in model.layers.iter().enumerate() {
             self.capture(layer_idx, arena);
-            self.project_qkv(layer, arena);
+            self.norm_rows(&layer.input_norm, arena);
+            let normed = std::mem::take(&mut arena.normed);
+            self.project_qkv(layer, &normed, arena);
+            arena.normed = normed;
             self.store_kv(layer_idx, arena, lanes);
             self.attend(layer_idx, arena, lanes);
             self.project_output(layer, arena);
             self.feed_forward(layer, arena);
         }
-        self.capture(self.model.layers.len(), arena);
-        self.output_head(arena);
+        self.capture(model.layers.len(), arena);
+        self.output_head(model, arena);
     }
 
     /// Keeps the residual stream if it is wanted at the input of `layer_idx`.
@@ -59,19 +64,12 @@ impl Forward<'_> {
         }
     }
 
-    fn embed(&self, tokens: &[TokenId], arena: &mut Arena) {
-        for (&token, row) in tokens.iter().zip(arena.residual.chunks_exact_mut(self.spec.hidden_size)) {
-            self.model.embed(token, row);
-        }
-    }
-
-    /// `residual` → norm → Q, K, V with bias, per-head norm and rotation applied.
-    fn project_qkv(&self, layer: &Layer, arena: &mut Arena) {
+    /// `input` → Q, K, V with bias, per-head norm and rotation applied.
+    pub(super) fn project_qkv(&self, layer: &Layer, input: &Activations, arena: &mut Arena) {
         let (spec, num_tokens) = (self.spec, arena.places.len());
-        self.norm_rows(&layer.input_norm, arena);
         let qkv_len = spec.q_dim() + 2 * spec.kv_dim();
         let qkv = &mut arena.qkv[..num_tokens * qkv_len];
-        linear(self.pool, &layer.qkv, &arena.normed, qkv);
+        linear(self.pool, &layer.qkv, input, qkv);
         for_each_row(self.pool, 4 * qkv_len, qkv, qkv_len, |token_idx, qkv| {
             self.vectors.run(PrepareHeads {
                 qkv,
@@ -85,7 +83,7 @@ impl Forward<'_> {
         });
     }
 
-    fn store_kv(&self, layer_idx: usize, arena: &Arena, lanes: &mut KvLanes) {
+    pub(super) fn store_kv(&self, layer_idx: usize, arena: &Arena, lanes: &mut KvLanes) {
         let (q_dim, kv_dim, head_dim) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.head_dim);
         for (place, qkv) in arena.places.iter().zip(arena.qkv.chunks_exact(q_dim + 2 * kv_dim)) {
             let (keys, values) = qkv[q_dim..].split_at(kv_dim);
@@ -99,7 +97,7 @@ impl Forward<'_> {
     }
 
     /// Q and the lanes' keys and values → `attended`.
-    fn attend(&self, layer_idx: usize, arena: &mut Arena, lanes: &KvLanes) {
+    pub(super) fn attend(&self, layer_idx: usize, arena: &mut Arena, lanes: &KvLanes) {
         let (spec, head_dim) = (self.spec, self.spec.head_dim);
         let tasks = AttentionTasks::new(spec, arena.blocks.len(), self.pool.num_threads());
         let part_len = tasks.block_len * tasks.heads_per_task * head_dim;
@@ -151,13 +149,13 @@ impl Forward<'_> {
         });
     }
 
-    fn project_output(&self, layer: &Layer, arena: &mut Arena) {
+    pub(super) fn project_output(&self, layer: &Layer, arena: &mut Arena) {
         let delta = &mut arena.delta[..arena.places.len() * self.spec.hidden_size];
         linear(self.pool, &layer.o, &arena.heads, delta);
         self.add_delta(&layer.o_bias, arena);
     }
 
-    fn feed_forward(&self, layer: &Layer, arena: &mut Arena) {
+    pub(super) fn feed_forward(&self, layer: &Layer, arena: &mut Arena) {
         let (num_tokens, inner) = (arena.places.len(), self.spec.intermediate_size);
         self.norm_rows(&layer.post_attention_norm, arena);
         let gate_up = &mut arena.gate_up[..num_tokens * 2 * inner];
@@ -175,7 +173,7 @@ impl Forward<'_> {
     }
 
     /// Final norm and output head, for the tokens whose logits are wanted.
-    fn output_head(&self, arena: &mut Arena) {
+    fn output_head(&self, model: &Model, arena: &mut Arena) {
         let (hidden, vocab_size, num_rows) =
             (self.spec.hidden_size, self.spec.vocab_size, arena.logits_tokens.len());
         if num_rows == 0 {
@@ -184,9 +182,9 @@ impl Forward<'_> {
         let (residual, tokens) = (&arena.residual, &arena.logits_tokens);
         arena.last.fill(self.pool, num_rows, hidden, |row_idx, out| {
             let x = &residual[tokens[row_idx] * hidden..][..hidden];
-            self.vectors.run(RmsNorm { x, weight: &self.model.final_norm, eps: self.spec.norm_eps, out });
+            self.vectors.run(RmsNorm { x, weight: &model.final_norm, eps: self.spec.norm_eps, out });
         });
-        linear(self.pool, &self.model.lm_head, &arena.last, &mut arena.logits[..num_rows * vocab_size]);
+        linear(self.pool, &model.lm_head, &arena.last, &mut arena.logits[..num_rows * vocab_size]);
     }
 
     /// `normed = RMSNorm(residual)` for every token.

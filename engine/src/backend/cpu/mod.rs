@@ -6,6 +6,7 @@ mod arena;
 mod attention;
 mod backend;
 mod disjoint;
+mod draft;
 mod forward;
 pub mod kernels;
 mod linear;

@@ -187,14 +187,18 @@ fn fused_bias(source: &dyn WeightSource, parts: &[(String, usize)], has_bias: bo
 }
 
 fn vector(source: &dyn WeightSource, name: &str, len: usize) -> Result<Vec<f32>> {
-    let values = source.vector(name)?;
+    vector_of(name, source.vector(name)?, len)
+}
+
+/// `values`, which must be `len`.
+pub(super) fn vector_of(name: &str, values: Vec<f32>, len: usize) -> Result<Vec<f32>> {
     if values.len() != len {
         return Err(tensor_error(name, format!("{} values, expected {len}", values.len())));
     }
     Ok(values)
 }
 
-fn check_shape(name: &str, view: &MatrixView<'_>, num_rows: usize, num_cols: usize) -> Result<()> {
+pub(super) fn check_shape(name: &str, view: &MatrixView<'_>, num_rows: usize, num_cols: usize) -> Result<()> {
     if (view.num_rows, view.num_cols) != (num_rows, num_cols) {
         let fact = format!("shape [{}, {}], expected [{num_rows}, {num_cols}]", view.num_rows, view.num_cols);
         return Err(tensor_error(name, fact));
@@ -202,6 +206,6 @@ fn check_shape(name: &str, view: &MatrixView<'_>, num_rows: usize, num_cols: usi
     Ok(())
 }
 
-fn tensor_error(name: &str, fact: String) -> EngineError {
+pub(super) fn tensor_error(name: &str, fact: String) -> EngineError {
     EngineError::Tensor { name: name.into(), fact }
 }

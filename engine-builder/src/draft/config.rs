@@ -3,10 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use takt_engine::{EngineError, Result};
-
-/// Target layers whose features a head takes.
-pub(super) const NUM_CAPTURED: usize = 3;
+use takt_engine::{EngineError, Result, draft::NUM_CAPTURED};
 
 /// What a published layer id means; both readings are in use, and nothing in a file tells them apart for sure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,21 +159,16 @@ impl HeadConfig {
         })
     }
 
-    /// The inputs of the target's layers that the head takes, for a target of `num_layers`.
+    /// The numbering the file suggests.
+    #[must_use]
+    pub fn numbering(&self) -> LayerNumbering {
+        self.layer_ids.map_or(LayerNumbering::Inputs, |(_, numbering)| numbering)
+    }
+
+    /// The inputs of the target's layers that the head takes, for a target of `num_layers`, with published ids read as `numbering`.
     ///
     /// # Errors
     /// [`EngineError::Input`] for ids the target does not have.
-    pub fn captured(&self, num_layers: usize) -> Result<[usize; NUM_CAPTURED]> {
-        self.captured_as(
-            num_layers,
-            self.layer_ids.map_or(LayerNumbering::Inputs, |(_, numbering)| numbering),
-        )
-    }
-
-    /// [`Self::captured`] with published ids read as `numbering`.
-    ///
-    /// # Errors
-    /// As [`Self::captured`].
     pub fn captured_as(&self, num_layers: usize, numbering: LayerNumbering) -> Result<[usize; NUM_CAPTURED]> {
         let inputs = match self.layer_ids {
             Some((ids, _)) if numbering == LayerNumbering::Outputs => ids.map(|id| id.saturating_add(1)),
@@ -232,14 +224,20 @@ mod tests {
     #[test]
     fn capture_layers_follow_the_numbering_they_are_published_in() {
         let plain = read(&format!("{{{SHAPE}}}")).unwrap();
-        assert_eq!((plain.captured(36).unwrap(), plain.head_dim), ([2, 18, 33], 16));
+        assert_eq!((plain.captured_as(36, plain.numbering()).unwrap(), plain.head_dim), ([2, 18, 33], 16));
         let ids = r#""eagle_aux_hidden_state_layer_ids": [1, 17, 33]"#;
         let top = read(&format!("{{{SHAPE}, {ids}}}")).unwrap();
-        assert_eq!(top.captured(36).unwrap(), [1, 17, 33]);
+        assert_eq!(top.captured_as(36, top.numbering()).unwrap(), [1, 17, 33]);
         assert_eq!(top.captured_as(36, LayerNumbering::Outputs).unwrap(), [2, 18, 34]);
         let modelopt = read(&format!("{{{SHAPE}, {ids}, \"eagle_config\": {{{ids}}}}}")).unwrap();
-        assert_eq!(modelopt.captured(36).unwrap(), [2, 18, 34]);
-        assert!(modelopt.captured(33).unwrap_err().to_string().contains("layer 34, the target has 33"));
+        assert_eq!(modelopt.captured_as(36, modelopt.numbering()).unwrap(), [2, 18, 34]);
+        assert!(
+            modelopt
+                .captured_as(33, modelopt.numbering())
+                .unwrap_err()
+                .to_string()
+                .contains("layer 34, the target has 33")
+        );
     }
 
     #[test]

@@ -1,32 +1,36 @@
 //! A head's weights from its folder, under either of the published namings.
+#![expect(unsafe_code, reason = "memory-mapping a file")]
 
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use half::{bf16, f16};
+use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use takt_engine::{EngineError, Result};
 
-use super::{config::corrupt, matrix::Matrix};
+use super::config::corrupt;
+use crate::{
+    BuildError,
+    checkpoint::{Tensor, TensorSource},
+};
 
 const FILE: &str = "model.safetensors";
+/// What the layer is called in an engine.
+const LAYER: &str = "layer.";
 /// What the layer is called: SafeAILab, SpecForge, AngelSlim; vLLM, speculators.
 const LAYER_PREFIXES: [&str; 2] = ["midlayer.", "layers.0."];
 /// The map from draft to target tokens: the same two worlds.
 const TOKEN_MAPS: [&str; 2] = ["d2t", "draft_id_to_target_id"];
 
-/// A head's file in memory.
-pub(super) struct Files {
-    bytes: Vec<u8>,
-}
-
-/// Its tensors by canonical name.
-pub(super) struct Tensors<'a> {
-    all: SafeTensors<'a>,
+/// A head's file, memory-mapped, under canonical names (those of [`takt_engine::draft::DraftSpec::parts`]).
+#[derive(Debug)]
+pub(super) struct HeadTensors {
+    map: Mmap,
     layer_prefix: &'static str,
 }
 
-impl Files {
-    pub fn read(folder: &Path) -> Result<Self> {
+impl HeadTensors {
+    pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() && folder.join("pytorch_model.bin").exists() {
             return Err(EngineError::Unsupported(format!(
@@ -35,47 +39,52 @@ impl Files {
                 folder.display()
             )));
         }
-        let bytes = std::fs::read(&path).map_err(|source| EngineError::Io { path, source })?;
-        Ok(Self { bytes })
-    }
-
-    pub fn tensors(&self, folder: &Path) -> Result<Tensors<'_>> {
-        let path = folder.join(FILE);
-        let all = SafeTensors::deserialize(&self.bytes).map_err(|error| corrupt(&path, error.to_string()))?;
-        let names = all.names();
-        let prefix =
-            LAYER_PREFIXES.into_iter().find(|prefix| names.iter().any(|name| name.starts_with(prefix)));
-        let Some(layer_prefix) = prefix else {
-            let fact = "no midlayer.* and no layers.0.*: this is no EAGLE-3 head".to_owned();
-            return Err(corrupt(&path, fact));
+        let map = map_file(&path)?;
+        let layer_prefix = {
+            let all = SafeTensors::deserialize(&map).map_err(|error| corrupt(&path, error.to_string()))?;
+            let names = all.names();
+            let prefix =
+                LAYER_PREFIXES.into_iter().find(|prefix| names.iter().any(|name| name.starts_with(prefix)));
+            let Some(prefix) = prefix else {
+                let fact = "no midlayer.* and no layers.0.*: this is no EAGLE-3 head".to_owned();
+                return Err(corrupt(&path, fact));
+            };
+            prefix
         };
-        Ok(Tensors { all, layer_prefix })
-    }
-}
-
-impl<'a> Tensors<'a> {
-    /// A matrix of the layer, `[num_rows, num_cols]`.
-    pub fn layer_matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Matrix> {
-        self.matrix(&format!("{}{name}", self.layer_prefix), num_rows, num_cols)
+        Ok(Self { map, layer_prefix })
     }
 
-    /// A norm of the layer.
-    pub fn layer_vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.vector(&format!("{}{name}", self.layer_prefix), len)
+    fn all(&self) -> Result<SafeTensors<'_>> {
+        // Checked when the file was opened; only the header is read.
+        SafeTensors::deserialize(&self.map).map_err(|error| wrong(FILE, error.to_string()))
     }
 
-    pub fn matrix(&self, name: &str, num_rows: usize, num_cols: usize) -> Result<Matrix> {
-        Ok(Matrix { num_cols, values: floats(name, &self.get(name)?, &[num_rows, num_cols])? })
+    /// The file's name for a canonical one.
+    fn published(&self, name: &str) -> String {
+        match name.strip_prefix(LAYER) {
+            Some(part) => format!("{}{part}", self.layer_prefix),
+            None => name.to_owned(),
+        }
     }
 
-    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        floats(name, &self.get(name)?, &[len])
+    /// Values of a tensor, finite and of `shape`.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let name = self.published(name);
+        let all = self.all()?;
+        let tensor = all.tensor(&name).map_err(|_| wrong(&name, "missing: the head is incomplete".into()))?;
+        floats(&name, &tensor, shape)
+    }
+
+    /// Whether it has an embedding of its own.
+    pub fn has_embedding(&self) -> bool {
+        self.contains("embed_tokens.weight")
     }
 
     /// `d2t` under either name; `None` when the head proposes every token.
     pub fn token_offsets(&self, draft_vocab_size: usize) -> Result<Option<Vec<i64>>> {
+        let all = self.all()?;
         let Some((name, tensor)) =
-            TOKEN_MAPS.into_iter().find_map(|name| Some((name, self.all.tensor(name).ok()?)))
+            TOKEN_MAPS.into_iter().find_map(|name| Some((name, all.tensor(name).ok()?)))
         else {
             return Ok(None);
         };
@@ -96,21 +105,22 @@ impl<'a> Tensors<'a> {
 
     /// `t2d`, where the file has it.
     pub fn members(&self) -> Result<Option<Vec<bool>>> {
-        let Ok(tensor) = self.all.tensor("t2d") else { return Ok(None) };
+        let all = self.all()?;
+        let Ok(tensor) = all.tensor("t2d") else { return Ok(None) };
         match tensor.dtype() {
             Dtype::BOOL | Dtype::U8 => Ok(Some(tensor.data().iter().map(|byte| *byte != 0).collect())),
             other => Err(wrong("t2d", format!("{other:?}, expected BOOL"))),
         }
     }
+}
 
-    /// The head's own embedding, where it has one.
-    pub fn own_embedding(&self, vocab_size: usize, hidden_size: usize) -> Result<Option<Matrix>> {
-        let found = self.all.names().into_iter().any(|name| name == "embed_tokens.weight");
-        found.then(|| self.matrix("embed_tokens.weight", vocab_size, hidden_size)).transpose()
+impl TensorSource for HeadTensors {
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor, BuildError> {
+        Ok(Tensor { shape: shape.to_vec(), values: self.values(name, shape)? })
     }
 
-    fn get(&self, name: &str) -> Result<TensorView<'a>> {
-        self.all.tensor(name).map_err(|_| wrong(name, "missing: the head is incomplete".into()))
+    fn contains(&self, name: &str) -> bool {
+        self.all().is_ok_and(|all| all.tensor(&self.published(name)).is_ok())
     }
 }
 
@@ -143,6 +153,14 @@ fn floats(name: &str, tensor: &TensorView<'_>, shape: &[usize]) -> Result<Vec<f3
         }
         None => Ok(values),
     }
+}
+
+fn map_file(path: &Path) -> Result<Mmap> {
+    let io_error = |source| EngineError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io_error)?;
+    // SAFETY: the mapping is read-only and private to us; a file changed underneath would change the bytes we see, never memory we own, and
+    // all bytes are valid.
+    unsafe { Mmap::map(&file) }.map_err(io_error)
 }
 
 fn wrong(name: &str, fact: String) -> EngineError {

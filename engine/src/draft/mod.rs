@@ -1,0 +1,55 @@
+//! EAGLE-3 draft heads as the runtime knows them: one decoder layer over features of the target (Li et al., "EAGLE-3", arXiv 2503.01840).
+//!
+//! Row `i` of a draft takes the target's features of token `i` and the embedding of token `i + 1`, at RoPE position `i`, and says what
+//! token `i + 2` may be. Proposed rows take the head's own output of the row before instead of features.
+//!
+//! The builder converts published heads into [`DraftSpec`] and the tensors of [`DraftSpec::parts`]; a backend runs them
+//! ([`crate::backend::Backend::attach_draft`]); trees and policies are `takt-eagle-spec`'s.
+
+mod manifest;
+mod plan;
+mod spec;
+
+pub use manifest::{
+    AcceptanceRecord, DRAFT_MANIFEST_FILE, DRAFT_SCHEMA_VERSION, DRAFT_WEIGHTS_FILE, DraftManifest, Trial,
+};
+pub use plan::{DraftOutput, DraftPlan, DraftRow};
+pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
+
+use crate::{Result, TokenId, quant::MatrixView};
+
+/// Where a backend takes a head's weights from, under the names of [`DraftSpec::parts`].
+pub trait DraftSource: Sync {
+    /// A linear layer, without suffix: `layer.mlp.up_proj`.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it does not hold.
+    fn matrix(&self, name: &str) -> Result<MatrixView<'_>>;
+
+    /// A norm's weights under their full name: `norm.weight`.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it does not hold.
+    fn vector(&self, name: &str) -> Result<Vec<f32>>;
+
+    /// The target's token of every draft token, `[draft_vocab_size]`.
+    ///
+    /// # Errors
+    /// When there is none or it does not hold.
+    fn target_tokens(&self) -> Result<Vec<TokenId>>;
+}
+
+/// Fixed facts about an attached head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftFacts {
+    /// Positions it was trained for: beyond them nothing is drafted.
+    pub max_positions: usize,
+    /// Rows a lane may have proposed since its root.
+    pub max_rows: usize,
+    /// Most rows of one [`DraftPlan`], all lanes together.
+    pub max_plan_rows: usize,
+    /// Tokens it can propose.
+    pub draft_vocab_size: usize,
+    /// Bytes of weights one row reads.
+    pub weight_bytes: u64,
+}
