@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::LazyLock};
 use serde_json::Value;
 use takt_eagle_spec::{
     head::{DraftHead, DraftLane, HeadDrafter},
-    tree::{DraftTree, Drafter, Frontier, TreeShape, grow},
+    tree::{DraftTree, Drafter, Frontier, Proposals, TreeShape, grow},
 };
 use takt_engine::{
     TokenId,
@@ -140,6 +140,7 @@ fn reference_tree(case: &Value) -> DraftTree {
         parents: indices("parents"),
         depths: indices("depths"),
         cumulative_log_probs: floats(&expected["cumulative_log_prob"]),
+        num_certain: 1,
     }
 }
 
@@ -188,7 +189,10 @@ fn a_lane_that_was_cut_back_reads_on_as_if_nothing_had_been() {
     let width = read.features.len() / input_ids.len();
     let root = u32::try_from(case["next_token"].as_u64().unwrap()).unwrap();
     read.head.truncate(&mut read.lane, input_ids.len() - 2).unwrap();
-    let refused = HeadDrafter::new(&read.head, &mut read.lane, &read.dir).begin(1);
+    let start = Frontier { slot: 0, node: 0, parent: 0, token: root, depth: 0 };
+    let mut proposals = Proposals::default();
+    let refused =
+        HeadDrafter::new(&read.head, &mut read.lane, &read.dir).propose(&[start], 1, &mut proposals);
     assert!(refused.unwrap_err().to_string().contains("has read the last"));
     let features = &read.features[(input_ids.len() - 2) * width..];
     let following = [input_ids[input_ids.len() - 1], root];
@@ -196,7 +200,8 @@ fn a_lane_that_was_cut_back_reads_on_as_if_nothing_had_been() {
     assert_eq!(read.head.tip_logits(&read.lane), expected);
     assert!(read.head.truncate(&mut read.lane, 99).is_err());
     assert!(read.head.extend(&mut read.lane, features, &following[..1], &read.dir).is_err());
-    let orphan = Frontier { candidate: 3, parent: Some(2), token: 1, depth: 2 };
-    let error = HeadDrafter::new(&read.head, &mut read.lane, &read.dir).expand(&orphan, 1).unwrap_err();
+    let orphan = Frontier { slot: 0, node: 3, parent: 2, token: 1, depth: 2 };
+    let mut drafter = HeadDrafter::new(&read.head, &mut read.lane, &read.dir);
+    let error = drafter.propose(&[orphan], 1, &mut proposals).unwrap_err();
     assert!(error.to_string().contains("was not expanded"), "{error}");
 }

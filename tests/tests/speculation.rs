@@ -6,7 +6,7 @@ use takt_eagle_spec::{
     head::{DraftHead, DraftLane, HeadDrafter},
     lookup::PromptLookup,
     tree::{DraftTree, TreeShape, grow},
-    verify::{Accepted, verify_greedy},
+    verify::walk,
 };
 use takt_engine::{
     TokenId,
@@ -57,6 +57,12 @@ fn plain(backend: &mut dyn Backend, prompt: &[TokenId]) -> Vec<TokenId> {
     answer
 }
 
+/// What a round brings: the accepted nodes, the root included, and the target's token after them.
+struct Accepted {
+    path: Vec<usize>,
+    next: TokenId,
+}
+
 /// Verifies `tree` and keeps what is accepted; `with` gets the features of every node.
 fn round(backend: &mut dyn Backend, tree: &DraftTree, mut with: impl FnMut(&[f32])) -> Accepted {
     let mut plan = StepPlan::default();
@@ -64,9 +70,12 @@ fn round(backend: &mut dyn Backend, tree: &DraftTree, mut with: impl FnMut(&[f32
     let output = backend.run_step(&plan).unwrap();
     with(output.features);
     let logits = output.segment_logits(0).unwrap();
-    let choice =
-        |node: usize| Ok::<_, Infallible>(argmax(&logits[node * output.vocab_size..][..output.vocab_size]));
-    let accepted = verify_greedy(tree, choice).unwrap();
+    let choose = |node: usize| {
+        Ok::<_, Infallible>(Some(argmax(&logits[node * output.vocab_size..][..output.vocab_size])))
+    };
+    let mut path = Vec::new();
+    let next = walk(tree, choose, &mut path).unwrap().unwrap();
+    let accepted = Accepted { path, next };
     backend.keep(LANE, &accepted.path).unwrap();
     accepted
 }
@@ -118,11 +127,11 @@ fn with_head(
 fn with_lookup(backend: &mut dyn Backend, prompt: &[TokenId], shape: TreeShape) -> (Vec<TokenId>, usize) {
     backend.truncate(LANE, 0).unwrap();
     let mut answer = vec![read(backend, prompt, |_| {})];
-    let mut num_rounds = 0;
+    let (mut num_rounds, mut lookup) = (0, PromptLookup::new(1));
     while answer.len() < NUM_TOKENS {
         let history: Vec<TokenId> = prompt.iter().chain(&answer).copied().collect();
         let root = *answer.last().unwrap();
-        let tree = grow(&mut PromptLookup::new(&history, 1), root, shape).unwrap();
+        let tree = grow(&mut lookup.over(&[history]), root, shape).unwrap();
         let accepted = round(backend, &tree, |_| {});
         answer_of(&accepted, &tree, &mut answer);
         num_rounds += 1;

@@ -3,7 +3,7 @@
 use takt_engine::{EngineError, Result, TokenId};
 
 use super::forward::{DraftHead, DraftLane, Sight};
-use crate::tree::{Drafter, Frontier, Proposal};
+use crate::tree::{Drafter, Frontier, Proposal, Proposals};
 
 /// The target's embedding, for heads without one of their own.
 pub trait Embeddings {
@@ -19,7 +19,7 @@ pub struct HeadDrafter<'a> {
     head: &'a DraftHead,
     lane: &'a mut DraftLane,
     embeddings: &'a dyn Embeddings,
-    /// By candidate: its row in the lane, what it left, and the rows it descends from.
+    /// By node, the root aside: its row in the lane, what it left, and the rows it descends from.
     expanded: Vec<Option<Expanded>>,
 }
 
@@ -65,7 +65,18 @@ impl Drop for HeadDrafter<'_> {
 }
 
 impl Drafter for HeadDrafter<'_> {
-    fn begin(&mut self, top_k: usize) -> Result<Vec<Proposal>> {
+    fn propose(&mut self, level: &[Frontier], top_k: usize, out: &mut Proposals) -> Result<()> {
+        for node in level {
+            let proposals = if node.node == 0 { self.begin(top_k)? } else { self.expand(node, top_k)? };
+            proposals.into_iter().for_each(|proposal| out.push(proposal));
+            out.end_list();
+        }
+        Ok(())
+    }
+}
+
+impl HeadDrafter<'_> {
+    fn begin(&self, top_k: usize) -> Result<Vec<Proposal>> {
         if DraftHead::tip(self.lane).is_empty() {
             return Err(EngineError::Input(
                 "a draft before the head has read the last accepted token".into(),
@@ -75,26 +86,24 @@ impl Drafter for HeadDrafter<'_> {
     }
 
     fn expand(&mut self, node: &Frontier, top_k: usize) -> Result<Vec<Proposal>> {
-        let parent = node.parent.and_then(|parent| self.expanded.get(parent)?.clone());
+        let parent = self.expanded.get(node.parent).cloned().flatten();
         let (hidden, ancestors) = match (node.parent, parent) {
-            (Some(_), Some(parent)) => (parent.output, parent.rows),
-            (Some(parent), None) => {
-                return Err(EngineError::Input(format!(
-                    "candidate {parent} has children but was not expanded"
-                )));
+            (0, _) => (DraftHead::tip(self.lane).to_vec(), Vec::new()),
+            (_, Some(parent)) => (parent.output, parent.rows),
+            (parent, None) => {
+                return Err(EngineError::Input(format!("node {parent} has children but was not expanded")));
             }
-            (None, _) => (DraftHead::tip(self.lane).to_vec(), Vec::new()),
         };
         let row = self.head.num_rows(self.lane);
         let position = self.lane.committed_len() + node.depth - 1;
         let sight = Sight { position, ancestors: &ancestors };
         let output = self.head.run_row(self.lane, &hidden, &self.embedding(node.token)?, sight);
         let proposals = self.best(&output, top_k);
-        if self.expanded.len() <= node.candidate {
-            self.expanded.resize(node.candidate + 1, None);
+        if self.expanded.len() <= node.node {
+            self.expanded.resize(node.node + 1, None);
         }
         let rows = ancestors.into_iter().chain([row]).collect();
-        self.expanded[node.candidate] = Some(Expanded { output, rows });
+        self.expanded[node.node] = Some(Expanded { output, rows });
         Ok(proposals)
     }
 }
