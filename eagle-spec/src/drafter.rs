@@ -55,10 +55,16 @@ impl<'a> HeadDrafter<'a> {
 
     fn row(&mut self, node: &Frontier) -> Result<DraftRow> {
         let is_root = node.node == 0;
-        let (Some(&lane), Some(numbers), Some(count)) =
-            (self.lanes.get(node.slot), self.rows.numbers.get_mut(node.slot), self.rows.counts.get_mut(node.slot))
-        else {
-            return Err(EngineError::Input(format!("a draft for slot {} of {}", node.slot, self.lanes.len())));
+        let (Some(&lane), Some(numbers), Some(count)) = (
+            self.lanes.get(node.slot),
+            self.rows.numbers.get_mut(node.slot),
+            self.rows.counts.get_mut(node.slot),
+        ) else {
+            return Err(EngineError::Input(format!(
+                "a draft for slot {} of {}",
+                node.slot,
+                self.lanes.len()
+            )));
         };
         if is_root {
             numbers.clear();
@@ -66,7 +72,10 @@ impl<'a> HeadDrafter<'a> {
         }
         let parent = if is_root { None } else { numbers.get(node.parent).copied().flatten() };
         if parent.is_none() && !is_root {
-            return Err(EngineError::Input(format!("node {} has children but was not expanded", node.parent)));
+            return Err(EngineError::Input(format!(
+                "node {} has children but was not expanded",
+                node.parent
+            )));
         }
         if numbers.len() <= node.node {
             numbers.resize(node.node + 1, None);

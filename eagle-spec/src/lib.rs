@@ -3,12 +3,14 @@
 //!
 //! | module | concept |
 //! |---|---|
+//! | [`drafter`] | a drafter over the backend's EAGLE-3 head |
 //! | [`lookup`] | a drafter without a model: what followed the last tokens before |
 //! | [`tree`] | what is proposed: the dynamic tree of EAGLE-2 and the chain, over any drafter |
-//! | [`verify`] | what is accepted: greedy, and sampling without loss |
+//! | [`verify`] | what is accepted: the target's own choices, as far as they were proposed |
 //!
 //! Architecture invariant: no device code and no clock here. The target is seen through what its backend hands out: features and logits.
 
+pub mod drafter;
 pub mod lookup;
 pub mod tree;
 pub mod verify;

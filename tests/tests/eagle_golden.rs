@@ -10,7 +10,7 @@ use takt_eagle_spec::{
 };
 use takt_engine::{
     TokenId,
-    backend::{Backend as _, cpu::ActivationArithmetic},
+    backend::cpu::ActivationArithmetic,
     dir::EngineDir,
     draft::{DraftPlan, DraftRow},
     engine::{Engine, EngineOptions},
@@ -150,6 +150,7 @@ fn reference_tree(case: &Value) -> DraftTree {
         parents: indices("parents"),
         depths: indices("depths"),
         cumulative_log_probs: floats(&expected["cumulative_log_prob"]),
+        num_certain: 1,
     }
 }
 
@@ -157,9 +158,8 @@ fn reference_tree(case: &Value) -> DraftTree {
 fn trees_are_the_references_and_drafting_twice_gives_the_same() {
     for (head, _) in HEADS {
         let golden = golden(head);
-        let parameter = |name: &str| {
-            usize::try_from(golden["tree_parameters"][name].as_u64().unwrap()).unwrap()
-        };
+        let parameter =
+            |name: &str| usize::try_from(golden["tree_parameters"][name].as_u64().unwrap()).unwrap();
         let shape = TreeShape {
             top_k: parameter("top_k"),
             num_levels: 1 + parameter("levels_after_first"),
@@ -251,7 +251,9 @@ fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
     variant(&path("fc"), head, set("fc_norm"), &norms);
     variant(&path("embedding"), head, |_| {}, &[("embed_tokens.weight", vec![640, 128])]);
     let all = |config: &mut Value| {
-        ["norm_before_residual", "norm_output", "fc_norm"].map(|name| config[name] = true.into());
+        ["norm_before_residual", "norm_output", "fc_norm"]
+            .into_iter()
+            .for_each(|name| config[name] = true.into());
         config["rope_theta"] = 777.0.into();
     };
     variant(&path("all"), head, all, &norms);

@@ -2,7 +2,7 @@
 
 use takt_engine::{Result, TokenId};
 
-use super::{DraftTree, Drafter, Frontier, Proposal};
+use super::{DraftTree, Drafter, Growth, Proposals};
 
 /// How large a tree may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,78 +23,33 @@ impl TreeShape {
     }
 }
 
-/// One token of the tree before it is pruned.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    parent: Option<usize>,
-    token: TokenId,
-    depth: usize,
-    cumulative_log_prob: f32,
-}
-
 /// Lets `drafter` propose a tree below `root`: on each level the likeliest paths are expanded, and of all candidates the likeliest
 /// are kept. A path's likelihood falls with its length, so with every node its parent is kept.
 ///
+/// For one sequence and a shape fixed beforehand; what grows several together, for as long as it pays, is [`crate::policy::Policy`].
+///
 /// # Errors
-/// Whatever `drafter` reports.
+/// Whatever `drafter` reports; [`takt_engine::EngineError::Input`] when its lists do not match the level.
 pub fn grow(drafter: &mut dyn Drafter, root: TokenId, shape: TreeShape) -> Result<DraftTree> {
-    if shape.top_k == 0 || shape.num_levels == 0 || shape.num_nodes <= 1 {
-        return Ok(DraftTree::root(root));
-    }
-    let mut candidates: Vec<Candidate> =
-        Vec::with_capacity(shape.top_k * (1 + shape.top_k * shape.num_levels));
-    add(&mut candidates, None, drafter.begin(shape.top_k)?);
-    let mut level = 0..candidates.len();
-    for _ in 1..shape.num_levels {
-        let mut frontier: Vec<usize> = level.clone().collect();
-        sort_by_likelihood(&mut frontier, &candidates);
-        frontier.truncate(shape.top_k);
-        let begin = candidates.len();
-        for idx in frontier {
-            let Candidate { parent, token, depth, .. } = candidates[idx];
-            let proposals =
-                drafter.expand(&Frontier { candidate: idx, parent, token, depth }, shape.top_k)?;
-            add(&mut candidates, Some(idx), proposals);
-        }
-        level = begin..candidates.len();
-    }
-    Ok(prune(root, &candidates, shape.num_nodes - 1))
-}
-
-fn add(candidates: &mut Vec<Candidate>, parent: Option<usize>, proposals: Vec<Proposal>) {
-    let (depth, above) = match parent {
-        Some(parent) => (candidates[parent].depth + 1, candidates[parent].cumulative_log_prob),
-        None => (1, 0.0),
-    };
-    candidates.extend(proposals.into_iter().map(|proposal| Candidate {
-        parent,
-        token: proposal.token,
-        depth,
-        // Never above the parent's, whatever a drafter says: the kept nodes must form a tree.
-        cumulative_log_prob: above + proposal.log_prob.min(0.0),
-    }));
-}
-
-/// Likeliest first; among equals the one that was proposed first.
-fn sort_by_likelihood(indices: &mut [usize], candidates: &[Candidate]) {
-    let likelihood = |&idx: &usize| candidates[idx].cumulative_log_prob;
-    indices.sort_by(|a, b| likelihood(b).total_cmp(&likelihood(a)).then(a.cmp(b)));
-}
-
-/// The `num_kept` likeliest candidates in the order they were proposed, so that parents come first.
-fn prune(root: TokenId, candidates: &[Candidate], num_kept: usize) -> DraftTree {
-    let mut kept: Vec<usize> = (0..candidates.len()).collect();
-    sort_by_likelihood(&mut kept, candidates);
-    kept.truncate(num_kept);
-    kept.sort_unstable();
     let mut tree = DraftTree::root(root);
-    let mut node_of = vec![0; candidates.len()];
-    for idx in kept {
-        let candidate = candidates[idx];
-        let parent = candidate.parent.map_or(0, |parent| node_of[parent]);
-        node_of[idx] = tree.push(parent, candidate.token, candidate.cumulative_log_prob);
+    if shape.top_k == 0 || shape.num_levels == 0 || shape.num_nodes <= 1 {
+        return Ok(tree);
     }
-    tree
+    let mut growth = Growth::with_capacity(shape.num_nodes);
+    growth.start(&[root])?;
+    let (mut level, mut proposals) = (Vec::new(), Proposals::default());
+    for _ in 0..shape.num_levels {
+        level.clear();
+        growth.push_likeliest(0, shape.top_k, &mut level);
+        if level.is_empty() {
+            break;
+        }
+        proposals.clear();
+        drafter.propose(&level, shape.top_k, &mut proposals)?;
+        growth.add_level(0, &level, &proposals)?;
+    }
+    growth.prune(shape.num_nodes - 1, &mut tree);
+    Ok(tree)
 }
 
 #[cfg(test)]
@@ -104,11 +59,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tree::{Frontier, Proposal};
 
     /// A drafter whose proposals depend on the path alone.
     struct PathDrafter {
         seed: u64,
         num_tokens: u32,
+        /// By node: the tokens from below the root down to it.
         paths: BTreeMap<usize, Vec<TokenId>>,
     }
 
@@ -139,17 +96,19 @@ mod tests {
     }
 
     impl Drafter for PathDrafter {
-        fn begin(&mut self, top_k: usize) -> Result<Vec<Proposal>> {
-            Ok(self.after(&[]).into_iter().take(top_k).collect())
-        }
-
-        fn expand(&mut self, node: &Frontier, top_k: usize) -> Result<Vec<Proposal>> {
-            let mut path = node.parent.map_or_else(Vec::new, |parent| self.paths[&parent].clone());
-            path.push(node.token);
-            assert_eq!(path.len(), node.depth);
-            let proposals = self.after(&path).into_iter().take(top_k).collect();
-            self.paths.insert(node.candidate, path);
-            Ok(proposals)
+        fn propose(&mut self, level: &[Frontier], top_k: usize, out: &mut Proposals) -> Result<()> {
+            for node in level {
+                let mut path = Vec::new();
+                if node.node > 0 {
+                    path = self.paths[&node.parent].clone();
+                    path.push(node.token);
+                }
+                assert_eq!((path.len(), node.slot), (node.depth, 0));
+                self.after(&path).into_iter().take(top_k).for_each(|proposal| out.push(proposal));
+                out.end_list();
+                self.paths.insert(node.node, path);
+            }
+            Ok(())
         }
     }
 
@@ -218,11 +177,13 @@ mod tests {
     fn log_probabilities_above_zero_cannot_tear_a_tree_apart() {
         struct Liar;
         impl Drafter for Liar {
-            fn begin(&mut self, top_k: usize) -> Result<Vec<Proposal>> {
-                Ok((0..top_k as u32).map(|token| Proposal { token, log_prob: -3.0 }).collect())
-            }
-            fn expand(&mut self, _: &Frontier, top_k: usize) -> Result<Vec<Proposal>> {
-                Ok((0..top_k as u32).map(|token| Proposal { token, log_prob: 2.0 }).collect())
+            fn propose(&mut self, level: &[Frontier], top_k: usize, out: &mut Proposals) -> Result<()> {
+                for node in level {
+                    let log_prob = if node.node == 0 { -3.0 } else { 2.0 };
+                    (0..top_k as u32).for_each(|token| out.push(Proposal { token, log_prob }));
+                    out.end_list();
+                }
+                Ok(())
             }
         }
         let tree = grow(&mut Liar, 0, TreeShape { top_k: 3, num_levels: 4, num_nodes: 9 }).unwrap();

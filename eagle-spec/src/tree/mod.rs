@@ -1,100 +1,51 @@
 //! What is proposed: a tree of tokens below the one that the target has already chosen.
+//!
+//! A worker grows the trees of several sequences together, level by level, with one call of the drafter a level:
+//!
+//! ```text
+//! growth.start(pending)                      for each sequence ("slot")
+//! loop: level = nodes worth expanding        by `Growth::push_likeliest` or by the policy
+//!       drafter.propose(level, top_k, lists)
+//!       growth.add_level(slot, level, lists) for each slot
+//! growth.prune(n, tree)                      or `keep`, for each slot
+//! ```
 
+mod draft_tree;
 mod grow;
+mod growth;
+mod proposals;
 
 use takt_engine::{Result, TokenId};
 
+pub use draft_tree::DraftTree;
 pub use grow::{TreeShape, grow};
+pub use growth::Growth;
+pub use proposals::{Proposal, Proposals};
 
-/// A token a drafter proposes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Proposal {
-    /// The target's token.
-    pub token: TokenId,
-    /// Its log-probability after its parent, by the drafter.
-    pub log_prob: f32,
-}
-
-/// A candidate to be expanded.
+/// A node to be expanded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frontier {
-    /// Its number.
-    pub candidate: usize,
-    /// The candidate it follows, which was expanded before; `None` for the root.
-    pub parent: Option<usize>,
+    /// Which of the sequences that grow together it belongs to, from 0.
+    pub slot: usize,
+    /// Its number within its sequence; 0 is the root.
+    pub node: usize,
+    /// The node it follows, which was expanded before; the root's is itself.
+    pub parent: usize,
     /// Its token.
     pub token: TokenId,
-    /// 1 right below the root.
+    /// Steps below the root.
     pub depth: usize,
 }
 
 /// Proposes tokens.
 pub trait Drafter {
-    /// The `top_k` likeliest tokens after the root, likeliest first; fewer, or none, when it knows no more.
+    /// Appends to `out` one list for each of `level`, in its order: the `top_k` likeliest tokens after that node, likeliest first; fewer, or
+    /// none, when it knows no more.
+    ///
+    /// The first node of a slot is its root, which makes the drafter forget what it proposed there before; every later one is a child, proposed
+    /// or forced, of a node that was expanded by an earlier call.
     ///
     /// # Errors
-    /// Whatever keeps it from proposing.
-    fn begin(&mut self, top_k: usize) -> Result<Vec<Proposal>>;
-
-    /// The `top_k` likeliest tokens after `node`, likeliest first; fewer, or none, when it knows no more.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    fn expand(&mut self, node: &Frontier, top_k: usize) -> Result<Vec<Proposal>>;
-}
-
-/// A tree to verify. Node 0 is the root, the token the target has chosen last; parents come before their children.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DraftTree {
-    /// Token of each node.
-    pub tokens: Vec<TokenId>,
-    /// Parent of each node; the root's is itself.
-    pub parents: Vec<usize>,
-    /// Steps below the root.
-    pub depths: Vec<usize>,
-    /// Log-probability of each node's path, by the drafter; 0 for the root.
-    pub cumulative_log_probs: Vec<f32>,
-}
-
-impl DraftTree {
-    /// A tree of the root alone, which verifies as a plain decode step.
-    #[must_use]
-    pub fn root(token: TokenId) -> Self {
-        Self { tokens: vec![token], parents: vec![0], depths: vec![0], cumulative_log_probs: vec![0.0] }
-    }
-
-    /// Nodes, the root included.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Never true: there is a root.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Children of `node`, likeliest first.
-    pub fn children(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
-        (1..self.len()).filter(move |&child| self.parents[child] == node)
-    }
-
-    /// Nodes from the root to `node`, both included.
-    #[must_use]
-    pub fn path(&self, node: usize) -> Vec<usize> {
-        let up = std::iter::successors(Some(node), |&node| (node > 0).then(|| self.parents[node]));
-        let mut path: Vec<usize> = up.collect();
-        path.reverse();
-        path
-    }
-
-    /// Adds a node below `parent`; returns its number.
-    fn push(&mut self, parent: usize, token: TokenId, cumulative_log_prob: f32) -> usize {
-        self.tokens.push(token);
-        self.parents.push(parent);
-        self.depths.push(self.depths[parent] + 1);
-        self.cumulative_log_probs.push(cumulative_log_prob);
-        self.len() - 1
-    }
+    /// Whatever keeps it from proposing; [`takt_engine::EngineError::Input`] for a node whose parent was not expanded.
+    fn propose(&mut self, level: &[Frontier], top_k: usize, out: &mut Proposals) -> Result<()>;
 }

@@ -177,7 +177,8 @@ fn draft_text(draft: &DraftReport) -> String {
     let spec = &draft.manifest.spec;
     let mut text = format!("{}\n", paint::dim("draft head"));
     text += &draft.groups().iter().map(group_text).collect::<String>();
-    let reading = format!("features at the inputs of layers {:?}, RoPE base {}", spec.captured, spec.rope_theta);
+    let reading =
+        format!("features at the inputs of layers {:?}, RoPE base {}", spec.captured, spec.rope_theta);
     text += &format!("{:<10} {reading}\n", "read as");
     let Some(record) = &draft.manifest.record else { return text };
     for trial in record.trials.iter().filter(|_| record.trials.len() > 1) {

@@ -55,7 +55,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
         facts["draft"] = json!(draft);
         print_json(&facts)?;
     } else {
-        say!("{}{}", as_text(args, &manifest, &checks, &memory), draft.map_or_else(String::new, |draft| draft_text(&draft)));
+        say!(
+            "{}{}",
+            as_text(args, &manifest, &checks, &memory),
+            draft.map_or_else(String::new, |draft| draft_text(&draft))
+        );
     }
     opened?;
     Ok(ExitCode::SUCCESS)

@@ -149,9 +149,12 @@ mod tests {
     fn shapes_of_trees_are_read_or_refused_with_what_is_expected() {
         assert_eq!("top_k=2,levels=3,nodes=9".parse(), Ok(TreeArg { top_k: 2, levels: 3, nodes: 9 }));
         assert_eq!("nodes=9".parse(), Ok(TreeArg { nodes: 9, ..TreeArg::default() }));
-        for (text, word) in
-            [("", "expected top_k"), ("nodes=0", "1 to 64"), ("top_k=x", "1 to 16"), ("top_k=16,levels=16", "119")]
-        {
+        for (text, word) in [
+            ("", "expected top_k"),
+            ("nodes=0", "1 to 64"),
+            ("top_k=x", "1 to 16"),
+            ("top_k=16,levels=16", "119"),
+        ] {
             let error = text.parse::<TreeArg>().unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
         }
