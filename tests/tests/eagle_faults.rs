@@ -77,8 +77,12 @@ fn weights_that_are_damaged_or_of_another_shape_are_refused_by_name() {
     assert_says(&error, &["midlayer.hidden_norm.weight", "missing"]);
     let error = refusal(|_, config| config["target_hidden_size"] = 256.into());
     assert_says(&error, &["embed_tokens.weight", "128 wide and its target 256"]);
-    let error = refusal(|_, config| config["hidden_size"] = 64.into());
-    assert_says(&error, &["fc.weight", "[128, 384]", "[64, 192]"]);
+    let error = refusal(|tensors, _| {
+        let (_, shape, data) = tensors.get_mut("fc.weight").unwrap();
+        *shape = vec![128, 256];
+        data.truncate(128 * 256 * 2);
+    });
+    assert_says(&error, &["fc.weight", "[128, 256]", "[128, 384]"]);
     let error = refusal(|_, config| config["head_dim"] = 64.into());
     assert_says(&error, &["q_proj", "[128, 256]", "[256, 256]"]);
     let error = refusal(|tensors, _| {
@@ -110,4 +114,17 @@ fn a_pickle_a_missing_file_and_a_truncated_one_are_refused_with_what_to_do() {
     }
     fs::write(folder.path().join("config.json"), "{").unwrap();
     assert_says(&open(), &["config.json"]);
+}
+
+#[test]
+fn a_head_of_another_model_is_refused_before_anything_large_is_read() {
+    let error = refusal(|_, config| config["hidden_size"] = 64.into());
+    assert_says(&error, &["hidden size of 64, this one has 128", "another model"]);
+    let error = refusal(|tensors, config| {
+        config["vocab_size"] = 700.into();
+        drop(tensors.remove("t2d"));
+    });
+    assert_says(&error, &["vocabulary of 700, this one has 640", "another model"]);
+    let error = refusal(|_, config| config["eagle_aux_hidden_state_layer_ids"] = vec![1, 2, 99].into());
+    assert_says(&error, &["layer 99", "another target"]);
 }
