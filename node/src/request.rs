@@ -147,8 +147,36 @@ pub struct Reply {
     pub earliest_deadline: Option<Duration>,
     /// Whether the deadline was promised.
     pub is_promised: bool,
+    /// What speculation did for it; `None` when nothing was proposed.
+    pub speculation: Option<SpeculationCounts>,
     /// Where the time went.
     pub timings: Timings,
+}
+
+/// Rounds of speculation of one request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpeculationCounts {
+    /// Rounds in which something was verified.
+    pub rounds: usize,
+    /// Proposals that were verified.
+    pub drafted: usize,
+    /// Proposals that were accepted.
+    pub accepted: usize,
+}
+
+impl SpeculationCounts {
+    /// Counts a verified `tree` of which `num_kept` nodes were kept.
+    pub fn add(&mut self, tree: &DraftTree, num_kept: usize) {
+        self.rounds += 1;
+        self.drafted += tree.num_drafted();
+        self.accepted += num_kept.saturating_sub(tree.num_certain);
+    }
+
+    /// Tokens a round emitted on average, the target's own included.
+    #[must_use]
+    pub fn accept_len(&self) -> f64 {
+        1.0 + self.accepted as f64 / self.rounds.max(1) as f64
+    }
 }
 
 /// What a request's asker receives, in order.

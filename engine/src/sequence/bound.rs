@@ -64,6 +64,11 @@ impl Bound {
         self.is_broken.then_some(Finish::MaskLimit)
     }
 
+    /// How many of `proposals` may come next; none when finding out takes too long.
+    pub fn num_allowed(&mut self, proposals: &[TokenId]) -> usize {
+        if self.is_broken || self.is_ahead { 0 } else { self.matcher.num_valid(proposals).unwrap_or(0) }
+    }
+
     pub fn is_complete(&self) -> bool {
         self.matcher.is_complete() && !self.is_ahead
     }

@@ -179,6 +179,27 @@ impl Sequence {
         len
     }
 
+    /// Proposals behind the pending tokens that the lane has room for; 0 when at most one more token can come.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let is_ending = self.finish.is_some() || self.tokens.len() + 1 >= self.max_len;
+        if is_ending { 0 } else { self.limits.lane_capacity.saturating_sub(self.tokens.len()) }
+    }
+
+    /// Prompt and answer up to the next token to be computed, with it.
+    #[must_use]
+    pub fn history(&self) -> &[TokenId] {
+        &self.tokens[..self.tokens.len().min(self.committed_len + 1)]
+    }
+
+    /// How many of `proposals`, one after another behind the pending tokens, the form asked for allows; all without one. Changes nothing.
+    pub fn num_allowed(&mut self, proposals: &[TokenId]) -> usize {
+        match &mut self.bound {
+            None => proposals.len(),
+            Some(bound) => bound.num_allowed(proposals),
+        }
+    }
+
     /// Notes that the lane now holds `num_tokens` more tokens: after a step, or for a restored prefix snapshot.
     ///
     /// # Errors

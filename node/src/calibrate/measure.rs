@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use takt_engine::{
     EngineError,
     backend::Backend,
+    draft::{DraftPlan, DraftRow},
     kv::LaneId,
     step::{LogitsWanted, StepPlan},
 };
@@ -23,6 +24,9 @@ pub struct Effort {
     pub most: Duration,
 }
 
+const LANE: LaneId = LaneId(0);
+/// Proposals a row, while measuring.
+const CALIBRATED_TOP_K: usize = 4;
 /// Fewest sections of a bucket; the first, which is not counted, faults pages in.
 pub const MIN_SAMPLES: usize = 3;
 
@@ -149,6 +153,9 @@ impl<'a> Bench<'a> {
 
     /// Runs one section of `shape` and takes it back.
     fn time(&mut self, shape: SectionShape) -> Result<Duration, EngineError> {
+        if shape.kind == SectionKind::Draft {
+            return self.time_draft(shape);
+        }
         let num_lanes = if shape.kind == SectionKind::Decode { shape.size.min(self.num_lanes) } else { 1 };
         let len = if shape.kind == SectionKind::Decode { 1 } else { shape.size };
         let len = len.min(self.lane_capacity).min(self.max_step_tokens);
@@ -158,18 +165,43 @@ impl<'a> Bench<'a> {
             self.fill(lane, before)?;
         }
         self.plan.clear();
-        let logits = match shape.kind {
-            SectionKind::Verify if len <= self.max_logits_rows => LogitsWanted::All,
-            _ => LogitsWanted::Last,
-        };
-        for lane in (0..num_lanes).map(LaneId) {
-            self.plan.push(lane, &self.tokens[..len], logits);
+        if shape.kind == SectionKind::Verify && len <= self.max_logits_rows {
+            let parents: Vec<usize> = (0..len).map(|node: usize| node.saturating_sub(1) / 2).collect();
+            self.plan.push_tree(LaneId(0), &self.tokens[..len], &parents);
+        } else {
+            for lane in (0..num_lanes).map(LaneId) {
+                self.plan.push(lane, &self.tokens[..len], LogitsWanted::Last);
+            }
         }
         let started = self.clock.now();
         self.backend.run_step(&self.plan)?;
         let took = self.clock.now().saturating_duration_since(started);
         (0..num_lanes).try_for_each(|lane| self.backend.truncate(LaneId(lane), before))?;
         Ok(took.max(Duration::from_nanos(1)))
+    }
+
+    /// Drafts one level of `shape.size` rows below a root, or the root for a size of 1. Nothing where the head was not made for such a context.
+    fn time_draft(&mut self, shape: SectionShape) -> Result<Duration, EngineError> {
+        let before = shape.context_len.min(self.lane_capacity).saturating_sub(1);
+        self.fill(LANE, before)?;
+        self.plan.clear();
+        self.plan.push(LANE, &self.tokens[..1], LogitsWanted::None);
+        self.backend.run_step(&self.plan)?;
+        let mut took = Duration::from_nanos(1);
+        if self.backend.can_draft(LANE) {
+            let row = |parent| DraftRow { lane: LANE, parent, token: 0 };
+            let mut plan = DraftPlan { rows: vec![row(None)], top_k: CALIBRATED_TOP_K, wants_logits: false };
+            let mut started = self.clock.now();
+            self.backend.draft(&plan)?;
+            if shape.size > 1 {
+                plan.rows = vec![row(Some(0)); shape.size];
+                started = self.clock.now();
+                self.backend.draft(&plan)?;
+            }
+            took = took.max(self.clock.now().saturating_duration_since(started));
+        }
+        self.backend.truncate(LANE, before)?;
+        Ok(took)
     }
 
     /// Whether lanes can be filled to `context_len` within the effort.
@@ -220,6 +252,7 @@ mod tests {
             prefill_sizes: vec![8],
             decode_sizes: vec![1],
             verify_sizes: vec![4],
+            draft_sizes: Vec::new(),
             context_lens: vec![100, 200, 400],
         };
         let mut costs = vec![Cost::default(); grid.num_cells()];

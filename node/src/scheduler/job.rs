@@ -172,6 +172,7 @@ mod tests {
             prefill_sizes: vec![8, 16, 32],
             decode_sizes: vec![1, 4],
             verify_sizes: vec![4],
+            draft_sizes: Vec::new(),
             context_lens: vec![1000],
         };
         let costs: Vec<Cost> = [1, 2, 3, 1, 2, 5].map(|ms| Cost::exactly(ms * MS)).into();

@@ -14,6 +14,7 @@
 //! | [`prefix`] | which prompt prefixes are kept as snapshots |
 //! | [`job`] | a request as the planner sees it, and its mandatory part |
 //! | [`cut`] | who is out of time |
+//! | [`round`] | a round of speculation, and what it costs at most |
 //! | [`safety`] | which sections endanger nobody |
 //! | [`planner`] | what the next section computes |
 //!
@@ -31,5 +32,6 @@ pub mod ledger;
 pub mod planner;
 pub mod preemption;
 pub mod prefix;
+pub mod round;
 pub mod safety;
 pub mod waiting_room;

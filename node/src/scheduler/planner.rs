@@ -17,6 +17,7 @@ use super::{
     class::Class,
     cut::is_out_of_time,
     job::{Job, Phase, is_late, longest_slice},
+    round::Round,
     safety::{Draft, Situation, is_safe},
 };
 
@@ -29,6 +30,8 @@ pub struct Section {
     pub decodes: Vec<LaneId>,
     /// Forced tokens computed along with them, in that order.
     pub num_forced: usize,
+    /// What their round of speculation may use; `None` for a plain decode step.
+    pub round: Option<Round>,
     /// Lane that reads more of its prompt, and how many tokens.
     pub prefill: Option<(LaneId, usize)>,
     /// How long it may take: whoever must reply within that time, and is not in it, has to be ended before it.
@@ -59,6 +62,7 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
     section.decoding.clear();
     section.prefill = None;
     section.num_forced = 0;
+    section.round = None;
     let mut reading = Reading::default();
     for (idx, job) in jobs.iter().enumerate() {
         let Some(lane) = job.lane else { continue };
@@ -76,9 +80,13 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
         }
     }
     let (num_decodes, slice) = choose(jobs, &section.decoding, reading, situation);
-    let alone = Draft { decodes: &section.decoding[..num_decodes], slice, num_forced: 0 };
+    let alone = Draft { decodes: &section.decoding[..num_decodes], slice, ..Draft::default() };
     section.num_forced = num_forced(&alone, jobs, situation);
-    let draft = Draft { num_forced: section.num_forced, ..alone };
+    let plain = Draft { num_forced: section.num_forced, ..alone };
+    if let Some((round, num_forced)) = round(&plain, jobs, situation) {
+        (section.round, section.num_forced) = (Some(round), num_forced);
+    }
+    let draft = Draft { round: section.round, num_forced: section.num_forced, ..plain };
     section.bound = draft.cost(jobs, bounds);
     let outlasted = jobs.iter().enumerate().filter(|(idx, job)| {
         !draft.decodes.contains(idx)
@@ -125,7 +133,7 @@ fn choose(
     let drafts =
         richest.into_iter().chain(alone).flatten().chain(halves.map(|num| (num, None))).chain(promised);
     for (num_decodes, slice) in drafts {
-        let draft = Draft { decodes: &decoding[..num_decodes], slice, num_forced: 0 };
+        let draft = Draft { decodes: &decoding[..num_decodes], slice, ..Draft::default() };
         if !draft.is_empty() && is_safe(&draft, jobs, situation) {
             return (num_decodes, slice);
         }
@@ -145,6 +153,23 @@ fn num_forced(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> usi
     let along = Draft { num_forced: most, ..*draft };
     let fits = || along.cost(jobs, situation.bounds) <= situation.limits.max_section;
     if is_free && fits() && is_safe(&along, jobs, situation) { most } else { 0 }
+}
+
+/// The largest round, of the one wished for and its halves, that may take the place of `plain`: safe, and not longer than a section may be. So
+/// near a deadline, or while a promise presses, decoding is plain. With it the forced tokens that it computes: all, for they are proposals that
+/// cannot fail.
+fn round(plain: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> Option<(Round, usize)> {
+    let wished = situation.round.filter(|_| plain.slice.is_none() && !plain.decodes.is_empty())?;
+    let forced = plain.decodes.iter().filter_map(|&idx| jobs.get(idx)).map(|job| job.num_forced).sum();
+    std::iter::successors(Some(wished), |round| round.halved()).find_map(|round| {
+        let is_possible = |&num_forced: &usize| {
+            let draft = Draft { round: Some(round), num_forced, ..*plain };
+            round.fits(plain.decodes.len() + num_forced)
+                && draft.cost(jobs, situation.bounds) <= situation.limits.max_section
+                && is_safe(&draft, jobs, situation)
+        };
+        Some((round, [forced, plain.num_forced].into_iter().find(is_possible)?))
+    })
 }
 
 /// A slice of job `reading` beside `decodes`, short enough for the limits and for the replies of those beside it; `None` when not
@@ -194,6 +219,7 @@ mod tests {
             prefill_sizes: vec![8],
             decode_sizes: vec![1, 4],
             verify_sizes: vec![4],
+            draft_sizes: Vec::new(),
             context_lens: vec![1000],
         };
         let costs: Vec<Cost> = [5, 1, 4, 9].map(|ms| Cost::exactly(ms * MS)).into();
@@ -222,7 +248,7 @@ mod tests {
             let waiting = job(None, waiting_until_ms, reading, 0, 5 * MS);
             let mut jobs = [decoding, waiting];
             jobs.sort_unstable_by_key(|job| job.rank);
-            let situation = Situation { now, limits, bounds: table.bounds(), server: &server };
+            let situation = Situation { now, limits, bounds: table.bounds(), server: &server, round: None };
             let mut section = Section::default();
             plan(&jobs, &situation, &mut section);
             assert_eq!(section.decodes, [LaneId(0)]);
@@ -234,5 +260,59 @@ mod tests {
         assert_eq!(planned(&limits, 7, 3), (0, MS), "5 ms are owed by then");
         limits.max_section = 2 * MS;
         assert_eq!(planned(&limits, 20, 3), (0, MS), "longer than a section may be");
+    }
+
+    #[test]
+    fn a_round_takes_the_place_of_a_decode_step_where_no_promise_is_endangered_and_shrinks_with_the_room() {
+        let grid = Grid {
+            prefill_sizes: vec![8],
+            decode_sizes: vec![1, 4],
+            verify_sizes: vec![4, 16],
+            draft_sizes: vec![1, 4],
+            context_lens: vec![1000],
+        };
+        // A decode step takes 1 ms; verifying 2 or 4, a level of drafting 1.
+        let costs: Vec<Cost> = [5, 1, 1, 2, 4, 1, 1].map(|ms| Cost::exactly(ms * MS)).into();
+        let table = CostTable::with_margin(grid, &costs, 1.0);
+        let limits = Limits {
+            max_prefill_slice_tokens: 8,
+            max_step_tokens: 64,
+            max_section: 10 * MS,
+            reply_margin: Duration::ZERO,
+        };
+        let wished = Round { num_levels: 4, top_k: 2, num_proposals: 8, max_nodes: 64, has_head: true };
+        let now = Instant::now();
+        let server = BandwidthServer::new(Bandwidth { budget: Duration::ZERO, period: 100 * MS });
+        let planned = |reply_ms: u32, waiting_ms: Option<u32>, reads: bool| {
+            let job = |lane: Option<usize>, deadline_ms: u32, phase, mandatory| Job {
+                lane: lane.map(LaneId),
+                class: Class::Control,
+                rank: Rank { deadline: Some(now + deadline_ms * MS), ticket: u64::from(deadline_ms) },
+                phase,
+                context_len: 5,
+                num_forced: 0,
+                has_form: false,
+                mandatory,
+            };
+            let reading = Phase::Prefill { remaining: 8, until_stop: 8 };
+            let mut jobs = vec![job(Some(0), reply_ms, Phase::Decode, Duration::ZERO)];
+            jobs.extend(waiting_ms.map(|ms| job(None, ms, reading, 5 * MS)));
+            jobs.extend(reads.then(|| job(Some(1), 60, reading, 5 * MS)));
+            jobs.sort_unstable_by_key(|job| job.rank);
+            let situation =
+                Situation { now, limits: &limits, bounds: table.bounds(), server: &server, round: Some(wished) };
+            let mut section = Section::default();
+            plan(&jobs, &situation, &mut section);
+            assert_eq!(section.decodes, [LaneId(0)]);
+            (section.round.map(|round| (round.num_levels, round.num_proposals)), section.bound)
+        };
+        assert_eq!(planned(50, None, false), (Some((4, 8)), 8 * MS));
+        assert_eq!(planned(7, None, false), (Some((2, 4)), 6 * MS), "the reply is due in 7 ms");
+        assert_eq!(planned(4, None, false), (Some((1, 2)), 3 * MS));
+        assert_eq!(planned(2, None, false), (None, MS), "near the deadline");
+        assert_eq!(planned(50, Some(13), false), (Some((4, 8)), 8 * MS));
+        assert_eq!(planned(50, Some(12), false), (Some((2, 4)), 6 * MS), "5 ms are owed by then");
+        assert_eq!(planned(50, Some(7), false), (None, MS));
+        assert_eq!(planned(50, None, true).0, None, "a prompt's slice goes along with plain steps");
     }
 }

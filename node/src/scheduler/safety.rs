@@ -8,6 +8,7 @@ use super::{
     cost_table::Bounds,
     edf::Rank,
     job::{Job, Limits, Phase, TOLERANCE, is_late, mandatory_after, section_cost},
+    round::Round,
 };
 
 /// What a decision is made from, besides the jobs.
@@ -21,6 +22,8 @@ pub struct Situation<'a> {
     pub bounds: &'a Bounds,
     /// Background work's share.
     pub server: &'a BandwidthServer,
+    /// What speculation would like to use instead of a decode step.
+    pub round: Option<Round>,
 }
 
 /// A section that could run next; indices are those of the jobs.
@@ -32,6 +35,8 @@ pub struct Draft<'a> {
     pub num_forced: usize,
     /// Job that reads more of its prompt, and how many tokens.
     pub slice: Option<(usize, usize)>,
+    /// The round that takes the place of the decode step; never beside a slice.
+    pub round: Option<Round>,
 }
 
 impl Draft<'_> {
@@ -46,6 +51,11 @@ impl Draft<'_> {
     pub fn cost(&self, jobs: &[Job], bounds: &Bounds) -> Duration {
         let context = |idx: usize| jobs.get(idx).map_or(0, |job| job.context_len);
         let decoding = self.decodes.iter().map(|&idx| context(idx) + 1 + self.num_forced).max().unwrap_or(0);
+        if let Some(round) = self.round {
+            let context_len = self.decodes.iter().map(|&idx| context(idx)).max().unwrap_or(0);
+            let (num_lanes, num_forms) = (self.decodes.len(), self.members(jobs).filter(|job| job.has_form).count());
+            return round.cost(num_lanes, num_lanes + self.num_forced, context_len, num_forms, bounds);
+        }
         let (slice_len, reading) = self.slice.map_or((0, 0), |(idx, len)| (len, context(idx) + len));
         let masks: Duration = self.members(jobs).map(|job| job.mask_cost(bounds)).sum();
         section_cost(self.decodes.len() + self.num_forced, slice_len, decoding.max(reading), bounds) + masks

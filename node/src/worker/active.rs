@@ -13,7 +13,7 @@ use super::{
     desk::Seat,
 };
 use crate::{
-    request::{Status, Timings},
+    request::{SpeculationCounts, Status, Timings},
     scheduler::{
         class::Class,
         cost_table::Bounds,
@@ -169,6 +169,8 @@ pub(super) struct Active {
     pub sequence: Sequence,
     /// Prompt length at which a snapshot is to be taken, until it has been.
     pub snapshot_at: Option<usize>,
+    /// What speculation did for it.
+    pub speculation: SpeculationCounts,
     started: Instant,
     first_token: Option<Instant>,
 }
@@ -177,7 +179,16 @@ impl Active {
     pub fn new(waiting: Waiting, rank: Rank, now: Instant) -> Self {
         let Waiting { asker, standing, sequence, system_len } = waiting;
         let snapshot_at = Some(system_len).filter(|len| *len > 0);
-        Self { asker, standing, rank, sequence, snapshot_at, started: now, first_token: None }
+        Self {
+            asker,
+            standing,
+            rank,
+            sequence,
+            snapshot_at,
+            speculation: SpeculationCounts::default(),
+            started: now,
+            first_token: None,
+        }
     }
 
     /// As the planner sees it.
@@ -264,6 +275,7 @@ impl Active {
             finish_reason: self.sequence.finish().map(Finish::reason),
             reason,
             is_promised: self.standing.is_promised,
+            speculation: Some(self.speculation).filter(|counts| counts.rounds > 0),
             timings,
             ..Outcome::default()
         };

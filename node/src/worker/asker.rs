@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TrySendError};
 use takt_engine::{TokenId, grammar::Closing};
 
-use crate::request::{Event, Reply, Request, RequestId, Status, Timings};
+use crate::request::{Event, Reply, Request, RequestId, SpeculationCounts, Status, Timings};
 
 /// How long the worker waits for room when an asker's channel is full of other requests' events.
 const REPLY_PATIENCE: Duration = Duration::from_millis(5);
@@ -22,6 +22,7 @@ pub(super) struct Outcome {
     pub reason: Option<String>,
     pub earliest_deadline: Option<Duration>,
     pub is_promised: bool,
+    pub speculation: Option<SpeculationCounts>,
     pub timings: Timings,
 }
 
@@ -114,6 +115,7 @@ impl Asker {
             reason: outcome.reason,
             earliest_deadline: outcome.earliest_deadline,
             is_promised: outcome.is_promised,
+            speculation: outcome.speculation,
             timings,
         };
         // An asker that is gone wants no reply; one whose shared channel is full gets a moment.

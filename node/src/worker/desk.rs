@@ -119,6 +119,8 @@ pub struct Desk {
     clock: Box<dyn Clock + Sync>,
     is_trusted: AtomicBool,
     distrust: Mutex<Distrust>,
+    /// Why nothing is drafted although something could be.
+    no_speculation: Mutex<Option<String>>,
 }
 
 /// Why nothing is promised, and how often that happened.
@@ -163,6 +165,7 @@ impl Desk {
             clock: parts.clock,
             is_trusted: AtomicBool::new(true),
             distrust: Mutex::default(),
+            no_speculation: Mutex::default(),
         }
     }
 
@@ -194,6 +197,17 @@ impl Desk {
             distrust.reason = None;
             self.is_trusted.store(true, Ordering::Release);
         }
+    }
+
+    /// The worker: its drafter was found useless.
+    pub(super) fn note_no_speculation(&self, reason: String) {
+        *self.no_speculation.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// Why the worker has stopped to speculate; `None` while it does, or was never to.
+    #[must_use]
+    pub fn no_speculation(&self) -> Option<String> {
+        self.no_speculation.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Nothing is promised until the next [`Self::set_bounds`].

@@ -21,7 +21,7 @@ use crate::{
     scheduler::{bandwidth_server::Bandwidth, job::Limits},
 };
 
-pub use core::{Parts, Turn, WorkerCore};
+pub use core::{Drafting, Parts, Turn, WorkerCore};
 pub use desk::{Admission, Desk, Seat};
 pub use thread::{Facts, Opened, Opener, Worker};
 
@@ -44,6 +44,8 @@ pub struct WorkerOptions {
     pub reply_margin: Duration,
     /// Where the system's files are that tell clocks and power mode; `/` outside tests.
     pub system_root: PathBuf,
+    /// Who proposes tokens for speculation.
+    pub drafting: Drafting,
     /// How the thread is to run.
     pub realtime: RealtimeSettings,
 }
@@ -59,6 +61,7 @@ impl Default for WorkerOptions {
             prefix_snapshots: 4,
             reply_margin: Duration::from_micros(500),
             system_root: PathBuf::from("/"),
+            drafting: Drafting::default(),
             realtime: RealtimeSettings::default(),
         }
     }

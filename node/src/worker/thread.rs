@@ -11,6 +11,7 @@ use takt_engine::{
     EngineError,
     backend::{Backend, Capabilities},
     dir::Manifest,
+    draft::DraftManifest,
     text::{SpecialTokens, Text},
 };
 
@@ -42,6 +43,8 @@ pub struct Opened {
     pub text: Arc<Text>,
     /// What it is.
     pub manifest: Manifest,
+    /// Its draft head, where it has one and it is loaded.
+    pub draft: Option<DraftManifest>,
     /// Costs of this device that were measured before and still hold.
     pub costs: Option<StoredTable>,
 }
@@ -227,13 +230,15 @@ fn open(
     options: &WorkerOptions,
     desk: Option<Arc<Desk>>,
 ) -> Result<(WorkerCore, Facts), EngineError> {
-    let Opened { mut backend, text, manifest, costs } = opener()?;
+    let Opened { mut backend, text, manifest, draft, costs } = opener()?;
     text.check_vocab_size(manifest.spec.vocab_size)?;
     let clock = MonotonicClock;
     // The tokenizer compiles its patterns on first use.
     text.encode("Where are you? 42", SpecialTokens::Add)?;
     let facts = backend.capabilities().clone();
-    let grid = Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity);
+    let max_rows = backend.draft_facts().map_or(0, |draft| draft.max_plan_rows);
+    let grid = Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity)
+        .with_draft(max_rows);
     let costs = costs.filter(|costs| costs.grid == grid);
     let has_stored_costs = costs.is_some();
     // Measured in any case: it touches every page a section uses.
@@ -246,7 +251,7 @@ fn open(
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
     let costs = Arc::new(table.calibrated());
-    let parts = Parts { backend, text: Arc::clone(&text), table, desk };
+    let parts = Parts { backend, text: Arc::clone(&text), table, draft, desk };
     let core = WorkerCore::new(parts, options, clock);
     let desk = Arc::clone(core.desk());
     let facts = Facts {

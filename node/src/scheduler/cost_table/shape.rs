@@ -10,13 +10,15 @@ pub enum SectionKind {
     Prefill,
     /// One token of each of several lanes; its size is the number of lanes.
     Decode,
-    /// A draft tree over one lane; its size is the number of nodes.
+    /// Draft trees over one or several lanes; its size is the number of nodes, roots included.
     Verify,
+    /// One level of a draft head; its size is the number of rows.
+    Draft,
 }
 
 impl SectionKind {
     /// All kinds, in the order of the table.
-    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Verify];
+    pub const ALL: [Self; 4] = [Self::Prefill, Self::Decode, Self::Verify, Self::Draft];
 
     /// The name in files and tables.
     #[must_use]
@@ -25,6 +27,7 @@ impl SectionKind {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::Verify => "verify",
+            Self::Draft => "draft",
         }
     }
 }
@@ -34,7 +37,7 @@ impl SectionKind {
 pub struct SectionShape {
     /// What it computes.
     pub kind: SectionKind,
-    /// Slice tokens, lanes or nodes; at least 1.
+    /// Slice tokens, lanes, nodes or rows; at least 1.
     pub size: usize,
     /// Most tokens that a lane of the section holds at its end.
     pub context_len: usize,
@@ -49,6 +52,9 @@ pub struct Grid {
     pub decode_sizes: Vec<usize>,
     /// Upper bounds of the nodes of a verify round, ascending.
     pub verify_sizes: Vec<usize>,
+    /// Upper bounds of the rows of one level of a draft head, ascending; empty without a head.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draft_sizes: Vec<usize>,
     /// Upper bounds of the context, ascending; the last is a lane's capacity.
     pub context_lens: Vec<usize>,
 }
@@ -67,8 +73,16 @@ impl Grid {
             prefill_sizes: steps(8, max_slice_len.min(lane_capacity), 2),
             decode_sizes: steps(1, num_lanes, 2),
             verify_sizes: steps(4, MAX_NODES.min(lane_capacity), 2),
+            draft_sizes: Vec::new(),
             context_lens,
         }
+    }
+
+    /// With buckets for a draft head that drafts up to `max_rows` rows a level; 0 for none.
+    #[must_use]
+    pub fn with_draft(mut self, max_rows: usize) -> Self {
+        self.draft_sizes = if max_rows == 0 { Vec::new() } else { steps(1, max_rows.min(MAX_NODES), 2) };
+        self
     }
 
     /// Upper bounds of the sizes of `kind`.
@@ -78,6 +92,7 @@ impl Grid {
             SectionKind::Prefill => &self.prefill_sizes,
             SectionKind::Decode => &self.decode_sizes,
             SectionKind::Verify => &self.verify_sizes,
+            SectionKind::Draft => &self.draft_sizes,
         }
     }
 
@@ -119,7 +134,8 @@ impl Grid {
         let ascends = |values: &[usize]| {
             values.first().is_some_and(|&first| first > 0) && values.windows(2).all(|pair| pair[0] < pair[1])
         };
-        ascends(&self.context_lens) && SectionKind::ALL.iter().all(|&kind| ascends(self.sizes(kind)))
+        let has_kind = |kind| kind == SectionKind::Draft && self.draft_sizes.is_empty() || ascends(self.sizes(kind));
+        ascends(&self.context_lens) && SectionKind::ALL.into_iter().all(has_kind)
     }
 }
 
@@ -143,13 +159,13 @@ mod tests {
         #[test]
         fn a_section_is_in_the_smallest_bucket_that_is_not_below_it(
             max_slice in 1_usize..300, num_lanes in 1_usize..20, capacity in 1_usize..5000,
-            size in 1_usize..400, context_len in 1_usize..6000,
+            size in 1_usize..400, context_len in 1_usize..6000, max_rows in 0_usize..70,
         ) {
-            let grid = Grid::of(max_slice, num_lanes, capacity);
+            let grid = Grid::of(max_slice, num_lanes, capacity).with_draft(max_rows);
             prop_assert!(grid.is_valid());
             let shapes: Vec<_> = grid.shapes().collect();
             prop_assert_eq!(shapes.len(), grid.num_cells());
-            for kind in SectionKind::ALL {
+            for kind in SectionKind::ALL.into_iter().filter(|&kind| !grid.sizes(kind).is_empty()) {
                 let (cell, factor) = grid.cell(SectionShape { kind, size, context_len });
                 let found = shapes[cell];
                 prop_assert_eq!(found.kind, kind);

@@ -69,6 +69,7 @@ impl Machine<'_> {
             limits: &self.settings.limits,
             bounds: self.table.bounds(),
             server: &self.server,
+            round: None,
         };
         let is_pressed = is_pressed(&waiting, &jobs, num_holders, &situation);
         let found = victim(&waiting, is_pressed, &jobs[..num_holders]);

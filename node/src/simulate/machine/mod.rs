@@ -183,6 +183,7 @@ impl<'a> Machine<'a> {
             limits: &self.settings.limits,
             bounds: self.table.bounds(),
             server: &self.server,
+            round: None,
         };
         self.settings.policy.plan(&self.plain_jobs, &situation, self.run.num_sections, &mut self.section);
         let num_cut = self.section.cut.len();

@@ -46,7 +46,7 @@ impl WorkerCore {
         self.jobs.extend(self.queue.iter().map(|(rank, queued)| queued.job(rank)));
         let now = self.clock.now();
         let situation =
-            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server };
+            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server, round: None };
         let is_pressed = is_pressed(waiting, &self.jobs, num_holders, &situation);
         let Some(lane) = victim(waiting, is_pressed, &self.jobs[..num_holders]) else { return Ok(false) };
         self.park(lane)?;
@@ -138,6 +138,7 @@ impl WorkerCore {
     /// prompt token is always computed: its logits choose the first token of the answer.
     fn reuse(&mut self, lane: LaneId, resident_len: usize, active: &Active) -> Result<usize, EngineError> {
         let prompt = active.sequence.prompt_token_ids();
+        self.backend.follow(lane, self.speculation.follows());
         let most = prompt.len().saturating_sub(1);
         let resident_len = resident_len.min(most);
         if let Some((snapshot, len)) = self.prefixes.longest(prompt)

@@ -2,14 +2,17 @@
 
 mod assignment;
 mod section;
+mod speculation;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use takt_eagle_spec::policy::Policy;
 use takt_engine::{
-    EngineError, backend::Backend, kv::LaneId, sequence::SequenceLimits, step::StepPlan, text::Text,
+    EngineError, backend::Backend, draft::DraftManifest, kv::LaneId, sequence::SequenceLimits, step::StepPlan,
+    text::Text,
 };
 
 use super::{
@@ -37,6 +40,9 @@ use crate::{
     },
 };
 
+pub use speculation::Drafting;
+use speculation::Speculation;
+
 /// Fewest tokens a prefix must share before copying it is worth more than computing it.
 const MIN_SHARED_TOKENS: usize = 8;
 
@@ -57,6 +63,8 @@ pub struct Parts {
     pub text: Arc<Text>,
     /// What sections cost.
     pub table: CostTable,
+    /// The draft head the backend has, as its engine describes it.
+    pub draft: Option<DraftManifest>,
     /// The desk of the worker this one takes the place of, and how often it had withdrawn promises before costs were measured; `None` for a
     /// new one.
     pub desk: Option<(Arc<Desk>, u64)>,
@@ -79,6 +87,7 @@ pub struct WorkerCore {
     table: CostTable,
     server: BandwidthServer,
     limits: Limits,
+    speculation: Speculation,
     num_tickets: u64,
     // Kept from section to section, so that one allocates nothing.
     section: Section,
@@ -97,7 +106,7 @@ impl WorkerCore {
     /// A worker without requests.
     #[must_use]
     pub fn new(parts: Parts, options: &WorkerOptions, clock: impl Clock + Sync + Clone + 'static) -> Self {
-        let Parts { backend, text, table, desk } = parts;
+        let Parts { mut backend, text, table, draft, desk } = parts;
         let facts = backend.capabilities();
         let (num_lanes, max_step_tokens) = (facts.num_lanes, facts.max_step_tokens);
         let limits = options.limits(max_step_tokens);
@@ -118,6 +127,9 @@ impl WorkerCore {
                 clock: Box::new(clock.clone()),
             })),
         };
+        let has_head = backend.draft_facts().is_some();
+        let speculation = Speculation::new(options.drafting, draft.as_ref(), has_head, num_lanes);
+        (0..num_lanes).for_each(|lane| backend.follow(LaneId(lane), speculation.follows()));
         let mut table = table;
         learn_masks(&mut table, &desk);
         Self {
@@ -130,6 +142,7 @@ impl WorkerCore {
             table,
             server: BandwidthServer::new(options.background),
             limits,
+            speculation,
             num_tickets: 0,
             section: Section::default(),
             jobs: Vec::with_capacity(num_slots),
@@ -148,6 +161,12 @@ impl WorkerCore {
     #[must_use]
     pub fn costs(&self) -> &CostTable {
         &self.table
+    }
+
+    /// What speculation has learnt: acceptance, counts, speed-up.
+    #[must_use]
+    pub fn speculation(&self) -> &Policy {
+        self.speculation.policy()
     }
 
     /// Open requests: waiting and active.
@@ -260,8 +279,10 @@ impl WorkerCore {
         self.fill_lanes()?;
         let now = self.clock.now();
         self.collect_jobs(now);
+        let facts = self.backend.capabilities();
+        let round = self.speculation.wish(facts.max_logits_rows.min(facts.max_step_tokens));
         let situation =
-            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server };
+            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server, round };
         plan(&self.jobs, &situation, &mut self.section);
         let num_cut = self.section.cut.len();
         for i in 0..num_cut {

@@ -4,81 +4,117 @@ use std::time::{Duration, Instant};
 
 use takt_engine::{EngineError, kv::LaneId};
 
-use super::WorkerCore;
+use super::{WorkerCore, speculation::Step};
 use crate::{
     request::Status,
     scheduler::{
         class::Class,
         cost_table::{SectionKind, SectionShape},
-        job::section_cost,
     },
 };
 
+/// What a section computes, by size.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sizes {
+    /// Tokens of decoding lanes that are no proposals.
+    num_decoded: usize,
+    /// Nodes of trees, those that are no proposals included.
+    num_nodes: usize,
+    slice_len: usize,
+    /// Longest context at its end.
+    context_len: usize,
+}
+
+/// What a section brought besides its tokens.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// Time spent on masks.
+    choosing: Duration,
+    /// Tokens computed for good in the lanes that drafted.
+    num_tokens: usize,
+}
+
 impl WorkerCore {
     pub(super) fn run_section(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.plan.clear();
-        let (mut context_len, mut num_decoded) = (0, 0);
-        let mut num_forced = self.section.num_forced;
-        for &lane in &self.section.decodes {
-            if let Some(active) = self.lanes.holder_mut(lane) {
-                let num_tokens = active.sequence.push_to(&mut self.plan, lane, 1 + num_forced);
-                num_forced -= num_tokens.saturating_sub(1);
-                num_decoded += num_tokens;
-                context_len = context_len.max(active.sequence.committed_len() + num_tokens);
-            }
-        }
-        let mut slice_len = 0;
-        if let Some((lane, len)) = self.section.prefill
-            && let Some(active) = self.lanes.holder_mut(lane)
-        {
-            slice_len = active.sequence.push_to(&mut self.plan, lane, len);
-            context_len = context_len.max(active.sequence.committed_len() + slice_len);
-        }
-        let masks = self.table.bounds().mask() * u32::try_from(self.num_forms()).unwrap_or(u32::MAX);
-        let bound = section_cost(num_decoded, slice_len, context_len, self.table.bounds()) + masks;
         // In this order: read in between, the slice counts twice rather than not at all.
-        self.desk.ledger().begin_section(started.checked_add(bound).unwrap_or(started));
+        self.desk.ledger().begin_section(started.checked_add(self.section.bound).unwrap_or(started));
+        self.draft_trees()?;
+        let sizes = self.fill_plan();
         if let Some((lane, _)) = self.section.prefill
             && let Some(active) = self.lanes.holder_mut(lane)
         {
-            active.owe_after(slice_len, &self.limits, self.table.bounds());
+            active.owe_after(sizes.slice_len, &self.limits, self.table.bounds());
         }
-        self.steer(num_decoded);
-        let output = self.backend.run_step(&self.plan)?;
-        let now = self.clock.now();
-        self.ended.clear();
-        let mut choosing = Duration::ZERO;
-        for (segment_idx, segment) in self.plan.segments.iter().enumerate() {
-            let Some(active) = self.lanes.holder_mut(segment.lane) else { continue };
-            active.sequence.commit(segment.tokens.len())?;
-            if active.sequence.awaits_logits() {
-                let logits = output
-                    .last_logits(segment_idx)
-                    .ok_or_else(|| EngineError::Backend(format!("no logits for lane {}", segment.lane.0)))?;
-                let (has_form, chosen_from) = (active.sequence.is_bound(), self.clock.now());
-                if active.advance(logits, now)?.is_some() {
-                    self.ended.push(segment.lane);
-                }
-                if has_form {
-                    let took = self.clock.now().saturating_duration_since(chosen_from);
-                    self.table.record_mask(took);
-                    choosing += took;
-                }
-            }
-        }
+        self.steer(sizes.num_decoded);
+        let progress = self.run_plan()?;
         self.take_snapshot()?;
         self.send_text();
-        let took = self.clock.now().saturating_duration_since(started);
+        let took = self.clock.now().saturating_duration_since(started).saturating_sub(progress.choosing);
         self.desk.ledger().end_section();
-        self.learn(num_decoded, slice_len, context_len, took.saturating_sub(choosing));
+        self.speculation.learn(took, progress.num_tokens);
+        self.learn(sizes, took.saturating_sub(self.speculation.spent()));
+        self.watch_drafter();
         Ok(())
     }
 
-    /// Lanes of the section whose next token is chosen within a form.
-    fn num_forms(&self) -> usize {
-        let has_form =
-            |lane: LaneId| self.lanes.used().any(|(held, active)| held == lane && active.sequence.is_bound());
-        self.plan.segments.iter().filter(|segment| has_form(segment.lane)).count()
+    fn fill_plan(&mut self) -> Sizes {
+        self.plan.clear();
+        let mut sizes = Sizes::default();
+        let mut num_forced = self.section.num_forced;
+        for &lane in &self.section.decodes {
+            let Some(active) = self.lanes.holder_mut(lane) else { continue };
+            let num_tokens = if let Some(tree) = self.speculation.tree(lane) {
+                self.plan.push_tree(lane, &tree.tokens, &tree.parents);
+                sizes.num_nodes += tree.len();
+                tree.num_certain
+            } else {
+                active.sequence.push_to(&mut self.plan, lane, 1 + num_forced)
+            };
+            num_forced -= num_tokens.saturating_sub(1);
+            sizes.num_decoded += num_tokens;
+            sizes.context_len = sizes.context_len.max(active.sequence.committed_len() + num_tokens);
+        }
+        if let Some((lane, len)) = self.section.prefill
+            && let Some(active) = self.lanes.holder_mut(lane)
+        {
+            sizes.slice_len = active.sequence.push_to(&mut self.plan, lane, len);
+            sizes.context_len = sizes.context_len.max(active.sequence.committed_len() + sizes.slice_len);
+        }
+        sizes
+    }
+
+    /// Runs the plan, advances every sequence in it, keeps what was accepted of trees.
+    fn run_plan(&mut self) -> Result<Progress, EngineError> {
+        let Self { backend, lanes, speculation, table, clock, plan, ended, .. } = self;
+        let output = backend.run_step(plan)?;
+        let now = clock.now();
+        let mut progress = Progress::default();
+        let mut chose = |took: Duration| {
+            table.record_mask(took);
+            progress.choosing += took;
+        };
+        ended.clear();
+        speculation.forget_paths();
+        for (segment_idx, segment) in plan.segments.iter().enumerate() {
+            let Some(active) = lanes.holder_mut(segment.lane) else { continue };
+            let step = Step { output: &output, segment_idx, clock: clock.as_ref(), now };
+            let has_ended = if segment.is_tree {
+                let (has_ended, num_kept) = speculation.walk(segment.lane, active, step, &mut chose)?;
+                progress.num_tokens += num_kept;
+                has_ended
+            } else {
+                if speculation.has_lane(segment.lane) {
+                    progress.num_tokens += segment.tokens.len();
+                }
+                active.sequence.commit(segment.tokens.len())?;
+                active.sequence.awaits_logits() && step.choose(active, output.last_logits(segment_idx), &mut chose)?
+            };
+            if has_ended {
+                ended.push(segment.lane);
+            }
+        }
+        speculation.kept().try_for_each(|(lane, path)| backend.keep(lane, path))?;
+        Ok(progress)
     }
 
     /// Leads answers that have a form towards their end as their time runs out: from twice the time on that their closing's bytes would take
@@ -99,10 +135,13 @@ impl WorkerCore {
     }
 
     /// Learns what the section cost, charges background work for its part, and says so when nothing can be promised any more.
-    fn learn(&mut self, num_decoded: usize, slice_len: usize, context_len: usize, took: Duration) {
+    fn learn(&mut self, sizes: Sizes, took: Duration) {
+        let Sizes { num_decoded, num_nodes, slice_len, context_len } = sizes;
         let shape = |kind, size| SectionShape { kind, size, context_len };
         match (num_decoded, slice_len) {
             (0, 0) => {}
+            // Trees, and lanes beside them that compute what they would anyway.
+            _ if num_nodes > 0 => self.table.record(shape(SectionKind::Verify, self.plan.tokens.len()), took),
             // Forced tokens of one lane cost less than as many lanes: they teach nothing about those.
             (num, 0) if num > self.plan.segments.len() => {}
             (num, 0) => self.table.record(shape(SectionKind::Decode, num), took),

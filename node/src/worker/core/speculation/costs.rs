@@ -1,0 +1,36 @@
+//! What rounds usually take, for the policy.
+
+use std::time::Duration;
+
+use takt_eagle_spec::policy::RoundCosts;
+
+use crate::scheduler::cost_table::{CostTable, SectionKind, SectionShape};
+
+/// The table's medians at one context.
+#[derive(Debug)]
+pub(super) struct Typical<'a> {
+    pub table: &'a CostTable,
+    pub context_len: usize,
+    /// Looking tokens up costs nothing worth counting.
+    pub has_head: bool,
+}
+
+impl Typical<'_> {
+    fn of(&self, kind: SectionKind, size: usize) -> Duration {
+        self.table.typical(SectionShape { kind, size: size.max(1), context_len: self.context_len })
+    }
+}
+
+impl RoundCosts for Typical<'_> {
+    fn decode(&self, num_lanes: usize) -> Duration {
+        self.of(SectionKind::Decode, num_lanes)
+    }
+
+    fn verify(&self, num_nodes: usize) -> Duration {
+        self.of(SectionKind::Verify, num_nodes)
+    }
+
+    fn draft(&self, num_rows: usize) -> Duration {
+        if self.has_head { self.of(SectionKind::Draft, num_rows) } else { Duration::ZERO }
+    }
+}
