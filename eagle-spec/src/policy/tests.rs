@@ -174,39 +174,114 @@ fn a_useless_drafter_costs_less_than_three_percent() {
     }
 }
 
-#[test]
-fn an_overconfident_drafter_costs_less_than_three_percent() {
-    let overconfident = Quality { claimed: vec![0.9], spread: 0.0, honesty: 0.2 / 0.9 };
-    let account = worker(1).run(&mut World::new(overconfident, 5), 20_000);
-    assert!(account.ratio() <= 1.03, "{account:?}");
-}
-
-#[test]
-fn rounds_that_take_longer_than_measured_cost_less_than_three_percent() {
-    let mut worker = worker(1);
-    worker.slowness = 3.0;
-    let account = worker.run(&mut World::new(good(), 5), 20_000);
-    assert!(account.ratio() <= 1.03, "{account:?}");
+/// The least time of a round of one lane with the same shape every time, in plain decoding's time.
+fn best_fixed_shape(quality: &Quality, costs: &StepCosts) -> (f64, TreeShape) {
+    let mut best = (f64::INFINITY, TreeShape::chain(1));
+    for top_k in [1, 2, 4] {
+        for num_levels in 1..=6 {
+            for num_nodes in [2, 3, 4, 5, 6, 8, 12, 16, 24, 32] {
+                let shape = TreeShape { top_k, num_levels, num_nodes };
+                let mut world = World::new(quality.clone(), 4);
+                let ratio = fixed_shape_ratio(&mut world, costs, shape, 2000);
+                best = if ratio < best.0 { (ratio, shape) } else { best };
+            }
+        }
+    }
+    best
 }
 
 #[test]
 fn a_good_drafter_is_used_about_as_well_as_with_the_best_fixed_shape() {
     for quality in [good(), honest(&[0.6, 0.5, 0.4], 0.3), honest(&[0.95, 0.93, 0.9, 0.88], 0.03)] {
-        let costs = StepCosts::typical();
         let found = worker(1).run(&mut World::new(quality.clone(), 3), 20_000).ratio();
-        let mut best = (f64::INFINITY, TreeShape::chain(1));
-        for top_k in [1, 2, 4] {
-            for num_levels in 1..=6 {
-                for num_nodes in [2, 3, 4, 5, 6, 8, 12, 16, 24, 32] {
-                    let shape = TreeShape { top_k, num_levels, num_nodes };
-                    let ratio = fixed_shape_ratio(&mut World::new(quality.clone(), 4), &costs, shape, 2000);
-                    best = if ratio < best.0 { (ratio, shape) } else { best };
-                }
-            }
-        }
-        println!("{quality:?}: {found:.3} of plain decoding's time, {best:?}");
+        let best = best_fixed_shape(&quality, &StepCosts::typical());
         assert!(found < best.0 * 1.1, "{quality:?}: {found:.3}, {best:?}");
     }
+}
+
+/// The faster a run, the more a millisecond of it is worth: with steep costs that decides between small trees and large ones.
+#[test]
+fn a_fast_run_does_not_spend_its_time_on_what_would_do_for_a_slow_one() {
+    let mut worker = worker(1);
+    worker.costs.verify_us = vec![8000, 8000, 8500, 10_500, 14_500, 22_500];
+    worker.costs.draft_us = vec![300];
+    let quality = honest(&[0.9, 0.85, 0.8, 0.7, 0.5, 0.4], 0.1);
+    let found = worker.run(&mut World::new(quality.clone(), 3), 20_000).ratio();
+    let best = best_fixed_shape(&quality, &worker.costs);
+    println!("DBG {found} {best:?}");
+    assert!(found < best.0 * 1.01, "{found:.3}, {best:?}");
+}
+
+/// Claimed are nine in ten, accepted two: worth a short chain with these costs, and no more.
+#[test]
+fn an_overconfident_drafter_costs_less_than_three_percent_and_is_seen_through() {
+    let quality = Quality { claimed: vec![0.9], spread: 0.0, honesty: 0.2 / 0.9 };
+    let account = worker(1).run(&mut World::new(quality.clone(), 5), 20_000);
+    assert!(account.ratio() <= 1.03, "{account:?}");
+    let best = best_fixed_shape(&quality, &StepCosts::typical());
+    assert!(account.ratio() < best.0 * 1.02, "{account:?}, {best:?}");
+}
+
+#[test]
+fn rounds_that_take_longer_than_measured_are_planned_as_if_that_were_measured() {
+    let slowed = |costs: &[u64]| costs.iter().map(|cost| cost * 17 / 10).collect();
+    let typical = StepCosts::typical();
+    let dear = StepCosts {
+        verify_us: slowed(&typical.verify_us),
+        draft_us: slowed(&typical.draft_us),
+        ..StepCosts::typical()
+    };
+    let known = Worker::new(Policy::new(None), dear, LIMITS, 1).run(&mut World::new(good(), 5), 20_000);
+    let mut worker = worker(1);
+    worker.slowness = 1.7;
+    let found = worker.run(&mut World::new(good(), 5), 20_000);
+    assert!(found.ratio() < known.ratio() * 1.01, "{found:?}, {known:?}");
+    worker.slowness = 4.0;
+    let found = worker.run(&mut World::new(good(), 5), 20_000);
+    assert!(found.ratio() <= 1.03, "{found:?}");
+}
+
+/// The promise rests on sums of time alone: here all that is learnt is wrong, and every round loses.
+#[test]
+fn whatever_the_estimates_say_losses_stay_below_three_percent() {
+    let mut worker = worker(1);
+    let mut world = World::new(good(), 1);
+    let mut account = Account::default();
+    for _ in 0..5_000 {
+        let (verdict, num_levels, drafting) = worker.draft(&mut world, &[1]);
+        let tree = &worker.trees[0];
+        worker.policy.observe(tree, &tree.path(tree.len() - 1), Some(1));
+        let plain = worker.policy.plain_equivalent(1);
+        let took = match verdict {
+            Verdict::Plain => drafting + plain,
+            Verdict::Verify { num_nodes } => drafting + worker.costs.verify(num_nodes),
+        };
+        if num_levels == 0 {
+            worker.policy.record_plain(took)
+        } else {
+            worker.policy.record_round(took, plain)
+        }
+        account.num_rounds += usize::from(num_levels > 0);
+        account.took += took;
+        account.plain += plain;
+    }
+    assert!((1.015..=1.03).contains(&account.ratio()), "{account:?}: less, and nothing was tested");
+}
+
+/// What was proposed and not worth verifying counts: otherwise a level that never pays would be drafted each time, in the hope it were as usual.
+#[test]
+fn a_drafter_that_knows_where_its_knowledge_ends_is_not_asked_further() {
+    let mut worker = worker(1);
+    worker.costs.draft_us = vec![1500];
+    let mut world = World::new(honest(&[0.85, 0.03], 0.02), 1);
+    worker.run(&mut world, 500);
+    let num_levels: usize = (0..100)
+        .map(|_| {
+            let (_, num_levels, _) = worker.draft(&mut world, &[1]);
+            num_levels
+        })
+        .sum();
+    assert!((90..=110).contains(&num_levels), "{num_levels} levels in 100 rounds");
 }
 
 #[test]
