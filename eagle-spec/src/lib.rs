@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`drafter`] | a drafter over the backend's EAGLE-3 head |
 //! | [`lookup`] | a drafter without a model: what followed the last tokens before |
+//! | [`policy`] | how much to propose and to verify: what pays, by measured cost, and never much slower than plain |
 //! | [`tree`] | what is proposed: the dynamic tree of EAGLE-2 and the chain, over any drafter |
 //! | [`verify`] | what is accepted: the target's own choices, as far as they were proposed |
 //!
@@ -12,5 +13,6 @@
 
 pub mod drafter;
 pub mod lookup;
+pub mod policy;
 pub mod tree;
 pub mod verify;

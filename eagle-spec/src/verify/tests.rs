@@ -189,7 +189,8 @@ fn the_test_above_notices_a_verification_that_is_a_little_too_kind() {
         let choose = |node: usize| {
             let chosen = sampler.sample(&logits(&said(text, &tree, node)));
             number += 1;
-            let kind = tree.children(node).next().filter(|_| number % 10 == 0);
+            // Only where the first child is possible at all: that impossible tokens never come is asserted anyway.
+            let kind = tree.children(node).next().filter(|_| text.is_empty() && number % 10 == 0);
             chosen.map(|chosen| Some(kind.map_or(chosen, |child| tree.tokens[child])))
         };
         let next = walk(&tree, choose, &mut path).unwrap();
