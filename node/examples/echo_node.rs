@@ -54,6 +54,7 @@ fn answer(request: &Request) -> Result<(), crossbeam_channel::SendError<Event>> 
         reason: None,
         earliest_deadline: None,
         is_promised: false,
+        speculation: None,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },
     })))
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 use serde::Serialize;
+use takt_eagle_spec::tree::DraftTree;
 use takt_engine::{
     EngineError, TokenId,
     grammar::{Closing, ClosingPolicy, GrammarSpec},

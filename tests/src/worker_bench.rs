@@ -126,7 +126,7 @@ impl Bench {
         let grid = Grid::of(worker.max_prefill_slice_tokens, num_lanes, 128);
         let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
         log.reset();
-        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), desk: None };
+        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), draft: None, desk: None };
         Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
     }
 

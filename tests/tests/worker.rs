@@ -221,7 +221,13 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
     let opener = move || {
         let engine = Engine::open(&dir, &engine_options(1))?;
         let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
-        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest, costs: None })
+        Ok(Opened {
+            backend: engine.backend,
+            text,
+            manifest: engine.manifest,
+            draft: engine.draft,
+            costs: None,
+        })
     };
     let worker = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap();
     assert!(worker.facts().decode_step > Duration::ZERO, "measured while warming up");
@@ -267,7 +273,13 @@ fn a_change_of_the_clocks_ends_all_promises_until_costs_are_measured_again() {
     let opener = move || {
         let engine = Engine::open(&dir, &engine_options(1))?;
         let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
-        Ok(Opened { backend: engine.backend, text, manifest: engine.manifest, costs: None })
+        Ok(Opened {
+            backend: engine.backend,
+            text,
+            manifest: engine.manifest,
+            draft: engine.draft,
+            costs: None,
+        })
     };
     let options = WorkerOptions { system_root: root.path().to_owned(), ..WorkerOptions::default() };
     let worker = Worker::spawn(Box::new(opener), options).unwrap();

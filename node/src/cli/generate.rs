@@ -28,7 +28,7 @@ use crate::{
     calibrate::{DeviceKey, Effort},
     request::{Event, Prompt, Reply, Request, RequestId, Status},
     scheduler::{class::Class, cost_table::StoredTable},
-    worker::{Opened, Worker, WorkerOptions},
+    worker::{Drafting, Opened, Worker, WorkerOptions},
 };
 
 /// Events of the one request that may wait for the terminal.
@@ -70,7 +70,10 @@ pub(super) struct GenerateArgs {
     max_context: Option<usize>,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Plain decoding; this version has no other
+    /// Who proposes tokens to verify together: auto (the engine's draft head), lookup (what was said before), off
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    drafter: Drafting,
+    /// Plain decoding: as --drafter off
     #[arg(long)]
     no_speculation: bool,
     /// Print one JSON object
@@ -105,9 +108,11 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
     let form = args.form.form()?;
     let mut options = args.engine.options();
     options.lane_capacity = args.max_context;
+    let drafting = if args.no_speculation { Drafting::Off } else { args.drafter };
+    options.speculation = drafting == Drafting::Head;
     let worker = Worker::spawn(
         opener(args.dir.clone(), options),
-        WorkerOptions { queue_len: 1, effort: Effort::LEAST, ..WorkerOptions::default() },
+        WorkerOptions { queue_len: 1, effort: Effort::LEAST, drafting, ..WorkerOptions::default() },
     )?;
     let sender = worker.sender();
     if let Some(form) = &form {
@@ -143,14 +148,14 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
 /// Opens an engine with its text for a worker.
 pub(super) fn opener(dir: PathBuf, options: EngineOptions) -> crate::worker::Opener {
     Box::new(move || {
-        let Engine { manifest, backend, .. } = Engine::open(&dir, &options)?;
+        let Engine { manifest, backend, draft, .. } = Engine::open(&dir, &options)?;
         let text = Text::open(&dir)?.ok_or_else(|| no_tokenizer(&dir))?;
         let path = StoredTable::path(&dir, &DeviceKey::of(backend.as_ref()).file_stem());
         let costs = StoredTable::read(&path).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             None
         });
-        Ok(Opened { backend, text: Arc::new(text), manifest, costs })
+        Ok(Opened { backend, text: Arc::new(text), manifest, draft, costs })
     })
 }
 
@@ -255,8 +260,10 @@ fn summary(reply: &Reply) -> String {
     let ttft =
         reply.timings.ttft.map(|time| format!(", first token after {:.1} ms", ms(time))).unwrap_or_default();
     let speed = decode_tok_s(reply).map(|speed| format!(", {speed:.0} tokens/s")).unwrap_or_default();
+    let rounds = reply.speculation.map(|counts| format!(", {:.1} tokens a round", counts.accept_len()));
+    let rounds = rounds.unwrap_or_default();
     format!(
-        "{} ({}): {} tokens in {:.1}{deadline} ms{ttft}{speed}",
+        "{} ({}): {} tokens in {:.1}{deadline} ms{ttft}{speed}{rounds}",
         reply.status.name(),
         reply.finish_reason,
         reply.token_ids.len(),
@@ -281,7 +288,10 @@ fn as_json(reply: &Reply) -> Value {
             "ttft": reply.timings.ttft.map(ms), "total": ms(reply.timings.total),
             "deadline": reply.timings.deadline.map(ms),
         },
-        "decode_tok_s": decode_tok_s(reply), "speculation": null,
+        "decode_tok_s": decode_tok_s(reply), "speculation": reply.speculation.map(|counts| json!({
+            "rounds": counts.rounds, "drafted": counts.drafted, "accepted": counts.accepted,
+            "accept_len": counts.accept_len(),
+        })),
     });
     if let Some(closing) = &reply.closing {
         object["cut_fields"] = json!(closing.cut_fields);

@@ -136,6 +136,7 @@ pub(super) fn refusal(status: Status, reason: String, arrived: Instant, deadline
         reason: Some(reason),
         earliest_deadline: None,
         is_promised: false,
+        speculation: None,
         timings: Timings { total: arrived.elapsed(), deadline, ..Timings::default() },
     }
 }

@@ -94,6 +94,12 @@ impl<T> Lanes<T> {
         self.slots.iter_mut().for_each(|slot| slot.resident.clear());
     }
 
+    /// Who holds `lane`.
+    #[must_use]
+    pub fn holder(&self, lane: LaneId) -> Option<&T> {
+        self.slots.get(lane.0)?.holder.as_ref()
+    }
+
     /// The holder of `lane`.
     pub fn holder_mut(&mut self, lane: LaneId) -> Option<&mut T> {
         self.slots.get_mut(lane.0)?.holder.as_mut()

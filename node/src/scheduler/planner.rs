@@ -299,8 +299,13 @@ mod tests {
             jobs.extend(waiting_ms.map(|ms| job(None, ms, reading, 5 * MS)));
             jobs.extend(reads.then(|| job(Some(1), 60, reading, 5 * MS)));
             jobs.sort_unstable_by_key(|job| job.rank);
-            let situation =
-                Situation { now, limits: &limits, bounds: table.bounds(), server: &server, round: Some(wished) };
+            let situation = Situation {
+                now,
+                limits: &limits,
+                bounds: table.bounds(),
+                server: &server,
+                round: Some(wished),
+            };
             let mut section = Section::default();
             plan(&jobs, &situation, &mut section);
             assert_eq!(section.decodes, [LaneId(0)]);

@@ -52,14 +52,16 @@ impl Round {
         let times = |num: usize| u32::try_from(num).unwrap_or(u32::MAX);
         let levels = if self.has_head {
             let further = self.num_levels.saturating_sub(1);
-            cost(SectionKind::Draft, num_lanes)
-                .saturating_add(cost(SectionKind::Draft, num_lanes * self.top_k).saturating_mul(times(further)))
+            cost(SectionKind::Draft, num_lanes).saturating_add(
+                cost(SectionKind::Draft, num_lanes * self.top_k).saturating_mul(times(further)),
+            )
         } else {
             Duration::ZERO
         };
         // A mask for every token that comes of it, and a check for every proposal.
         let num_checks = times(num_forms * self.num_levels * self.top_k * self.top_k);
-        let num_masks = times(num_forms * self.num_levels).saturating_add(num_checks.div_ceil(CHECKS_PER_MASK));
+        let num_masks =
+            times(num_forms * self.num_levels).saturating_add(num_checks.div_ceil(CHECKS_PER_MASK));
         let verify = cost(SectionKind::Verify, num_nodes);
         levels.saturating_add(verify).saturating_add(bounds.mask().saturating_mul(num_masks))
     }

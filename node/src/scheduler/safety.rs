@@ -53,7 +53,8 @@ impl Draft<'_> {
         let decoding = self.decodes.iter().map(|&idx| context(idx) + 1 + self.num_forced).max().unwrap_or(0);
         if let Some(round) = self.round {
             let context_len = self.decodes.iter().map(|&idx| context(idx)).max().unwrap_or(0);
-            let (num_lanes, num_forms) = (self.decodes.len(), self.members(jobs).filter(|job| job.has_form).count());
+            let (num_lanes, num_forms) =
+                (self.decodes.len(), self.members(jobs).filter(|job| job.has_form).count());
             return round.cost(num_lanes, num_lanes + self.num_forced, context_len, num_forms, bounds);
         }
         let (slice_len, reading) = self.slice.map_or((0, 0), |(idx, len)| (len, context(idx) + len));
@@ -70,7 +71,7 @@ impl Draft<'_> {
 /// those that wait included) that could be kept before it can be kept after it.
 #[must_use]
 pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bool {
-    let Situation { now, limits, bounds, server } = *situation;
+    let Situation { now, limits, bounds, server, .. } = *situation;
     let cost = draft.cost(jobs, bounds);
     if draft
         .members(jobs)
@@ -105,7 +106,7 @@ pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bo
 /// which counts on `job` being done by then, could no longer be kept.
 #[must_use]
 pub fn is_pressed(job: &Job, jobs: &[Job], num_lanes: usize, situation: &Situation<'_>) -> bool {
-    let Situation { now, limits, bounds, server } = *situation;
+    let Situation { now, limits, bounds, server, .. } = *situation;
     let context_len = jobs.iter().map(|other| other.context_len).max().unwrap_or(0);
     let slice_len = limits.slice_len(num_lanes, context_len, bounds);
     let masks: Duration = jobs.iter().take(num_lanes).map(|other| other.mask_cost(bounds)).sum();

@@ -26,7 +26,7 @@ fn table() -> CostTable {
         .map(|shape| {
             let us = match shape.kind {
                 SectionKind::Decode => 900 + 200 * shape.size,
-                SectionKind::Prefill | SectionKind::Verify => 600 + 50 * shape.size,
+                SectionKind::Prefill | SectionKind::Verify | SectionKind::Draft => 600 + 50 * shape.size,
             };
             let p50 = Duration::from_micros(us as u64);
             Cost { p50, p99: p50 * 3 / 2, worst: p50 * 3 / 2 }

@@ -237,8 +237,8 @@ fn open(
     text.encode("Where are you? 42", SpecialTokens::Add)?;
     let facts = backend.capabilities().clone();
     let max_rows = backend.draft_facts().map_or(0, |draft| draft.max_plan_rows);
-    let grid = Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity)
-        .with_draft(max_rows);
+    let grid =
+        Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity).with_draft(max_rows);
     let costs = costs.filter(|costs| costs.grid == grid);
     let has_stored_costs = costs.is_some();
     // Measured in any case: it touches every page a section uses.

@@ -112,6 +112,7 @@ fn send(request: &Request, status: Status, answer: &str, closing: Option<Closing
         reason: None,
         earliest_deadline: None,
         is_promised: false,
+        speculation: None,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },
     };
     request.events.send(Event::Reply(Box::new(reply))).unwrap();

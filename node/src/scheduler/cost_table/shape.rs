@@ -134,7 +134,8 @@ impl Grid {
         let ascends = |values: &[usize]| {
             values.first().is_some_and(|&first| first > 0) && values.windows(2).all(|pair| pair[0] < pair[1])
         };
-        let has_kind = |kind| kind == SectionKind::Draft && self.draft_sizes.is_empty() || ascends(self.sizes(kind));
+        let has_kind =
+            |kind| kind == SectionKind::Draft && self.draft_sizes.is_empty() || ascends(self.sizes(kind));
         ascends(&self.context_lens) && SectionKind::ALL.into_iter().all(has_kind)
     }
 }

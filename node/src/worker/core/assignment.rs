@@ -45,8 +45,13 @@ impl WorkerCore {
         let num_holders = self.jobs.len();
         self.jobs.extend(self.queue.iter().map(|(rank, queued)| queued.job(rank)));
         let now = self.clock.now();
-        let situation =
-            Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server, round: None };
+        let situation = Situation {
+            now,
+            limits: &self.limits,
+            bounds: self.table.bounds(),
+            server: &self.server,
+            round: None,
+        };
         let is_pressed = is_pressed(waiting, &self.jobs, num_holders, &situation);
         let Some(lane) = victim(waiting, is_pressed, &self.jobs[..num_holders]) else { return Ok(false) };
         self.park(lane)?;

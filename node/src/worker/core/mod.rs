@@ -11,8 +11,8 @@ use std::{
 
 use takt_eagle_spec::policy::Policy;
 use takt_engine::{
-    EngineError, backend::Backend, draft::DraftManifest, kv::LaneId, sequence::SequenceLimits, step::StepPlan,
-    text::Text,
+    EngineError, backend::Backend, draft::DraftManifest, kv::LaneId, sequence::SequenceLimits,
+    step::StepPlan, text::Text,
 };
 
 use super::{

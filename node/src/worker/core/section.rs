@@ -107,7 +107,8 @@ impl WorkerCore {
                     progress.num_tokens += segment.tokens.len();
                 }
                 active.sequence.commit(segment.tokens.len())?;
-                active.sequence.awaits_logits() && step.choose(active, output.last_logits(segment_idx), &mut chose)?
+                active.sequence.awaits_logits()
+                    && step.choose(active, output.last_logits(segment_idx), &mut chose)?
             };
             if has_ended {
                 ended.push(segment.lane);

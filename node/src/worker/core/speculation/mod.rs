@@ -200,7 +200,8 @@ impl WorkerCore {
     /// Takes out what an answer's form does not allow, branch by branch.
     fn check_forms(&mut self) {
         let Speculation { lanes, level, proposals, allowed, branch, growths, .. } = &mut self.speculation;
-        let has_form = |lane: LaneId| self.lanes.holder(lane).is_some_and(|active| active.sequence.is_bound());
+        let has_form =
+            |lane: LaneId| self.lanes.holder(lane).is_some_and(|active| active.sequence.is_bound());
         if !lanes.iter().any(|&lane| has_form(lane)) {
             return;
         }
