@@ -4,6 +4,9 @@
 use super::{Acceptance, Limits, RoundCosts, allowance::ms};
 use crate::tree::{Frontier, Growth};
 
+/// Proposals that a round considers at most, whatever the limits: more than any step verifies.
+const MAX_PROPOSALS: usize = 1024;
+
 /// A proposed node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
@@ -47,15 +50,16 @@ pub(super) struct Economy {
 
 impl Economy {
     /// Takes the costs of a round of `growths`, which have been started. `factor` is what rounds take in truth for each ms of their typical
-    /// cost; `rate(plain_rate)` the tokens that a ms is worth.
+    /// cost.
     pub fn begin_round(&mut self, growths: &[Growth], limits: Limits, costs: &dyn RoundCosts, factor: f64) {
         let num_certain: usize = growths.iter().map(Growth::num_certain).sum();
         let is_plain = num_certain == growths.len();
         let base = if is_plain { costs.decode(growths.len()) } else { costs.verify(num_certain) };
         self.step_ms.clear();
         self.step_ms.push(ms(base));
+        let max_nodes = limits.max_nodes.min(num_certain.saturating_add(MAX_PROPOSALS));
         let verify = |num_nodes| ms(costs.verify(num_nodes)) * factor;
-        self.step_ms.extend((num_certain + 1..=limits.max_nodes).map(verify));
+        self.step_ms.extend((num_certain + 1..=max_nodes).map(verify));
         // More rows than proposals that can be verified are of no use.
         let max_rows = self.max_proposals().min(growths.len().saturating_mul(limits.top_k));
         self.draft_ms.clear();
@@ -141,8 +145,10 @@ impl Economy {
     /// The most that a round can be worth with 1 to `max_levels` more levels of `num_rows`.
     fn best_worth(&mut self, num_rows: usize, max_levels: usize, acceptance: &Acceptance) -> f64 {
         let rows = &self.open[..num_rows];
+        // Less likely ones than can be verified are out of the running.
+        let max_proposals = self.max_proposals();
         self.merged.clear();
-        self.merged.extend(self.known.iter().map(|known| known.chance));
+        self.merged.extend(self.known.iter().take(max_proposals).map(|known| known.chance));
         self.running.clear();
         self.running.extend(rows.iter().map(|row| row.at.chance));
         let (mut best, mut drafting) = (f64::NEG_INFINITY, 0.0);
@@ -155,6 +161,7 @@ impl Economy {
                 }
             }
             self.merged.sort_unstable_by(|a, b| b.total_cmp(a));
+            self.merged.truncate(max_proposals);
             let (_, worth) = best_prefix(self.merged.iter().copied(), self.rate, &self.step_ms);
             best = best.max(worth - drafting);
         }

@@ -11,12 +11,12 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | [`acceptance`] | what was learnt about the drafter, depth by depth |
-//! | [`economy`] | what a round is worth: tokens against time, as the same number |
-//! | [`allowance`] | how much speculation may lose, so that a run is never much slower than a plain one |
-//! | [`collapse`] | a drafter that does far worse than it once did |
-//! | [`counters`] | what reports say |
-//! | [`rounds`] | all of them together: [`Policy`] |
+//! | `acceptance` | what was learnt about the drafter, depth by depth |
+//! | `economy` | what a round is worth: tokens against time, as the same number |
+//! | `allowance` | how much speculation may lose, so that a run is never much slower than a plain one |
+//! | `collapse` | a drafter that does far worse than it once did |
+//! | `counters` | what reports say |
+//! | `rounds` | all of them together: [`Policy`] |
 //!
 //! Architecture invariant: no clock and no logging. Time comes in as numbers, decisions go out as values, so that a test decides alike.
 

@@ -158,6 +158,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// To the letter: 1.5 %, a dozen steps, and the round that is running when those are spent.
+    #[test]
+    fn no_turn_of_events_loses_more_than_is_allowed(
+        costs in costs(), num_lanes in 1_usize..5, seed in any::<u64>(),
+        phases in prop::collection::vec((0.05_f32..0.97, 0.0_f32..1.0, 1_usize..800), 1..6),
+    ) {
+        let longest = costs.draft(16) * LIMITS.max_levels as u32 + costs.verify(LIMITS.max_nodes);
+        let step = costs.decode(num_lanes);
+        let mut worker = Worker::new(Policy::new(None), costs, LIMITS, num_lanes);
+        let mut world = World::new(useless(), seed);
+        let mut account = Account::default();
+        for (claimed, honesty, num_steps) in phases {
+            world.quality = Quality { claimed: vec![claimed], spread: 0.2, honesty };
+            (0..num_steps).for_each(|_| worker.step(&mut world, &mut account));
+            let allowed = account.plain.mul_f64(1.015) + 12 * step + longest;
+            prop_assert!(account.took <= allowed, "{account:?}, allowed {allowed:?}");
+        }
+    }
+}
+
 fn worker(num_lanes: usize) -> Worker {
     Worker::new(Policy::new(None), StepCosts::typical(), LIMITS, num_lanes)
 }
@@ -208,7 +231,6 @@ fn a_fast_run_does_not_spend_its_time_on_what_would_do_for_a_slow_one() {
     let quality = honest(&[0.9, 0.85, 0.8, 0.7, 0.5, 0.4], 0.1);
     let found = worker.run(&mut World::new(quality.clone(), 3), 20_000).ratio();
     let best = best_fixed_shape(&quality, &worker.costs);
-    println!("DBG {found} {best:?}");
     assert!(found < best.0 * 1.01, "{found:.3}, {best:?}");
 }
 

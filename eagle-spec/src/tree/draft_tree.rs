@@ -40,15 +40,21 @@ impl DraftTree {
 
     /// Makes it a tree of the root alone again, keeping the memory.
     pub fn refill(&mut self, root: TokenId) {
-        self.tokens.clear();
-        self.parents.clear();
-        self.depths.clear();
-        self.cumulative_log_probs.clear();
+        self.clear();
         self.tokens.push(root);
         self.parents.push(0);
         self.depths.push(0);
         self.cumulative_log_probs.push(0.0);
         self.num_certain = 1;
+    }
+
+    /// Forgets all nodes, the root too, keeping the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.parents.clear();
+        self.depths.clear();
+        self.cumulative_log_probs.clear();
+        self.num_certain = 0;
     }
 
     /// Nodes, the root included.
@@ -57,7 +63,7 @@ impl DraftTree {
         self.tokens.len()
     }
 
-    /// True only before the first [`Self::refill`]: after it there is a root.
+    /// True only before [`Self::refill`], and after [`Self::clear`]: otherwise there is a root.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()

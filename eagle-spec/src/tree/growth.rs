@@ -181,9 +181,10 @@ impl Growth {
         self.order = kept;
     }
 
-    /// Makes `tree` the root, the forced tokens and the candidates `kept`, in ascending order. What does not hang on to a kept one is left out.
+    /// Makes `tree` the root, the forced tokens and the candidates `kept`, in ascending order. What does not hang on to a kept one is left
+    /// out; before the first [`Self::start`] the tree becomes empty.
     pub fn keep(&mut self, kept: &[usize], tree: &mut DraftTree) {
-        let Some(root) = self.nodes.first() else { return };
+        let Some(root) = self.nodes.first() else { return tree.clear() };
         tree.refill(root.token);
         self.kept_as.clear();
         self.kept_as.resize(self.nodes.len(), 0);
