@@ -38,12 +38,10 @@ impl<'a> HeadDrafter<'a> {
         Self::with_rows(backend, lanes, Rows::default())
     }
 
-    /// [`Self::new`] with the memory of an earlier one ([`Self::into_rows`]), so that nothing is allocated.
+    /// [`Self::new`] with the memory of an earlier one ([`Self::into_rows`]): it goes on with that one's trees, and allocates nothing.
     pub fn with_rows(backend: &'a mut dyn Backend, lanes: &'a [LaneId], mut rows: Rows) -> Self {
         rows.numbers.resize(lanes.len().max(rows.numbers.len()), Vec::new());
-        rows.numbers.iter_mut().for_each(Vec::clear);
-        rows.counts.clear();
-        rows.counts.resize(lanes.len(), 0);
+        rows.counts.resize(rows.numbers.len(), 0);
         Self { backend, lanes, rows }
     }
 

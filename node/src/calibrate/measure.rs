@@ -39,6 +39,14 @@ impl Effort {
     pub const BRIEF: Self = Self { num_samples: 24, most: Duration::from_millis(1500) };
 }
 
+/// Buckets for what `backend` can run, with slices of up to `max_slice_len` tokens.
+#[must_use]
+pub fn grid_of(backend: &dyn Backend, max_slice_len: usize) -> Grid {
+    let facts = backend.capabilities();
+    let max_rows = backend.draft_facts().map_or(0, |draft| draft.max_plan_rows);
+    Grid::of(max_slice_len, facts.num_lanes, facts.lane_capacity).with_draft(max_rows)
+}
+
 /// Times the sections of `grid` on `backend`, whose lanes are empty before and after; one cost for each of `grid.shapes()`. Contexts that
 /// `effort` leaves no time to fill are extrapolated from the shorter ones: the node learns the rest from its own sections.
 /// `progress` is told how many buckets are done; when it says false, measuring ends and `None` is returned.

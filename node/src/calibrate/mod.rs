@@ -6,4 +6,4 @@ mod measure;
 
 pub use device_key::DeviceKey;
 pub(crate) use masks::measure_masks;
-pub use measure::{Effort, measure};
+pub use measure::{Effort, grid_of, measure};

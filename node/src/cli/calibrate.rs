@@ -9,11 +9,11 @@ use takt_engine::engine::Engine;
 
 use super::{CliError, interrupt::Interrupt, paint, print_json, serve};
 use crate::{
-    calibrate::{DeviceKey, Effort, measure},
+    calibrate::{DeviceKey, Effort, grid_of, measure},
     clock::MonotonicClock,
     config::{Layers, process_environment},
     rt,
-    scheduler::cost_table::{Cost, CostTable, Grid, SectionKind, SectionShape, StoredTable},
+    scheduler::cost_table::{Cost, CostTable, SectionKind, SectionShape, StoredTable},
 };
 
 /// Measure what sections cost on this device, so that deadlines can be promised
@@ -45,8 +45,7 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
     let refused = rt::apply(&config.realtime());
     let (options, worker) = (serve::engine_options(&config)?, serve::worker_options(&config));
     let mut backend = Engine::open(&args.dir, &options)?.backend;
-    let (num_lanes, lane_capacity) = (backend.capabilities().num_lanes, backend.capabilities().lane_capacity);
-    let grid = Grid::of(worker.max_prefill_slice_tokens, num_lanes, lane_capacity);
+    let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
     let effort = Effort { num_samples: args.samples as usize, ..Effort::THOROUGH };
     let key = DeviceKey::of(backend.as_ref());
     let bar = bar(grid.num_cells(), args.json);

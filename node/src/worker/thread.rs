@@ -21,11 +21,11 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    calibrate::{DeviceKey, Effort, measure},
+    calibrate::{DeviceKey, Effort, grid_of, measure},
     clock::{Clock, MonotonicClock},
     request::{Request, RequestId, RequestSender, Status},
     rt,
-    scheduler::cost_table::{CostTable, Grid, SectionKind, SectionShape, StoredTable},
+    scheduler::cost_table::{CostTable, SectionKind, SectionShape, StoredTable},
 };
 
 /// Failures without a complete answer in between after which the worker gives up.
@@ -236,9 +236,7 @@ fn open(
     // The tokenizer compiles its patterns on first use.
     text.encode("Where are you? 42", SpecialTokens::Add)?;
     let facts = backend.capabilities().clone();
-    let max_rows = backend.draft_facts().map_or(0, |draft| draft.max_plan_rows);
-    let grid =
-        Grid::of(options.max_prefill_slice_tokens, facts.num_lanes, facts.lane_capacity).with_draft(max_rows);
+    let grid = grid_of(backend.as_ref(), options.max_prefill_slice_tokens);
     let costs = costs.filter(|costs| costs.grid == grid);
     let has_stored_costs = costs.is_some();
     // Measured in any case: it touches every page a section uses.
