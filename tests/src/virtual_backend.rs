@@ -11,6 +11,7 @@ use std::{
 use takt_engine::{
     EngineError, Result,
     backend::{Backend, Capabilities},
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
@@ -24,6 +25,8 @@ pub struct StepLog {
     pub num_tokens: Arc<AtomicUsize>,
     /// Most segments of one step.
     pub max_segments: Arc<AtomicUsize>,
+    /// Levels drafted.
+    pub num_levels: Arc<AtomicUsize>,
     /// Steps that will fail from now on.
     pub failures: Arc<AtomicUsize>,
     /// Steps take this many times longer, and once more: 0 as they should.
@@ -35,6 +38,7 @@ impl StepLog {
     pub fn reset(&self) {
         self.num_tokens.store(0, Ordering::SeqCst);
         self.max_segments.store(0, Ordering::SeqCst);
+        self.num_levels.store(0, Ordering::SeqCst);
     }
 
     /// From now on steps take `factor` times as long.
@@ -53,6 +57,8 @@ pub struct VirtualBackend {
     pub step: Duration,
     /// Further cost of each token beyond one a segment.
     pub token: Duration,
+    /// Cost of a level of drafting.
+    pub level: Duration,
     /// What happened.
     pub log: StepLog,
 }
@@ -114,5 +120,27 @@ impl Backend for VirtualBackend {
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.inner.drop_snapshot(snapshot);
+    }
+
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        self.inner.attach_draft(spec, source)
+    }
+
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        self.inner.draft_facts()
+    }
+
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        self.inner.follow(lane, follows);
+    }
+
+    fn can_draft(&self, lane: LaneId) -> bool {
+        self.inner.can_draft(lane)
+    }
+
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        self.clock.advance(self.level);
+        self.log.num_levels.fetch_add(1, Ordering::SeqCst);
+        self.inner.draft(plan)
     }
 }

@@ -11,17 +11,15 @@ use takt_engine::{
     backend::Backend,
     engine::{Engine, EngineOptions},
     quant::WeightKind,
+    sampler::SamplingParams,
     text::Text,
 };
 use takt_engine_builder::{BuildOptions, build};
 use takt_node::{
-    calibrate::{Effort, measure},
+    calibrate::{Effort, grid_of, measure},
     clock::{Clock, VirtualClock},
     request::{Event, Form, Prompt, Reply, Request, RequestId},
-    scheduler::{
-        class::Class,
-        cost_table::{CostTable, Grid},
-    },
+    scheduler::{class::Class, cost_table::CostTable},
     worker::{Parts, Turn, WorkerCore, WorkerOptions},
 };
 
@@ -30,6 +28,7 @@ use crate::virtual_backend::{StepLog, VirtualBackend};
 /// Cost of a step.
 pub const STEP: Duration = Duration::from_millis(2);
 const TOKEN: Duration = Duration::from_micros(100);
+const LEVEL: Duration = Duration::from_micros(200);
 
 /// The fixture as an engine, built once for all tests of a process.
 static ENGINE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -71,6 +70,10 @@ pub struct Demand {
     pub max_tokens: usize,
     /// Its form.
     pub form: Option<Form>,
+    /// How its tokens are chosen; the engine's defaults without.
+    pub sampling: Option<SamplingParams>,
+    /// Texts that end it.
+    pub stop: Vec<String>,
     /// Events that may wait to be read.
     pub room: usize,
 }
@@ -85,6 +88,8 @@ impl Demand {
             allowed: None,
             max_tokens: 256,
             form: None,
+            sampling: None,
+            stop: Vec::new(),
             room: 256,
         }
     }
@@ -111,28 +116,35 @@ impl Bench {
     /// A calibrated worker.
     #[must_use]
     pub fn new(num_lanes: usize, worker: &WorkerOptions) -> Self {
-        let dir = engine_dir();
-        let engine = Engine::open(&dir, &engine_options(num_lanes)).unwrap();
+        Self::of(&engine_dir(), &engine_options(num_lanes), worker)
+    }
+
+    /// A calibrated worker of another engine.
+    #[must_use]
+    pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
+        let engine = Engine::open(dir, options).unwrap();
+        let draft = engine.draft;
         let (clock, log) = (VirtualClock::default(), StepLog::default());
         let backend = VirtualBackend {
             inner: engine.backend,
             clock: clock.clone(),
             step: STEP,
             token: TOKEN,
+            level: LEVEL,
             log: log.clone(),
         };
-        let text = Arc::new(Text::open(&dir).unwrap().unwrap());
+        let text = Arc::new(Text::open(dir).unwrap().unwrap());
         let mut backend: Box<dyn Backend> = Box::new(backend);
-        let grid = Grid::of(worker.max_prefill_slice_tokens, num_lanes, 128);
+        let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
         let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
         log.reset();
-        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), draft: None, desk: None };
+        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), draft, desk: None };
         Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
     }
 
     /// Asks.
     pub fn ask(&mut self, demand: Demand) -> (RequestId, Receiver<Event>) {
-        let Demand { prompt, class, allowed, max_tokens, form, room } = demand;
+        let Demand { prompt, class, allowed, max_tokens, form, sampling, stop, room } = demand;
         let (events, receiver) = bounded(room);
         let (id, arrived) = (RequestId::next(), self.clock.now());
         self.core.accept(Request {
@@ -142,8 +154,8 @@ impl Bench {
             deadline: allowed.map(|allowed| arrived + allowed),
             class,
             max_tokens: Some(max_tokens),
-            sampling: None,
-            stop: Vec::new(),
+            sampling,
+            stop,
             form,
             events,
             admission: None,
