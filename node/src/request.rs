@@ -254,6 +254,12 @@ impl RequestSender {
         self.desk.as_ref().map_or("", |desk| desk.device())
     }
 
+    /// Why the worker has stopped to speculate; `None` while it does, or was never to.
+    #[must_use]
+    pub fn no_speculation(&self) -> Option<String> {
+        self.desk.as_ref().and_then(|desk| desk.no_speculation())
+    }
+
     /// Why no deadline is promised at present, if so.
     #[must_use]
     pub fn distrust(&self) -> Option<String> {

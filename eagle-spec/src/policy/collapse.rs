@@ -8,7 +8,7 @@ use crate::tree::DraftTree;
 const MIN_ROUNDS: u32 = 64;
 
 /// Below this share of what is on record, something is wrong rather than the text unusual.
-const ALARMING_SHARE: f32 = 0.4;
+pub const ALARMING_SHARE: f32 = 0.4;
 
 /// Weight of the newest round.
 const NEWEST: f32 = 1.0 / 64.0;

@@ -35,7 +35,7 @@ mod tests;
 use std::time::Duration;
 
 pub use acceptance::{Acceptance, MAX_DEPTH};
-pub use collapse::{Collapse, Record};
+pub use collapse::{ALARMING_SHARE, Collapse, Record};
 pub use counters::Counters;
 pub use rounds::{Policy, Verdict};
 

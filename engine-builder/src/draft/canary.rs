@@ -10,7 +10,7 @@ use takt_engine::{
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
     },
     dir::EngineDir,
-    draft::{AcceptanceRecord, DraftPlan, DraftRow, DraftSpec, Trial},
+    draft::{AcceptanceCheck, AcceptanceRecord, DraftPlan, DraftRow, DraftSpec, Trial},
     kv::LaneId,
     sampler::{Sampler, SamplingParams},
     step::{LogitsWanted, StepPlan},
@@ -47,13 +47,14 @@ impl Acceptance {
         1.0 + accepted as f32 / self.num_chains.max(1) as f32
     }
 
-    fn record(&self, num_prompts: usize, trials: Vec<Trial>) -> AcceptanceRecord {
+    fn record(&self, num_prompts: usize, check: AcceptanceCheck, trials: Vec<Trial>) -> AcceptanceRecord {
         let shares = self.accepted.iter().zip(&self.tried).take_while(|(_, tried)| **tried > 0);
         AcceptanceRecord {
             acceptance: shares.map(|(&accepted, &tried)| accepted as f32 / tried as f32).collect(),
             accept_len: self.accept_len(),
             num_chains: self.num_chains,
             num_prompts,
+            check,
             trials,
         }
     }
@@ -91,7 +92,10 @@ pub(super) fn choose_reading(
     };
     backend.attach_draft(&spec(reading), draft)?;
     let acceptance = measure_acceptance(&mut backend, prompts, eos)?;
-    Ok((reading, acceptance.record(prompts.len(), trials)))
+    let prompt = prompts.first().cloned().unwrap_or_default();
+    let accept_len = measure_acceptance(&mut backend, std::slice::from_ref(&prompt), eos)?.accept_len();
+    let check = AcceptanceCheck { prompt, accept_len };
+    Ok((reading, acceptance.record(prompts.len(), check, trials)))
 }
 
 fn open(dir: &EngineDir) -> Result<CpuBackend> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DraftSpec, NUM_CAPTURED};
-use crate::quant::WeightKind;
+use crate::{TokenId, quant::WeightKind};
 
 /// The head's manifest, inside the engine directory.
 pub const DRAFT_MANIFEST_FILE: &str = "draft/draft.json";
@@ -40,8 +40,20 @@ pub struct AcceptanceRecord {
     pub num_chains: usize,
     /// Prompts they were drafted after.
     pub num_prompts: usize,
+    /// One prompt, by which a load can tell that the head still does what it did: short, and the same for everybody.
+    pub check: AcceptanceCheck,
     /// The readings of the published files that were tried, the chosen one included; the first of equals was chosen.
     pub trials: Vec<Trial>,
+}
+
+/// What a head's proposals were worth after one prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptanceCheck {
+    /// The prompt.
+    pub prompt: Vec<TokenId>,
+    /// Tokens a round emits on average after it.
+    pub accept_len: f32,
 }
 
 /// One reading of a published head, and what it was worth.

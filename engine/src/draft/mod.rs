@@ -11,7 +11,8 @@ mod plan;
 mod spec;
 
 pub use manifest::{
-    AcceptanceRecord, DRAFT_MANIFEST_FILE, DRAFT_SCHEMA_VERSION, DRAFT_WEIGHTS_FILE, DraftManifest, Trial,
+    AcceptanceCheck, AcceptanceRecord, DRAFT_MANIFEST_FILE, DRAFT_SCHEMA_VERSION, DRAFT_WEIGHTS_FILE,
+    DraftManifest, Trial,
 };
 pub use plan::{DraftOutput, DraftPlan, DraftRow};
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};

@@ -17,7 +17,7 @@ use crate::{
     request::Form,
     ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
     scheduler::{bandwidth_server::Bandwidth, class::Class},
-    worker::{Facts, Worker, WorkerOptions},
+    worker::{Drafting, Facts, Worker, WorkerOptions},
 };
 
 /// How long a new node listens for another of its name.
@@ -152,8 +152,14 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError>
         kv: word("kv").map(str::parse).transpose().map_err(CliError::Usage)?,
         arithmetic: config.text("engine", "activations").parse().map_err(CliError::Usage)?,
         max_step_tokens: lanes.saturating_add(slice),
+        speculation: drafting(config) == Drafting::Head,
         ..EngineOptions::default()
     })
+}
+
+fn drafting(config: &Config) -> Drafting {
+    // The configuration accepts nothing that does not parse.
+    config.text("engine", "drafter").parse().unwrap_or_default()
 }
 
 pub(super) fn worker_options(config: &Config) -> WorkerOptions {
@@ -168,6 +174,7 @@ pub(super) fn worker_options(config: &Config) -> WorkerOptions {
         queue_len: config.count("scheduler", "queue_len"),
         prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
         reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
+        drafting: drafting(config),
         realtime: config.realtime(),
         ..WorkerOptions::default()
     }

@@ -49,6 +49,8 @@ pub const BACKENDS: &[&str] = &["auto", "cpu", "cuda", "tensorrt"];
 pub const KV_KINDS: &[&str] = &["auto", "bf16", "fp8", "int8"];
 /// The CPU's arithmetic.
 pub const ACTIVATIONS: &[&str] = &["auto", "f32", "int8"];
+/// Who proposes tokens that are verified together.
+pub const DRAFTERS: &[&str] = &["auto", "eagle3", "lookup", "off"];
 /// What requests with the default deadline are promised.
 pub const CLASSES: &[&str] = &["control", "interactive"];
 /// Scheduling policies of the worker thread.
@@ -89,6 +91,13 @@ pub const KEYS: &[Key] = &[
         "KV cache format; auto: the engine's",
     ),
     key("engine", "activations", Accepts::Word(ACTIVATIONS), BuiltIn::Text("auto"), "the CPU's arithmetic"),
+    key(
+        "engine",
+        "drafter",
+        Accepts::Word(DRAFTERS),
+        BuiltIn::Text("auto"),
+        "who proposes tokens that are verified together: auto and eagle3 the engine's draft head, lookup what was said before; answers are the same",
+    ),
     key(
         "scheduler",
         "max_prefill_slice_tokens",

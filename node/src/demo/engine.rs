@@ -10,11 +10,13 @@ use takt_engine::{
     dir::{Manifest, sha256_hex},
     quant::WeightKind,
 };
-use takt_engine_builder::{BuildOptions, Progress, build};
+use takt_engine_builder::{BuildOptions, Progress, build, draft::DraftOptions};
 
 use super::DemoError;
 
 const MODEL: &str = "models/takt-demo";
+/// Its draft head, inside its folder.
+const HEAD: &str = "eagle3";
 
 /// A demo engine ready to be served.
 #[derive(Debug)]
@@ -66,8 +68,18 @@ pub fn prepare_engine(
     std::fs::create_dir_all(cache)
         .map_err(|error| DemoError::NoModel(format!("cannot create {}: {error}", cache.display())))?;
     let started = Instant::now();
-    let options =
-        BuildOptions { force: true, cancelled: Some(cancelled), ..BuildOptions::new(WeightKind::Nvfp4) };
+    let head = model.join(HEAD);
+    let draft = head.join("config.json").is_file().then_some(DraftOptions {
+        folder: &head,
+        prompts: None,
+        measures: true,
+    });
+    let options = BuildOptions {
+        draft,
+        force: true,
+        cancelled: Some(cancelled),
+        ..BuildOptions::new(WeightKind::Nvfp4)
+    };
     build(model, &dir, &options, progress)?;
     let manifest = Manifest::read(&dir).map_err(takt_engine_builder::BuildError::from)?;
     Ok(PreparedEngine { dir, manifest, built_in: Some(started.elapsed()) })
@@ -78,13 +90,16 @@ fn fingerprint(model: &Path) -> Result<String, DemoError> {
     let failed = |path: &Path, error: std::io::Error| {
         DemoError::NoModel(format!("{} cannot be read: {error}", path.display()))
     };
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(model)
-        .map_err(|error| failed(model, error))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension().is_some_and(|kind| ["json", "safetensors", "jinja"].iter().any(|k| kind == *k))
-        })
-        .collect();
+    let kinds = ["json", "jsonl", "safetensors", "jinja"];
+    let is_read = |path: &PathBuf| path.extension().is_some_and(|kind| kinds.iter().any(|k| kind == *k));
+    let files = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).map_err(|error| failed(folder, error))?;
+        Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_read).collect::<Vec<_>>())
+    };
+    let mut paths: Vec<PathBuf> = files(model)?;
+    if model.join(HEAD).is_dir() {
+        paths.extend(files(&model.join(HEAD))?);
+    }
     paths.sort();
     let mut digests = env!("CARGO_PKG_VERSION").to_owned();
     for path in paths {

@@ -58,7 +58,8 @@ impl Diagnostics {
 impl Source {
     fn run(&self, stopped: &Receiver<()>) {
         loop {
-            let sent = encode_diagnostics(&[self.deadlines()], SystemTime::now())
+            let statuses: Vec<_> = [self.deadlines()].into_iter().chain(self.speculation()).collect();
+            let sent = encode_diagnostics(&statuses, SystemTime::now())
                 .map_err(|error| RosError::Message { what: "diagnostic_msgs/DiagnosticArray", error })
                 .and_then(|message| self.publisher.publish(&message));
             if let Err(error) = sent {
@@ -82,5 +83,17 @@ impl Source {
             hardware_id: self.requests.device().to_owned(),
             values: vec![("open requests", self.num_open.load(Ordering::Acquire).to_string())],
         }
+    }
+
+    /// Only once there is something to say: that the draft head does not do what it did when the engine was built.
+    fn speculation(&self) -> Option<DiagnosticStatus> {
+        let reason = self.requests.no_speculation()?;
+        Some(DiagnosticStatus {
+            level: Level::Warn,
+            name: format!("{}: speculation", self.node.trim_start_matches('/')),
+            message: format!("speculation is off: {reason}"),
+            hardware_id: self.requests.device().to_owned(),
+            values: Vec::new(),
+        })
     }
 }

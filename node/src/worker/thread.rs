@@ -4,6 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
@@ -11,12 +12,15 @@ use takt_engine::{
     EngineError,
     backend::{Backend, Capabilities},
     dir::Manifest,
-    draft::DraftManifest,
+    draft::{AcceptanceCheck, DraftManifest},
     text::{SpecialTokens, Text},
 };
 
+use takt_eagle_spec::policy::ALARMING_SHARE;
+use takt_engine_builder::draft::measure_acceptance;
+
 use super::{
-    Desk, Parts, WorkerCore, WorkerOptions,
+    Desk, Drafting, Parts, WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
     watch::Watch,
 };
@@ -28,10 +32,12 @@ use crate::{
     scheduler::cost_table::{CostTable, SectionKind, SectionShape, StoredTable},
 };
 
+/// A decode step from which on asking the draft head for its record's prompt at the start would take too long.
+const SLOW_STEP: Duration = Duration::from_millis(50);
 /// Failures without a complete answer in between after which the worker gives up.
 const MAX_FAILURES: usize = 3;
 /// How often an idle worker looks whether costs are to be measured again.
-const IDLE_CHECK: std::time::Duration = std::time::Duration::from_millis(250);
+const IDLE_CHECK: Duration = Duration::from_millis(250);
 /// Cancellations that may wait for the next section.
 const MAX_CANCELS: usize = 256;
 
@@ -70,7 +76,7 @@ pub struct Facts {
     /// Real-time settings that were refused, with their effect.
     pub refused: Vec<String>,
     /// What a decode step of one lane usually takes.
-    pub decode_step: std::time::Duration,
+    pub decode_step: Duration,
     /// What sections cost, as of the start.
     pub costs: Arc<CostTable>,
     /// Whether the costs were measured before, by `takt calibrate`, or just now.
@@ -248,9 +254,13 @@ fn open(
     let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
+    let collapse = check_drafter(backend.as_mut(), options.drafting, draft.as_ref(), &manifest, decode_step)?;
     let costs = Arc::new(table.calibrated());
     let parts = Parts { backend, text: Arc::clone(&text), table, draft, desk };
-    let core = WorkerCore::new(parts, options, clock);
+    let mut core = WorkerCore::new(parts, options, clock);
+    if let Some(reason) = collapse {
+        core.stop_drafting(&reason);
+    }
     let desk = Arc::clone(core.desk());
     let facts = Facts {
         capabilities: facts,
@@ -264,6 +274,32 @@ fn open(
         desk,
     };
     Ok((core, facts))
+}
+
+/// Whether the head still proposes as it did when the engine was built, by the prompt on record; the reason if it does far worse. Not asked
+/// where it would take seconds: there the first requests tell.
+fn check_drafter(
+    backend: &mut dyn Backend,
+    drafting: Drafting,
+    draft: Option<&DraftManifest>,
+    manifest: &Manifest,
+    decode_step: Duration,
+) -> Result<Option<String>, EngineError> {
+    let record = draft.and_then(|draft| draft.record.as_ref());
+    let Some(record) = record.filter(|_| drafting == Drafting::Head && decode_step < SLOW_STEP) else {
+        return Ok(None);
+    };
+    let AcceptanceCheck { prompt, accept_len: expected } = &record.check;
+    let found =
+        measure_acceptance(backend, std::slice::from_ref(prompt), &manifest.eos_token_ids)?.accept_len();
+    // As at run time: below this share of the accepted proposals on record, something is wrong.
+    let has_collapsed = found - 1.0 < ALARMING_SHARE * (expected - 1.0);
+    Ok(has_collapsed.then(|| {
+        format!(
+            "the draft head emits {found:.2} tokens a round after a prompt for which it emitted {expected:.2} when the engine was built: \
+             build the engine again, or report it with the log"
+        )
+    }))
 }
 
 /// Runs until shutdown, or until the backend fails beyond a reset. Every request it held is answered on return.

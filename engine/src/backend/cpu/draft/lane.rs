@@ -141,3 +141,14 @@ impl Backlog {
         self.next_tokens.truncate(num_rows.saturating_sub(1));
     }
 }
+
+impl Drafted {
+    /// Rows from below the root down to the parent of `number`, and `number` itself, as numbers; the root is not among them.
+    pub fn ancestors(&self, number: usize) -> impl Iterator<Item = usize> + '_ {
+        let depth = self.parents[number].1;
+        (1..=depth).map(move |level| {
+            let up = std::iter::successors(Some(number), |&node| Some(self.parents[node].0));
+            up.skip(depth - level).next().unwrap_or(0)
+        })
+    }
+}

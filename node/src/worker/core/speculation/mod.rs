@@ -274,7 +274,7 @@ impl WorkerCore {
     }
 
     /// Plain decoding from now on, and says why.
-    pub(super) fn stop_drafting(&mut self, reason: &str) {
+    pub(in crate::worker) fn stop_drafting(&mut self, reason: &str) {
         tracing::warn!("speculation is off: {reason}");
         self.speculation.drafting = Drafting::Off;
         (0..self.backend.capabilities().num_lanes).for_each(|lane| self.backend.follow(LaneId(lane), false));
