@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, error::Error, fs, ops::ControlFlow, path::Path}
 
 use serde::Deserialize;
 use takt_engine::{
+    TokenId,
     backend::Backend,
     generate,
     kv::LaneId,
@@ -82,12 +83,19 @@ pub fn evaluate(
     Ok(tally)
 }
 
-fn answer(backend: &mut dyn Backend, text: &Text, line: &Line) -> Result<String, Box<dyn Error>> {
+/// The line's prompt, as the demo asks it.
+///
+/// # Errors
+/// Those of the text.
+pub fn prompt(text: &Text, line: &Line) -> Result<Vec<TokenId>, Box<dyn Error>> {
     let mut messages: Vec<Message> =
         line.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", &line.user));
-    let prompt =
-        text.encode_chat(&messages, &ChatOptions { add_generation_prompt: true, ..ChatOptions::default() })?;
+    Ok(text.encode_chat(&messages, &ChatOptions { add_generation_prompt: true, ..ChatOptions::default() })?)
+}
+
+fn answer(backend: &mut dyn Backend, text: &Text, line: &Line) -> Result<String, Box<dyn Error>> {
+    let prompt = prompt(text, line)?;
     let options = SequenceOptions {
         max_tokens: Some(MAX_ANSWER_TOKENS),
         eos_token_ids: text.defaults().eos_token_ids.clone(),

@@ -8,5 +8,6 @@ pub mod heldout;
 pub mod memory_weights;
 pub mod reference;
 pub mod reference_head;
+pub mod speculated;
 pub mod virtual_backend;
 pub mod worker_bench;

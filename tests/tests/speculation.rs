@@ -1,121 +1,35 @@
 //! Whole rounds on real models: draft, verify, keep. Greedy output with speculation is greedy output without it, token for token.
 
-use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 
-use takt_eagle_spec::{
-    drafter::HeadDrafter,
-    lookup::PromptLookup,
-    tree::{DraftTree, TreeShape, grow},
-    verify::walk,
-};
+use takt_eagle_spec::tree::TreeShape;
 use takt_engine::{
     TokenId,
-    backend::Backend,
     engine::{Engine, EngineOptions},
-    kv::LaneId,
     quant::WeightKind,
-    step::{LogitsWanted, StepPlan},
+    sequence::SequenceOptions,
+    text::Text,
 };
 use takt_engine_builder::{BuildOptions, build, draft::DraftOptions};
-use takt_tests::checkpoint::fixtures;
+use takt_tests::{
+    checkpoint::fixtures,
+    heldout,
+    speculated::{Method, answer},
+};
 
-const LANE: LaneId = LaneId(0);
-const NUM_TOKENS: usize = 48;
+const ALL_KINDS: [WeightKind; 4] = [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Nvfp4, WeightKind::Int4];
 const PROMPTS: [&[TokenId]; 3] = [&[373, 293, 399, 341], &[1, 85, 91, 377, 12, 85, 91], &[5; 30]];
 
 /// The target with the head, in one format.
-fn open(target: &str, head: &str, weights: WeightKind) -> (tempfile::TempDir, Engine) {
+fn open(target: &Path, head: &Path, weights: WeightKind) -> (tempfile::TempDir, Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("engine");
-    let head = fixtures().join("eagle3").join(head);
-    let draft = Some(DraftOptions { folder: &head, prompts: None, measures: false });
+    let draft = Some(DraftOptions { folder: head, prompts: None, measures: false });
     let options = BuildOptions { draft, ..BuildOptions::new(weights) };
-    build(&fixtures().join("hf").join(target), &path, &options, &mut |_| {}).unwrap();
-    let options = EngineOptions { lane_capacity: Some(160), ..EngineOptions::default() };
+    build(target, &path, &options, &mut |_| {}).unwrap();
+    let options = EngineOptions { lane_capacity: Some(256), ..EngineOptions::default() };
     let engine = Engine::open(&path, &options).unwrap();
     (folder, engine)
-}
-
-fn argmax(logits: &[f32]) -> TokenId {
-    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-    best.unwrap() as TokenId
-}
-
-/// Reads `tokens`; returns the choice after the last.
-fn read(backend: &mut dyn Backend, tokens: &[TokenId]) -> TokenId {
-    let mut plan = StepPlan::default();
-    plan.push(LANE, tokens, LogitsWanted::Last);
-    let output = backend.run_step(&plan).unwrap();
-    argmax(output.last_logits(0).unwrap())
-}
-
-fn plain(backend: &mut dyn Backend, prompt: &[TokenId]) -> Vec<TokenId> {
-    backend.truncate(LANE, 0).unwrap();
-    let mut answer = vec![read(backend, prompt)];
-    while answer.len() < NUM_TOKENS {
-        let last = *answer.last().unwrap();
-        answer.push(read(backend, &[last]));
-    }
-    answer
-}
-
-/// What a round brings: the accepted nodes, the root included, and the target's token after them.
-struct Accepted {
-    path: Vec<usize>,
-    next: TokenId,
-}
-
-/// Verifies `tree` and keeps what is accepted.
-fn round(backend: &mut dyn Backend, tree: &DraftTree) -> Accepted {
-    let mut plan = StepPlan::default();
-    plan.push_tree(LANE, &tree.tokens, &tree.parents);
-    let output = backend.run_step(&plan).unwrap();
-    let logits = output.segment_logits(0).unwrap();
-    let choose = |node: usize| {
-        Ok::<_, Infallible>(Some(argmax(&logits[node * output.vocab_size..][..output.vocab_size])))
-    };
-    let mut path = Vec::new();
-    let next = walk(tree, choose, &mut path).unwrap().unwrap();
-    let accepted = Accepted { path, next };
-    backend.keep(LANE, &accepted.path).unwrap();
-    accepted
-}
-
-fn answer_of(accepted: &Accepted, tree: &DraftTree, answer: &mut Vec<TokenId>) {
-    answer.extend(accepted.path[1..].iter().map(|&node| tree.tokens[node]));
-    answer.push(accepted.next);
-}
-
-/// Speculates with the engine's head; returns the answer and the rounds it took.
-fn with_head(backend: &mut dyn Backend, prompt: &[TokenId], shape: TreeShape) -> (Vec<TokenId>, usize) {
-    backend.truncate(LANE, 0).unwrap();
-    let mut answer = vec![read(backend, prompt)];
-    let mut num_rounds = 0;
-    while answer.len() < NUM_TOKENS {
-        let root = *answer.last().unwrap();
-        let tree = grow(&mut HeadDrafter::new(backend, &[LANE]), root, shape).unwrap();
-        let accepted = round(backend, &tree);
-        answer_of(&accepted, &tree, &mut answer);
-        num_rounds += 1;
-    }
-    answer.truncate(NUM_TOKENS);
-    (answer, num_rounds)
-}
-
-fn with_lookup(backend: &mut dyn Backend, prompt: &[TokenId], shape: TreeShape) -> (Vec<TokenId>, usize) {
-    backend.truncate(LANE, 0).unwrap();
-    let mut answer = vec![read(backend, prompt)];
-    let (mut num_rounds, mut lookup) = (0, PromptLookup::new(1));
-    while answer.len() < NUM_TOKENS {
-        let history: Vec<TokenId> = prompt.iter().chain(&answer).copied().collect();
-        let root = *answer.last().unwrap();
-        let tree = grow(&mut lookup.over(&[history]), root, shape).unwrap();
-        let accepted = round(backend, &tree);
-        answer_of(&accepted, &tree, &mut answer);
-        num_rounds += 1;
-    }
-    answer.truncate(NUM_TOKENS);
-    (answer, num_rounds)
 }
 
 #[test]
@@ -126,23 +40,59 @@ fn greedy_output_with_any_drafter_and_tree_is_the_plain_one_in_every_weight_form
         TreeShape { top_k: 4, num_levels: 5, num_nodes: 16 },
         TreeShape { top_k: 3, num_levels: 2, num_nodes: 8 },
     ];
+    let options = SequenceOptions { max_tokens: Some(48), ..SequenceOptions::default() };
     let mut num_saved = 0;
     for (target, head) in [("tiny-llama", "tiny-llama-midlayer"), ("tiny-qwen3", "tiny-qwen3-layers")] {
-        for weights in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Nvfp4, WeightKind::Int4] {
-            let (_folder, mut engine) = open(target, head, weights);
+        for weights in ALL_KINDS {
+            let (target, head) = (fixtures().join("hf").join(target), fixtures().join("eagle3").join(head));
+            let (_folder, mut engine) = open(&target, &head, weights);
             let backend = engine.backend.as_mut();
             for prompt in PROMPTS {
-                let expected = plain(backend, prompt);
+                let plain = answer(backend, prompt, &options, Method::Plain).unwrap();
                 for shape in shapes {
-                    let (found, _) = with_head(backend, prompt, shape);
-                    assert_eq!(found, expected, "{target} {weights} {shape:?}");
-                    let (found, num_rounds) = with_lookup(backend, prompt, shape);
-                    assert_eq!(found, expected, "{target} {weights} {shape:?}, looked up");
-                    num_saved += NUM_TOKENS - 1 - num_rounds.min(NUM_TOKENS - 1);
+                    let found = answer(backend, prompt, &options, Method::Head(shape)).unwrap();
+                    assert_eq!(found.tokens, plain.tokens, "{} {weights} {shape:?}", target.display());
+                    let found = answer(backend, prompt, &options, Method::Lookup(shape)).unwrap();
+                    assert_eq!(
+                        found.tokens,
+                        plain.tokens,
+                        "{} {weights} {shape:?}, looked up",
+                        target.display()
+                    );
+                    num_saved += plain.num_rounds - found.num_rounds;
                 }
             }
         }
     }
     // Random models fall into loops, which a look at what was said before predicts.
     assert!(num_saved > 100, "{num_saved} steps saved by prompt lookup");
+}
+
+/// The whole held-out set is what the example `speculation` runs.
+#[test]
+fn the_demo_models_head_saves_most_steps_and_changes_no_answer_in_any_weight_format() {
+    let model: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
+    let lines = heldout::read(&model.join("eval/heldout.jsonl"), 100).unwrap();
+    for weights in ALL_KINDS {
+        let (folder, mut engine) = open(&model, &model.join("eagle3"), weights);
+        let text = Text::open(&folder.path().join("engine")).unwrap().unwrap();
+        let options = SequenceOptions {
+            max_tokens: Some(48),
+            eos_token_ids: engine.manifest.eos_token_ids.clone(),
+            ..SequenceOptions::default()
+        };
+        let (mut rounds, mut accepted) = (0, 0);
+        for line in &lines {
+            let prompt = heldout::prompt(&text, line).unwrap();
+            let backend = engine.backend.as_mut();
+            let plain = answer(backend, &prompt, &options, Method::Plain).unwrap();
+            for shape in [TreeShape::chain(7), TreeShape { top_k: 3, num_levels: 7, num_nodes: 20 }] {
+                let found = answer(backend, &prompt, &options, Method::Head(shape)).unwrap();
+                assert_eq!(found.tokens, plain.tokens, "{weights} {shape:?}: {}", line.user);
+                (rounds, accepted) = (rounds + found.num_rounds, accepted + found.num_accepted);
+            }
+        }
+        let accept_len = 1.0 + accepted as f64 / rounds as f64;
+        assert!(accept_len > 4.0, "{weights}: {accept_len}");
+    }
 }

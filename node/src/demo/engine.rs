@@ -92,9 +92,9 @@ fn fingerprint(model: &Path) -> Result<String, DemoError> {
     };
     let kinds = ["json", "jsonl", "safetensors", "jinja"];
     let is_read = |path: &PathBuf| path.extension().is_some_and(|kind| kinds.iter().any(|k| kind == *k));
-    let files = |folder: &Path| {
+    let files = |folder: &Path| -> Result<Vec<PathBuf>, DemoError> {
         let entries = std::fs::read_dir(folder).map_err(|error| failed(folder, error))?;
-        Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_read).collect::<Vec<_>>())
+        Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_read).collect())
     };
     let mut paths: Vec<PathBuf> = files(model)?;
     if model.join(HEAD).is_dir() {
