@@ -18,7 +18,7 @@ use takt_engine::{
 use crate::{
     BuildError, Result,
     checkpoint::{Checkpoint, TensorSource},
-    draft::{Added, DraftOptions, add_draft, context_warning},
+    draft::{Added, DraftOptions, add_draft, draft_warnings},
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
@@ -158,7 +158,7 @@ pub fn build_checkpoint(
         }
         added => added.map(Added::keep_reading),
     };
-    warnings.extend(draft.as_ref().and_then(|draft| context_warning(&draft.manifest, &manifest)));
+    warnings.extend(draft.iter().flat_map(|draft| draft_warnings(&draft.manifest, &manifest)));
     // What is published is what the runtime would open; the contents were hashed a moment ago.
     EngineDir::check_structure(staging.path())?;
     options.check_cancelled()?;

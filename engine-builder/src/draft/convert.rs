@@ -122,14 +122,26 @@ impl Added {
     }
 }
 
-/// What a warning says of a head that was made for less context than its engine.
-pub(crate) fn context_warning(manifest: &DraftManifest, engine: &Manifest) -> Option<String> {
-    let (head, all) = (manifest.spec.max_positions, engine.spec.max_context);
-    (head < all).then(|| {
+/// Tokens a round below which a head is of no use.
+const USELESS_LEN: f32 = 1.1;
+
+/// What the user should know of a head that will speed up less than hoped for.
+pub(crate) fn draft_warnings(manifest: &DraftManifest, engine: &Manifest) -> Vec<String> {
+    let (positions, context) = (manifest.spec.max_positions, engine.spec.max_context);
+    let is_short = (positions < context).then(|| {
         format!(
-            "the draft head was trained for {head} positions, the model for {all}: beyond {head} tokens answers come without speculation"
+            "the draft head was trained for {positions} positions, the model for {context}: beyond {positions} tokens answers come without \
+             speculation"
         )
-    })
+    });
+    let accept_len = manifest.record.as_ref().map(|record| record.accept_len);
+    let is_useless = accept_len.filter(|len| *len < USELESS_LEN).map(|len| {
+        format!(
+            "what the draft head proposes is hardly ever accepted ({len:.2} tokens a round): is it for this model? Answers are right, but no \
+             faster"
+        )
+    });
+    is_short.into_iter().chain(is_useless).collect()
 }
 
 fn to_json(manifest: &DraftManifest) -> Result<Vec<u8>> {

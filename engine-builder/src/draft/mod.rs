@@ -24,7 +24,7 @@ use takt_engine::{
 pub use canary::{Acceptance, measure_acceptance};
 pub use config::{HeadConfig, LayerNumbering};
 pub use convert::DraftOptions;
-pub(crate) use convert::{Added, add_draft, context_warning};
+pub(crate) use convert::{Added, add_draft, draft_warnings};
 pub use prompts::canary_prompts;
 use tensors::HeadTensors;
 
