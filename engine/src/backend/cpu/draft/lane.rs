@@ -147,8 +147,8 @@ impl Drafted {
     pub fn ancestors(&self, number: usize) -> impl Iterator<Item = usize> + '_ {
         let depth = self.parents[number].1;
         (1..=depth).map(move |level| {
-            let up = std::iter::successors(Some(number), |&node| Some(self.parents[node].0));
-            up.skip(depth - level).next().unwrap_or(0)
+            let mut up = std::iter::successors(Some(number), |&node| Some(self.parents[node].0));
+            up.nth(depth - level).unwrap_or(0)
         })
     }
 }
