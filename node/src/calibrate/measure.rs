@@ -12,7 +12,10 @@ use takt_engine::{
 
 use crate::{
     clock::Clock,
-    scheduler::cost_table::{Cost, Grid, Histogram, SectionKind, SectionShape},
+    scheduler::{
+        cost_table::{Cost, Grid, Histogram, SectionKind, SectionShape},
+        round::MAX_TOP_K,
+    },
 };
 
 /// How long to measure.
@@ -25,8 +28,6 @@ pub struct Effort {
 }
 
 const LANE: LaneId = LaneId(0);
-/// Proposals a row, while measuring.
-const CALIBRATED_TOP_K: usize = 4;
 /// Fewest sections of a bucket; the first, which is not counted, faults pages in.
 pub const MIN_SAMPLES: usize = 3;
 
@@ -44,6 +45,8 @@ impl Effort {
 pub fn grid_of(backend: &dyn Backend, max_slice_len: usize) -> Grid {
     let facts = backend.capabilities();
     let max_rows = backend.draft_facts().map_or(0, |draft| draft.max_plan_rows);
+    // No round expands more nodes on a level.
+    let max_rows = max_rows.min(facts.num_lanes * MAX_TOP_K);
     Grid::of(max_slice_len, facts.num_lanes, facts.lane_capacity).with_draft(max_rows)
 }
 
@@ -146,9 +149,12 @@ impl<'a> Bench<'a> {
     /// Cost of sections of `shape`.
     fn cost(&mut self, shape: SectionShape, effort: Effort, begin: Instant) -> Result<Cost, EngineError> {
         let mut histogram = Histogram::default();
+        // Promises rest on prefill and decode: rounds must not use up the time for measuring those.
+        let is_optional = matches!(shape.kind, SectionKind::Verify | SectionKind::Draft);
+        let most = if is_optional { effort.most / 2 } else { effort.most };
         for sample in 0..=effort.num_samples {
             let spent = self.clock.now().saturating_duration_since(begin);
-            if spent >= effort.most && sample > MIN_SAMPLES {
+            if spent >= most && sample > MIN_SAMPLES {
                 break;
             }
             let took = self.time(shape)?;
@@ -198,7 +204,7 @@ impl<'a> Bench<'a> {
         let mut took = Duration::from_nanos(1);
         if self.backend.can_draft(LANE) {
             let row = |parent| DraftRow { lane: LANE, parent, token: 0 };
-            let mut plan = DraftPlan { rows: vec![row(None)], top_k: CALIBRATED_TOP_K, wants_logits: false };
+            let mut plan = DraftPlan { rows: vec![row(None)], top_k: MAX_TOP_K, wants_logits: false };
             let mut started = self.clock.now();
             self.backend.draft(&plan)?;
             if shape.size > 1 {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::cost_table::{Bounds, SectionKind, SectionShape};
 
+/// Nodes expanded on a level, and proposals for each, in one lane at most.
+pub const MAX_TOP_K: usize = 4;
 /// Proposals whose validity under a grammar is found in the time one mask is bounded by: following a token is far cheaper than a mask of all.
 const CHECKS_PER_MASK: u32 = 4;
 

@@ -19,15 +19,13 @@ use takt_engine::{EngineError, TokenId, draft::DraftManifest, kv::LaneId};
 use super::WorkerCore;
 use crate::scheduler::{
     cost_table::{SectionKind, SectionShape},
-    round::Round,
+    round::{MAX_TOP_K, Round},
 };
 use costs::Typical;
 pub(super) use verify::Step;
 
 /// Levels of the deepest tree.
 const MAX_LEVELS: usize = 8;
-/// Nodes expanded on a level, and proposals for each, in one lane.
-const TOP_K: usize = 4;
 /// Proposals verified in one lane.
 const MAX_PROPOSALS: usize = 24;
 /// Tokens that must have been met before for what followed them to be proposed.
@@ -90,7 +88,7 @@ impl Speculation {
         let drafting = if drafting == Drafting::Head && !has_head { Drafting::Off } else { drafting };
         let record = draft.filter(|_| drafting == Drafting::Head).and_then(|draft| draft.record.as_ref());
         let record = record.map(|record| Record { acceptance: record.acceptance.clone() });
-        let max_nodes = 1 + MAX_LEVELS * TOP_K * TOP_K;
+        let max_nodes = 1 + MAX_LEVELS * MAX_TOP_K * MAX_TOP_K;
         let num_slots = if drafting == Drafting::Off { 0 } else { num_lanes };
         Self {
             drafting,
@@ -100,9 +98,9 @@ impl Speculation {
             growths: (0..num_slots).map(|_| Growth::with_capacity(max_nodes)).collect(),
             trees: (0..num_slots).map(|_| DraftTree::with_capacity(max_nodes)).collect(),
             lanes: Vec::with_capacity(num_slots),
-            level: Vec::with_capacity(num_slots * TOP_K),
-            proposals: Proposals::with_capacity(num_slots * TOP_K, TOP_K),
-            allowed: Proposals::with_capacity(num_slots * TOP_K, TOP_K),
+            level: Vec::with_capacity(num_slots * MAX_TOP_K),
+            proposals: Proposals::with_capacity(num_slots * MAX_TOP_K, MAX_TOP_K),
+            allowed: Proposals::with_capacity(num_slots * MAX_TOP_K, MAX_TOP_K),
             branch: Vec::with_capacity(MAX_LEVELS + 1),
             path: Vec::with_capacity(max_nodes),
             paths: Vec::with_capacity(num_slots * max_nodes),
@@ -116,7 +114,7 @@ impl Speculation {
     pub fn wish(&self, max_nodes: usize) -> Option<Round> {
         let wish = Round {
             num_levels: MAX_LEVELS,
-            top_k: TOP_K,
+            top_k: MAX_TOP_K,
             num_proposals: MAX_PROPOSALS,
             max_nodes,
             has_head: self.drafting == Drafting::Head,
