@@ -8,12 +8,14 @@
 
 mod manifest;
 mod plan;
+mod random;
 mod spec;
 
 pub use manifest::{
     AcceptanceRecord, DRAFT_MANIFEST_FILE, DRAFT_SCHEMA_VERSION, DRAFT_WEIGHTS_FILE, DraftManifest, Trial,
 };
 pub use plan::{DraftOutput, DraftPlan, DraftRow};
+pub use random::RandomHead;
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
 use crate::{Result, TokenId, quant::MatrixView};
