@@ -16,6 +16,7 @@ use super::{
 use crate::{
     calibrate::{Effort, grid_of, measure},
     clock::MonotonicClock,
+    random::SplitMix64,
     scheduler::cost_table::{CostTable, Grid},
 };
 
@@ -82,8 +83,8 @@ impl Course {
     }
 }
 
-/// Answers the prompts of `course` on `backend` by all methods. The order of the methods moves on by one with each prompt and pass, so that
-/// no method always comes after the same. `progress` is told how much of everything is done; when it says false, all ends.
+/// Answers the prompts of `course` on `backend` by all methods, for each prompt in a new random order, so that no method always comes after the
+/// same, or when the machine is warmest. `progress` is told how much of everything is done; when it says false, all ends.
 ///
 /// # Errors
 /// [`SpeculationError::Differs`] when an answer is not plain decoding's; whatever the backend reports.
@@ -105,10 +106,12 @@ pub fn run(
     let mut tally = Tally::new(methods.len(), course.num_passes, tasks.len());
     let mut notes = Vec::new();
     let num_all = (course.num_passes * course.prompts.len()).max(1) as f64;
+    let (mut order, mut random) = ((0..methods.len()).collect::<Vec<usize>>(), SplitMix64(5));
     for pass in 0..course.num_passes {
         player.begin_pass();
         for (prompt_idx, prompt) in course.prompts.iter().enumerate() {
-            let sums = play_all(&mut player, &methods, prompt, (prompt_idx, pass))?;
+            shuffle(&mut order, &mut random);
+            let sums = play_all(&mut player, &methods, &order, (prompt_idx, prompt))?;
             for (method_idx, sums) in sums.iter().enumerate() {
                 tally.cell(method_idx, pass, task_of[prompt_idx]).add(sums);
             }
@@ -152,14 +155,13 @@ pub fn run(
 fn play_all(
     player: &mut Player<'_>,
     methods: &[Method],
-    prompt: &TokenPrompt,
-    (prompt_idx, pass): (usize, usize),
+    order: &[usize],
+    (prompt_idx, prompt): (usize, &TokenPrompt),
 ) -> Result<Vec<Sums>, SpeculationError> {
     let read = player.read(&prompt.tokens)?;
     let mut answers: Vec<Vec<TokenId>> = vec![Vec::new(); methods.len()];
     let mut sums = vec![Sums::default(); methods.len()];
-    for turn in 0..methods.len() {
-        let idx = (turn + prompt_idx + pass) % methods.len();
+    for &idx in order {
         player.play(&read, methods[idx], &mut sums[idx])?;
         answers[idx] = player.answer().to_vec();
     }
@@ -168,6 +170,13 @@ fn play_all(
         check_same(answer, &answers[0], *method, (prompt_idx, prompt))?;
     }
     Ok(sums)
+}
+
+/// Fisher and Yates.
+fn shuffle(order: &mut [usize], random: &mut SplitMix64) {
+    for end in (1..order.len()).rev() {
+        order.swap(end, random.below(end + 1));
+    }
 }
 
 fn check_same(

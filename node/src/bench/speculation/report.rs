@@ -99,6 +99,8 @@ pub struct MethodRow {
     pub nodes_per_round: Option<f64>,
     /// Drafting, for each round.
     pub draft_us: Option<f64>,
+    /// Deciding, and drafting that came to nothing, for each plain step; `None` where there was none.
+    pub idle_us: Option<f64>,
     /// Verifying: the step, the walk and what is kept.
     pub verify_us: Option<f64>,
     /// Both.
@@ -198,6 +200,7 @@ fn method_row(method: Method, passes: &[Sums], plain: &[Sums]) -> MethodRow {
         plain_steps: all.num_plain as f64 / num_passes,
         nodes_per_round: (all.num_rounds > 0).then(|| all.num_nodes as f64 / all.num_rounds as f64),
         draft_us,
+        idle_us: (all.num_plain > 0).then(|| all.idle.as_secs_f64() * 1e6 / all.num_plain as f64),
         verify_us,
         round_us,
         round_cost: round_us.map(|round| round / step_us.max(1e-9)),
@@ -226,6 +229,7 @@ impl MethodRow {
             plain_steps: 0.0,
             nodes_per_round: None,
             draft_us: None,
+            idle_us: None,
             verify_us: None,
             round_us: None,
             round_cost: None,

@@ -23,8 +23,10 @@ pub struct Sums {
     pub num_nodes: u64,
     /// See `num_rounds`.
     pub verifying: Duration,
-    /// All drafting, that which came to nothing too.
+    /// Drafting what was verified.
     pub drafting: Duration,
+    /// Deciding, and drafting that came to nothing, before plain steps.
+    pub idle: Duration,
     /// `[accept_len − 1]`: rounds by tokens they emitted.
     pub accept_lens: Vec<u64>,
 }
@@ -32,12 +34,13 @@ pub struct Sums {
 impl Sums {
     /// Counts a step that verified `tree` and accepted `path` of it.
     pub fn add_step(&mut self, tree: &DraftTree, path: &[usize], drafting: Duration, took: Duration) {
-        self.drafting += drafting;
         if tree.num_drafted() == 0 {
             self.num_plain += 1;
             self.plain += took;
+            self.idle += drafting;
             return;
         }
+        self.drafting += drafting;
         self.num_rounds += 1;
         self.num_nodes += tree.len() as u64;
         self.verifying += took;
@@ -60,6 +63,7 @@ impl Sums {
         self.num_nodes += other.num_nodes;
         self.verifying += other.verifying;
         self.drafting += other.drafting;
+        self.idle += other.idle;
         if self.accept_lens.len() < other.accept_lens.len() {
             self.accept_lens.resize(other.accept_lens.len(), 0);
         }
@@ -146,7 +150,7 @@ mod tests {
         let (mut sums, us) = (Sums::default(), Duration::from_micros);
         let mut tree = DraftTree::root(1);
         sums.add_step(&tree, &[0], us(1), us(10));
-        assert_eq!((sums.num_plain, sums.num_rounds, sums.accept_len()), (1, 0, None));
+        assert_eq!((sums.num_plain, sums.num_rounds, sums.accept_len(), sums.idle), (1, 0, None, us(1)));
         tree.tokens.push(2);
         sums.add_step(&tree, &[0, 1], us(3), us(20));
         sums.add_step(&tree, &[0], us(3), us(20));
@@ -154,7 +158,7 @@ mod tests {
         assert_eq!(sums.accept_shares(), [0.5, 0.5]);
         assert_eq!(
             (sums.us_per_round(sums.drafting), sums.us_per_round(sums.verifying)),
-            (Some(3.5), Some(20.0))
+            (Some(3.0), Some(20.0))
         );
         assert_eq!(Sums::of([&sums, &sums]).num_nodes, 8);
     }
