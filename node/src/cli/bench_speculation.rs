@@ -201,7 +201,8 @@ fn show(report: &Report) {
     show_tasks(report);
     sayln!();
     if let Some(against) = &report.adaptive_vs_plain {
-        let text = against.text();
+        let how = if report.profile.is_some() { "simulated: " } else { "" };
+        let text = format!("{how}{}", against.text());
         sayln!("  {}", if against.is_slower_than_promised { paint::red(&text) } else { text });
     }
     report.notes.iter().for_each(|note| sayln!("  {}", paint::yellow(note)));
@@ -237,6 +238,12 @@ fn show_lens(report: &Report) {
         let shares = row.accept_len_shares.iter().take(MAX_LENS);
         let shares: String = shares.map(|share| format!("{:>7.1}", share * 100.0)).collect();
         sayln!("  {:<30}{shares}", row.name);
+    }
+    for (row, idle_us) in report.methods.iter().filter_map(|row| Some((row, row.idle_us?))) {
+        if row.kind == "adaptive" {
+            let text = format!("{}: {idle_us:.1} µs of each plain step go to deciding", row.name);
+            sayln!("  {}", paint::dim(&text));
+        }
     }
 }
 

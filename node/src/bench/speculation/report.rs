@@ -103,9 +103,9 @@ pub struct MethodRow {
     pub idle_us: Option<f64>,
     /// Verifying: the step, the walk and what is kept.
     pub verify_us: Option<f64>,
-    /// Both.
+    /// Both medians together.
     pub round_us: Option<f64>,
-    /// A round in steps of plain decoding.
+    /// A round in steps of plain decoding: the median of the ratios within each pass.
     pub round_cost: Option<f64>,
 }
 
@@ -188,8 +188,12 @@ fn method_row(method: Method, passes: &[Sums], plain: &[Sums]) -> MethodRow {
     };
     let (draft_us, verify_us) = (of_round(&|sums| sums.drafting), of_round(&|sums| sums.verifying));
     let round_us = draft_us.zip(verify_us).map(|(draft, verify)| draft + verify);
-    let step_us =
-        median(plain.iter().map(|sums| sums.plain.as_secs_f64() * 1e6 / sums.num_plain.max(1) as f64));
+    // Within each pass: a machine that others use is never the same twice.
+    let in_steps = passes.iter().zip(plain).filter_map(|(own, plain)| {
+        let round = own.us_per_round(own.drafting)? + own.us_per_round(own.verifying)?;
+        Some(round / plain.us_per_step()?.max(1e-9))
+    });
+    let round_cost = (all.num_rounds > 0).then(|| median(in_steps));
     MethodRow {
         tok_s: median(passes.iter().map(|sums| sums.num_tokens as f64 / secs(sums))),
         speedup: ratio(&secs),
@@ -203,7 +207,7 @@ fn method_row(method: Method, passes: &[Sums], plain: &[Sums]) -> MethodRow {
         idle_us: (all.num_plain > 0).then(|| all.idle.as_secs_f64() * 1e6 / all.num_plain as f64),
         verify_us,
         round_us,
-        round_cost: round_us.map(|round| round / step_us.max(1e-9)),
+        round_cost,
         ..MethodRow::named(method)
     }
 }

@@ -71,7 +71,8 @@ pub fn run(
         }
     }
     let mut rows = method_rows(&methods, &tally);
-    rows.iter_mut().zip(&trees).for_each(|(row, tree)| assume(row, tree));
+    let plain_tok_s = rows.first().map_or(0.0, |plain| plain.tok_s);
+    rows.iter_mut().zip(&trees).for_each(|(row, tree)| assume(row, tree, plain_tok_s));
     let costs = PartCosts::of(&rows);
     rows.push(play(&course.profile, &costs));
     Ok(Report {
@@ -98,10 +99,10 @@ pub fn run(
 }
 
 /// Puts what the profile expects of `tree` into a measured row.
-fn assume(row: &mut MethodRow, tree: &DraftTree) {
+fn assume(row: &mut MethodRow, tree: &DraftTree, plain_tok_s: f64) {
     row.speedup_with_prompt = None;
     let Some(cost) = row.round_cost else { return };
-    let (expected, plain_tok_s) = (expected_tokens(tree), row.tok_s_of_plain());
+    let expected = expected_tokens(tree);
     row.accept_len = Some(expected);
     row.accept_len_shares = expected_shares(tree);
     row.speedup = expected / cost.max(1e-9);
@@ -227,14 +228,6 @@ fn read(backend: &mut dyn Backend, len: usize, follows: bool) -> Result<Snapshot
         backend.run_step(&plan)?;
     }
     backend.save_snapshot(LANE, len)
-}
-
-impl MethodRow {
-    /// Tokens a second of plain decoding, by what a round takes and costs.
-    fn tok_s_of_plain(&self) -> f64 {
-        let step_us = self.round_us.zip(self.round_cost).map(|(us, cost)| us / cost.max(1e-9));
-        step_us.map_or(self.tok_s, |us| 1e6 / us.max(1e-9))
-    }
 }
 
 /// Tokens a lane must hold.

@@ -90,6 +90,12 @@ impl Sums {
         self.accept_lens.iter().map(|&count| count as f64 / self.num_rounds.max(1) as f64).collect()
     }
 
+    /// Microseconds of a step without a tree; `None` before the first.
+    #[must_use]
+    pub fn us_per_step(&self) -> Option<f64> {
+        (self.num_plain > 0).then(|| self.plain.as_secs_f64() * 1e6 / self.num_plain as f64)
+    }
+
     /// Microseconds of `part` for each round; `None` before the first.
     #[must_use]
     pub fn us_per_round(&self, part: Duration) -> Option<f64> {
