@@ -78,15 +78,26 @@ fn every_method_gives_plain_answers_and_the_report_says_what_it_took() {
         [("greet", 2, "eagle3"), ("ask", 1, "eagle3"), ("greet", 2, "lookup"), ("ask", 1, "lookup")]
     );
     let json = serde_json::to_value(&report).unwrap();
-    for field in
-        ["model", "acceptance", "device", "identical", "methods", "tasks", "adaptive_vs_plain", "notes"]
-    {
+    for field in [
+        "model",
+        "acceptance",
+        "device",
+        "identical",
+        "methods",
+        "tasks",
+        "adaptive_vs_plain",
+        "costs",
+        "notes",
+    ] {
         assert!(!json[field].is_null(), "{field}");
     }
     assert_eq!((&json["acceptance"], &json["profile"]), (&"measured".into(), &serde_json::Value::Null));
     assert!(json["adaptive_vs_plain"]["ratio"].as_f64().unwrap() > 0.0);
     assert_eq!(json["adaptive_vs_plain"]["drafter"], "eagle3");
     assert!(plot::svg(&report).contains("EAGLE-3 trees, 4 wide"));
+    // A level of the head that costs nothing was not measured, for a head cannot draft at the end of its lane.
+    assert!(report.costs.iter().any(|row| row.kind == "draft"));
+    assert!(report.costs.iter().all(|row| row.calibrated_us > 0.01), "{:?}", report.costs);
 }
 
 #[test]

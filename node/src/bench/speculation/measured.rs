@@ -10,7 +10,7 @@ use super::{
     method::Method,
     player::Player,
     prompts::TokenPrompt,
-    report::{AgainstPlain, Report, method_rows, task_rows},
+    report::{AgainstPlain, CostRow, Report, method_rows, task_rows},
     tally::{Sums, Tally},
 };
 use crate::{
@@ -40,8 +40,13 @@ impl Course {
     /// Tokens a lane must hold.
     #[must_use]
     pub fn lane_capacity(&self) -> usize {
+        self.longest().saturating_add(MAX_TREE_NODES + 1)
+    }
+
+    /// Tokens of the longest prompt with the longest answer.
+    fn longest(&self) -> usize {
         let longest = self.prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        longest.saturating_add(self.max_tokens).saturating_add(MAX_TREE_NODES + 1)
+        longest.saturating_add(self.max_tokens)
     }
 
     /// Whether it fits into a model that was made for `max_context` tokens.
@@ -98,7 +103,7 @@ pub fn run(
     let facts = backend.capabilities().clone();
     let has_head = backend.draft_facts().is_some();
     let methods = Method::all(has_head, true, facts.max_logits_rows.min(facts.max_step_tokens));
-    let table = calibrate(backend, || progress(0.0))?;
+    let table = calibrate(backend, course.longest(), || progress(0.0))?;
     let record = draft.and_then(|draft| draft.record.as_ref());
     let record = record.map(|record| Record { acceptance: record.acceptance.clone() });
     let mut player = Player::new(backend, table, record, (course.eos.clone(), course.max_tokens))?;
@@ -147,6 +152,7 @@ pub fn run(
         tasks: task_rows(&methods, &tasks, &tally),
         adaptive_vs_plain: AgainstPlain::of(&rows),
         methods: rows,
+        costs: CostRow::of(player.costs()),
         notes,
     })
 }
@@ -199,12 +205,17 @@ fn check_same(
     })
 }
 
-/// What decode steps, verify rounds and draft levels cost here. Slices are not needed: the policy never asks for them.
+/// What decode steps, verify rounds and draft levels cost here, at the longest context of the answers. Slices are not needed: the policy never
+/// asks for them.
 fn calibrate(
     backend: &mut dyn Backend,
+    context_len: usize,
     mut progress: impl FnMut() -> bool,
 ) -> Result<CostTable, SpeculationError> {
-    let grid = Grid { prefill_sizes: vec![1], ..grid_of(backend, 1) };
+    let mut grid = Grid { prefill_sizes: vec![1], ..grid_of(backend, 1) };
+    // Below the lane's capacity: a head cannot draft at the very end of a lane, so a level there costs nothing.
+    grid.context_lens.retain(|&len| len < context_len);
+    grid.context_lens.push(context_len);
     match measure(backend, &MonotonicClock, &grid, EFFORT, |_| progress())? {
         Some(costs) => Ok(CostTable::new(grid, &costs)),
         None => Err(SpeculationError::Interrupted),

@@ -141,6 +141,12 @@ impl<'a> Player<'a> {
         self.policies[0].collapse().map(|collapse| collapse.to_string())
     }
 
+    /// What sections cost here, as far as it is known.
+    #[must_use]
+    pub fn costs(&self) -> &CostTable {
+        &self.table
+    }
+
     /// Reads a prompt, with and without the head reading along.
     ///
     /// # Errors

@@ -231,6 +231,7 @@ mod tests {
             methods,
             tasks: Vec::new(),
             adaptive_vs_plain: None,
+            costs: Vec::new(),
             notes: Vec::new(),
         }
     }

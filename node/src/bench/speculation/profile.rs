@@ -143,9 +143,8 @@ mod tests {
     /// Plays every sequence of `num_left` more choices of the target, each one of the ranks 0, 1, … `num_ranks - 1` or none of them (token 99),
     /// through [`walk`], and adds the shares of rounds by tokens emitted.
     fn enumerate(
-        profile: &Profile,
+        (profile, num_ranks): (&Profile, usize),
         tree: &DraftTree,
-        num_ranks: usize,
         num_left: usize,
         said: &mut Vec<u32>,
         chance: f64,
@@ -166,7 +165,7 @@ mod tests {
         let other = 1.0 - chances.iter().sum::<f64>();
         for (token, of_token) in (0..).zip(chances).chain([(99, other)]) {
             said.push(token);
-            enumerate(profile, tree, num_ranks, num_left - 1, said, chance * of_token, shares);
+            enumerate((profile, num_ranks), tree, num_left - 1, said, chance * of_token, shares);
             said.pop();
         }
     }
@@ -180,7 +179,7 @@ mod tests {
             let profile = Profile { name: "any".into(), first };
             let tree = tree_of(&profile, TreeShape { top_k, num_levels, num_nodes });
             let mut shares = vec![0.0; num_levels + 1];
-            enumerate(&profile, &tree, top_k, num_levels + 1, &mut Vec::new(), 1.0, &mut shares);
+            enumerate((&profile, top_k), &tree, num_levels + 1, &mut Vec::new(), 1.0, &mut shares);
             let mean: f64 = shares.iter().enumerate().map(|(idx, share)| (idx + 1) as f64 * share).sum();
             prop_assert!((expected_tokens(&tree) - mean).abs() < 1e-4, "{} {mean}", expected_tokens(&tree));
             for (idx, share) in expected_shares(&tree).iter().enumerate() {

@@ -8,6 +8,7 @@ use super::{
     profile::{FURTHER_SHARE, Profile},
     tally::{Sums, Tally},
 };
+use crate::scheduler::cost_table::{CostTable, SectionKind};
 
 /// Slower than this share of plain decoding is said aloud.
 const WORST_RATIO: f64 = 0.97;
@@ -45,6 +46,8 @@ pub struct Report {
     pub tasks: Vec<TaskRow>,
     /// The adaptive policy against plain decoding.
     pub adaptive_vs_plain: Option<AgainstPlain>,
+    /// What the adaptive policy went by; empty where nothing was calibrated.
+    pub costs: Vec<CostRow>,
     /// What else a reader must know.
     pub notes: Vec<String>,
 }
@@ -63,6 +66,38 @@ pub struct AssumedChances {
 impl From<&Profile> for AssumedChances {
     fn from(profile: &Profile) -> Self {
         Self { name: profile.name.clone(), first: profile.first.clone(), further_share: FURTHER_SHARE }
+    }
+}
+
+/// Median time of one bucket of sections, as the policy sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct CostRow {
+    /// `decode`, `verify` or `draft`.
+    pub kind: &'static str,
+    /// Lanes, nodes or rows: the most of the bucket, which all smaller ones of it are counted as.
+    pub size: usize,
+    /// Longest context of the bucket.
+    pub context_len: usize,
+    /// As calibrated.
+    pub calibrated_us: f64,
+    /// Of the newest real ones; `None` before the first.
+    pub recent_us: Option<f64>,
+}
+
+impl CostRow {
+    /// Those of `table` that matter to a policy.
+    #[must_use]
+    pub fn of(table: &CostTable) -> Vec<Self> {
+        let us = |time: std::time::Duration| time.as_secs_f64() * 1e6;
+        let rows = table.rows().filter(|(shape, ..)| shape.kind != SectionKind::Prefill);
+        rows.map(|(shape, calibrated, recent)| Self {
+            kind: shape.kind.name(),
+            size: shape.size,
+            context_len: shape.context_len,
+            calibrated_us: us(calibrated.p50),
+            recent_us: recent.map(|recent| us(recent.p50)),
+        })
+        .collect()
     }
 }
 

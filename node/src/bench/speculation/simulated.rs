@@ -91,6 +91,7 @@ pub fn run(
         tasks: Vec::new(),
         adaptive_vs_plain: AgainstPlain::of(&rows),
         methods: rows,
+        costs: Vec::new(),
         notes: vec![
             "simulated acceptance: weights are random, costs are measured, and how much is accepted is the profile's".into(),
             "the adaptive row is played in virtual time, at the measured costs".into(),
