@@ -58,7 +58,7 @@ pub fn svg(report: &Report) -> String {
     horizontals(&mut out, &scale, &adaptive);
     for (idx, series) in series.iter().enumerate() {
         draw(&mut out, &scale, series);
-        legend(&mut out, 2 + adaptive.len() + idx, &series.label, series.colour, "");
+        legend(&mut out, 1 + adaptive.len() + idx, &series.label, series.colour, "");
     }
     out.push_str("</svg>\n");
     out
@@ -74,7 +74,8 @@ fn series_of(rows: &[MethodRow]) -> Vec<Series> {
             "chain" => format!("{drafter} chains"),
             _ => format!("{drafter} trees, {top_k} wide"),
         };
-        let point = (nodes as f64, row.speedup);
+        // A narrow tree may not have as many nodes as it has room for.
+        let point = (row.nodes_per_round.unwrap_or(nodes as f64), row.speedup);
         match all.iter_mut().find(|series| series.label == label) {
             Some(series) => series.points.push(point),
             None => {
@@ -180,7 +181,7 @@ fn draw(out: &mut String, scale: &Scale, series: &Series) {
     for &(nodes, speedup) in &series.points {
         let _ = writeln!(
             out,
-            r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{}"><title>{}: {nodes} nodes, {speedup:.2}x</title></circle>"#,
+            r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{}"><title>{}: {nodes:.0} nodes, {speedup:.2}x</title></circle>"#,
             scale.x(nodes),
             scale.y(speedup),
             series.colour,

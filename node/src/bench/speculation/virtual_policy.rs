@@ -45,6 +45,8 @@ impl PartCosts {
         }
         let root = median(draft.get(&1).into_iter().flatten().copied());
         for (row, top_k, levels, nodes) in fixed {
+            // A narrow tree may not have as many nodes as it has room for.
+            let nodes = row.nodes_per_round.map_or(nodes, |nodes| nodes.round() as usize); // a small count
             verify.entry(nodes).or_default().extend(row.verify_us);
             if top_k > 1 && levels > 1 {
                 let others = row.draft_us.map(|all| (all - root).max(0.0) / (levels - 1) as f64);
