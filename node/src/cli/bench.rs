@@ -134,6 +134,11 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         return bench_deadlines::run(&bench, args.engine.options(), interrupt);
     }
     if args.speculation.speculation {
+        // Clap does not hold it to this, as directory and shape exclude each other.
+        if args.speculation.profile.is_some() && args.shape.is_none() {
+            let fact = "--profile belongs to --shape: on an engine acceptance is measured";
+            return Err(CliError::Usage(fact.into()));
+        }
         let bench = match (&args.dir, &args.shape) {
             (Some(dir), _) => args.speculation.on_engine(dir, args.json),
             (None, shape) => {
