@@ -98,7 +98,7 @@ pub struct RandomWeights {
 
 /// Bytes enough for the largest matrix of one kind.
 #[derive(Debug, Default)]
-struct Buffers {
+pub(crate) struct Buffers {
     codes: Vec<u8>,
     scales: Vec<u8>,
 }
@@ -194,7 +194,8 @@ fn sizes(kind: WeightKind, num_rows: usize, num_cols: usize) -> (usize, usize) {
 }
 
 impl Buffers {
-    fn random(kind: WeightKind, shapes: &[(usize, usize)], seed: u64) -> Self {
+    /// Random numbers of `kind` for the largest of `shapes`, finite and of the usual magnitude.
+    pub(crate) fn random(kind: WeightKind, shapes: &[(usize, usize)], seed: u64) -> Self {
         let of = |&(rows, cols): &(usize, usize)| sizes(kind, rows, cols);
         let num_codes = shapes.iter().map(|shape| of(shape).0).max().unwrap_or(0);
         let num_scales = shapes.iter().map(|shape| of(shape).1).max().unwrap_or(0);
@@ -219,7 +220,8 @@ impl Buffers {
         Self { codes, scales }
     }
 
-    fn view(&self, kind: WeightKind, num_rows: usize, num_cols: usize) -> MatrixView<'_> {
+    /// The first of them as a matrix; `kind` and shape are among those it was made for.
+    pub(crate) fn view(&self, kind: WeightKind, num_rows: usize, num_cols: usize) -> MatrixView<'_> {
         let (num_codes, num_scales) = sizes(kind, num_rows, num_cols);
         let (codes, scales) = (&self.codes[..num_codes], &self.scales[..num_scales]);
         let data = match kind {

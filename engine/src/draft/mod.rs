@@ -8,6 +8,7 @@
 
 mod manifest;
 mod plan;
+mod random;
 mod spec;
 
 pub use manifest::{
@@ -15,6 +16,7 @@ pub use manifest::{
     DraftManifest, Trial,
 };
 pub use plan::{DraftOutput, DraftPlan, DraftRow};
+pub use random::RandomHead;
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
 use crate::{Result, TokenId, quant::MatrixView};

@@ -19,6 +19,7 @@ use takt_engine::{
 use super::{
     CliError,
     bench_deadlines::{self, DeadlineBench},
+    bench_speculation::{self, SpeculationArgs},
     duration,
     engine_args::EngineArgs,
     interrupt::Interrupt,
@@ -36,7 +37,7 @@ const NUM_WARM_STEPS: usize = 4;
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo"
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg"
 )]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(super) struct BenchArgs {
@@ -77,10 +78,21 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "R", default_value_t = 40.0, requires = "deadlines")]
     rate: f64,
     #[command(flatten)]
+    speculation: SpeculationArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+impl BenchArgs {
+    /// Formats of a shape's weights and of its output head.
+    fn kinds(&self) -> (WeightKind, WeightKind) {
+        let weights = self.weights.unwrap_or(WeightKind::Nvfp4);
+        let default_head = if weights == WeightKind::Bf16 { WeightKind::Bf16 } else { WeightKind::Fp8 };
+        (weights, self.lm_head.unwrap_or(default_head))
+    }
 }
 
 /// A loaded model and what loading it took.
@@ -121,6 +133,21 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         };
         return bench_deadlines::run(&bench, args.engine.options(), interrupt);
     }
+    if args.speculation.speculation {
+        // Clap does not hold it to this, as directory and shape exclude each other.
+        if args.speculation.profile.is_some() && args.shape.is_none() {
+            let fact = "--profile belongs to --shape: on an engine acceptance is measured";
+            return Err(CliError::Usage(fact.into()));
+        }
+        let bench = match (&args.dir, &args.shape) {
+            (Some(dir), _) => args.speculation.on_engine(dir, args.json),
+            (None, shape) => {
+                let name = shape.as_deref().unwrap_or_default();
+                args.speculation.on_shape(name, args.kinds(), args.prompt_len, args.json)?
+            }
+        };
+        return bench_speculation::run(&bench, args.engine.options(), interrupt);
+    }
     let mut loaded = load(args)?;
     let measured = measure(args, &mut loaded, interrupt)?;
     if args.json {
@@ -142,9 +169,8 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
         return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes });
     };
     let spec = shapes::decoder_spec(shape)?;
-    let weights = args.weights.unwrap_or(WeightKind::Nvfp4);
-    let default_head = if weights == WeightKind::Bf16 { WeightKind::Bf16 } else { WeightKind::Fp8 };
-    let source = shapes::RandomWeights::new(&spec, weights, args.lm_head.unwrap_or(default_head), 1)?;
+    let (weights, lm_head) = args.kinds();
+    let source = shapes::RandomWeights::new(&spec, weights, lm_head, 1)?;
     let started = Instant::now(); // making random numbers is not loading
     let cpu_options = options.cpu_options(&spec, KvKind::Bf16);
     let backend = Box::new(CpuBackend::new(&spec, &source, &cpu_options)?);

@@ -9,6 +9,7 @@ mod say;
 mod ask;
 mod bench;
 mod bench_deadlines;
+mod bench_speculation;
 mod build;
 mod calibrate;
 mod demo;
