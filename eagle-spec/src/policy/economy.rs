@@ -174,7 +174,7 @@ impl Economy {
         for (slot, growth) in growths.iter().enumerate() {
             let num_levels_to_read = growth.num_levels_to_read();
             if num_levels_to_read < max_levels {
-                self.open.extend(growth.open().map(|node| Open {
+                self.open.extend(growth.expandable().map(|node| Open {
                     at: Candidate { chance: self.chances[slot][node], slot, node },
                     depth: growth.depth(node),
                     num_levels_to_read,

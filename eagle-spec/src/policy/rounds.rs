@@ -154,7 +154,7 @@ impl Policy {
             }
             Purpose::Probe { slot, max_levels } if self.num_levels < max_levels => {
                 // The first proposal is the likeliest.
-                let first = growths[slot].open().next();
+                let first = growths[slot].expandable().next();
                 level.extend(first.and_then(|node| growths[slot].frontier(slot, node)));
             }
             Purpose::Probe { .. } => {}

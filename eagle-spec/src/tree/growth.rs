@@ -25,6 +25,8 @@ pub struct Growth {
     /// The root and the forced tokens, a chain.
     num_certain: usize,
     open: Range<usize>,
+    /// Tokens that end an answer: nothing follows them.
+    terminals: Vec<TokenId>,
     /// Nodes by likelihood, while choosing.
     order: Vec<usize>,
     /// By node, its number in the pruned tree; 0 for what was not kept, for the root is its own.
@@ -40,6 +42,7 @@ impl Growth {
             nodes: Vec::with_capacity(max_nodes),
             num_certain: 0,
             open: 0..0,
+            terminals: Vec::new(),
             order: Vec::with_capacity(max_nodes),
             kept_as: Vec::with_capacity(max_nodes),
         }
@@ -66,6 +69,12 @@ impl Growth {
         Ok(())
     }
 
+    /// Tokens that end the answer, for this and later trees: what is proposed of them is verified, but not expanded.
+    pub fn set_terminals(&mut self, tokens: &[TokenId]) {
+        self.terminals.clear();
+        self.terminals.extend_from_slice(tokens);
+    }
+
     /// All nodes so far, the root included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -89,6 +98,13 @@ impl Growth {
     #[must_use]
     pub fn open(&self) -> Range<usize> {
         self.open.clone()
+    }
+
+    /// The open nodes after which something can come.
+    pub fn expandable(&self) -> impl Iterator<Item = usize> + '_ {
+        self.open
+            .clone()
+            .filter(|&node| node < self.num_certain || !self.terminals.contains(&self.nodes[node].token))
     }
 
     /// Certain nodes to be expanded after the open one before there are proposals to keep; 0 once there are.
@@ -125,6 +141,9 @@ impl Growth {
     /// Appends the `top_k` likeliest open nodes to `level`, likeliest first.
     pub fn push_likeliest(&mut self, slot: usize, top_k: usize, level: &mut Vec<Frontier>) {
         self.sort_by_likelihood(self.open.clone());
+        let mut order = std::mem::take(&mut self.order);
+        order.retain(|&node| self.expandable().any(|open| open == node));
+        self.order = order;
         let chosen = self.order.iter().take(top_k);
         level.extend(chosen.filter_map(|&node| self.frontier(slot, node)));
     }
@@ -281,6 +300,22 @@ mod tests {
         assert_eq!((tree.tokens.as_slice(), tree.parents.as_slice()), (&[1, 6, 7, 8][..], &[0, 0, 0, 1][..]));
         growths[1].keep(&[2, 3], &mut tree);
         assert_eq!(tree.tokens, [1, 7], "8 follows 6, which is not kept");
+    }
+
+    #[test]
+    fn nothing_is_expanded_after_a_token_that_ends_the_answer() {
+        let mut growth = Growth::with_capacity(8);
+        growth.set_terminals(&[9]);
+        growth.start(&[9]).unwrap();
+        let level = level_of(&mut growth, 0, 2);
+        assert_eq!(level.len(), 1, "the root is no proposal");
+        growth.add_level(0, &level, &lists(&[&[(9, -0.1), (5, -2.0), (6, -3.0)]])).unwrap();
+        assert_eq!((growth.open(), growth.expandable().collect::<Vec<_>>()), (1..4, vec![2, 3]));
+        let level = level_of(&mut growth, 0, 1);
+        assert_eq!(level.iter().map(|node| node.token).collect::<Vec<_>>(), [5]);
+        let mut tree = DraftTree::root(0);
+        growth.prune(1, &mut tree);
+        assert_eq!(tree.tokens, [9, 9], "but it is verified");
     }
 
     #[test]

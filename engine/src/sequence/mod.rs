@@ -324,6 +324,12 @@ impl Sequence {
         self.answer.shown_from(0)
     }
 
+    /// Tokens that end the answer.
+    #[must_use]
+    pub fn eos_token_ids(&self) -> &[TokenId] {
+        &self.eos_token_ids
+    }
+
     /// Tokens of the prompt and of the answer whose KV is in the lane.
     #[must_use]
     pub fn committed_len(&self) -> usize {

@@ -266,6 +266,7 @@ impl<'a> Player<'a> {
         }
         let began = Instant::now();
         let context_len = self.history.len() + LIMITS.max_levels;
+        self.growths[0].set_terminals(&self.eos);
         self.growths[0].start(&self.history[self.history.len() - 1..])?;
         let costs = Typical { table: &self.table, context_len, has_head: proposer == Proposer::Head };
         let facts = self.backend.capabilities();

@@ -72,7 +72,7 @@ impl Grid {
         Self {
             prefill_sizes: steps(8, max_slice_len.min(lane_capacity), 2),
             decode_sizes: steps(1, num_lanes, 2),
-            verify_sizes: steps(4, MAX_NODES.min(lane_capacity), 2),
+            verify_sizes: node_steps(MAX_NODES.min(lane_capacity)),
             draft_sizes: Vec::new(),
             context_lens,
         }
@@ -138,6 +138,13 @@ impl Grid {
             |kind| kind == SectionKind::Draft && self.draft_sizes.is_empty() || ascends(self.sizes(kind));
         ascends(&self.context_lens) && SectionKind::ALL.into_iter().all(has_kind)
     }
+}
+
+/// Sizes of trees up to `most`. Fine at the small end: where a step computes rather than waits for memory, a node more or less decides whether a
+/// chain is worth it.
+fn node_steps(most: usize) -> Vec<usize> {
+    let steps = [2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48];
+    steps.into_iter().filter(|&step| step < most).chain([most.max(1)]).collect()
 }
 
 /// `first`, `first · factor`, … and at last `most`.

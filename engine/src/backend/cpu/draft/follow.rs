@@ -1,10 +1,12 @@
 //! Reading along: what the target commits becomes the head's context, however it comes: slices, steps, paths of trees, snapshots.
 
+use std::ops::Range;
+
 use super::{CpuDraft, Host, Snapshot, lane::MAX_BACKLOG};
 use crate::{
     Result,
-    backend::cpu::{arena::AttentionTasks, forward::Forward},
-    kv::{LaneId, SnapshotId},
+    backend::cpu::{linear::linear, rope::PrepareHeads},
+    kv::{LaneId, RowAddress, SnapshotId},
     step::StepPlan,
 };
 
@@ -137,9 +139,6 @@ impl CpuDraft {
             return;
         }
         let first = state.num_read;
-        self.arena.begin_rows();
-        (first..first + num_rows).for_each(|row| self.arena.push_row(lane, row, row, []));
-        self.arena.end_rows(AttentionTasks::block_len(&self.layer_spec));
         self.fuse(lane, num_rows, host);
         let h = self.spec.hidden_size;
         let tip = &mut self.states[lane.0].tip;
@@ -149,14 +148,35 @@ impl CpuDraft {
             self.model.embed(self.states[lane.0].backlog.next_tokens[place], out, host);
         }
         self.join(num_rows, host);
-        let forward =
-            Forward { spec: &self.layer_spec, rope: &self.rope, pool: host.pool, vectors: host.vectors };
-        forward.project_qkv(&self.model.layer, &self.joined, &mut self.arena);
-        forward.store_kv(0, &self.arena, &mut self.lanes);
+        self.store_rows(lane, first..first + num_rows, host);
         let state = &mut self.states[lane.0];
         state.backlog.drop_front(num_rows, features_len);
         state.num_read += num_rows;
         self.set_kv_len(lane);
+    }
+
+    /// The joined rows → keys and values of `rows` of `lane`.
+    fn store_rows(&mut self, lane: LaneId, rows: Range<usize>, host: Host<'_>) {
+        let (kv_dim, head_dim) = (self.spec.kv_dim(), self.spec.head_dim);
+        let kv = &mut self.arena.qkv[..rows.len() * 2 * kv_dim];
+        linear(host.pool, &self.model.kv, &self.joined, kv);
+        for (row, kv) in rows.zip(kv.chunks_exact_mut(2 * kv_dim)) {
+            host.vectors.run(PrepareHeads {
+                qkv: kv,
+                bias: &[],
+                qk_norm: None,
+                eps: self.spec.norm_eps,
+                dims: (0, kv_dim),
+                head_dim,
+                rotation: self.rope.rotation(row),
+            });
+            let (keys, values) = kv.split_at(kv_dim);
+            for (kv_head, (key, value)) in
+                keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
+            {
+                self.lanes.store(RowAddress { lane, layer_idx: 0, kv_head, position: row }, key, value);
+            }
+        }
     }
 
     fn set_kv_len(&mut self, lane: LaneId) {

@@ -20,6 +20,8 @@ pub(super) struct DraftModel {
     /// Norm of what stands beside the embedding `[h]`; the embedding's own is the layer's `input_norm`.
     pub hidden_norm: Vec<f32>,
     pub layer: Layer,
+    /// K and V of the layer alone `[2 · G · d, 2 · h]`: all that a row that is read needs.
+    pub kv: PackedMatrix,
     /// `[h]`.
     pub norm: Vec<f32>,
     /// `[Vd, h]`.
@@ -70,6 +72,7 @@ impl DraftModel {
             fc_norms: (0..num_norms).map(fc_norm).collect::<Result<_>>()?,
             hidden_norm: norm("layer.hidden_norm.weight", h)?,
             layer,
+            kv: packed(&qkv[1..], 2 * h)?,
             norm: norm("norm.weight", h)?,
             lm_head: packed(&[("lm_head", spec.draft_vocab_size)], h)?,
             targets: target_tokens(spec, source)?,

@@ -46,7 +46,9 @@ impl WorkerCore {
                 num_others += num_certain;
                 continue;
             }
-            self.speculation.growths[slot].start(sequence.pending())?;
+            let growth = &mut self.speculation.growths[slot];
+            growth.set_terminals(sequence.eos_token_ids());
+            growth.start(sequence.pending())?;
             self.speculation.lanes.push(lane);
         }
         Ok((num_others, context_len))
