@@ -183,7 +183,7 @@ fn proposals_that_are_not_accepted_are_taken_back() {
         matcher.commit(token).unwrap();
     }
     let before = matcher.clone();
-    assert_eq!(matcher.num_valid(&proposed).unwrap(), proposed.len());
+    assert_eq!(matcher.checker().num_valid(&proposed).unwrap(), proposed.len());
     for &token in &proposed {
         matcher.commit(token).unwrap();
     }

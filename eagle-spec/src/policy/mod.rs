@@ -6,7 +6,7 @@
 //!       drafter.propose(level, top_k, lists); growth.add_level(slot, level, lists) for each slot
 //! policy.choose(growths, trees)               plain, or so many nodes to verify
 //! policy.observe(tree, path, next)            for each slot of a verify round
-//! policy.record_round(took, tokens, plain)    or record_plain(took), when nothing was drafted
+//! policy.record_round(took, plain)    or record_plain(took), when nothing was drafted
 //! ```
 //!
 //! | module | concept |

@@ -51,6 +51,11 @@ impl DraftDir {
             let fact = format!("proposes token {token}, the target has {vocab_size}");
             return Err(corrupt(&draft.path, fact));
         }
+        let checked = draft.manifest.record.iter().flat_map(|record| &record.check.prompt);
+        if let Some(token) = checked.into_iter().find(|&&token| token as usize >= vocab_size) {
+            let fact = format!("the record's prompt has token {token}, the target has {vocab_size}");
+            return Err(corrupt(&manifest_path, fact));
+        }
         Ok(Some(draft))
     }
 

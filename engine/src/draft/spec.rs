@@ -11,6 +11,8 @@ use crate::{
 
 /// Target layers whose features a head takes.
 pub const NUM_CAPTURED: usize = 3;
+/// Widest head a backend takes.
+const MAX_HEAD_DIM: usize = 1 << 10;
 /// Name of the tensor that leads from draft tokens to the target's.
 pub const TARGET_TOKENS: &str = "target_tokens";
 
@@ -77,6 +79,13 @@ impl DraftSpec {
     /// [`EngineError::Unsupported`] naming the first fact that does not hold.
     pub fn validate(&self, target: &DecoderSpec) -> Result<()> {
         let fail = |fact: String| Err(EngineError::Unsupported(fact));
+        // Before frequencies are made of it.
+        if self.head_dim == 0 || self.head_dim > MAX_HEAD_DIM || !self.head_dim.is_multiple_of(2) {
+            return fail(format!(
+                "a draft head of head_dim {}, expected an even one up to {MAX_HEAD_DIM}",
+                self.head_dim
+            ));
+        }
         self.layer().validate()?;
         let pairs = [
             ("hidden size", self.target_hidden_size, target.hidden_size),

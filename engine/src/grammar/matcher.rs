@@ -175,12 +175,10 @@ impl Matcher {
         self.produced.truncate(self.ends.last().copied().unwrap_or(0));
     }
 
-    /// How many of `tokens` may come next, one after another; nothing is committed.
-    ///
-    /// # Errors
-    /// [`EngineError::Grammar`] when finding out takes more than the limits allow.
-    pub fn num_valid(&mut self, tokens: &[TokenId]) -> Result<usize> {
-        self.inner.validate_tokens(tokens).map_err(|error| broken(&error.to_string()))
+    /// Something beside it that says which proposals may come. What that costs is its own: the matcher's limits are not touched.
+    #[must_use]
+    pub fn checker(&self) -> Checker {
+        Checker { inner: self.inner.deep_clone(), num_tokens: self.ends.len() }
     }
 
     /// True when nothing can follow.
@@ -212,6 +210,47 @@ impl Matcher {
     pub(crate) fn token_towards(&self, text: &[u8]) -> TokenId {
         let trie = self.grammar.vocabulary().env.tok_trie();
         if text.is_empty() { trie.eos_token() } else { trie.prefix_token_id(text).0 }
+    }
+}
+
+/// Checks proposals, beside a [`Matcher`] and at the same place of the answer.
+pub struct Checker {
+    inner: llguidance::Matcher,
+    num_tokens: usize,
+}
+
+impl Checker {
+    /// Goes to the end of `answer`, all of whose tokens the matcher has committed.
+    ///
+    /// # Errors
+    /// [`EngineError::Grammar`] when its limits are used up: another one begins anew.
+    pub fn follow(&mut self, answer: &[TokenId]) -> Result<()> {
+        for &token in answer.get(self.num_tokens..).unwrap_or_default() {
+            self.inner.consume_token(token).map_err(|error| broken(&error.to_string()))?;
+            self.num_tokens += 1;
+        }
+        Ok(())
+    }
+
+    /// How many of `tokens` may come next, one after another; nothing is committed.
+    ///
+    /// # Errors
+    /// [`EngineError::Grammar`] when finding out takes more than the limits allow.
+    pub fn num_valid(&mut self, tokens: &[TokenId]) -> Result<usize> {
+        self.inner.validate_tokens(tokens).map_err(|error| broken(&error.to_string()))
+    }
+}
+
+impl Clone for Checker {
+    /// With limits of its own, as a new one.
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.deep_clone(), num_tokens: self.num_tokens }
+    }
+}
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checker").field("num_tokens", &self.num_tokens).finish_non_exhaustive()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Finish, Sequence, answer::AnswerText};
 use crate::{
     EngineError, Result, TokenId,
-    grammar::{Closing, Grammar, Matcher, Steering},
+    grammar::{Checker, Closing, Grammar, Matcher, Steering},
     sampler::Sampler,
 };
 
@@ -11,6 +11,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
     matcher: Matcher,
+    /// For proposals; made when the first come.
+    checker: Option<Checker>,
     /// Masked logits, `[vocab_size]`.
     logits: Vec<f32>,
     forced: Vec<TokenId>,
@@ -28,6 +30,7 @@ impl Bound {
         matcher.reserve(max_tokens);
         Self {
             matcher,
+            checker: None,
             logits: Vec::with_capacity(vocab_size),
             forced: Vec::with_capacity(max_tokens.min(64)),
             steering: Steering::Free,
@@ -64,9 +67,19 @@ impl Bound {
         self.is_broken.then_some(Finish::MaskLimit)
     }
 
-    /// How many of `proposals` may come next; none when finding out takes too long.
-    pub fn num_allowed(&mut self, proposals: &[TokenId]) -> usize {
-        if self.is_broken || self.is_ahead { 0 } else { self.matcher.num_valid(proposals).unwrap_or(0) }
+    /// How many of `proposals` may come after `answer`; none when finding out takes too long.
+    pub fn num_allowed(&mut self, answer: &[TokenId], proposals: &[TokenId]) -> usize {
+        if self.is_broken || self.is_ahead {
+            return 0;
+        }
+        let checker = self.checker.get_or_insert_with(|| self.matcher.checker());
+        match checker.follow(answer).and_then(|()| checker.num_valid(proposals)) {
+            Ok(num_valid) => num_valid,
+            Err(_) => {
+                self.checker = None;
+                0
+            }
+        }
     }
 
     pub fn is_complete(&self) -> bool {

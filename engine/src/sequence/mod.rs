@@ -196,7 +196,7 @@ impl Sequence {
     pub fn num_allowed(&mut self, proposals: &[TokenId]) -> usize {
         match &mut self.bound {
             None => proposals.len(),
-            Some(bound) => bound.num_allowed(proposals),
+            Some(bound) => bound.num_allowed(&self.tokens[self.prompt_len..], proposals),
         }
     }
 

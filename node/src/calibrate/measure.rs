@@ -64,6 +64,8 @@ pub fn measure(
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Option<Vec<Cost>>, EngineError> {
     let mut bench = Bench::new(backend, clock, grid);
+    // A draft head reads along only what it has read from the start.
+    bench.empty()?;
     let begin = clock.now();
     let mut costs = vec![Cost::default(); grid.num_cells()];
     let mut num_done = 0;
@@ -190,6 +192,11 @@ impl<'a> Bench<'a> {
         }
         let started = self.clock.now();
         self.backend.run_step(&self.plan)?;
+        if self.plan.segments.iter().any(|segment| segment.is_tree) {
+            // With what the head reads along of an accepted path.
+            let path = [0, 1, 3, 7];
+            self.backend.keep(LANE, &path[..path.partition_point(|&node| node < len)])?;
+        }
         let took = self.clock.now().saturating_duration_since(started);
         (0..num_lanes).try_for_each(|lane| self.backend.truncate(LaneId(lane), before))?;
         Ok(took.max(Duration::from_nanos(1)))
@@ -205,6 +212,14 @@ impl<'a> Bench<'a> {
         self.plan.clear();
         self.plan.push(LANE, &self.tokens[..1], LogitsWanted::None);
         self.backend.run_step(&self.plan)?;
+        if !self.backend.can_draft(LANE) {
+            // What was measured before went beyond what the head reads.
+            self.backend.truncate(LANE, 0)?;
+            self.fill(LANE, before)?;
+            self.plan.clear();
+            self.plan.push(LANE, &self.tokens[..1], LogitsWanted::None);
+            self.backend.run_step(&self.plan)?;
+        }
         let row = |parent| DraftRow { lane: LANE, parent, token: 0 };
         let mut plan = DraftPlan { rows: vec![row(None)], top_k: MAX_TOP_K, wants_logits: false };
         let mut started = self.clock.now();

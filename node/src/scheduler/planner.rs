@@ -161,11 +161,21 @@ fn num_forced(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> usi
 fn round(plain: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> Option<(Round, usize)> {
     let wished = situation.round.filter(|_| plain.slice.is_none() && !plain.decodes.is_empty())?;
     let forced = plain.decodes.iter().filter_map(|&idx| jobs.get(idx)).map(|job| job.num_forced).sum();
+    let plain_end = situation.now + plain.cost(jobs, situation.bounds);
+    // Nobody who could wait for a plain step is ended because of a round.
+    let outlasts = |draft: &Draft<'_>| {
+        let end = situation.now + draft.cost(jobs, situation.bounds);
+        jobs.iter().enumerate().filter(|(idx, _)| !draft.decodes.contains(idx)).any(|(_, job)| {
+            let reply_by = job.reply_by(situation.limits);
+            reply_by.is_some_and(|reply_by| is_late(end, reply_by) && !is_late(plain_end, reply_by))
+        })
+    };
     std::iter::successors(Some(wished), |round| round.halved()).find_map(|round| {
         let is_possible = |&num_forced: &usize| {
             let draft = Draft { round: Some(round), num_forced, ..*plain };
             round.fits(plain.decodes.len() + num_forced)
                 && draft.cost(jobs, situation.bounds) <= situation.limits.max_section
+                && !outlasts(&draft)
                 && is_safe(&draft, jobs, situation)
         };
         Some((round, [forced, plain.num_forced].into_iter().find(is_possible)?))

@@ -16,7 +16,7 @@ pub struct Round {
     pub num_levels: usize,
     /// Nodes expanded on a level, and proposals for each, in each lane.
     pub top_k: usize,
-    /// Proposals verified, in each lane.
+    /// Proposals verified, for each lane; any of them may take those of the others.
     pub num_proposals: usize,
     /// Nodes verified over all lanes, their roots and forced tokens included.
     pub max_nodes: usize,
@@ -60,10 +60,10 @@ impl Round {
         } else {
             Duration::ZERO
         };
-        // A mask for every token that comes of it, and a check for every proposal.
+        // A mask for every token that comes of it, the target's own included, and a check for every proposal.
         let num_checks = times(num_forms * self.num_levels * self.top_k * self.top_k);
         let num_masks =
-            times(num_forms * self.num_levels).saturating_add(num_checks.div_ceil(CHECKS_PER_MASK));
+            times(num_forms * (self.num_levels + 1)).saturating_add(num_checks.div_ceil(CHECKS_PER_MASK));
         let verify = cost(SectionKind::Verify, num_nodes);
         levels.saturating_add(verify).saturating_add(bounds.mask().saturating_mul(num_masks))
     }
@@ -109,6 +109,6 @@ mod tests {
             table.record_mask(ms(1));
         }
         let mask = table.bounds().mask();
-        assert_eq!(round.cost(2, 2, 10, 1, table.bounds()), ms(47) + mask * (3 + 12));
+        assert_eq!(round.cost(2, 2, 10, 1, table.bounds()), ms(47) + mask * (4 + 12));
     }
 }

@@ -204,6 +204,11 @@ impl Desk {
         *self.no_speculation.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
     }
 
+    /// A new worker: what was said of the one before holds no longer.
+    pub(super) fn clear_no_speculation(&self) {
+        *self.no_speculation.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Why the worker has stopped to speculate; `None` while it does, or was never to.
     #[must_use]
     pub fn no_speculation(&self) -> Option<String> {

@@ -13,6 +13,7 @@ use takt_engine::{
     backend::{Backend, Capabilities},
     dir::Manifest,
     draft::{AcceptanceCheck, DraftManifest},
+    kv::LaneId,
     text::{SpecialTokens, Text},
 };
 
@@ -290,8 +291,18 @@ fn check_drafter(
         return Ok(None);
     };
     let AcceptanceCheck { prompt, accept_len: expected } = &record.check;
-    let found =
-        measure_acceptance(backend, std::slice::from_ref(prompt), &manifest.eos_token_ids)?.accept_len();
+    let room = backend.capabilities().lane_capacity / 2;
+    let measured = measure_acceptance(backend, std::slice::from_ref(prompt), &manifest.eos_token_ids);
+    backend.truncate(LaneId(0), 0)?;
+    let found = match measured {
+        // Too small for the prompt, so that nothing was tried: the first requests tell.
+        Ok(found) if found.num_chains == 0 || prompt.len() > room => return Ok(None),
+        Ok(found) => found.accept_len(),
+        Err(error) => {
+            tracing::warn!("the draft head was not checked: {error}");
+            return Ok(None);
+        }
+    };
     // As at run time: below this share of the accepted proposals on record, something is wrong.
     let has_collapsed = found - 1.0 < ALARMING_SHARE * (expected - 1.0);
     Ok(has_collapsed.then(|| {

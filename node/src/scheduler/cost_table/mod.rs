@@ -231,10 +231,14 @@ impl CostTable {
         let took = took / factor;
         let excess = took.saturating_sub(self.bounds.of(cell.shape));
         cell.recent.record(took);
-        self.excess.record(excess);
-        self.publish_stall();
         self.publish(idx);
-        self.watch_drift(idx);
+        // Promises rest on prompts and plain steps. A round is granted by its bound and has several parts: their excess would dilute the stall, and
+        // their drift says nothing of what was promised.
+        if !matches!(shape.kind, SectionKind::Verify | SectionKind::Draft) {
+            self.excess.record(excess);
+            self.publish_stall();
+            self.watch_drift(idx);
+        }
     }
 
     /// Learns from a token that was chosen within a form in `took`: mask, choice and commitment. Allocates nothing.

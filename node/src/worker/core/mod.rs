@@ -114,6 +114,7 @@ impl WorkerCore {
         let desk = match desk {
             Some((desk, num_withdrawals)) => {
                 desk.set_bounds(table.bounds().clone(), num_withdrawals);
+                desk.clear_no_speculation();
                 desk
             }
             None => Arc::new(Desk::new(DeskParts {

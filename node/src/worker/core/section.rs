@@ -53,6 +53,7 @@ impl WorkerCore {
         self.desk.ledger().end_section();
         self.speculation.learn(took, progress.num_tokens);
         self.learn(sizes, took.saturating_sub(self.speculation.spent()));
+        self.charge_background(took);
         self.watch_drafter();
         Ok(())
     }
@@ -135,7 +136,7 @@ impl WorkerCore {
         }
     }
 
-    /// Learns what the section cost, charges background work for its part, and says so when nothing can be promised any more.
+    /// Learns what the section's step cost, and says so when nothing can be promised any more.
     fn learn(&mut self, sizes: Sizes, took: Duration) {
         let Sizes { num_decoded, num_nodes, slice_len, context_len } = sizes;
         let shape = |kind, size| SectionShape { kind, size, context_len };
@@ -153,6 +154,16 @@ impl WorkerCore {
                 self.table.record(shape(SectionKind::Prefill, len), took.saturating_sub(decode));
             }
         }
+        if let Some(reason) = self.table.no_promise()
+            && self.desk.is_trusted()
+        {
+            tracing::warn!("no deadline is promised: {reason}");
+            self.desk.withdraw(reason.to_string());
+        }
+    }
+
+    /// Charges background work for its part of a section that took `took`, drafting included.
+    fn charge_background(&mut self, took: Duration) {
         let is_background = |lane: LaneId| {
             self.jobs.iter().any(|job| job.lane == Some(lane) && job.class == Class::Background)
         };
@@ -161,12 +172,6 @@ impl WorkerCore {
             segments.filter(|segment| is_background(segment.lane)).map(|segment| segment.tokens.len()).sum();
         if num_background > 0 {
             self.server.charge(took.mul_f64(num_background as f64 / self.plan.tokens.len() as f64));
-        }
-        if let Some(reason) = self.table.no_promise()
-            && self.desk.is_trusted()
-        {
-            tracing::warn!("no deadline is promised: {reason}");
-            self.desk.withdraw(reason.to_string());
         }
     }
 

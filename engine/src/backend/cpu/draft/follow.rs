@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{CpuDraft, Host, Snapshot, lane::MAX_BACKLOG};
+use super::{
+    CpuDraft, Host, Snapshot,
+    lane::{MAX_BACKLOG, MAX_WAITING},
+};
 use crate::{
     Result,
     backend::cpu::{linear::linear, rope::PrepareHeads},
@@ -29,8 +32,12 @@ impl CpuDraft {
                 continue;
             }
             let end = before + if segment.is_tree { 1 } else { segment.tokens.len() };
-            if held != before || end >= self.facts.max_positions {
-                state.go_cold(); // somebody else wrote to the lane, or the head was not trained for so long a text
+            if held != before {
+                state.go_cold(); // somebody else wrote to the lane
+                continue;
+            }
+            if end >= self.facts.max_positions {
+                state.pause();
                 continue;
             }
             let tokens = &plan.tokens[segment.tokens.clone()];
@@ -53,7 +60,8 @@ impl CpuDraft {
                     self.read(segment.lane, host);
                 }
             }
-            if tokens.len() > 1 {
+            let num_waiting = self.states[segment.lane.0].backlog.len(features_len);
+            if tokens.len() > 1 || num_waiting >= MAX_WAITING {
                 // With the prompt's slice, whose cost is known, rather than with the first draft.
                 self.read(segment.lane, host);
             }
@@ -74,13 +82,15 @@ impl CpuDraft {
             let state = &mut self.states[lane.0];
             state.backlog.push(row, next);
             if state.num_read + state.backlog.len(features_len) >= self.facts.max_positions {
-                state.go_cold();
+                state.pause();
                 break;
             }
             if state.backlog.len(features_len) == MAX_BACKLOG {
                 self.read(lane, host);
             }
         }
+        // With the step, which is measured so, rather than with the next draft.
+        self.read(lane, host);
         let state = &mut self.states[lane.0];
         state.tree_tokens = tokens; // for its memory
         state.forget_drafted();
@@ -104,9 +114,8 @@ impl CpuDraft {
         let mut kept = state.clone();
         kept.truncate(len, features_len);
         let holds_all = num_read + kept.backlog.len(features_len) == len;
-        let kv = self.lanes.save_snapshot(lane, if state.is_warm { num_read } else { 0 })?;
-        let is_warm = state.is_warm && holds_all;
-        self.snapshots.insert(id, Snapshot { is_warm, num_read, kv, backlog: kept.backlog });
+        let kv = self.lanes.save_snapshot(lane, num_read)?;
+        self.snapshots.insert(id, Snapshot { is_warm: holds_all, num_read, kv, backlog: kept.backlog });
         Ok(())
     }
 

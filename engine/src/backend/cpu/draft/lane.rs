@@ -9,8 +9,10 @@
 
 use crate::TokenId;
 
-/// Features that wait at most; then they are read.
+/// Features that wait at most while a slice is read; then they are read together.
 pub(super) const MAX_BACKLOG: usize = 32;
+/// Features that wait at most from step to step: few, so that no step takes much longer than the others.
+pub(super) const MAX_WAITING: usize = 8;
 /// Rows a lane may have proposed since its root, the root included.
 pub(super) const MAX_ROWS: usize = 128;
 
@@ -82,6 +84,14 @@ impl LaneState {
         self.forget_drafted();
     }
 
+    /// The text goes on beyond what the head was made for: what was read stays, for a text that begins alike.
+    pub fn pause(&mut self) {
+        self.is_warm = false;
+        self.tip.clear();
+        self.backlog.clear();
+        self.forget_drafted();
+    }
+
     /// The target's lane holds `len` tokens from now on, fewer than before.
     pub fn truncate(&mut self, len: usize, features_len: usize) {
         self.forget_drafted();
@@ -93,6 +103,10 @@ impl LaneState {
             self.num_read = 0;
             self.backlog.clear();
             return;
+        }
+        if !self.is_warm {
+            self.is_warm = self.follows && len <= self.num_read;
+            self.backlog.clear();
         }
         self.num_read = self.num_read.min(len);
         self.backlog.truncate(len - self.num_read, features_len);

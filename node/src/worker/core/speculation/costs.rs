@@ -11,6 +11,8 @@ use crate::scheduler::cost_table::{CostTable, SectionKind, SectionShape};
 pub(super) struct Typical<'a> {
     pub table: &'a CostTable,
     pub context_len: usize,
+    /// Tokens that other lanes compute in the same step.
+    pub num_others: usize,
     /// Looking tokens up costs nothing worth counting.
     pub has_head: bool,
 }
@@ -23,11 +25,11 @@ impl Typical<'_> {
 
 impl RoundCosts for Typical<'_> {
     fn decode(&self, num_lanes: usize) -> Duration {
-        self.of(SectionKind::Decode, num_lanes)
+        self.of(SectionKind::Decode, num_lanes + self.num_others)
     }
 
     fn verify(&self, num_nodes: usize) -> Duration {
-        self.of(SectionKind::Verify, num_nodes)
+        self.of(SectionKind::Verify, num_nodes + self.num_others)
     }
 
     fn draft(&self, num_rows: usize) -> Duration {

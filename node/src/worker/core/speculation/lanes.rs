@@ -28,6 +28,8 @@ impl WorkerCore {
     pub(super) fn choose_drafting_lanes(&mut self, round: Round) -> Result<(usize, usize), EngineError> {
         let mut num_forced = self.section.num_forced;
         let (mut num_others, mut context_len) = (0, 0);
+        // The policy may give all proposals of the round to one lane.
+        let num_wanted = (self.section.decodes.len() * round.num_proposals).min(round.max_nodes);
         for &lane in &self.section.decodes {
             let Some(active) = self.lanes.holder_mut(lane) else { continue };
             let sequence = &active.sequence;
@@ -42,7 +44,7 @@ impl WorkerCore {
             // Behind forced tokens that are not computed yet nothing can be proposed.
             let is_whole = num_certain == sequence.pending().len();
             let slot = self.speculation.lanes.len();
-            if !is_ready || !is_whole || sequence.room() < round.num_proposals {
+            if !is_ready || !is_whole || sequence.room() < num_wanted {
                 num_others += num_certain;
                 continue;
             }

@@ -151,16 +151,18 @@ impl WorkerCore {
         if num_slots == 0 {
             return Ok(());
         }
+        let max_rows = self.backend.draft_facts().map_or(usize::MAX, |facts| facts.max_plan_rows);
         let limits = Limits {
-            max_nodes: round.num_nodes(num_slots, self.num_certain()).saturating_sub(num_others),
+            max_nodes: (self.num_certain() + num_slots * round.num_proposals)
+                .min(round.max_nodes.saturating_sub(num_others)),
             max_levels: round.num_levels,
-            top_k: round.top_k,
+            top_k: round.top_k.min(max_rows / num_slots).max(1),
         };
-        let costs = Typical { table: &self.table, context_len, has_head: round.has_head };
+        let costs = Typical { table: &self.table, context_len, num_others, has_head: round.has_head };
         let Speculation { policy, growths, .. } = &mut self.speculation;
         policy.begin_round(&growths[..num_slots], limits, &costs);
         while self.speculation.next_level(num_slots) {
-            self.propose(round.top_k, context_len)?;
+            self.propose(limits.top_k, context_len)?;
             self.check_forms();
             self.speculation.add_level(num_slots)?;
         }
