@@ -90,6 +90,8 @@ struct Cell {
     shape: SectionShape,
     calibrated: Cost,
     recent: Histogram,
+    /// What it usually takes, kept at hand: a policy asks for many sizes before every section.
+    typical: Duration,
 }
 
 /// Bounds that any thread can read: nanoseconds of every bucket, and of the stall at the end.
@@ -162,6 +164,7 @@ impl CostTable {
                 shape,
                 calibrated: costs.get(i).copied().unwrap_or(fallback),
                 recent: Histogram::default(),
+                typical: costs.get(i).copied().unwrap_or(fallback).p50,
             })
             .collect();
         let grid = Arc::new(grid);
@@ -207,10 +210,7 @@ impl CostTable {
     #[must_use]
     pub fn typical(&self, shape: SectionShape) -> Duration {
         let (cell, factor) = self.grid.cell(shape);
-        let Some(cell) = self.cells.get(cell) else { return Duration::MAX };
-        let recent =
-            (cell.recent.num_samples() >= MIN_DRIFT_SAMPLES).then(|| cell.recent.quantile(0.5)).flatten();
-        recent.unwrap_or(cell.calibrated.p50) * factor
+        self.cells.get(cell).map_or(Duration::MAX, |cell| cell.typical * factor)
     }
 
     /// Every bucket's largest section with what was calibrated and, where sections ran since, what they took.
@@ -231,6 +231,9 @@ impl CostTable {
         let took = took / factor;
         let excess = took.saturating_sub(self.bounds.of(cell.shape));
         cell.recent.record(took);
+        if cell.recent.num_samples() >= MIN_DRIFT_SAMPLES {
+            cell.typical = cell.recent.quantile(0.5).unwrap_or(cell.typical);
+        }
         self.publish(idx);
         // Promises rest on prompts and plain steps. A round is granted by its bound and has several parts: their excess would dilute the stall, and
         // their drift says nothing of what was promised.
@@ -283,7 +286,7 @@ impl CostTable {
         if self.no_promise.is_some() || cell.recent.num_samples() < MIN_DRIFT_SAMPLES {
             return;
         }
-        let (then, now) = (cell.calibrated.p50, cell.recent.quantile(0.5).unwrap_or_default());
+        let (then, now) = (cell.calibrated.p50, cell.typical);
         let factor = now.as_secs_f64() / then.as_secs_f64().max(1e-9);
         if factor > DRIFT_FACTOR {
             self.no_promise = Some(NoPromise::Drift { kind: cell.shape.kind, size: cell.shape.size, factor });
