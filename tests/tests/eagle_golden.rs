@@ -315,6 +315,39 @@ fn a_lane_that_was_cut_back_or_restored_drafts_as_if_nothing_had_been() {
 }
 
 #[test]
+fn beyond_the_positions_a_head_was_trained_for_nothing_is_drafted_and_a_shorter_text_is_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (head, target) = HEADS[0];
+    let (short, engine_path) = (folder.path().join("short"), folder.path().join("engine"));
+    variant(&short, head, |config| config["max_position_embeddings"] = 24.into(), &[]);
+    let draft = Some(DraftOptions { folder: &short, prompts: None, measures: false });
+    let options = BuildOptions { draft, ..BuildOptions::new(WeightKind::Bf16) };
+    let report = build(&fixtures().join("hf").join(target), &engine_path, &options, &mut |_| {}).unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.contains("trained for 24 positions")), "{report:?}");
+    let mut engine = open(&engine_path);
+    let text: Vec<TokenId> = (0..40).map(|i| (i * 37 + 5) % 600).collect();
+    read(&mut engine, &text[..12], 5);
+    let expected = chain_logits(&mut engine, &[7, 8]);
+    read(&mut engine, &text[..20], 7);
+    let snapshot = engine.backend.save_snapshot(LANE, 20).unwrap();
+    let append = |engine: &mut Engine, tokens: &[TokenId]| {
+        let mut plan = StepPlan::default();
+        plan.push(LANE, tokens, LogitsWanted::Last);
+        engine.backend.run_step(&plan).unwrap();
+    };
+    append(&mut engine, &text[20..30]);
+    assert!(!engine.backend.can_draft(LANE), "30 tokens");
+    // A text that begins alike, as the next request with the same system prompt does.
+    engine.backend.truncate(LANE, 10).unwrap();
+    append(&mut engine, &text[10..12]);
+    let again = chain_logits(&mut engine, &[7, 8]);
+    assert!(again.iter().zip(&expected).all(|(a, b)| relative_error(a, b) < 1e-4));
+    engine.backend.restore_snapshot(LANE, snapshot).unwrap();
+    append(&mut engine, &text[20..22]);
+    assert!(engine.backend.can_draft(LANE), "22 tokens, after a snapshot from before");
+}
+
+#[test]
 fn drafts_that_cannot_be_are_refused_and_change_nothing() {
     let (head, _) = HEADS[0];
     let mut engine = open(&ENGINES.path().join(head));

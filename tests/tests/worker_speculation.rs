@@ -213,6 +213,32 @@ fn lanes_that_are_taken_away_and_requests_that_are_cancelled_leave_every_other_a
 }
 
 #[test]
+fn requests_with_one_system_prompt_share_its_snapshot_and_draft_all_the_same() {
+    let system = "Battery: 80%. At: workshop. Gripper: empty. Sees: black wrench, green hammer. Places: lab, workshop.";
+    let ask = |user: &str| {
+        let messages = [("system", system), ("user", user)];
+        let messages = messages.map(|(role, text)| (role.to_owned(), text.to_owned())).into();
+        Demand { prompt: Prompt::Chat(messages), max_tokens: 48, ..Demand::raw("") }
+    };
+    let all =
+        ["pick up the black wrench", "bring the green hammer to the lab", "go to the lab", "take the wrench"];
+    let all: Vec<Demand> = all.iter().cycle().take(12).map(|user| ask(user)).collect();
+    let plain = answers(&mut bench("demo", 2, Drafting::Off), &all);
+    let mut bench = bench("demo", 2, Drafting::Head);
+    for (demand, expected) in all.iter().zip(&plain) {
+        bench.log.reset();
+        let receiver = bench.ask(demand.clone()).1;
+        bench.run_until_idle();
+        let (reply, _) = finish(&receiver);
+        assert_eq!(reply.text, expected.text);
+        assert!(reply.speculation.is_some(), "{reply:?}");
+    }
+    // The last ones computed little of their prompts.
+    let num_prompt_tokens = plain[0].prompt_token_ids.len();
+    assert!(bench.log.num_tokens.load(Ordering::SeqCst) < num_prompt_tokens);
+}
+
+#[test]
 fn no_promise_is_broken_for_a_round() {
     let mut bench = bench("demo", 3, Drafting::Head);
     let all = demands(30);

@@ -255,6 +255,12 @@ fn open(
     let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
+    if let Some(draft) = backend.draft_facts().filter(|draft| draft.max_positions < facts.lane_capacity) {
+        let (known, all) = (draft.max_positions, facts.lane_capacity);
+        tracing::warn!(
+            "the draft head was trained for {known} positions, lanes hold {all}: longer texts come without speculation"
+        );
+    }
     let collapse = check_drafter(backend.as_mut(), options.drafting, draft.as_ref(), &manifest, decode_step)?;
     let costs = Arc::new(table.calibrated());
     let parts = Parts { backend, text: Arc::clone(&text), table, draft, desk };
