@@ -15,6 +15,7 @@
 //! | [`job`] | a request as the planner sees it, and its mandatory part |
 //! | [`cut`] | who is out of time |
 //! | [`round`] | a round of speculation, and what it costs at most |
+//! | [`round_costs`] | what rounds usually take, for the policy that chooses their shape |
 //! | [`safety`] | which sections endanger nobody |
 //! | [`planner`] | what the next section computes |
 //!
@@ -33,5 +34,6 @@ pub mod planner;
 pub mod preemption;
 pub mod prefix;
 pub mod round;
+pub mod round_costs;
 pub mod safety;
 pub mod waiting_room;

@@ -6,6 +6,12 @@ use super::cost_table::{Bounds, SectionKind, SectionShape};
 
 /// Nodes expanded on a level, and proposals for each, in one lane at most.
 pub const MAX_TOP_K: usize = 4;
+/// Levels of the deepest tree.
+pub const MAX_LEVELS: usize = 8;
+/// Proposals verified for each lane at most.
+pub const MAX_PROPOSALS: usize = 24;
+/// Tokens that must have been met before for what followed them to be proposed.
+pub const MIN_MATCH_LEN: usize = 2;
 /// Proposals whose validity under a grammar is found in the time one mask is bounded by: following a token is far cheaper than a mask of all.
 const CHECKS_PER_MASK: u32 = 4;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use takt_eagle_spec::{
     drafter::{HeadDrafter, Rows},
     lookup::PromptLookup,
-    policy::{Limits, Policy, Record, RoundCosts},
+    policy::{Limits, Policy, Record},
     tree::{DraftTree, Drafter as _, Frontier, Growth, Proposals, TreeShape, grow},
     verify::walk,
 };
@@ -21,13 +21,16 @@ use super::{
     method::{Method, Proposer},
     tally::Sums,
 };
-use crate::scheduler::cost_table::{CostTable, SectionKind, SectionShape};
+use crate::scheduler::{
+    cost_table::{CostTable, SectionKind, SectionShape},
+    round::{MAX_LEVELS, MAX_PROPOSALS, MAX_TOP_K, MIN_MATCH_LEN},
+    round_costs::TypicalRound,
+};
 
 /// The lane everything is played in.
 pub const LANE: LaneId = LaneId(0);
 /// What the worker allows a round, so that the adaptive rows are what a node does: levels, width, proposals, tokens of a match.
-pub const LIMITS: Limits = Limits { max_nodes: 25, max_levels: 8, top_k: 4 };
-const MIN_MATCH_LEN: usize = 2;
+pub const LIMITS: Limits = Limits { max_nodes: 1 + MAX_PROPOSALS, max_levels: MAX_LEVELS, top_k: MAX_TOP_K };
 
 /// A prompt that was read: once with the head reading along, once without.
 #[derive(Debug)]
@@ -65,33 +68,6 @@ pub struct Player<'a> {
 impl std::fmt::Debug for Player<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Player").field("has_head", &self.has_head).finish_non_exhaustive()
-    }
-}
-
-/// The table's medians at one context, for the policy.
-struct Typical<'a> {
-    table: &'a CostTable,
-    context_len: usize,
-    has_head: bool,
-}
-
-impl Typical<'_> {
-    fn of(&self, kind: SectionKind, size: usize) -> Duration {
-        self.table.typical(SectionShape { kind, size: size.max(1), context_len: self.context_len })
-    }
-}
-
-impl RoundCosts for Typical<'_> {
-    fn decode(&self, num_lanes: usize) -> Duration {
-        self.of(SectionKind::Decode, num_lanes)
-    }
-
-    fn verify(&self, num_nodes: usize) -> Duration {
-        self.of(SectionKind::Verify, num_nodes)
-    }
-
-    fn draft(&self, num_rows: usize) -> Duration {
-        if self.has_head { self.of(SectionKind::Draft, num_rows) } else { Duration::ZERO }
     }
 }
 
@@ -268,7 +244,12 @@ impl<'a> Player<'a> {
         let context_len = self.history.len() + LIMITS.max_levels;
         self.growths[0].set_terminals(&self.eos);
         self.growths[0].start(&self.history[self.history.len() - 1..])?;
-        let costs = Typical { table: &self.table, context_len, has_head: proposer == Proposer::Head };
+        let costs = TypicalRound {
+            table: &self.table,
+            context_len,
+            num_others: 0,
+            has_head: proposer == Proposer::Head,
+        };
         let facts = self.backend.capabilities();
         let max_nodes = LIMITS.max_nodes.min(facts.max_logits_rows).min(facts.max_step_tokens);
         self.policies[which].begin_round(&self.growths, Limits { max_nodes, ..LIMITS }, &costs);

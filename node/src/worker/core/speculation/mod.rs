@@ -2,7 +2,6 @@
 //!
 //! The planner says what a round may use ([`Round`]); the policy says what is worth it; what comes out is what plain decoding would say.
 
-mod costs;
 mod lanes;
 mod verify;
 
@@ -19,17 +18,10 @@ use takt_engine::{EngineError, TokenId, draft::DraftManifest, kv::LaneId};
 use super::WorkerCore;
 use crate::scheduler::{
     cost_table::{SectionKind, SectionShape},
-    round::{MAX_TOP_K, Round},
+    round::{MAX_LEVELS, MAX_PROPOSALS, MAX_TOP_K, MIN_MATCH_LEN, Round},
+    round_costs::TypicalRound,
 };
-use costs::Typical;
 pub(super) use verify::Step;
-
-/// Levels of the deepest tree.
-const MAX_LEVELS: usize = 8;
-/// Proposals verified in one lane.
-const MAX_PROPOSALS: usize = 24;
-/// Tokens that must have been met before for what followed them to be proposed.
-const MIN_MATCH_LEN: usize = 2;
 
 /// Who proposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -158,7 +150,7 @@ impl WorkerCore {
             max_levels: round.num_levels,
             top_k: round.top_k.min(max_rows / num_slots).max(1),
         };
-        let costs = Typical { table: &self.table, context_len, num_others, has_head: round.has_head };
+        let costs = TypicalRound { table: &self.table, context_len, num_others, has_head: round.has_head };
         let Speculation { policy, growths, .. } = &mut self.speculation;
         policy.begin_round(&growths[..num_slots], limits, &costs);
         while self.speculation.next_level(num_slots) {

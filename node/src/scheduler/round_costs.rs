@@ -4,26 +4,28 @@ use std::time::Duration;
 
 use takt_eagle_spec::policy::RoundCosts;
 
-use crate::scheduler::cost_table::{CostTable, SectionKind, SectionShape};
+use super::cost_table::{CostTable, SectionKind, SectionShape};
 
 /// The table's medians at one context.
-#[derive(Debug)]
-pub(super) struct Typical<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct TypicalRound<'a> {
+    /// What sections cost here.
     pub table: &'a CostTable,
+    /// Longest context of the round.
     pub context_len: usize,
     /// Tokens that other lanes compute in the same step.
     pub num_others: usize,
-    /// Looking tokens up costs nothing worth counting.
+    /// Whether a draft head drafts; looking tokens up costs nothing worth counting.
     pub has_head: bool,
 }
 
-impl Typical<'_> {
+impl TypicalRound<'_> {
     fn of(&self, kind: SectionKind, size: usize) -> Duration {
         self.table.typical(SectionShape { kind, size: size.max(1), context_len: self.context_len })
     }
 }
 
-impl RoundCosts for Typical<'_> {
+impl RoundCosts for TypicalRound<'_> {
     fn decode(&self, num_lanes: usize) -> Duration {
         self.of(SectionKind::Decode, num_lanes + self.num_others)
     }
