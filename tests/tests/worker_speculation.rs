@@ -3,16 +3,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{LazyLock, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use takt_engine::{
-    engine::EngineOptions,
+    engine::{Engine, EngineOptions},
     grammar::{ClosingPolicy, GrammarSpec},
     quant::WeightKind,
     sampler::SamplingParams,
+    text::Text,
 };
 use takt_engine_builder::{BuildOptions, build, draft::DraftOptions};
 use takt_node::{
@@ -20,7 +21,7 @@ use takt_node::{
     clock::Clock as _,
     request::{Form, Prompt, Reply, Status},
     scheduler::class::Class,
-    worker::{Drafting, Turn, WorkerOptions},
+    worker::{Drafting, Opened, Turn, Worker, WorkerOptions},
 };
 use takt_tests::{
     checkpoint::fixtures,
@@ -296,6 +297,44 @@ fn a_head_far_below_its_record_is_switched_off_and_the_answers_go_on() {
     assert!(reason.contains('%') && num_levels > 0, "{reason}");
     let (plain, none, _) = ask(Drafting::Off);
     assert_eq!((found, none), (plain, None));
+}
+
+#[test]
+fn a_node_that_starts_with_a_head_that_no_longer_proposes_as_recorded_says_so_and_decodes_plainly() {
+    let dir = tempfile::tempdir().unwrap();
+    let started = |engine: PathBuf| {
+        let opener = move || {
+            let options =
+                EngineOptions { threads: Some(1), lane_capacity: Some(256), ..EngineOptions::default() };
+            let engine_dir = Engine::open(&engine, &options)?;
+            let text = Arc::new(Text::open(&engine)?.unwrap());
+            let Engine { backend, manifest, draft, .. } = engine_dir;
+            Ok(Opened { backend, text, manifest, draft, costs: None })
+        };
+        let worker = Worker::spawn(Box::new(opener), WorkerOptions::default()).unwrap();
+        let reason = worker.facts().desk.no_speculation();
+        worker.shut_down();
+        reason
+    };
+    assert_eq!(started(ENGINES.path().join("demo")), None);
+    // As if the build had found a head that is always right.
+    let engine = dir.path().join("engine");
+    copy(&ENGINES.path().join("random"), &engine);
+    let path = engine.join("draft/draft.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["record"]["check"]["accept_len"] = json!(6.0);
+    replace_listed(&engine, "draft/draft.json", manifest.to_string().as_bytes());
+    let reason = started(engine.clone()).expect("the collapse is noticed");
+    assert!(reason.contains("6.00 when the engine was built"), "{reason}");
+    // A record that cannot be asked is refused when the engine is opened.
+    manifest["record"]["check"]["prompt"] = json!([1, 2, 640]);
+    replace_listed(&engine, "draft/draft.json", manifest.to_string().as_bytes());
+    let refused = Engine::open(&engine, &EngineOptions::default()).unwrap_err().to_string();
+    assert!(refused.contains("token 640"), "{refused}");
+    manifest["spec"]["head_dim"] = json!(1_u64 << 62);
+    replace_listed(&engine, "draft/draft.json", manifest.to_string().as_bytes());
+    let refused = Engine::open(&engine, &EngineOptions::default()).unwrap_err().to_string();
+    assert!(refused.contains("head_dim"), "{refused}");
 }
 
 fn copy(from: &Path, to: &Path) {
