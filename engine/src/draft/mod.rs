@@ -21,6 +21,9 @@ pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
 use crate::{Result, TokenId, quant::MatrixView};
 
+/// Rows a lane may have proposed since its root, the root included: places its keys and values have beyond the text's.
+pub const MAX_DRAFT_ROWS: usize = 128;
+
 /// Where a backend takes a head's weights from, under the names of [`DraftSpec::parts`].
 pub trait DraftSource: Sync {
     /// A linear layer, without suffix: `layer.mlp.up_proj`.

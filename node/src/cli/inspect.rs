@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use takt_engine::{
     dir::{EngineDir, FileCheck, Manifest, WEIGHTS_FILE},
-    draft::DraftManifest,
+    draft::{DRAFT_WEIGHTS_FILE, DraftManifest, MAX_DRAFT_ROWS},
     engine::DEFAULT_LANE_CAPACITY,
     kv::{KvKind, kv_bytes},
 };
@@ -46,10 +46,10 @@ struct Memory {
 pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let manifest = Manifest::read(&args.dir)?;
     let checks = manifest.check_files(&args.dir);
-    let memory = memory(args, &manifest)?;
     // Hashes say that files are what the builder wrote; opening says that they are an engine.
     let opened = EngineDir::open(&args.dir);
     let draft = opened.as_ref().ok().and_then(|dir| Some(dir.draft()?.manifest().clone()));
+    let memory = memory(args, &manifest, draft.as_ref())?;
     if args.json {
         let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok());
         facts["draft"] = json!(draft);
@@ -65,7 +65,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn memory(args: &InspectArgs, manifest: &Manifest) -> Result<Memory, CliError> {
+fn memory(
+    args: &InspectArgs,
+    manifest: &Manifest,
+    draft: Option<&DraftManifest>,
+) -> Result<Memory, CliError> {
     let spec = &manifest.spec;
     let max_context = args.max_context.unwrap_or(spec.max_context.min(DEFAULT_LANE_CAPACITY));
     if max_context == 0 || max_context > spec.max_context {
@@ -75,10 +79,18 @@ fn memory(args: &InspectArgs, manifest: &Manifest) -> Result<Memory, CliError> {
         )));
     }
     let (kv, lanes) = (args.kv.unwrap_or(manifest.quantization.kv), usize::from(args.lanes));
-    let kv_bytes = kv_bytes(spec, kv, lanes, max_context).ok_or_else(|| {
+    let heads_bytes = |draft: &DraftManifest| {
+        let positions = draft.spec.max_positions.min(max_context) + MAX_DRAFT_ROWS;
+        kv_bytes(&draft.spec.layer(), kv, lanes, positions)
+    };
+    let heads_bytes = draft.map_or(Some(0), heads_bytes);
+    let kv_bytes =
+        kv_bytes(spec, kv, lanes, max_context).zip(heads_bytes).and_then(|(own, head)| own.checked_add(head));
+    let kv_bytes = kv_bytes.ok_or_else(|| {
         CliError::Failed("the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into())
     })?;
-    let weight_bytes = manifest.file(WEIGHTS_FILE).map_or(0, |entry| entry.size_bytes);
+    let files = [WEIGHTS_FILE, DRAFT_WEIGHTS_FILE].into_iter().filter_map(|name| manifest.file(name));
+    let weight_bytes = files.map(|entry| entry.size_bytes).sum();
     Ok(Memory { lanes, max_context, kv, kv_bytes, weight_bytes })
 }
 

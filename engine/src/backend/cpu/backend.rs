@@ -99,6 +99,7 @@ pub struct CpuBackend {
     lanes: KvLanes,
     arena: Arena,
     arithmetic: ActivationArithmetic,
+    max_kv_bytes: Option<u64>,
     draft: Option<CpuDraft>,
 }
 
@@ -135,6 +136,7 @@ impl CpuBackend {
             model,
             lanes,
             arithmetic: options.arithmetic,
+            max_kv_bytes: options.max_kv_bytes,
             draft: None,
         })
     }
@@ -273,7 +275,8 @@ impl Backend for CpuBackend {
     fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
         spec.validate(&self.spec)?;
         let Capabilities { num_lanes, lane_capacity, kv, .. } = self.capabilities;
-        let setup = DraftSetup { num_lanes, lane_capacity, kv };
+        let max_kv_bytes = self.max_kv_bytes.map(|most| most.saturating_sub(self.lanes.num_bytes()));
+        let setup = DraftSetup { num_lanes, lane_capacity, kv, max_kv_bytes };
         let arithmetic = self.arithmetic;
         let draft = CpuDraft::new(spec, source, setup, |weights| arithmetic.resolve(weights, Isa::detect()))?;
         (0..num_lanes).try_for_each(|lane| self.lanes.truncate(LaneId(lane), 0))?;

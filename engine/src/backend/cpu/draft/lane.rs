@@ -13,8 +13,7 @@ use crate::TokenId;
 pub(super) const MAX_BACKLOG: usize = 32;
 /// Features that wait at most from step to step: few, so that no step takes much longer than the others.
 pub(super) const MAX_WAITING: usize = 8;
-/// Rows a lane may have proposed since its root, the root included.
-pub(super) const MAX_ROWS: usize = 128;
+pub(super) use crate::draft::MAX_DRAFT_ROWS as MAX_ROWS;
 
 /// One lane's state.
 #[derive(Debug, Clone, Default)]

@@ -49,6 +49,8 @@ pub(super) struct DraftSetup {
     pub num_lanes: usize,
     pub lane_capacity: usize,
     pub kv: KvKind,
+    /// Most bytes its lanes may take; `None` for what the system gives.
+    pub max_kv_bytes: Option<u64>,
 }
 
 /// An attached head.
@@ -95,7 +97,8 @@ impl CpuDraft {
         let max_positions = spec.max_positions.min(setup.lane_capacity);
         let layer_spec = spec.layer();
         let kv_spec = DecoderSpec { max_context: max_positions + MAX_ROWS, ..layer_spec.clone() };
-        let lanes = KvLanes::new(&kv_spec, setup.kv, setup.num_lanes, max_positions + MAX_ROWS, None)?;
+        let lanes =
+            KvLanes::new(&kv_spec, setup.kv, setup.num_lanes, max_positions + MAX_ROWS, setup.max_kv_bytes)?;
         let max_rows = MAX_PLAN_ROWS + MAX_BACKLOG;
         let limits = StepLimits { max_tokens: max_rows, max_logits_rows: MAX_PLAN_ROWS, num_lanes: max_rows };
         let (h, features_len) = (spec.hidden_size, spec.features_len());
