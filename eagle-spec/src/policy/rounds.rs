@@ -235,8 +235,14 @@ impl Policy {
 
     /// Learns from a verified `tree`, of which `path` was accepted, and `next` chosen after it, as [`crate::verify::walk`] leaves them.
     pub fn observe(&mut self, tree: &DraftTree, path: &[usize], next: Option<TokenId>) {
-        self.acceptance.observe(tree, path, next);
+        self.observe_apart(tree, path, next);
         self.canary.observe(tree, path);
+    }
+
+    /// As [`Self::observe`], for an answer that the record says nothing of, because its tokens are sampled or a form narrows them: a drafter is not
+    /// blamed for those.
+    pub fn observe_apart(&mut self, tree: &DraftTree, path: &[usize], next: Option<TokenId>) {
+        self.acceptance.observe(tree, path, next);
         self.counters.observe(tree, path);
     }
 

@@ -33,6 +33,12 @@ impl Sampler {
         Ok(Self { params: *params, random: SplitMix64::new(params.seed), shortlist: Shortlist::default() })
     }
 
+    /// Whether it always takes the likeliest token.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.params.is_greedy()
+    }
+
     /// Sets memory aside for logits of `vocab_size` tokens, so that [`Self::sample`] allocates nothing.
     pub fn reserve(&mut self, vocab_size: usize) {
         if !self.params.is_greedy() {

@@ -324,6 +324,12 @@ impl Sequence {
         self.answer.shown_from(0)
     }
 
+    /// Whether the likeliest token is always chosen, without a form that narrows the choice.
+    #[must_use]
+    pub fn is_plainly_greedy(&self) -> bool {
+        self.bound.is_none() && self.sampler.is_greedy()
+    }
+
     /// Tokens that end the answer.
     #[must_use]
     pub fn eos_token_ids(&self) -> &[TokenId] {

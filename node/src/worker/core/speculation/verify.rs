@@ -71,7 +71,11 @@ impl Speculation {
         };
         let next = walk(tree, choose, &mut self.path)?;
         active.speculation.add(tree, self.path.len());
-        self.policy.observe(tree, &self.path, next);
+        if active.sequence.is_plainly_greedy() {
+            self.policy.observe(tree, &self.path, next);
+        } else {
+            self.policy.observe_apart(tree, &self.path, next);
+        }
         self.paths.extend_from_slice(&self.path);
         self.kept.push((lane, self.path.len()));
         Ok((has_ended, self.path.len()))
