@@ -77,12 +77,6 @@ impl DraftDir {
     pub fn manifest(&self) -> &DraftManifest {
         &self.manifest
     }
-
-    /// Size of the mapped weights file.
-    #[must_use]
-    pub fn weight_file_bytes(&self) -> u64 {
-        self.weights.file_bytes().len() as u64
-    }
 }
 
 impl DraftSource for DraftDir {

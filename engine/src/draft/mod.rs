@@ -50,12 +50,6 @@ pub trait DraftSource: Sync {
 pub struct DraftFacts {
     /// Positions it was trained for: beyond them nothing is drafted.
     pub max_positions: usize,
-    /// Rows a lane may have proposed since its root.
-    pub max_rows: usize,
     /// Most rows of one [`DraftPlan`], all lanes together.
     pub max_plan_rows: usize,
-    /// Tokens it can propose.
-    pub draft_vocab_size: usize,
-    /// Bytes of weights one row reads.
-    pub weight_bytes: u64,
 }

@@ -9,7 +9,7 @@ use takt_eagle_spec::{
 };
 use takt_engine::{
     TokenId,
-    draft::{DraftPlan, DraftRow},
+    draft::{DraftPlan, DraftRow, MAX_DRAFT_ROWS},
     engine::Engine,
     kv::LaneId,
     step::{LogitsWanted, StepPlan},
@@ -55,8 +55,12 @@ impl FromStr for TreeArg {
         }
         // Every expanded token is a row of the head, which holds so many.
         let num_rows = 1 + tree.top_k * tree.levels;
-        if num_rows > 120 {
-            return Err(format!("top_k · levels is {}, expected at most 119", num_rows - 1));
+        if num_rows > MAX_DRAFT_ROWS {
+            return Err(format!(
+                "top_k · levels is {}, expected at most {}",
+                num_rows - 1,
+                MAX_DRAFT_ROWS - 1
+            ));
         }
         Ok(tree)
     }
@@ -153,7 +157,7 @@ mod tests {
             ("", "expected top_k"),
             ("nodes=0", "1 to 64"),
             ("top_k=x", "1 to 16"),
-            ("top_k=16,levels=16", "119"),
+            ("top_k=16,levels=16", "127"),
         ] {
             let error = text.parse::<TreeArg>().unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

@@ -166,10 +166,20 @@ fn load_head(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<PackedMatr
 
 /// Matrices `(name, num_rows)` of `num_cols` columns as one packed matrix.
 fn fused(source: &dyn WeightSource, parts: &[(String, usize)], num_cols: usize) -> Result<PackedMatrix> {
+    fused_of(parts, num_cols, |name| source.matrix(name))
+}
+
+/// [`fused`], of whatever gives a matrix by its name.
+pub(super) fn fused_of<'a, N: AsRef<str>>(
+    parts: &[(N, usize)],
+    num_cols: usize,
+    matrix: impl Fn(&str) -> Result<MatrixView<'a>>,
+) -> Result<PackedMatrix> {
     let views = parts
         .iter()
         .map(|(name, num_rows)| {
-            let view = source.matrix(name)?;
+            let name = name.as_ref();
+            let view = matrix(name)?;
             check_shape(name, &view, *num_rows, num_cols)?;
             Ok(view)
         })

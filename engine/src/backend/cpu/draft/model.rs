@@ -3,7 +3,7 @@
 use crate::{
     EngineError, Result, TokenId,
     backend::cpu::{
-        model::{Layer, check_shape, tensor_error, vector_of},
+        model::{Layer, check_shape, fused_of, tensor_error, vector_of},
         packed::PackedMatrix,
     },
     draft::{DraftSource, DraftSpec, NUM_CAPTURED, TARGET_TOKENS},
@@ -36,17 +36,8 @@ impl DraftModel {
     pub fn load(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Self> {
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
         let norm = |name: &str, len| vector_of(name, source.vector(name)?, len);
-        let packed = |parts: &[(&str, usize)], num_cols| {
-            let views = parts
-                .iter()
-                .map(|(name, num_rows)| {
-                    let view = source.matrix(name)?;
-                    check_shape(name, &view, *num_rows, num_cols)?;
-                    Ok(view)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            PackedMatrix::pack(&views)
-        };
+        let packed =
+            |parts: &[(&str, usize)], num_cols| fused_of(parts, num_cols, |name| source.matrix(name));
         let qkv = [
             ("layer.self_attn.q_proj", spec.q_dim()),
             ("layer.self_attn.k_proj", spec.kv_dim()),
@@ -83,12 +74,6 @@ impl DraftModel {
     /// How its linear layers are stored.
     pub fn weight_kind(&self) -> WeightKind {
         self.layer.down.kind()
-    }
-
-    /// Bytes of packed weights one drafted row reads; `fc` is for the target's features only.
-    pub fn num_bytes(&self) -> u64 {
-        let Layer { qkv, o, gate_up, down, .. } = &self.layer;
-        [qkv, o, gate_up, down, &self.lm_head].map(|matrix| matrix.num_bytes() as u64).iter().sum()
     }
 }
 
