@@ -140,9 +140,15 @@ fn stop_strings_short_answers_and_full_lanes_end_a_round_where_they_end_plain_de
         all.push(Demand { max_tokens: 200, ..Demand::raw(text.get(..cut.min(text.len())).unwrap()) });
     }
     let plain = answers(&mut bench("demo", 2, Drafting::Off), &all);
-    let found = answers(&mut bench("demo", 2, Drafting::Head), &all);
+    let mut speculating = bench("demo", 2, Drafting::Head);
+    let found = answers(&mut speculating, &all);
     assert_eq!(said(&found), said(&plain));
     assert!(plain.iter().any(|reply| reply.finish_reason == "length"));
+    // Answers of three tokens, many of them: a head is not blamed for what came after their end.
+    let short: Vec<Demand> =
+        demands(20).into_iter().map(|demand| Demand { max_tokens: 3, ..demand }).collect();
+    answers(&mut speculating, &short);
+    assert_eq!(speculating.core.desk().no_speculation(), None);
 }
 
 fn schema() -> Value {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use takt_engine::TokenId;
+
 use crate::tree::DraftTree;
 
 /// Rounds before anything is said.
@@ -63,14 +65,19 @@ impl Canary {
     }
 
     /// Counts a verified `tree`, of which `path` was accepted. Trees below forced tokens are left out: nothing of the kind is on record.
-    pub fn observe(&mut self, tree: &DraftTree, path: &[usize]) {
-        if tree.num_drafted() == 0 || tree.num_certain != 1 {
+    /// Where the answer ended, `next` is `None`, and nothing is expected of what was proposed for later.
+    pub fn observe(&mut self, tree: &DraftTree, path: &[usize], next: Option<TokenId>) {
+        let says_nothing = next.is_none() && path.len() <= 1;
+        if tree.num_drafted() == 0 || tree.num_certain != 1 || says_nothing {
             return;
         }
         let (mut accepted, mut expected, mut reached) = (0.0, 0.0, 1.0);
         let mut node = 0;
         for (idx, acceptance) in self.record.acceptance.iter().enumerate() {
             let Some(child) = tree.children(node).next() else { break };
+            if next.is_none() && idx + 1 >= path.len() {
+                break;
+            }
             reached *= acceptance;
             expected += reached;
             // On the path as far as all before it were, for a node's depth is its place in the path.
@@ -117,7 +124,7 @@ mod tests {
         let mut canary = Canary::new(Record { acceptance: vec![0.71, 0.6, 0.5] });
         for round in 0..200 {
             assert_eq!(canary.check().is_some(), round >= 64, "{round}");
-            canary.observe(&chain(), if round % 12 == 0 { &[0, 1] } else { &[0] });
+            canary.observe(&chain(), if round % 12 == 0 { &[0, 1] } else { &[0] }, Some(1));
         }
         let said = canary.check().unwrap().to_string();
         assert!(said.contains("in 8 % of rounds, 71 % when the engine was built: 1.08 tokens"), "{said}");
@@ -128,15 +135,26 @@ mod tests {
     fn a_drafter_as_recorded_or_somewhat_worse_is_let_be() {
         let mut canary = Canary::new(Record { acceptance: vec![0.7, 0.6, 0.5] });
         for round in 0..500 {
-            canary.observe(&chain(), if round % 2 == 0 { &[0, 1, 2, 3] } else { &[0] });
+            canary.observe(&chain(), if round % 2 == 0 { &[0, 1, 2, 3] } else { &[0] }, Some(1));
             assert_eq!(canary.check(), None);
         }
         let mut forced = chain();
         forced.num_certain = 2;
-        (0..500).for_each(|_| canary.observe(&forced, &[0, 1]));
+        (0..500).for_each(|_| canary.observe(&forced, &[0, 1], Some(1)));
         assert_eq!(canary.check(), None, "forced tokens say nothing");
-        (0..500).for_each(|_| canary.observe(&chain(), &[0]));
+        (0..500).for_each(|_| canary.observe(&chain(), &[0], Some(1)));
         assert!(canary.check().is_some(), "a good past does not cover a collapse");
         assert_eq!(Canary::new(Record::default()).check(), None);
+    }
+
+    #[test]
+    fn answers_that_end_soon_are_not_held_against_the_drafter() {
+        let mut canary = Canary::new(Record { acceptance: vec![0.9, 0.9, 0.9] });
+        for round in 0..300 {
+            canary.observe(&chain(), if round % 3 == 0 { &[0, 1] } else { &[0] }, None);
+            assert_eq!(canary.check(), None);
+        }
+        (0..100).for_each(|_| canary.observe(&chain(), &[0], Some(1)));
+        assert!(canary.check().is_some(), "wrong proposals are");
     }
 }

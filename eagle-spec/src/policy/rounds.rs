@@ -47,7 +47,7 @@ enum Purpose {
 
 /// Decides how much one drafter speculates, for all sequences it serves, and learns from every round.
 ///
-/// A run is never slower than plain decoding by more than 3 %: rounds and probes stop when 1.5 % and a dozen steps are lost, whatever the
+/// A run of some hundred steps or more is never slower than plain decoding by more than 3 %: rounds and probes stop when 1.5 % and a dozen steps are lost, whatever the
 /// estimates say. That holds for measured costs of plain decoding that are right; rounds that take longer than measured are noticed.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -236,7 +236,7 @@ impl Policy {
     /// Learns from a verified `tree`, of which `path` was accepted, and `next` chosen after it, as [`crate::verify::walk`] leaves them.
     pub fn observe(&mut self, tree: &DraftTree, path: &[usize], next: Option<TokenId>) {
         self.observe_apart(tree, path, next);
-        self.canary.observe(tree, path);
+        self.canary.observe(tree, path, next);
     }
 
     /// As [`Self::observe`], for an answer that the record says nothing of, because its tokens are sampled or a form narrows them: a drafter is not

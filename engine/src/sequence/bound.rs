@@ -13,6 +13,8 @@ pub(super) struct Bound {
     matcher: Matcher,
     /// For proposals; made when the first come.
     checker: Option<Checker>,
+    /// Tokens of the answer where it last failed: there it is not tried again.
+    unchecked_at: Option<usize>,
     /// Masked logits, `[vocab_size]`.
     logits: Vec<f32>,
     forced: Vec<TokenId>,
@@ -31,6 +33,7 @@ impl Bound {
         Self {
             matcher,
             checker: None,
+            unchecked_at: None,
             logits: Vec::with_capacity(vocab_size),
             forced: Vec::with_capacity(max_tokens.min(64)),
             steering: Steering::Free,
@@ -69,14 +72,14 @@ impl Bound {
 
     /// How many of `proposals` may come after `answer`; none when finding out takes too long.
     pub fn num_allowed(&mut self, answer: &[TokenId], proposals: &[TokenId]) -> usize {
-        if self.is_broken || self.is_ahead {
+        if self.is_broken || self.is_ahead || self.unchecked_at == Some(answer.len()) {
             return 0;
         }
         let checker = self.checker.get_or_insert_with(|| self.matcher.checker());
         match checker.follow(answer).and_then(|()| checker.num_valid(proposals)) {
             Ok(num_valid) => num_valid,
             Err(_) => {
-                self.checker = None;
+                (self.checker, self.unchecked_at) = (None, Some(answer.len()));
                 0
             }
         }

@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
     fn cost(&mut self, shape: SectionShape, effort: Effort, begin: Instant) -> Result<Cost, EngineError> {
         let mut histogram = Histogram::default();
         // Promises rest on prefill and decode: rounds must not use up the time for measuring those.
-        let is_optional = matches!(shape.kind, SectionKind::Verify | SectionKind::Draft);
+        let is_optional = shape.kind.is_round();
         let most = if is_optional { effort.most / 2 } else { effort.most };
         let num_samples = if is_optional { effort.num_samples.div_ceil(2) } else { effort.num_samples };
         for sample in 0..=num_samples {

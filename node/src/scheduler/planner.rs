@@ -87,7 +87,8 @@ pub fn plan(jobs: &[Job], situation: &Situation<'_>, section: &mut Section) {
         (section.round, section.num_forced) = (Some(round), num_forced);
     }
     let draft = Draft { round: section.round, num_forced: section.num_forced, ..plain };
-    section.bound = draft.cost(jobs, bounds);
+    // A round that turns out not to be worth it is a plain step after all.
+    section.bound = draft.cost(jobs, bounds).max(plain.cost(jobs, bounds));
     let outlasted = jobs.iter().enumerate().filter(|(idx, job)| {
         !draft.decodes.contains(idx)
             && slice.is_none_or(|(slice_idx, _)| slice_idx != *idx)

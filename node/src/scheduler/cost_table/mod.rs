@@ -237,7 +237,7 @@ impl CostTable {
         self.publish(idx);
         // Promises rest on prompts and plain steps. A round is granted by its bound and has several parts: their excess would dilute the stall, and
         // their drift says nothing of what was promised.
-        if !matches!(shape.kind, SectionKind::Verify | SectionKind::Draft) {
+        if !shape.kind.is_round() {
             self.excess.record(excess);
             self.publish_stall();
             self.watch_drift(idx);
@@ -275,6 +275,7 @@ impl CostTable {
         let mut excesses: Vec<Duration> = self
             .cells
             .iter()
+            .filter(|cell| !cell.shape.kind.is_round())
             .map(|cell| cell.calibrated.worst.saturating_sub(cell.calibrated.p99.mul_f64(self.margin)))
             .collect();
         excesses.sort_unstable();

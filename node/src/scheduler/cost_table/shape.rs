@@ -20,6 +20,12 @@ impl SectionKind {
     /// All kinds, in the order of the table.
     pub const ALL: [Self; 4] = [Self::Prefill, Self::Decode, Self::Verify, Self::Draft];
 
+    /// Whether it is part of a round of speculation, which no promise rests on.
+    #[must_use]
+    pub fn is_round(self) -> bool {
+        matches!(self, Self::Verify | Self::Draft)
+    }
+
     /// The name in files and tables.
     #[must_use]
     pub fn name(self) -> &'static str {
