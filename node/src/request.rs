@@ -260,6 +260,19 @@ impl RequestSender {
         self.desk.as_ref().and_then(|desk| desk.no_speculation())
     }
 
+    /// Whether rounds of speculation are wanted, from the next section on.
+    pub fn set_speculation(&self, is_wanted: bool) {
+        if let Some(desk) = &self.desk {
+            desk.set_speculation(is_wanted);
+        }
+    }
+
+    /// Requests the worker has, and its lanes; `None` when it is not known.
+    #[must_use]
+    pub fn load(&self) -> Option<(usize, usize)> {
+        self.desk.as_ref().map(|desk| desk.load())
+    }
+
     /// Why no deadline is promised at present, if so.
     #[must_use]
     pub fn distrust(&self) -> Option<String> {

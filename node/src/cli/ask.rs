@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::{Layers, RosArgs, Value, process_environment},
-    ros::{AskClient, AskReply, AskRequest, RosDuration},
+    ros::{Answer, AskClient, Question, RosDuration},
 };
 
 /// How much longer than its deadline an answer may take to arrive before the node counts as silent.
@@ -82,12 +82,12 @@ pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliErro
     }
     let options = layers.resolve()?.ros(process_environment)?;
     let client = AskClient::connect(&options, args.wait)?;
-    let request = AskRequest {
+    let request = Question {
         prompt: args.text.clone(),
         system: args.system.clone().unwrap_or_default(),
         deadline: RosDuration::from_std(args.deadline.unwrap_or_default()),
         max_tokens: args.max_tokens.unwrap_or(0),
-        ..AskRequest::default()
+        ..Question::default()
     };
     let request = match form {
         Some(form) => request.with_form(form),
@@ -99,7 +99,7 @@ pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliErro
     report(args, &reply, round_trip_ms)
 }
 
-fn report(args: &AskArgs, reply: &AskReply, round_trip_ms: f64) -> Result<ExitCode, CliError> {
+fn report(args: &AskArgs, reply: &Answer, round_trip_ms: f64) -> Result<ExitCode, CliError> {
     let is_answer =
         ["complete", "truncated_at_deadline", "closed_at_deadline"].contains(&reply.status.as_str());
     if args.json {
@@ -124,7 +124,7 @@ fn report(args: &AskArgs, reply: &AskReply, round_trip_ms: f64) -> Result<ExitCo
     Err(CliError::Failed(format!("{}: {}", reply.status, reply.reason)))
 }
 
-fn as_json(reply: &AskReply, round_trip_ms: f64) -> Json {
+fn as_json(reply: &Answer, round_trip_ms: f64) -> Json {
     json!({
         "status": reply.status, "text": reply.text, "reason": reply.reason,
         "earliest_deadline_ms": finite(reply.earliest_deadline_ms), "is_promised": reply.is_promised,

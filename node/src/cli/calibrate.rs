@@ -7,7 +7,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use takt_engine::engine::Engine;
 
-use super::{CliError, interrupt::Interrupt, paint, print_json, serve};
+use super::{
+    CliError,
+    interrupt::Interrupt,
+    paint, print_json,
+    served_engine::{engine_options, worker_options},
+};
 use crate::{
     calibrate::{DeviceKey, Effort, grid_of, measure},
     clock::MonotonicClock,
@@ -43,7 +48,7 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
     }
     let config = layers.environment(process_environment).resolve()?;
     let refused = rt::apply(&config.realtime());
-    let (options, worker) = (serve::engine_options(&config)?, serve::worker_options(&config));
+    let (options, worker) = (engine_options(&config).map_err(CliError::Usage)?, worker_options(&config));
     let mut backend = Engine::open(&args.dir, &options)?.backend;
     let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
     let effort = Effort { num_samples: args.samples as usize, ..Effort::THOROUGH };

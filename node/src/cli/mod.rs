@@ -25,14 +25,17 @@ mod paint;
 mod score;
 mod score_draft;
 mod serve;
+mod served_engine;
 mod simulate;
 
 use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
-use crate::config::RosArgs;
+use crate::{config::RosArgs, ros::rosout::RosoutLayer};
 
 pub use error::CliError;
 use interrupt::Interrupt;
@@ -102,12 +105,12 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let colours = std::io::stderr().is_terminal() && crate::config::process_environment("NO_COLOR").is_none();
+    let to_stderr =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_filter(filter);
+    // What a robot's log wants to have, whatever standard error shows.
+    let own = Targets::new().with_target("takt_node", tracing::Level::INFO);
     // A second initialisation (tests in one process) keeps the first.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .try_init();
+    let _ = tracing_subscriber::registry().with(to_stderr).with(RosoutLayer.with_filter(own)).try_init();
 }
 
 /// Prints one JSON object on standard output.

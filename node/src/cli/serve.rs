@@ -1,23 +1,25 @@
 //! `takt serve`: the node.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use clap::Args;
 use crossbeam_channel::RecvTimeoutError;
-use takt_engine::{engine::EngineOptions, grammar::ClosingPolicy};
 
-use super::{CliError, form::read_schema, generate::opener, interrupt::Interrupt, paint};
+use super::{
+    CliError,
+    interrupt::Interrupt,
+    paint,
+    served_engine::{ServedEngine, SharedWorker, ask_defaults},
+};
 use crate::{
-    calibrate::Effort,
     config::{Config, Layers, RosArgs, Value, process_environment},
-    request::Form,
-    ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
-    scheduler::{bandwidth_server::Bandwidth, class::Class},
-    worker::{Drafting, Facts, Worker, WorkerOptions},
+    ros::{NodeSettings, RosNode, RosOptions, dds::DdsTransport, lifecycle::Change, transport::Transport},
+    worker::Facts,
 };
 
 /// How long a new node listens for another of its name.
@@ -66,9 +68,11 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
         say!("{}", config.describe());
         return Ok(ExitCode::SUCCESS);
     }
-    let dir = config.engine_dir().ok_or_else(|| {
-        CliError::Usage("which engine? give --engine DIR, or `dir` in [engine] of the configuration".into())
-    })?;
+    if config.engine_dir().is_none() {
+        return Err(CliError::Usage(
+            "which engine? give --engine DIR, or `dir` in [engine] of the configuration".into(),
+        ));
+    }
     for consequence in RosOptions::unsupported(process_environment) {
         tracing::warn!("{consequence}");
     }
@@ -76,28 +80,53 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
     let transport = DdsTransport::join(&ros)?;
     transport.claim_name(NAME_CLAIM)?;
-    let options = engine_options(&config)?;
-    let defaults = ask_defaults(&config)?;
-    let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))?;
-    if let Some(form) = &defaults.form {
-        // Now rather than with the first sentence: it is refused here, and nobody waits for it later.
-        worker.sender().prepare(form).map_err(|error| in_schema_file(&config, &error.to_string()))?;
-    }
-    for refusal in &worker.facts().refused {
-        tracing::warn!("real time: {refusal}");
-    }
+    let worker = SharedWorker::default();
+    let config = Arc::new(Mutex::new(config));
+    let settings = node_settings(&transport, &config, &worker)?;
     let node_name = transport.node().to_string();
-    let node = RosNode::start(Box::new(transport), worker.sender(), defaults)?;
-    eprint!("{}", banner(&dir, &node_name, &ros, worker.facts(), &config));
+    let autostart = lock(&config).flag("ros", "autostart");
+    let node = RosNode::start(Box::new(transport), settings)?;
+    if autostart {
+        node.bring_up().map_err(CliError::Failed)?;
+        if let Some(facts) = worker.facts() {
+            eprint!("{}", banner(&node_name, &ros, &facts, &lock(&config)));
+        }
+    } else {
+        eprintln!(
+            "{node_name} is unconfigured: `ros2 lifecycle set {node_name} configure` opens the engine, `activate` makes it answer"
+        );
+    }
     let outcome = wait(&worker, interrupt);
     node.stop_accepting();
     let num_open = node.num_open();
-    worker.shut_down(); // answers what is open; the node delivers it
+    // Answers what is open; the node delivers it. Fails only if it was shut down before.
+    let _ = node.change(Change::ShutDown);
     node.close();
     if outcome.is_ok() {
         eprintln!("stopped; {num_open} open requests were answered `cancelled`");
     }
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn lock(config: &Mutex<Config>) -> MutexGuard<'_, Config> {
+    config.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the node is made of.
+fn node_settings(
+    transport: &dyn Transport,
+    config: &Arc<Mutex<Config>>,
+    worker: &SharedWorker,
+) -> Result<NodeSettings, CliError> {
+    let defaults = ask_defaults(&lock(config)).map_err(CliError::Failed)?;
+    let engine = Box::new(ServedEngine::new(Arc::clone(config), worker.clone()));
+    Ok(NodeSettings {
+        config: Arc::clone(config),
+        derive: Box::new(ask_defaults),
+        use_sim_time: lock(config).flag("ros", "use_sim_time"),
+        rosout: true,
+        ..NodeSettings::new(transport, engine, defaults)
+    })
 }
 
 /// All layers of the configuration.
@@ -139,77 +168,8 @@ pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
     }
 }
 
-pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {
-    let automatic = |name| Some(config.count("engine", name)).filter(|count| *count > 0);
-    let word = |name| Some(config.text("engine", name)).filter(|word| *word != "auto");
-    let (lanes, slice) =
-        (config.count("engine", "lanes"), config.count("scheduler", "max_prefill_slice_tokens"));
-    Ok(EngineOptions {
-        backend: config.text("engine", "backend").parse().map_err(CliError::Usage)?,
-        threads: automatic("threads"),
-        num_lanes: lanes,
-        lane_capacity: automatic("max_context"),
-        kv: word("kv").map(str::parse).transpose().map_err(CliError::Usage)?,
-        arithmetic: config.text("engine", "activations").parse().map_err(CliError::Usage)?,
-        max_step_tokens: lanes.saturating_add(slice),
-        speculation: drafting(config) == Drafting::Head,
-        ..EngineOptions::default()
-    })
-}
-
-fn drafting(config: &Config) -> Drafting {
-    // The configuration accepts nothing that does not parse.
-    config.text("engine", "drafter").parse().unwrap_or_default()
-}
-
-pub(super) fn worker_options(config: &Config) -> WorkerOptions {
-    WorkerOptions {
-        max_prefill_slice_tokens: config.count("scheduler", "max_prefill_slice_tokens"),
-        max_section: Duration::from_millis(config.whole("scheduler", "max_section_ms")),
-        background: Bandwidth {
-            budget: Duration::from_millis(config.whole("scheduler", "background_budget_ms")),
-            period: Duration::from_millis(config.whole("scheduler", "background_period_ms")),
-        },
-        effort: Effort::BRIEF,
-        queue_len: config.count("scheduler", "queue_len"),
-        prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
-        reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
-        drafting: drafting(config),
-        realtime: config.realtime(),
-        ..WorkerOptions::default()
-    }
-}
-
-fn in_schema_file(config: &Config, fact: &str) -> CliError {
-    CliError::Failed(format!("{}, `schema` in [ros]: {fact}", config.text("ros", "schema")))
-}
-
-fn ask_defaults(config: &Config) -> Result<AskDefaults, CliError> {
-    let path = config.text("ros", "schema");
-    let form = match path {
-        "" => None,
-        path => {
-            let spec = read_schema(Path::new(path)).map_err(|error| in_schema_file(config, &error))?;
-            Some(Form { spec, closing: ClosingPolicy::Declared })
-        }
-    };
-    Ok(AskDefaults {
-        form,
-        system: config.text("ros", "system_prompt").to_owned(),
-        deadline: config.default_deadline(),
-        class: if config.text("scheduler", "default_class") == "control" {
-            Class::Control
-        } else {
-            Class::Interactive
-        },
-        max_tokens: Some(config.count("scheduler", "default_max_tokens")),
-        max_in_flight: config.count("scheduler", "queue_len").saturating_add(config.count("engine", "lanes")),
-        ..AskDefaults::default()
-    })
-}
-
 /// Until the user ends the node or the worker ends itself.
-fn wait(worker: &Worker, interrupt: &Interrupt) -> Result<(), CliError> {
+fn wait(worker: &SharedWorker, interrupt: &Interrupt) -> Result<(), CliError> {
     loop {
         match interrupt.receiver().recv_timeout(HEALTH_CHECK) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -223,7 +183,8 @@ fn wait(worker: &Worker, interrupt: &Interrupt) -> Result<(), CliError> {
     }
 }
 
-fn banner(dir: &std::path::Path, node: &str, ros: &RosOptions, facts: &Facts, config: &Config) -> String {
+fn banner(node: &str, ros: &RosOptions, facts: &Facts, config: &Config) -> String {
+    let dir = config.engine_dir().unwrap_or_default();
     let (backend, spec) = (&facts.capabilities, &facts.manifest.spec);
     let where_ = if ros.localhost_only { "this machine only" } else { "the local network" };
     let deadline = config.default_deadline().map_or("none".into(), |time| format!("{} ms", time.as_millis()));
@@ -269,7 +230,9 @@ fn banner(dir: &std::path::Path, node: &str, ros: &RosOptions, facts: &Facts, co
         ),
         ("ros 2", format!("{node} in domain {}, {where_}", ros.domain_id)),
         ("topics", format!("{node}/ask → {node}/answer, {node}/tokens, {node}/status (std_msgs/String)")),
+        ("typed", format!("{node}/prompt → {node}/stream, {node}/sentence, {node}/reply (takt_msgs)")),
         ("service", format!("{node}/ask (takt_msgs/srv/Ask)")),
+        ("action", format!("{node}/generate (takt_msgs/action/Generate)")),
         ("deadline", format!("{deadline} unless a request names its own")),
         ("ask it", "takt ask 'Where are you?' --deadline 300ms".into()),
     ]);

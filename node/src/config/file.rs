@@ -10,7 +10,7 @@ use super::{
 };
 
 /// One value of a file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Entry {
     /// Position in [`KEYS`].
     pub key_idx: usize,
@@ -72,6 +72,7 @@ fn entry(section: &str, name: &str, value: &DeValue<'_>) -> Result<(usize, Value
     let accepts = KEYS[key_idx].accepts;
     let value = convert(value)
         .ok_or_else(|| format!("`{name}`: a {} found, {accepts} expected", value.type_str()))?;
+    let value = value.for_key(accepts);
     value.check(accepts).map_err(|fact| format!("`{name}`: {fact}"))?;
     Ok((key_idx, value))
 }
@@ -81,6 +82,7 @@ fn convert(value: &DeValue<'_>) -> Option<Value> {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Boolean(flag) => Value::Flag(*flag),
         DeValue::Integer(_) => Value::Whole(whole(value)?),
+        DeValue::Float(number) => Value::Number(number.as_str().replace('_', "").parse().ok()?),
         DeValue::Array(items) => {
             Value::Wholes(items.iter().map(|item| whole(item.get_ref())).collect::<Option<_>>()?)
         }
@@ -165,7 +167,7 @@ mod tests {
             "robot.toml:4: `domain_id`: 233 found, a whole number from 0 to 232 expected",
             "robot.toml:5: `localhost_only`: \"yes\" found, true or false expected",
             "robot.toml:6: unknown key `lanes` in [ros]: it belongs into [engine]",
-            "robot.toml:7: `node_name`: a float found, text expected",
+            "robot.toml:7: `node_name`: 1.5 found, text expected",
         ];
         for line in expected {
             assert!(found.iter().any(|fault| fault == line), "{line:?} not in {found:#?}");

@@ -108,6 +108,7 @@ impl Layers {
             self.faults.push(format!("{origin}: no key `{name}` in [{section}]"));
             return;
         };
+        let value = value.for_key(KEYS[key_idx].accepts);
         match value.check(KEYS[key_idx].accepts) {
             Ok(()) => self.settings[key_idx] = (value, origin),
             Err(fact) => self.faults.push(format!("{origin}: {fact}")),
@@ -140,7 +141,7 @@ fn localhost_only(name: &str, text: &str) -> Result<bool, String> {
 }
 
 /// A checked configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Config {
     settings: Vec<(Value, Origin)>,
 }
@@ -157,6 +158,12 @@ pub struct RealtimeSettings {
 }
 
 impl Config {
+    /// Every key's built-in value.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self { settings: Layers::default().settings }
+    }
+
     /// A text or word; empty for a key that is not text.
     #[must_use]
     pub fn text(&self, section: &str, name: &str) -> &str {
@@ -179,6 +186,15 @@ impl Config {
     #[must_use]
     pub fn count(&self, section: &str, name: &str) -> usize {
         usize::try_from(self.whole(section, name)).unwrap_or(usize::MAX)
+    }
+
+    /// A number; 0 for a key that is not one.
+    #[must_use]
+    pub fn number(&self, section: &str, name: &str) -> f64 {
+        match self.value(section, name) {
+            Some(Value::Number(number)) => *number,
+            _ => 0.0,
+        }
     }
 
     /// A flag; false for a key that is not one.
@@ -250,8 +266,27 @@ impl Config {
     }
 
     fn value(&self, section: &str, name: &str) -> Option<&Value> {
-        let key_idx = position(section, name)?;
+        self.value_at(position(section, name)?)
+    }
+
+    /// The value of the key at `key_idx` of [`KEYS`].
+    #[must_use]
+    pub fn value_at(&self, key_idx: usize) -> Option<&Value> {
         self.settings.get(key_idx).map(|(value, _)| value)
+    }
+
+    /// Sets the key at `key_idx` of [`KEYS`] while the node runs.
+    ///
+    /// # Errors
+    /// What was found and what the key accepts.
+    pub fn set_parameter(&mut self, key_idx: usize, value: Value) -> Result<(), String> {
+        let (Some(key), Some(setting)) = (KEYS.get(key_idx), self.settings.get_mut(key_idx)) else {
+            return Err("no such key".to_owned());
+        };
+        let value = value.for_key(key.accepts);
+        value.check(key.accepts)?;
+        *setting = (value, Origin::Parameter);
+        Ok(())
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Accepts {
     Word(&'static [&'static str]),
     /// A whole number in this closed interval.
     Whole(u64, u64),
+    /// A number in this closed interval.
+    Number(f64, f64),
     /// `true` or `false`.
     Flag,
     /// A list of whole numbers, each at most this.
@@ -37,6 +39,8 @@ pub enum BuiltIn {
     Text(&'static str),
     /// Whole number.
     Whole(u64),
+    /// Number.
+    Number(f64),
     /// Flag.
     Flag(bool),
     /// The empty list.
@@ -97,6 +101,13 @@ pub const KEYS: &[Key] = &[
         Accepts::Word(DRAFTERS),
         BuiltIn::Text("auto"),
         "who proposes tokens that are verified together: auto and eagle3 the engine's draft head, lookup what was said before; answers are the same",
+    ),
+    key(
+        "engine",
+        "speculate",
+        Accepts::Flag,
+        BuiltIn::Flag(true),
+        "whether the drafter is used; changes from one section to the next",
     ),
     key(
         "scheduler",
@@ -169,6 +180,62 @@ pub const KEYS: &[Key] = &[
         "longest answer of requests that name no limit",
     ),
     key(
+        "scheduler",
+        "max_open_control",
+        Accepts::Whole(0, 1 << 16),
+        BuiltIn::Whole(0),
+        "control requests that may be open at a time; 0: as many as there is room for",
+    ),
+    key(
+        "scheduler",
+        "max_open_interactive",
+        Accepts::Whole(0, 1 << 16),
+        BuiltIn::Whole(0),
+        "interactive requests that may be open at a time; 0: as many as there is room for",
+    ),
+    key(
+        "scheduler",
+        "max_open_background",
+        Accepts::Whole(0, 1 << 16),
+        BuiltIn::Whole(0),
+        "background requests that may be open at a time; 0: as many as there is room for",
+    ),
+    key(
+        "sampling",
+        "override_engine",
+        Accepts::Flag,
+        BuiltIn::Flag(false),
+        "whether the next four hold for requests that bring no sampling of their own; false: the engine's defaults do",
+    ),
+    key(
+        "sampling",
+        "temperature",
+        Accepts::Number(0.0, 10.0),
+        BuiltIn::Number(0.0),
+        "0: the most likely token every time; higher: more varied",
+    ),
+    key(
+        "sampling",
+        "top_k",
+        Accepts::Whole(0, 1 << 20),
+        BuiltIn::Whole(0),
+        "only the k most likely tokens; 0: all",
+    ),
+    key(
+        "sampling",
+        "top_p",
+        Accepts::Number(0.0, 1.0),
+        BuiltIn::Number(1.0),
+        "only the smallest set of tokens whose probability reaches this; 1: all",
+    ),
+    key(
+        "sampling",
+        "min_p",
+        Accepts::Number(0.0, 1.0),
+        BuiltIn::Number(0.0),
+        "only tokens at least this fraction as likely as the most likely one; 0: all",
+    ),
+    key(
         "realtime",
         "policy",
         Accepts::Word(POLICIES),
@@ -194,6 +261,20 @@ pub const KEYS: &[Key] = &[
     key("ros", "namespace", Accepts::Text, BuiltIn::Text("/"), "namespace"),
     key("ros", "domain_id", Accepts::Whole(0, 232), BuiltIn::Whole(0), "DDS domain"),
     key("ros", "localhost_only", Accepts::Flag, BuiltIn::Flag(false), "only processes on this machine"),
+    key(
+        "ros",
+        "autostart",
+        Accepts::Flag,
+        BuiltIn::Flag(true),
+        "configure and activate at the start; false: a lifecycle manager does",
+    ),
+    key(
+        "ros",
+        "use_sim_time",
+        Accepts::Flag,
+        BuiltIn::Flag(false),
+        "stamp messages with what /clock says; deadlines run on the steady clock whatever this is",
+    ),
     key(
         "ros",
         "system_prompt",

@@ -5,12 +5,14 @@ use std::{fmt, path::PathBuf};
 use super::schema::{Accepts, BuiltIn};
 
 /// A configuration value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Text or word.
     Text(String),
     /// Whole number.
     Whole(u64),
+    /// Number with a fraction.
+    Number(f64),
     /// Flag.
     Flag(bool),
     /// List of whole numbers.
@@ -28,6 +30,8 @@ pub enum Origin {
     Environment(&'static str),
     /// An argument.
     CommandLine(String),
+    /// A ROS 2 parameter, set while the node ran.
+    Parameter,
 }
 
 impl From<BuiltIn> for Value {
@@ -35,6 +39,7 @@ impl From<BuiltIn> for Value {
         match built_in {
             BuiltIn::Text(text) => Self::Text(text.to_owned()),
             BuiltIn::Whole(number) => Self::Whole(number),
+            BuiltIn::Number(number) => Self::Number(number),
             BuiltIn::Flag(flag) => Self::Flag(flag),
             BuiltIn::NoWholes => Self::Wholes(Vec::new()),
         }
@@ -42,6 +47,16 @@ impl From<BuiltIn> for Value {
 }
 
 impl Value {
+    /// The value as a key of this kind holds it: a whole number is a number.
+    #[must_use]
+    pub fn for_key(self, accepts: Accepts) -> Self {
+        match (self, accepts) {
+            // Exact up to 2⁵³, far beyond what any key accepts.
+            (Self::Whole(number), Accepts::Number(..)) => Self::Number(number as f64),
+            (value, _) => value,
+        }
+    }
+
     /// Checks the value against what a key accepts.
     ///
     /// # Errors
@@ -51,6 +66,7 @@ impl Value {
             (Self::Text(_), Accepts::Text) | (Self::Flag(_), Accepts::Flag) => true,
             (Self::Text(text), Accepts::Word(words)) => words.contains(&text.as_str()),
             (Self::Whole(number), Accepts::Whole(least, most)) => (least..=most).contains(number),
+            (Self::Number(number), Accepts::Number(least, most)) => (least..=most).contains(number),
             (Self::Wholes(numbers), Accepts::Wholes(most)) => numbers.iter().all(|number| *number <= most),
             _ => false,
         };
@@ -64,6 +80,8 @@ impl fmt::Display for Value {
         match self {
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Whole(number) => write!(f, "{number}"),
+            // With a point, so that it is read back as what it is.
+            Self::Number(number) => write!(f, "{number:?}"),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Wholes(numbers) => write!(f, "{numbers:?}"),
         }
@@ -76,6 +94,7 @@ impl fmt::Display for Accepts {
             Self::Text => f.write_str("text"),
             Self::Word(words) => write!(f, "one of {}", words.join(", ")),
             Self::Whole(least, most) => write!(f, "a whole number from {least} to {most}"),
+            Self::Number(least, most) => write!(f, "a number from {least} to {most}"),
             Self::Flag => f.write_str("true or false"),
             Self::Wholes(most) => write!(f, "a list of whole numbers up to {most}"),
         }
@@ -89,6 +108,7 @@ impl fmt::Display for Origin {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::CommandLine(flag) => write!(f, "command line {flag}"),
+            Self::Parameter => f.write_str("parameter"),
         }
     }
 }

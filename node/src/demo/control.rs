@@ -12,7 +12,7 @@ use super::{
     situation::{RobotState, Situation},
     summary::{Exchange, LoopTimes},
 };
-use crate::ros::{AskClient, AskReply, AskRequest, RosDuration, RosError};
+use crate::ros::{self, AskClient, RosDuration, RosError};
 
 /// The control period.
 pub const PERIOD: Duration = Duration::from_millis(100);
@@ -44,7 +44,7 @@ pub struct Question {
     /// Position in the script.
     pub situation_idx: usize,
     /// What is sent.
-    pub request: AskRequest,
+    pub request: ros::Question,
     /// Time allowed.
     pub deadline: Duration,
 }
@@ -55,7 +55,7 @@ pub struct Answer {
     /// Position in the script.
     pub situation_idx: usize,
     /// The reply, or why there is none.
-    pub reply: Result<AskReply, RosError>,
+    pub reply: Result<ros::Answer, RosError>,
     /// Asked to answered, as the robot sees it.
     pub round_trip: Duration,
 }
@@ -163,11 +163,11 @@ fn set_scene(robot: &mut Robot, situation: &Situation, screen: &Sender<Happening
 
 fn ask(situation_idx: usize, situation: &Situation, asker: &Asker, screen: &Sender<Happening>) -> bool {
     let deadline = situation.deadline();
-    let request = AskRequest {
+    let request = ros::Question {
         prompt: situation.user.clone(),
         system: situation.system.clone(),
         deadline: RosDuration::from_std(deadline),
-        ..AskRequest::default()
+        ..ros::Question::default()
     };
     let _ = screen.try_send(Happening::Asked(situation_idx));
     asker.questions.try_send(Question { situation_idx, request, deadline }).is_ok()
@@ -197,7 +197,7 @@ mod tests {
         std::thread::spawn(move || {
             for question in to_ask {
                 let text = script[question.situation_idx].answer.clone();
-                let reply = AskReply { status: "complete".into(), text, ..AskReply::default() };
+                let reply = ros::Answer { status: "complete".into(), text, ..ros::Answer::default() };
                 let answer = Answer {
                     situation_idx: question.situation_idx,
                     reply: Ok(reply),

@@ -36,6 +36,14 @@ pub enum CdrError {
     /// Bytes after the last field.
     #[error("{0} bytes after the last field")]
     Trailing(usize),
+    /// More elements than a bounded sequence holds.
+    #[error("{count} elements in a sequence of at most {limit}")]
+    TooMany {
+        /// Elements there are.
+        count: usize,
+        /// Elements there may be.
+        limit: usize,
+    },
     /// A value too long for its 32-bit length.
     #[error("{0} bytes do not fit a 32-bit length")]
     TooLong(usize),
@@ -112,6 +120,46 @@ impl<'a> CdrReader<'a> {
         self.primitive().map(i32::from_le_bytes)
     }
 
+    /// `uint8`, `byte`, `char`.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn u8(&mut self) -> Result<u8, CdrError> {
+        self.primitive().map(u8::from_le_bytes)
+    }
+
+    /// `int8`.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn i8(&mut self) -> Result<i8, CdrError> {
+        self.primitive().map(i8::from_le_bytes)
+    }
+
+    /// `uint64`.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn u64(&mut self) -> Result<u64, CdrError> {
+        self.primitive().map(u64::from_le_bytes)
+    }
+
+    /// `int64`.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn i64(&mut self) -> Result<i64, CdrError> {
+        self.primitive().map(i64::from_le_bytes)
+    }
+
+    /// `float32`.
+    ///
+    /// # Errors
+    /// [`CdrError::Truncated`].
+    pub fn f32(&mut self) -> Result<f32, CdrError> {
+        self.primitive().map(f32::from_le_bytes)
+    }
+
     /// `bool`; any byte but zero is true.
     ///
     /// # Errors
@@ -159,18 +207,6 @@ impl<'a> CdrReader<'a> {
     }
 }
 
-impl CdrReader<'_> {
-    /// `sequence<string>`.
-    ///
-    /// # Errors
-    /// As [`Self::count`] and [`Self::string`].
-    pub fn strings(&mut self) -> Result<Vec<String>, CdrError> {
-        // Each has at least its length.
-        let count = self.count(4)?;
-        (0..count).map(|_| self.string().map(str::to_owned)).collect()
-    }
-}
-
 /// Writes primitives one after the other, little endian.
 #[derive(Debug)]
 pub struct CdrWriter {
@@ -206,6 +242,31 @@ impl CdrWriter {
         self.primitive(value.to_le_bytes());
     }
 
+    /// `uint8`, `byte`, `char`.
+    pub fn u8(&mut self, value: u8) {
+        self.primitive([value]);
+    }
+
+    /// `int8`.
+    pub fn i8(&mut self, value: i8) {
+        self.primitive(value.to_le_bytes());
+    }
+
+    /// `uint64`.
+    pub fn u64(&mut self, value: u64) {
+        self.primitive(value.to_le_bytes());
+    }
+
+    /// `int64`.
+    pub fn i64(&mut self, value: i64) {
+        self.primitive(value.to_le_bytes());
+    }
+
+    /// `float32`.
+    pub fn f32(&mut self, value: f32) {
+        self.primitive(value.to_le_bytes());
+    }
+
     /// `bool`.
     pub fn bool(&mut self, value: bool) {
         self.primitive([u8::from(value)]);
@@ -234,15 +295,6 @@ impl CdrWriter {
         self.bytes(text.as_bytes());
         self.bytes(&[0]);
         Ok(())
-    }
-
-    /// `sequence<string>`.
-    ///
-    /// # Errors
-    /// [`CdrError::TooLong`] over 32 bits.
-    pub fn strings(&mut self, texts: &[String]) -> Result<(), CdrError> {
-        self.count(texts.len())?;
-        texts.iter().try_for_each(|text| self.string(text))
     }
 
     /// The whole message with its encapsulation header.

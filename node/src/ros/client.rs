@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::dds::DdsTransport;
-use super::message::{ASK, AskReply, AskRequest};
+use super::message::{ASK, Answer, Message as _, Question};
 use super::transport::{Call, PendingCall, Transport};
 use super::{NodeName, RosError, RosOptions};
 
@@ -45,7 +45,7 @@ impl AskClient {
         let client = Self { call, node, _transport: Box::new(transport) };
         // A server holds its first reply to a new reader back until that reader is known to listen, 50 to 150 ms. An empty question,
         // which is refused before the model hears of it, takes that wait; should its reply get lost, only the wait is not saved.
-        let _ = client.ask(&AskRequest::default(), FIRST_REPLY);
+        let _ = client.ask(&Question::default(), FIRST_REPLY);
         Ok(client)
     }
 
@@ -53,7 +53,7 @@ impl AskClient {
     ///
     /// # Errors
     /// [`RosError::TooManyCalls`], [`RosError::Congested`], [`RosError::Transport`], [`RosError::Message`].
-    pub fn start(&self, request: &AskRequest) -> Result<PendingAsk, RosError> {
+    pub fn start(&self, request: &Question) -> Result<PendingAsk, RosError> {
         let message =
             request.encode().map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask", error })?;
         Ok(PendingAsk { call: self.call.call(&message)?, node: self.node.to_string() })
@@ -63,7 +63,7 @@ impl AskClient {
     ///
     /// # Errors
     /// As [`AskClient::start`] and [`PendingAsk::wait`].
-    pub fn ask(&self, request: &AskRequest, timeout: Duration) -> Result<AskReply, RosError> {
+    pub fn ask(&self, request: &Question, timeout: Duration) -> Result<Answer, RosError> {
         self.start(request)?.wait(timeout)
     }
 }
@@ -73,11 +73,10 @@ impl PendingAsk {
     ///
     /// # Errors
     /// [`RosError::NoReply`], [`RosError::Message`].
-    pub fn wait(&self, timeout: Duration) -> Result<AskReply, RosError> {
+    pub fn wait(&self, timeout: Duration) -> Result<Answer, RosError> {
         let Some(message) = self.call.wait(timeout) else {
             return Err(RosError::NoReply { node: self.node.clone(), waited: timeout });
         };
-        AskReply::decode(&message)
-            .map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask reply", error })
+        Answer::decode(&message).map_err(|error| RosError::Message { what: "takt_msgs/srv/Ask reply", error })
     }
 }

@@ -38,6 +38,12 @@ pub enum RosError {
         /// Domain both are in.
         domain_id: u16,
     },
+    /// A lifecycle transition failed.
+    #[error("{reason}")]
+    Lifecycle {
+        /// Why.
+        reason: String,
+    },
     /// The DDS library refused to create something.
     #[error("ROS 2 transport: {what}: {reason}")]
     Transport {

@@ -1,27 +1,36 @@
-//! ROS 2: the node's topics and service, and the clients that ask it.
+//! ROS 2: the node's topics, services and action, and the clients that ask it.
 //!
-//! `transport` is the seam; `dds` its one implementation. Above the seam everything is plain messages and names.
+//! `transport` is the seam; `dds` the implementation that needs nothing installed. Above the seam everything is plain messages and names:
+//! `answering` (questions to answers), `action`, `lifecycle`, `parameters`, `diagnostics`, `rosout`, `clock`.
 
-mod ask;
+mod action;
+mod answering;
 pub mod cdr;
 pub mod client;
+pub mod clock;
 pub mod dds;
 mod diagnostics;
+pub mod endpoints;
 mod error;
-mod form;
-mod intake;
+mod governed;
+pub mod lifecycle;
 pub mod message;
 pub mod name;
+pub mod names;
 pub mod node;
 pub mod options;
-mod outlet;
+pub mod parameters;
 pub mod presence;
+pub mod rosout;
+mod service;
+mod slot;
 pub mod transport;
 
-pub use ask::AskDefaults;
+pub use answering::AskDefaults;
 pub use client::AskClient;
 pub use error::RosError;
-pub use message::{AskReply, AskRequest, RosDuration};
+pub use message::{Answer, Question, RosDuration};
 pub use name::{NodeName, TypeName};
-pub use node::{RosNode, serve};
+pub use node::{Engine, NodeSettings, RosNode, serve};
 pub use options::RosOptions;
+pub use slot::Ready;

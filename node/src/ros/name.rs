@@ -102,32 +102,80 @@ pub fn reply_topic(service: &str) -> String {
     format!("rr{service}Reply")
 }
 
-/// A ROS interface type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A ROS interface type, or one of those that a service or an action is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TypeName {
     /// ROS package.
     pub package: &'static str,
-    /// Name of the file without its ending.
+    /// Which folder of the package it is in.
+    pub kind: Kind,
+    /// Name of the file without its ending; for a part of it with the part, as `Generate_FeedbackMessage`.
     pub name: &'static str,
 }
 
+/// Kinds of interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Topics.
+    Msg,
+    /// Services.
+    Srv,
+    /// Actions.
+    Action,
+}
+
+impl Kind {
+    /// The folder's name.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Msg => "msg",
+            Self::Srv => "srv",
+            Self::Action => "action",
+        }
+    }
+}
+
 impl TypeName {
+    /// A message's type.
+    #[must_use]
+    pub const fn msg(package: &'static str, name: &'static str) -> Self {
+        Self { package, kind: Kind::Msg, name }
+    }
+
+    /// A service's type.
+    #[must_use]
+    pub const fn srv(package: &'static str, name: &'static str) -> Self {
+        Self { package, kind: Kind::Srv, name }
+    }
+
     /// DDS type of a message: `std_msgs::msg::dds_::String_`.
     #[must_use]
     pub fn message(self) -> String {
-        format!("{}::msg::dds_::{}_", self.package, self.name)
+        self.dds("")
     }
 
     /// DDS type of a service's request: `takt_msgs::srv::dds_::Ask_Request_`.
     #[must_use]
     pub fn request(self) -> String {
-        format!("{}::srv::dds_::{}_Request_", self.package, self.name)
+        self.dds("Request_")
     }
 
     /// DDS type of a service's reply: `takt_msgs::srv::dds_::Ask_Response_`.
     #[must_use]
     pub fn response(self) -> String {
-        format!("{}::srv::dds_::{}_Response_", self.package, self.name)
+        self.dds("Response_")
+    }
+
+    fn dds(self, part: &str) -> String {
+        format!("{}::{}::dds_::{}_{part}", self.package, self.kind.folder(), self.name)
+    }
+}
+
+impl fmt::Display for TypeName {
+    /// `std_msgs/msg/String`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.package, self.kind.folder(), self.name)
     }
 }
 
@@ -166,15 +214,12 @@ mod tests {
 
     #[test]
     fn wire_names_are_rmws() {
-        let ask = TypeName { package: "takt_msgs", name: "Ask" };
+        let ask = TypeName::srv("takt_msgs", "Ask");
         assert_eq!(topic("/takt/ask"), "rt/takt/ask");
         assert_eq!(request_topic("/takt/ask"), "rq/takt/askRequest");
         assert_eq!(reply_topic("/takt/ask"), "rr/takt/askReply");
         assert_eq!(ask.request(), "takt_msgs::srv::dds_::Ask_Request_");
         assert_eq!(ask.response(), "takt_msgs::srv::dds_::Ask_Response_");
-        assert_eq!(
-            TypeName { package: "std_msgs", name: "String" }.message(),
-            "std_msgs::msg::dds_::String_"
-        );
+        assert_eq!(TypeName::msg("std_msgs", "String").message(), "std_msgs::msg::dds_::String_");
     }
 }

@@ -10,7 +10,7 @@ use super::{NodeName, TypeName};
 /// DDS topic, without a ROS prefix.
 pub const TOPIC: &str = "ros_discovery_info";
 /// Its type.
-pub const TYPE: TypeName = TypeName { package: "rmw_dds_common", name: "ParticipantEntitiesInfo" };
+pub const TYPE: TypeName = TypeName::msg("rmw_dds_common", "ParticipantEntitiesInfo");
 
 /// Identity of a participant or an endpoint: 12 bytes of the participant, 4 of the endpoint.
 pub type Guid = [u8; 16];

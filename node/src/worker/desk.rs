@@ -121,6 +121,8 @@ pub struct Desk {
     distrust: Mutex<Distrust>,
     /// Why nothing is drafted although something could be.
     no_speculation: Mutex<Option<String>>,
+    /// Whether the node wants speculation at all.
+    speculates: AtomicBool,
 }
 
 /// Why nothing is promised, and how often that happened.
@@ -166,7 +168,24 @@ impl Desk {
             is_trusted: AtomicBool::new(true),
             distrust: Mutex::default(),
             no_speculation: Mutex::default(),
+            speculates: AtomicBool::new(true),
         }
+    }
+
+    /// Whether rounds of speculation are wanted, from the next section on.
+    pub fn set_speculation(&self, is_wanted: bool) {
+        self.speculates.store(is_wanted, Ordering::Relaxed);
+    }
+
+    /// Whether rounds of speculation are wanted.
+    pub(super) fn speculates(&self) -> bool {
+        self.speculates.load(Ordering::Relaxed)
+    }
+
+    /// Requests that are open, and lanes.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        (self.ledger.num_taken(), self.num_lanes)
     }
 
     /// Weighs `request`: gives it back with its admission, or answers it.

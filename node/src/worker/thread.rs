@@ -82,6 +82,8 @@ pub struct Facts {
     pub costs: Arc<CostTable>,
     /// Whether the costs were measured before, by `takt calibrate`, or just now.
     pub has_stored_costs: bool,
+    /// Whether a draft head is loaded.
+    pub has_draft_head: bool,
     /// What the costs hold for.
     pub device_key: DeviceKey,
     /// Where requests are let in.
@@ -263,6 +265,7 @@ fn open(
     }
     let collapse = check_drafter(backend.as_mut(), options.drafting, draft.as_ref(), &manifest, decode_step)?;
     let costs = Arc::new(table.calibrated());
+    let has_draft_head = backend.draft_facts().is_some();
     let parts = Parts { backend, text: Arc::clone(&text), table, draft, desk };
     let mut core = WorkerCore::new(parts, options, clock);
     if let Some(reason) = collapse {
@@ -277,6 +280,7 @@ fn open(
         decode_step,
         costs,
         has_stored_costs,
+        has_draft_head,
         device_key,
         desk,
     };

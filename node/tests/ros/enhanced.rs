@@ -18,11 +18,17 @@ use super::{PATIENCE, private_options, serve_echo};
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Request {
+    stamp: (i32, u32),
+    request_id: String,
     prompt: String,
+    messages: Vec<(String, String)>,
     system: String,
-    sec: i32,
-    nanosec: u32,
+    session: String,
+    deadline: (i32, u32),
+    priority_class: String,
     max_tokens: u32,
+    stop: Vec<String>,
+    sampling: Vec<(f32, u32, f32, f32, u64)>,
     schema: String,
     regex: String,
     choices: Vec<String>,
@@ -31,13 +37,17 @@ struct Request {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Reply {
+    stamp: (i32, u32),
+    arrival: (i32, u32),
+    request_id: String,
     status: String,
     text: String,
+    finish_reason: String,
     reason: String,
+    priority_class: String,
     timings_ms: [f64; 6],
     is_promised: bool,
-    num_prompt_tokens: u32,
-    num_tokens: u32,
+    counts: [u32; 5],
     defaulted_fields: Vec<String>,
     cut_fields: Vec<String>,
 }
@@ -132,7 +142,7 @@ fn fresh_clients_that_name_their_reader_lose_no_reply() {
             let (reply, related, sent) = client.call(&prompt, Some(told));
             assert_eq!((reply.status.as_str(), reply.text), ("complete", format!("echo: {prompt}")));
             assert_eq!((related.writer_guid, related.sequence_number), (told.writer_guid, sent));
-            assert_eq!((reply.num_prompt_tokens, reply.num_tokens), (5, 3));
+            assert_eq!(reply.counts[..2], [5, 3]);
             assert!(reply.defaulted_fields.is_empty() && reply.cut_fields.is_empty());
             assert!(reply.timings_ms[4].is_nan(), "{:?}", reply.timings_ms);
         }

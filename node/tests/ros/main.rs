@@ -2,10 +2,15 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+mod action;
+mod client;
 mod enhanced;
+mod lifecycle;
 mod names;
+mod parameters;
 mod service;
 mod topics;
+mod typed;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;

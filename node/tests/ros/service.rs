@@ -3,16 +3,14 @@ use std::time::{Duration, Instant};
 use takt_engine::grammar::{Closing, ClosingPolicy, GrammarSpec};
 use takt_node::request::{Form, Status};
 use takt_node::ros::dds::DdsTransport;
-use takt_node::ros::message::ASK;
+use takt_node::ros::message::{ASK, Message as _};
 use takt_node::ros::transport::{Call, Transport};
-use takt_node::ros::{
-    AskClient, AskDefaults, AskReply, AskRequest, RosDuration, RosError, RosOptions, serve,
-};
+use takt_node::ros::{Answer, AskClient, AskDefaults, Question, RosDuration, RosError, RosOptions, serve};
 
 use super::{EchoWorker, PATIENCE, echo, next, private_options, send_closed, send_reply, serve_echo};
 
-fn ask(prompt: &str) -> AskRequest {
-    AskRequest { prompt: prompt.to_owned(), ..AskRequest::default() }
+fn ask(prompt: &str) -> Question {
+    Question { prompt: prompt.to_owned(), ..Question::default() }
 }
 
 /// A client of the node's service that takes any bytes.
@@ -29,7 +27,7 @@ fn a_call_is_answered_with_status_text_and_timings() {
     let _node = serve_echo(&options);
     let client = AskClient::connect(&options, PATIENCE).unwrap();
     let deadline = RosDuration::from_std(Duration::from_secs(20));
-    let reply = client.ask(&AskRequest { deadline, ..ask("what now?") }, PATIENCE).unwrap();
+    let reply = client.ask(&Question { deadline, ..ask("what now?") }, PATIENCE).unwrap();
     assert_eq!((reply.status.as_str(), reply.text.as_str()), ("complete", "echo: what now?"));
     assert_eq!((reply.num_prompt_tokens, reply.num_tokens), (5, 3));
     assert!(reply.ttft_ms >= 0.0 && reply.total_ms >= reply.ttft_ms);
@@ -47,7 +45,7 @@ fn twenty_fresh_clients_lose_no_reply() {
         let asked = Instant::now();
         let call = client.call(&ask(&format!("call {i}")).encode().unwrap()).unwrap();
         let reply = call.wait(PATIENCE).unwrap_or_else(|| panic!("nothing after {:?}", asked.elapsed()));
-        assert_eq!(AskReply::decode(&reply).unwrap().text, format!("echo: call {i}"));
+        assert_eq!(Answer::decode(&reply).unwrap().text, format!("echo: call {i}"));
     }
 }
 
@@ -91,7 +89,7 @@ fn bad_requests_are_rejected_with_the_reason() {
     let options = private_options();
     let _node = serve_echo(&options);
     let client = AskClient::connect(&options, PATIENCE).unwrap();
-    let negative = AskRequest { deadline: RosDuration { sec: -3, nanosec: 0 }, ..ask("p") };
+    let negative = Question { deadline: RosDuration { sec: -3, nanosec: 0 }, ..ask("p") };
     for (bad, word) in
         [(ask(""), "empty"), (negative, "negative"), (ask(&"x".repeat(70_000)), "have 70000 bytes")]
     {
@@ -108,16 +106,17 @@ fn malformed_request_bytes_are_answered_and_the_node_lives_on() {
     let (_transport, client) = raw_client(&options, "fuzzer");
     let good = ask("whole").encode().unwrap();
     let mut not_utf8 = good.clone();
-    not_utf8[8] = 0xff;
+    // After the header, the stamp, the empty request id and the prompt's length.
+    not_utf8[24] = 0xff;
     // A payload is filled up to 4 bytes with zeros on the wire: less than 4 missing zeros are not missing.
     let cut = (4..good.len() - 4).step_by(5).map(|len| good[..len].to_vec());
     for bad in cut.chain([not_utf8]) {
-        let reply = AskReply::decode(&client.call(&bad).unwrap().wait(PATIENCE).unwrap()).unwrap();
+        let reply = Answer::decode(&client.call(&bad).unwrap().wait(PATIENCE).unwrap()).unwrap();
         assert_eq!(reply.status, "rejected", "{bad:?}");
         assert!(reply.reason.contains("not a takt_msgs/srv/Ask request"), "{}", reply.reason);
     }
     let reply = client.call(&good).unwrap().wait(PATIENCE).unwrap();
-    assert_eq!(AskReply::decode(&reply).unwrap().text, "echo: whole");
+    assert_eq!(Answer::decode(&reply).unwrap().text, "echo: whole");
 }
 
 #[test]
@@ -194,9 +193,9 @@ fn a_form_reaches_the_worker_and_what_stood_in_reaches_the_client() {
     assert_eq!((reply.status.as_str(), reply.text.as_str()), ("closed_at_deadline", "{}"));
     assert_eq!((reply.defaulted_fields, reply.cut_fields.len()), (vec!["/b".to_owned(), "/a".to_owned()], 0));
     for (bad, word) in [
-        (AskRequest { schema: "{".to_owned(), ..ask("go") }, "no JSON"),
-        (AskRequest { schema: "{}".to_owned(), regex: "a".to_owned(), ..ask("go") }, "more than one"),
-        (AskRequest { regex: "a".to_owned(), closing: "soon".to_owned(), ..ask("go") }, "closing"),
+        (Question { schema: "{".to_owned(), ..ask("go") }, "no JSON"),
+        (Question { schema: "{}".to_owned(), regex: "a".to_owned(), ..ask("go") }, "more than one"),
+        (Question { regex: "a".to_owned(), closing: "soon".to_owned(), ..ask("go") }, "closing"),
     ] {
         let reply = client.ask(&bad, PATIENCE).unwrap();
         assert_eq!(reply.status, "rejected");

@@ -3,9 +3,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use serde_json::Value;
 use takt_node::request::Status;
-use takt_node::ros::cdr::CdrReader;
 use takt_node::ros::dds::DdsTransport;
-use takt_node::ros::message::{DIAGNOSTIC_ARRAY, STRING, encode_string};
+use takt_node::ros::message::{DiagnosticArray, Message as _, STRING, encode_string};
 use takt_node::ros::transport::{Publish, Qos, Transport};
 use takt_node::ros::{AskDefaults, RosOptions, serve};
 
@@ -191,16 +190,21 @@ fn diagnostics_say_once_a_second_whether_deadlines_are_promised() {
         DdsTransport::join(&RosOptions { node_name: "monitor".to_owned(), ..options.clone() }).unwrap();
     let (sender, messages) = crossbeam_channel::unbounded();
     let on_message = Box::new(move |message: &[u8]| sender.send(message.to_vec()).unwrap());
-    let _listening = transport.subscribe("/diagnostics", DIAGNOSTIC_ARRAY, Qos::DEFAULT, on_message).unwrap();
+    let _listening =
+        transport.subscribe("/diagnostics", DiagnosticArray::TYPE, Qos::DEFAULT, on_message).unwrap();
     for _ in 0..2 {
-        let message = next(&messages);
-        let mut reader = CdrReader::new(&message).unwrap();
-        assert!(reader.i32().unwrap() > 1_700_000_000, "stamped with the time of day");
-        reader.u32().unwrap();
-        assert_eq!((reader.string().unwrap(), reader.u32().unwrap()), ("", 1));
-        assert_eq!(reader.bytes(1).unwrap(), [0]);
-        let name = options.node().unwrap().to_string();
-        assert_eq!(reader.string().unwrap(), format!("{}: deadlines", name.trim_start_matches('/')));
-        assert_eq!(reader.string().unwrap(), "deadlines are promised");
+        let array = DiagnosticArray::decode(&next(&messages)).unwrap();
+        assert!(array.header.stamp.sec > 1_700_000_000, "stamped with the time of day");
+        let node = options.node().unwrap().to_string();
+        let part = |part: &str| {
+            let name = format!("{}: {part}", node.trim_start_matches('/'));
+            array.status.iter().find(|status| status.name == name).unwrap()
+        };
+        assert_eq!(part("deadlines").message, "deadlines are promised");
+        assert_eq!(part("lifecycle").values[0].value, "active");
+        assert_eq!(part("queue").message, "0 of at most 64 requests are open");
+        for name in ["costs", "engine", "speculation", "hardware"] {
+            assert!(!part(name).message.is_empty());
+        }
     }
 }

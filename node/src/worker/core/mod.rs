@@ -281,7 +281,8 @@ impl WorkerCore {
         let now = self.clock.now();
         self.collect_jobs(now);
         let facts = self.backend.capabilities();
-        let round = self.speculation.wish(facts.max_logits_rows.min(facts.max_step_tokens));
+        let wish = self.speculation.wish(facts.max_logits_rows.min(facts.max_step_tokens));
+        let round = wish.filter(|_| self.desk.speculates());
         let situation =
             Situation { now, limits: &self.limits, bounds: self.table.bounds(), server: &self.server, round };
         plan(&self.jobs, &situation, &mut self.section);

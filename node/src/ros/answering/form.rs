@@ -2,20 +2,20 @@
 
 use takt_engine::grammar::{ClosingPolicy, GrammarSpec};
 
-use super::message::AskRequest;
 use crate::request::Form;
+use crate::ros::message::Question;
 
 /// The form `message` asks for, if any.
 ///
 /// # Errors
 /// What was wrong and what to do, for the reply. Whether the form can be had is found out when it is compiled.
-pub(super) fn form_of(message: &AskRequest) -> Result<Option<Form>, String> {
+pub(in crate::ros) fn form_of(message: &Question) -> Result<Option<Form>, String> {
     let closing = match message.closing.as_str() {
         "" | "declared" => ClosingPolicy::Declared,
         "minimal" => ClosingPolicy::Minimal,
         other => return Err(format!("closing is {other:?}: send declared, minimal or nothing")),
     };
-    let AskRequest { schema, regex, choices, .. } = message;
+    let Question { schema, regex, choices, .. } = message;
     let spec = match (schema.is_empty(), regex.is_empty(), choices.is_empty()) {
         (true, true, true) => return Ok(None),
         (false, true, true) => GrammarSpec::from_schema_text(schema).map_err(|error| error.to_string())?,
@@ -26,7 +26,7 @@ pub(super) fn form_of(message: &AskRequest) -> Result<Option<Form>, String> {
     Ok(Some(Form { spec, closing }))
 }
 
-impl AskRequest {
+impl Question {
     /// The same request for an answer of this form.
     #[must_use]
     pub fn with_form(self, form: Form) -> Self {
@@ -57,20 +57,20 @@ mod tests {
         for spec in specs {
             for closing in [ClosingPolicy::Declared, ClosingPolicy::Minimal] {
                 let form = Form { spec: spec.clone(), closing };
-                let message = AskRequest::default().with_form(form.clone());
+                let message = Question::default().with_form(form.clone());
                 assert_eq!(form_of(&message), Ok(Some(form)));
             }
         }
-        assert_eq!(form_of(&AskRequest::default()), Ok(None));
+        assert_eq!(form_of(&Question::default()), Ok(None));
     }
 
     #[test]
     fn what_contradicts_itself_or_is_no_json_is_refused_in_words() {
-        let with = |schema: &str, regex: &str, closing: &str| AskRequest {
+        let with = |schema: &str, regex: &str, closing: &str| Question {
             schema: schema.to_owned(),
             regex: regex.to_owned(),
             closing: closing.to_owned(),
-            ..AskRequest::default()
+            ..Question::default()
         };
         for (message, word) in [
             (with("{}", "a", ""), "more than one"),

@@ -1,0 +1,194 @@
+//! The engine behind `takt serve`: opened and closed by the node's lifecycle, with what its parameters say then.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use takt_engine::{engine::EngineOptions, grammar::ClosingPolicy, sampler::SamplingParams};
+
+use super::{form::read_schema, generate::opener};
+use crate::{
+    calibrate::Effort,
+    config::Config,
+    request::Form,
+    ros::{AskDefaults, Engine, Ready, message::EngineInfo},
+    scheduler::{bandwidth_server::Bandwidth, class::Class},
+    worker::{Drafting, Facts, Worker, WorkerOptions},
+};
+
+/// The worker, while there is one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SharedWorker(Arc<Mutex<Option<Worker>>>);
+
+impl SharedWorker {
+    fn lock(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of it.
+    pub fn facts(&self) -> Option<Facts> {
+        self.lock().as_ref().map(|worker| worker.facts().clone())
+    }
+
+    /// Whether it broke and could not be started again.
+    pub fn has_stopped(&self) -> bool {
+        self.lock().as_ref().is_some_and(Worker::has_stopped)
+    }
+}
+
+/// Opens and closes the worker.
+pub(super) struct ServedEngine {
+    config: Arc<Mutex<Config>>,
+    worker: SharedWorker,
+}
+
+impl ServedEngine {
+    pub fn new(config: Arc<Mutex<Config>>, worker: SharedWorker) -> Self {
+        Self { config, worker }
+    }
+}
+
+impl Engine for ServedEngine {
+    fn open(&mut self) -> Result<Ready, String> {
+        // As it is now: parameters that change meanwhile hold for the next time.
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let dir = config.engine_dir().ok_or("which engine? set the parameter engine.dir")?;
+        let options = engine_options(&config)?;
+        let defaults = ask_defaults(&config)?;
+        let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))
+            .map_err(|error| error.to_string())?;
+        let requests = worker.sender();
+        if let Some(form) = &defaults.form {
+            // Now rather than with the first sentence: it is refused here, and nobody waits for it later.
+            requests.prepare(form).map_err(|error| in_schema_file(&config, &error.to_string()))?;
+        }
+        for refusal in &worker.facts().refused {
+            tracing::warn!("real time: {refusal}");
+        }
+        let info = engine_info(&dir, worker.facts(), drafting(&config));
+        *self.worker.lock() = Some(worker);
+        Ok(Ready { requests, info })
+    }
+
+    fn close(&mut self) {
+        // Taken out first: nobody who asks for facts waits for the last section.
+        let worker = self.worker.lock().take();
+        if let Some(worker) = worker {
+            worker.shut_down();
+        }
+    }
+}
+
+fn engine_info(dir: &Path, facts: &Facts, drafting: Drafting) -> EngineInfo {
+    let (backend, manifest) = (&facts.capabilities, &facts.manifest);
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    EngineInfo {
+        engine_dir: dir.display().to_string(),
+        architecture: manifest.spec.family.to_string(),
+        weights: manifest.quantization.weights.to_string(),
+        kv_cache: backend.kv.to_string(),
+        backend: backend.backend.to_owned(),
+        device: backend.device.clone(),
+        kernels: backend.kernels.clone(),
+        num_layers: count(manifest.spec.num_layers),
+        vocab_size: count(manifest.spec.vocab_size),
+        num_lanes: count(backend.num_lanes),
+        max_context: count(backend.lane_capacity),
+        weight_bytes: backend.weight_bytes_per_step,
+        kv_cache_bytes: backend.kv_bytes,
+        drafter: match drafting {
+            Drafting::Head if facts.has_draft_head => "eagle3",
+            Drafting::Lookup => "lookup",
+            Drafting::Head | Drafting::Off => "off",
+        }
+        .to_owned(),
+        decode_step_ms: facts.decode_step.as_secs_f64() * 1e3,
+        has_stored_costs: facts.has_stored_costs,
+        ..EngineInfo::default()
+    }
+}
+
+pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
+    let automatic = |name| Some(config.count("engine", name)).filter(|count| *count > 0);
+    let word = |name| Some(config.text("engine", name)).filter(|word| *word != "auto");
+    let (lanes, slice) =
+        (config.count("engine", "lanes"), config.count("scheduler", "max_prefill_slice_tokens"));
+    Ok(EngineOptions {
+        backend: config.text("engine", "backend").parse()?,
+        threads: automatic("threads"),
+        num_lanes: lanes,
+        lane_capacity: automatic("max_context"),
+        kv: word("kv").map(str::parse).transpose()?,
+        arithmetic: config.text("engine", "activations").parse()?,
+        max_step_tokens: lanes.saturating_add(slice),
+        speculation: drafting(config) == Drafting::Head,
+        ..EngineOptions::default()
+    })
+}
+
+fn drafting(config: &Config) -> Drafting {
+    // The configuration accepts nothing that does not parse.
+    config.text("engine", "drafter").parse().unwrap_or_default()
+}
+
+pub(super) fn worker_options(config: &Config) -> WorkerOptions {
+    WorkerOptions {
+        max_prefill_slice_tokens: config.count("scheduler", "max_prefill_slice_tokens"),
+        max_section: Duration::from_millis(config.whole("scheduler", "max_section_ms")),
+        background: Bandwidth {
+            budget: Duration::from_millis(config.whole("scheduler", "background_budget_ms")),
+            period: Duration::from_millis(config.whole("scheduler", "background_period_ms")),
+        },
+        effort: Effort::BRIEF,
+        queue_len: config.count("scheduler", "queue_len"),
+        prefix_snapshots: config.count("scheduler", "prefix_snapshots"),
+        reply_margin: Duration::from_micros(config.whole("scheduler", "reply_margin_us")),
+        drafting: drafting(config),
+        realtime: config.realtime(),
+        ..WorkerOptions::default()
+    }
+}
+
+fn in_schema_file(config: &Config, fact: &str) -> String {
+    format!("{}, `schema` in [ros]: {fact}", config.text("ros", "schema"))
+}
+
+pub(super) fn ask_defaults(config: &Config) -> Result<AskDefaults, String> {
+    let path = config.text("ros", "schema");
+    let form = match path {
+        "" => None,
+        path => {
+            let spec = read_schema(Path::new(path)).map_err(|error| in_schema_file(config, &error))?;
+            Some(Form { spec, closing: ClosingPolicy::Declared })
+        }
+    };
+    let of_class = |class: &str| match config.count("scheduler", &format!("max_open_{class}")) {
+        0 => usize::MAX,
+        max => max,
+    };
+    let sampling = config.flag("sampling", "override_engine").then(|| SamplingParams {
+        temperature: config.number("sampling", "temperature") as f32,
+        top_k: Some(config.count("sampling", "top_k")).filter(|top_k| *top_k > 0),
+        top_p: config.number("sampling", "top_p") as f32,
+        min_p: config.number("sampling", "min_p") as f32,
+        seed: 0,
+    });
+    Ok(AskDefaults {
+        form,
+        sampling,
+        max_of_class: Class::ALL.map(|class| of_class(class.name())),
+        speculate: config.flag("engine", "speculate"),
+        system: config.text("ros", "system_prompt").to_owned(),
+        deadline: config.default_deadline(),
+        class: if config.text("scheduler", "default_class") == "control" {
+            Class::Control
+        } else {
+            Class::Interactive
+        },
+        max_tokens: Some(config.count("scheduler", "default_max_tokens")),
+        max_in_flight: config.count("scheduler", "queue_len").saturating_add(config.count("engine", "lanes")),
+        ..AskDefaults::default()
+    })
+}

@@ -1,0 +1,93 @@
+//! Temperatures, clocks and memory, as far as the kernel tells them.
+
+use std::path::Path;
+
+/// Temperature from which on a board is about to slow itself down.
+const HOT_C: f64 = 85.0;
+
+/// What the kernel says of the machine.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Hardware {
+    /// Thermal zones by name, in degrees Celsius.
+    pub temperatures: Vec<(String, f64)>,
+    /// Current clock of the first processor.
+    pub cpu_mhz: Option<u64>,
+    /// Current clock of the GPU, where there is one that tells.
+    pub gpu_mhz: Option<u64>,
+    /// Memory of this process.
+    pub resident_mib: Option<u64>,
+    /// Memory the system could still give.
+    pub available_mib: Option<u64>,
+}
+
+impl Hardware {
+    /// Reads below `root`, `/` outside tests; what cannot be read is left out.
+    pub fn read(root: &Path) -> Self {
+        let text = |path: &str| std::fs::read_to_string(root.join(path)).ok();
+        let number = |path: &str| text(path)?.trim().parse::<u64>().ok();
+        let kib = |path: &str, name: &str| {
+            let text = text(path)?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        };
+        let gpu_hz = ["sys/class/devfreq/17000000.gpu/cur_freq", "sys/class/devfreq/17000000.ga10b/cur_freq"];
+        Self {
+            temperatures: temperatures(root),
+            cpu_mhz: number("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").map(|khz| khz / 1000),
+            gpu_mhz: gpu_hz.iter().find_map(|path| number(path)).map(|hz| hz / 1_000_000),
+            resident_mib: kib("proc/self/status", "VmRSS").map(|kib| kib / 1024),
+            available_mib: kib("proc/meminfo", "MemAvailable").map(|kib| kib / 1024),
+        }
+    }
+
+    /// The hottest zone, if it is too hot.
+    pub fn too_hot(&self) -> Option<&(String, f64)> {
+        let hottest = self.temperatures.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (hottest.1 >= HOT_C).then_some(hottest)
+    }
+}
+
+fn temperatures(root: &Path) -> Vec<(String, f64)> {
+    let Ok(zones) = std::fs::read_dir(root.join("sys/class/thermal")) else { return Vec::new() };
+    let mut found: Vec<(String, f64)> = zones
+        .flatten()
+        .filter_map(|zone| {
+            let name = std::fs::read_to_string(zone.path().join("type")).ok()?;
+            // Zones that are switched off say nothing, or nonsense.
+            let milli = std::fs::read_to_string(zone.path().join("temp")).ok()?.trim().parse::<i32>().ok()?;
+            let celsius = f64::from(milli) / 1e3;
+            (-40.0..150.0).contains(&celsius).then(|| (name.trim().to_owned(), celsius))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_is_read_and_what_it_does_not_is_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(Hardware::read(root.path()), Hardware::default());
+        write("sys/class/thermal/thermal_zone0/type", "cpu-thermal\n");
+        write("sys/class/thermal/thermal_zone0/temp", "51500\n");
+        write("sys/class/thermal/thermal_zone1/type", "gpu-thermal\n");
+        write("sys/class/thermal/thermal_zone1/temp", "90000\n");
+        write("sys/class/thermal/thermal_zone2/type", "off\n");
+        write("sys/class/thermal/thermal_zone2/temp", "-256000\n");
+        write("sys/class/devfreq/17000000.gpu/cur_freq", "1300500000\n");
+        write("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:   2048 kB\n");
+        let hardware = Hardware::read(root.path());
+        let zones = [("cpu-thermal".to_owned(), 51.5), ("gpu-thermal".to_owned(), 90.0)];
+        assert_eq!(hardware.temperatures, zones);
+        assert_eq!(hardware.too_hot(), Some(&zones[1]));
+        assert_eq!((hardware.gpu_mhz, hardware.available_mib, hardware.cpu_mhz), (Some(1300), Some(2), None));
+    }
+}
