@@ -87,7 +87,7 @@ impl std::fmt::Debug for Goals {
 /// What became of a request for a goal.
 pub(super) enum SendGoal {
     /// It is to be answered.
-    New(Uuid, Question),
+    New(Uuid, Box<Question>),
     /// Its client knows that it is not.
     Refused,
 }
@@ -131,7 +131,7 @@ impl Goals {
             result: None,
         };
         goals.insert(goal_id, entry);
-        SendGoal::New(goal_id, goal)
+        SendGoal::New(goal_id, Box::new(goal))
     }
 
     /// The worker has the goal's request; `is_let_in` if it was not refused at once.
@@ -165,11 +165,10 @@ impl Goals {
     pub fn finish(&self, goal_id: Uuid, status: Status, answer: Answer) {
         let mut goals = self.lock();
         let Some(mut goal) = goals.remove(&goal_id) else { return };
-        if status == Status::Rejected {
-            if let Some(respond) = goal.accepting.take() {
-                send(respond, SEND_GOAL, SendGoalResponse::default().encode());
-                return;
-            }
+        if status == Status::Rejected
+            && let Some(respond) = goal.accepting.take()
+        {
+            return send(respond, SEND_GOAL, SendGoalResponse::default().encode());
         }
         goal.accept();
         goal.state = match status {

@@ -114,7 +114,7 @@ impl AskDefaults {
             0 => self.max_tokens,
             max => usize::try_from(max).ok(),
         };
-        let sampling = message.sampling.map(params).transpose()?.or_else(|| self.sampling.clone());
+        let sampling = message.sampling.map(params).transpose()?.or(self.sampling);
         Ok(Ask {
             request_id,
             prompt,

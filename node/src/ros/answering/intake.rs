@@ -143,7 +143,7 @@ impl Intake {
     /// A goal of the action.
     pub fn pursue(&self, message: &[u8], respond: Box<dyn Respond>) {
         match self.gate.topics.goals.receive(message, respond) {
-            SendGoal::New(goal, question) => self.ask(Ok(question), Asker::Goal(goal), "goal"),
+            SendGoal::New(goal, question) => self.ask(Ok(*question), Asker::Goal(goal), "goal"),
             SendGoal::Refused => {}
         }
     }

@@ -75,7 +75,7 @@ pub(in crate::ros) struct Outlet {
 
 /// What the thread woke up for.
 enum News {
-    Opened(Open),
+    Opened(Box<Open>),
     Of(usize, Option<Event>),
     CancelAll,
     Stop,
@@ -96,7 +96,7 @@ impl Outlet {
     pub fn run(mut self) {
         loop {
             match self.wait() {
-                News::Opened(open) => self.open.push(open),
+                News::Opened(open) => self.open.push(*open),
                 News::Of(i, Some(Event::Tokens { offset, text, .. })) => {
                     tell(&self.topics, &mut self.open[i], offset, &text, false);
                 }
@@ -136,7 +136,7 @@ impl Outlet {
                 Ok(Command::CancelAll) => News::CancelAll,
                 Err(_) => News::Stop,
             },
-            1 => ready.recv(&self.newly_open).map_or(News::Stop, News::Opened),
+            1 => ready.recv(&self.newly_open).map_or(News::Stop, |open| News::Opened(Box::new(open))),
             i => News::Of(i - 2, ready.recv(&self.open[i - 2].events).ok()),
         }
     }

@@ -56,8 +56,7 @@ impl Splitter {
 
 /// Bytes of the first whole sentence of `text`, with the white space after it.
 fn sentence_len(text: &str) -> Option<usize> {
-    let mut chars = text.char_indices().peekable();
-    while let Some((at, c)) = chars.next() {
+    for (at, c) in text.char_indices() {
         let after = at + c.len_utf8();
         if c == '\n' || FULL_ENDS.contains(&c) {
             return Some(after);
