@@ -1,0 +1,135 @@
+//! The value of a ROS 2 parameter.
+
+use std::fmt;
+
+/// A parameter's value, one variant for each type of `rcl_interfaces/msg/ParameterType`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum ParameterValue {
+    /// No value.
+    #[default]
+    NotSet,
+    /// `bool`.
+    Bool(bool),
+    /// `int64`.
+    Integer(i64),
+    /// `float64`.
+    Double(f64),
+    /// `string`.
+    String(String),
+    /// `byte[]`.
+    ByteArray(Vec<u8>),
+    /// `bool[]`.
+    BoolArray(Vec<bool>),
+    /// `int64[]`.
+    IntegerArray(Vec<i64>),
+    /// `float64[]`.
+    DoubleArray(Vec<f64>),
+    /// `string[]`.
+    StringArray(Vec<String>),
+}
+
+impl ParameterValue {
+    /// The constant of `rcl_interfaces/msg/ParameterType`.
+    #[must_use]
+    pub fn type_id(&self) -> u8 {
+        match self {
+            Self::NotSet => 0,
+            Self::Bool(_) => 1,
+            Self::Integer(_) => 2,
+            Self::Double(_) => 3,
+            Self::String(_) => 4,
+            Self::ByteArray(_) => 5,
+            Self::BoolArray(_) => 6,
+            Self::IntegerArray(_) => 7,
+            Self::DoubleArray(_) => 8,
+            Self::StringArray(_) => 9,
+        }
+    }
+
+    /// The type's name, as `ros2 param` writes it.
+    #[must_use]
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::NotSet => "not set",
+            Self::Bool(_) => "boolean",
+            Self::Integer(_) => "integer",
+            Self::Double(_) => "double",
+            Self::String(_) => "string",
+            Self::ByteArray(_) => "byte array",
+            Self::BoolArray(_) => "boolean array",
+            Self::IntegerArray(_) => "integer array",
+            Self::DoubleArray(_) => "double array",
+            Self::StringArray(_) => "string array",
+        }
+    }
+
+    /// Whether it is an array without elements. A command line or a parameter file cannot say of which type one is.
+    #[must_use]
+    pub fn is_empty_array(&self) -> bool {
+        match self {
+            Self::ByteArray(items) => items.is_empty(),
+            Self::BoolArray(items) => items.is_empty(),
+            Self::IntegerArray(items) => items.is_empty(),
+            Self::DoubleArray(items) => items.is_empty(),
+            Self::StringArray(items) => items.is_empty(),
+            Self::NotSet | Self::Bool(_) | Self::Integer(_) | Self::Double(_) | Self::String(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for ParameterValue {
+    /// As it could be written after `-p name:=`: doubles with a point, strings in quotes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSet => f.write_str("not set"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Double(value) => write!(f, "{value:?}"),
+            Self::String(value) => write!(f, "{value:?}"),
+            Self::ByteArray(items) => write!(f, "{items:?}"),
+            Self::BoolArray(items) => write!(f, "{items:?}"),
+            Self::IntegerArray(items) => write!(f, "{items:?}"),
+            Self::DoubleArray(items) => write!(f, "{items:?}"),
+            Self::StringArray(items) => write!(f, "{items:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_written_so_that_their_type_can_be_read_back() {
+        for (value, text) in [
+            (ParameterValue::Bool(true), "true"),
+            (ParameterValue::Integer(-5), "-5"),
+            (ParameterValue::Double(2.0), "2.0"),
+            (ParameterValue::String("5".into()), "\"5\""),
+            (ParameterValue::DoubleArray(vec![1.0, 0.5]), "[1.0, 0.5]"),
+            (ParameterValue::StringArray(vec!["a".into()]), "[\"a\"]"),
+        ] {
+            assert_eq!(value.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn types_have_the_numbers_of_rcl_interfaces() {
+        let values = [
+            ParameterValue::NotSet,
+            ParameterValue::Bool(false),
+            ParameterValue::Integer(0),
+            ParameterValue::Double(0.0),
+            ParameterValue::String(String::new()),
+            ParameterValue::ByteArray(vec![]),
+            ParameterValue::BoolArray(vec![]),
+            ParameterValue::IntegerArray(vec![]),
+            ParameterValue::DoubleArray(vec![]),
+            ParameterValue::StringArray(vec![]),
+        ];
+        for (number, value) in (0..).zip(&values) {
+            assert_eq!(value.type_id(), number, "{}", value.type_name());
+            assert_eq!(value.is_empty_array(), number >= 5);
+        }
+    }
+}
