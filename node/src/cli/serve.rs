@@ -28,8 +28,8 @@ const HEALTH_CHECK: Duration = Duration::from_millis(250);
 /// Run the ROS 2 node
 #[derive(Debug, Args)]
 #[command(after_help = "Example: takt serve --engine engines/takt-demo --config jetson-configs/host.toml\n\
-    Values: built-in < file < environment (ROS_DOMAIN_ID, …) < command line; --print-config shows them.\n\
-    Names: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE")]
+    Values: built-in < file < environment (ROS_DOMAIN_ID, …) < ROS parameters < command line; --print-config shows them.\n\
+    ROS: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE -p scheduler.queue_len:=8 --params-file FILE --log-level LEVEL")]
 pub(super) struct ServeArgs {
     /// Engine directory, written by `takt build`
     #[arg(long, value_name = "DIR")]
@@ -60,7 +60,7 @@ pub(super) struct ServeArgs {
     activations: Option<String>,
 }
 
-pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
+pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let config = configuration(args, ros_args)?;
     if args.print_config {
         say!("{}", config.describe());
@@ -71,6 +71,9 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     })?;
     for consequence in RosOptions::unsupported(process_environment) {
         tracing::warn!("{consequence}");
+    }
+    for notice in config.notices() {
+        tracing::warn!("{notice}");
     }
     let ros = config.ros(process_environment)?;
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
@@ -101,12 +104,12 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
 }
 
 /// All layers of the configuration.
-fn configuration(args: &ServeArgs, ros_args: RosArgs) -> Result<Config, CliError> {
+fn configuration(args: &ServeArgs, ros_args: &RosArgs) -> Result<Config, CliError> {
     let mut layers = Layers::default();
     if let Some(path) = &args.config {
         layers = layers.file(path);
     }
-    layers = layers.environment(process_environment);
+    layers = layers.environment(process_environment).ros_arguments(ros_args);
     if let Some(dir) = &args.engine {
         layers.set_argument("engine", "dir", Value::Text(dir.display().to_string()), "--engine");
     }
@@ -124,19 +127,7 @@ fn configuration(args: &ServeArgs, ros_args: RosArgs) -> Result<Config, CliError
             layers.set_argument("engine", name, Value::Whole(number), flag);
         }
     }
-    set_ros_names(&mut layers, ros_args);
     Ok(layers.resolve()?)
-}
-
-/// Node name and namespace of `--ros-args`.
-pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
-    for (name, rule, value) in
-        [("node_name", "-r __node", ros_args.node_name), ("namespace", "-r __ns", ros_args.namespace)]
-    {
-        if let Some(text) = value {
-            layers.set_argument("ros", name, Value::Text(text), rule);
-        }
-    }
 }
 
 pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {

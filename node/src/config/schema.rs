@@ -194,6 +194,8 @@ pub const KEYS: &[Key] = &[
     key("ros", "namespace", Accepts::Text, BuiltIn::Text("/"), "namespace"),
     key("ros", "domain_id", Accepts::Whole(0, 232), BuiltIn::Whole(0), "DDS domain"),
     key("ros", "localhost_only", Accepts::Flag, BuiltIn::Flag(false), "only processes on this machine"),
+    key("ros", "autostart", Accepts::Flag, BuiltIn::Flag(true), "configure and activate on start"),
+    key("ros", "use_sim_time", Accepts::Flag, BuiltIn::Flag(false), "ROS time is that of /clock"),
     key(
         "ros",
         "system_prompt",
