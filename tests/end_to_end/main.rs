@@ -188,7 +188,10 @@ fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
     fail(["build", "a", "-o", "b", "--tensorrt"], 2, &["--tensorrt", later]);
     fail(["build", "a", "-o", "b", "--for", "sm_87"], 2, &["--for", later]);
     fail(["generate", engine(), "--prompt", "a", "--backend", "cuda"], 1, &["cuda"]);
-    fail(["serve", "--ros-args", "-p", "a:=1"], 2, &[later]);
+    fail(["serve", "--ros-args", "-p", "a"], 2, &["-p a", "NAME:=VALUE expected"]);
+    fail(["serve", "--ros-args", "--nonsense"], 2, &["--nonsense", "--params-file"]);
+    fail(["ask", "a", "--ros-args", "-p", "engine.lanes:=1"], 2, &["takt serve"]);
+    fail(["serve", "--ros-args", "-p", "engine.lane:=1"], 1, &["did you mean `engine.lanes`?"]);
 }
 
 #[cfg(unix)]
@@ -245,6 +248,31 @@ fn an_unknown_configuration_key_is_refused_with_a_suggestion_and_print_config_sh
         &["robot.toml:3", "did you mean `reply_margin_us`?"],
     );
     fail(["serve", "--config", "no.toml", "--print-config"], 1, &["no.toml"]);
+}
+
+#[test]
+fn what_ros2_launch_passes_to_serve_is_seen_in_its_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("launch_params_1");
+    let text = "/arm/left:\n  ros__parameters:\n    engine.lanes: 2\n    realtime.cores: !!python/tuple\n    - 0\n    use_sim_time: true\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let launch =
+        ["serve", "--print-config", "--ros-args", "--log-level", "info", "--ros-args", "-r", "__node:=left"];
+    let rest =
+        ["-r", "__ns:=/arm", "--params-file", file, "-r", "~/ask:=/question", "-p", "scheduler.queue_len:=8"];
+    let printed = succeed(launch.iter().chain(&rest));
+    for line in [
+        "node_name = \"left\"".to_owned(),
+        "namespace = \"/arm\"".to_owned(),
+        "use_sim_time = true".to_owned(),
+        format!("# --params-file {file}:3; requests that advance together"),
+        "cores = [0]".to_owned(),
+        "# -p scheduler.queue_len; requests that may wait".to_owned(),
+    ] {
+        assert!(printed.contains(&line), "{line:?} not in {printed}");
+    }
+    fail(["serve", "--ros-args", "--params-file", "no.yaml"], 2, &["no.yaml: cannot be read"]);
 }
 
 #[test]

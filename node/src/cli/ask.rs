@@ -9,11 +9,10 @@ use super::{
     CliError, duration,
     form::{FormArgs, not_the_models},
     paint, print_json,
-    serve::set_ros_names,
 };
 use crate::{
     config::{Layers, RosArgs, Value, process_environment},
-    ros::{Answer, AskClient, Question, RosDuration},
+    ros::{Answer, AskClient, Question, RosDuration, RosOptions},
 };
 
 /// How much longer than its deadline an answer may take to arrive before the node counts as silent.
@@ -60,13 +59,16 @@ pub(super) struct AskArgs {
     form: FormArgs,
 }
 
-pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliError> {
+pub(super) fn run(args: &AskArgs, ros_args: &RosArgs) -> Result<ExitCode, CliError> {
     let form = args.form.form()?;
     if args.deadline.is_some_and(|deadline| deadline.is_zero()) {
         return Err(CliError::Failed("a deadline of 0 leaves no time to answer: give more".into()));
     }
+    if !ros_args.parameters.is_empty() {
+        return Err(CliError::Usage("-p and --params-file belong to `takt serve`".into()));
+    }
     let mut layers = Layers::default().environment(process_environment);
-    set_ros_names(&mut layers, ros_args);
+    layers.ros_names(ros_args);
     for (name, value) in [("node_name", &args.node), ("namespace", &args.namespace)] {
         if let Some(text) = value {
             layers.set_argument(
@@ -80,7 +82,8 @@ pub(super) fn run(args: &AskArgs, ros_args: RosArgs) -> Result<ExitCode, CliErro
     if let Some(id) = args.domain {
         layers.set_argument("ros", "domain_id", Value::Whole(id), "--domain");
     }
-    let options = layers.resolve()?.ros(process_environment)?;
+    let options =
+        RosOptions { remaps: ros_args.remaps.clone(), ..layers.resolve()?.ros(process_environment)? };
     let client = AskClient::connect(&options, args.wait)?;
     let request = Question {
         prompt: args.text.clone(),

@@ -35,7 +35,10 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-use crate::{config::RosArgs, ros::rosout::RosoutLayer};
+use crate::{
+    config::{RosArgs, Severity},
+    ros::rosout::RosoutLayer,
+};
 
 pub use error::CliError;
 use interrupt::Interrupt;
@@ -70,8 +73,9 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
-/// What is logged without `RUST_LOG`. The two silenced parts of rustdds call every orderly end on loopback an error.
-const LOG_FILTER: &str = "warn,rustdds=error,rustdds::network::udp_listener=off,rustdds::dds::pubsub=off";
+/// What is logged without `RUST_LOG`, after the level of `--log-level`. The two silenced parts of rustdds call every orderly end
+/// on loopback an error.
+const LOG_FILTER: &str = "rustdds=error,rustdds::network::udp_listener=off,rustdds::dds::pubsub=off";
 
 /// Parses `args` (with the program's name first) and runs the command.
 ///
@@ -80,10 +84,13 @@ const LOG_FILTER: &str = "warn,rustdds=error,rustdds::network::udp_listener=off,
 pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
     let (ros_args, args) = RosArgs::split(args).map_err(CliError::Usage)?;
     let cli = Cli::parse_from(args);
-    log_to_stderr();
+    log_to_stderr(ros_args.log_levels.default);
     let takes_ros_args = matches!(cli.command, Command::Serve(_) | Command::Ask(_));
     if ros_args != RosArgs::default() && !takes_ros_args {
         return Err(CliError::Usage("--ros-args belongs to `takt serve` and `takt ask`".into()));
+    }
+    for notice in &ros_args.notices {
+        tracing::warn!("{notice}");
     }
     // Before any thread starts: signals must be blocked in all of them.
     let interrupt = Interrupt::install()?;
@@ -95,15 +102,17 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
         Command::Bench(args) => bench::run(&args, &interrupt),
         Command::Calibrate(args) => calibrate::run(&args, &interrupt),
         Command::Simulate(args) => simulate::run(&args),
-        Command::Serve(args) => serve::run(&args, ros_args, &interrupt),
-        Command::Ask(args) => ask::run(&args, ros_args),
+        Command::Serve(args) => serve::run(&args, &ros_args, &interrupt),
+        Command::Ask(args) => ask::run(&args, &ros_args),
         Command::Demo(args) => demo::run(&args, &interrupt),
         Command::Doctor(args) => doctor::run(&args),
     }
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
+fn log_to_stderr(level: Option<Severity>) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new(format!("{},{LOG_FILTER}", level.unwrap_or(Severity::Warn).filter()))
+    });
     let colours = std::io::stderr().is_terminal() && crate::config::process_environment("NO_COLOR").is_none();
     let to_stderr =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_filter(filter);

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     config::{Config, Layers, RosArgs, Value, process_environment},
-    ros::{NodeSettings, RosNode, RosOptions, dds::DdsTransport, lifecycle::Change, transport::Transport},
+    ros::{
+        NodeSettings, RosNode, RosOptions, dds::DdsTransport, endpoints::Endpoints, lifecycle::Change,
+        parameters::Fixed, qos_overrides::QosOverride, transport::Transport,
+    },
     worker::Facts,
 };
 
@@ -30,8 +33,8 @@ const HEALTH_CHECK: Duration = Duration::from_millis(250);
 /// Run the ROS 2 node
 #[derive(Debug, Args)]
 #[command(after_help = "Example: takt serve --engine engines/takt-demo --config jetson-configs/host.toml\n\
-    Values: built-in < file < environment (ROS_DOMAIN_ID, …) < command line; --print-config shows them.\n\
-    Names: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE")]
+    Values: built-in < file < environment (ROS_DOMAIN_ID, …) < ROS parameters < command line; --print-config shows them.\n\
+    ROS: --ros-args -r __node:=NAME -r __ns:=/NAMESPACE -p scheduler.queue_len:=8 --params-file FILE --log-level LEVEL")]
 pub(super) struct ServeArgs {
     /// Engine directory, written by `takt build`
     #[arg(long, value_name = "DIR")]
@@ -62,13 +65,14 @@ pub(super) struct ServeArgs {
     activations: Option<String>,
 }
 
-pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
+pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let config = configuration(args, ros_args)?;
     if args.print_config {
         say!("{}", config.describe());
         return Ok(ExitCode::SUCCESS);
     }
-    if config.engine_dir().is_none() {
+    let autostart = config.flag("ros", "autostart");
+    if autostart && config.engine_dir().is_none() {
         return Err(CliError::Usage(
             "which engine? give --engine DIR, or `dir` in [engine] of the configuration".into(),
         ));
@@ -76,15 +80,24 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     for consequence in RosOptions::unsupported(process_environment) {
         tracing::warn!("{consequence}");
     }
-    let ros = config.ros(process_environment)?;
+    for notice in config.notices() {
+        tracing::warn!("{notice}");
+    }
+    for (logger, _) in &ros_args.log_levels.loggers {
+        tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
+    }
+    let ros = RosOptions { remaps: ros_args.remaps.clone(), ..config.ros(process_environment)? };
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
     let transport = DdsTransport::join(&ros)?;
     transport.claim_name(NAME_CLAIM)?;
     let worker = SharedWorker::default();
-    let config = Arc::new(Mutex::new(config));
-    let settings = node_settings(&transport, &config, &worker)?;
+    let settings = NodeSettings {
+        endpoints: Endpoints::new(ros.names()?, config.qos_overrides().clone()),
+        rosout: ros_args.log_outputs.rosout,
+        ..node_settings(&transport, config, &worker)?
+    };
+    let config = Arc::clone(&settings.config);
     let node_name = transport.node().to_string();
-    let autostart = lock(&config).flag("ros", "autostart");
     let node = RosNode::start(Box::new(transport), settings)?;
     if autostart {
         node.bring_up().map_err(CliError::Failed)?;
@@ -115,27 +128,39 @@ fn lock(config: &Mutex<Config>) -> MutexGuard<'_, Config> {
 /// What the node is made of.
 fn node_settings(
     transport: &dyn Transport,
-    config: &Arc<Mutex<Config>>,
+    config: Config,
     worker: &SharedWorker,
 ) -> Result<NodeSettings, CliError> {
-    let defaults = ask_defaults(&lock(config)).map_err(CliError::Failed)?;
-    let engine = Box::new(ServedEngine::new(Arc::clone(config), worker.clone()));
+    let defaults = ask_defaults(&config).map_err(CliError::Failed)?;
+    let (use_sim_time, fixed) = (config.flag("ros", "use_sim_time"), qos_parameters(&config));
+    let config = Arc::new(Mutex::new(config));
+    let engine = Box::new(ServedEngine::new(Arc::clone(&config), worker.clone()));
     Ok(NodeSettings {
-        config: Arc::clone(config),
+        config,
         derive: Box::new(ask_defaults),
-        use_sim_time: lock(config).flag("ros", "use_sim_time"),
-        rosout: true,
+        use_sim_time,
+        fixed,
         ..NodeSettings::new(transport, engine, defaults)
     })
 }
 
+/// Overridden qualities of service, as the parameters they were said with.
+fn qos_parameters(config: &Config) -> Vec<Fixed> {
+    let fixed = |said: &QosOverride| Fixed {
+        name: said.name.clone(),
+        value: said.value.clone(),
+        description: format!("quality of service of {}", said.topic),
+    };
+    config.qos_overrides().iter().map(fixed).collect()
+}
+
 /// All layers of the configuration.
-fn configuration(args: &ServeArgs, ros_args: RosArgs) -> Result<Config, CliError> {
+fn configuration(args: &ServeArgs, ros_args: &RosArgs) -> Result<Config, CliError> {
     let mut layers = Layers::default();
     if let Some(path) = &args.config {
         layers = layers.file(path);
     }
-    layers = layers.environment(process_environment);
+    layers = layers.environment(process_environment).ros_arguments(ros_args);
     if let Some(dir) = &args.engine {
         layers.set_argument("engine", "dir", Value::Text(dir.display().to_string()), "--engine");
     }
@@ -153,19 +178,7 @@ fn configuration(args: &ServeArgs, ros_args: RosArgs) -> Result<Config, CliError
             layers.set_argument("engine", name, Value::Whole(number), flag);
         }
     }
-    set_ros_names(&mut layers, ros_args);
     Ok(layers.resolve()?)
-}
-
-/// Node name and namespace of `--ros-args`.
-pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
-    for (name, rule, value) in
-        [("node_name", "-r __node", ros_args.node_name), ("namespace", "-r __ns", ros_args.namespace)]
-    {
-        if let Some(text) = value {
-            layers.set_argument("ros", name, Value::Text(text), rule);
-        }
-    }
 }
 
 /// Until the user ends the node or the worker ends itself.

@@ -103,12 +103,14 @@ fn sections() -> impl Iterator<Item = &'static str> {
 }
 
 /// ": did you mean `x`?" for the nearest of `known`, when one is near.
-fn did_you_mean(word: &str, known: impl Iterator<Item = &'static str>) -> String {
+pub(super) fn did_you_mean<Name: AsRef<str>>(word: &str, known: impl Iterator<Item = Name>) -> String {
     let nearest = known
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(word, candidate), candidate))
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(word, candidate.as_ref()), candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
-        Some((similarity, candidate)) if similarity >= 0.5 => format!(": did you mean `{candidate}`?"),
+        Some((similarity, candidate)) if similarity >= 0.5 => {
+            format!(": did you mean `{}`?", candidate.as_ref())
+        }
         _ => String::new(),
     }
 }

@@ -1,9 +1,10 @@
-//! Configuration: built-in values < file < environment < command line, each value with where it came from.
+//! Configuration: built-in values < file < environment < ROS parameters < command line, each value with where it came from.
 //!
 //! Architecture invariant: the environment is read here and nowhere else, through the `lookup` a caller passes in.
 
 mod file;
 mod ros_args;
+pub mod ros_parameters;
 pub mod schema;
 mod value;
 
@@ -13,10 +14,12 @@ use std::{
     time::Duration,
 };
 
-pub use ros_args::RosArgs;
+pub use ros_args::{
+    LogLevels, LogOutputs, NodeParameter, NodePattern, NodeRule, ParameterRule, RosArgs, Severity,
+};
 pub use value::{Origin, Value};
 
-use crate::ros::RosOptions;
+use crate::ros::{QosOverrides, RosOptions, qos_overrides::QosOverride};
 use schema::{KEYS, position};
 
 /// The value of an environment variable of this process: the one place that reads them.
@@ -34,6 +37,8 @@ pub struct ConfigError(pub Vec<String>);
 #[derive(Debug)]
 pub struct Layers {
     settings: Vec<(Value, Origin)>,
+    qos_overrides: QosOverrides,
+    notices: Vec<String>,
     faults: Vec<String>,
 }
 
@@ -41,7 +46,7 @@ impl Default for Layers {
     /// The built-in values.
     fn default() -> Self {
         let settings = KEYS.iter().map(|key| (Value::from(key.built_in), Origin::BuiltIn)).collect();
-        Self { settings, faults: Vec::new() }
+        Self { settings, qos_overrides: QosOverrides::default(), notices: Vec::new(), faults: Vec::new() }
     }
 }
 
@@ -120,8 +125,12 @@ impl Layers {
     /// # Errors
     /// Every fault of every layer.
     pub fn resolve(self) -> Result<Config, ConfigError> {
-        let settings = self.settings;
-        if self.faults.is_empty() { Ok(Config { settings }) } else { Err(ConfigError(self.faults)) }
+        let Self { settings, qos_overrides, notices, faults } = self;
+        if faults.is_empty() {
+            Ok(Config { settings, qos_overrides, notices })
+        } else {
+            Err(ConfigError(faults))
+        }
     }
 }
 
@@ -144,6 +153,8 @@ fn localhost_only(name: &str, text: &str) -> Result<bool, String> {
 #[derive(Debug, Clone)]
 pub struct Config {
     settings: Vec<(Value, Origin)>,
+    qos_overrides: QosOverrides,
+    notices: Vec<String>,
 }
 
 /// How the worker thread is to run.
@@ -161,7 +172,11 @@ impl Config {
     /// Every key's built-in value.
     #[must_use]
     pub fn built_in() -> Self {
-        Self { settings: Layers::default().settings }
+        Self {
+            settings: Layers::default().settings,
+            qos_overrides: QosOverrides::default(),
+            notices: Vec::new(),
+        }
     }
 
     /// A text or word; empty for a key that is not text.
@@ -230,6 +245,18 @@ impl Config {
         })
     }
 
+    /// What parameters change of topics' quality of service.
+    #[must_use]
+    pub fn qos_overrides(&self) -> &QosOverrides {
+        &self.qos_overrides
+    }
+
+    /// What was accepted but has no effect, to be logged once.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
     /// How the worker thread is to run.
     #[must_use]
     pub fn realtime(&self) -> RealtimeSettings {
@@ -262,6 +289,12 @@ impl Config {
             }
             text += &format!("{line:<width$}  # {origin}; {}\n", key.doc);
         }
+        if !self.qos_overrides.is_empty() {
+            text += "\n# Parameters without a place in a configuration file:\n";
+        }
+        for QosOverride { name, value, origin, .. } in self.qos_overrides.iter() {
+            text += &format!("# {name} = {value}  # {origin}\n");
+        }
         text
     }
 
@@ -285,7 +318,7 @@ impl Config {
         };
         let value = value.for_key(key.accepts);
         value.check(key.accepts)?;
-        *setting = (value, Origin::Parameter);
+        *setting = (value, Origin::Parameter("set while the node ran".to_owned()));
         Ok(())
     }
 }

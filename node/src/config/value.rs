@@ -28,10 +28,10 @@ pub enum Origin {
     File(PathBuf, usize),
     /// An environment variable.
     Environment(&'static str),
+    /// A ROS parameter, and how it was said: `-p scheduler.queue_len`, `--params-file robot.yaml:12`.
+    Parameter(String),
     /// An argument.
     CommandLine(String),
-    /// A ROS 2 parameter, set while the node ran.
-    Parameter,
 }
 
 impl From<BuiltIn> for Value {
@@ -107,8 +107,8 @@ impl fmt::Display for Origin {
             Self::BuiltIn => f.write_str("built-in"),
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Parameter(said) => f.write_str(said),
             Self::CommandLine(flag) => write!(f, "command line {flag}"),
-            Self::Parameter => f.write_str("parameter"),
         }
     }
 }

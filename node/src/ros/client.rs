@@ -1,7 +1,8 @@
 //! Asking a running node, as `takt ask` and `takt demo` do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::answering::NOT_ACTIVE;
 use super::dds::DdsTransport;
 use super::message::{ASK, Answer, Message as _, Question};
 use super::transport::{Call, PendingCall, Transport};
@@ -9,6 +10,9 @@ use super::{NodeName, RosError, RosOptions};
 
 /// Longest wait for the reply that opens the way.
 const FIRST_REPLY: Duration = Duration::from_secs(1);
+
+/// How often a node that is not active yet is asked whether it is.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A client of one node's service.
 #[derive(Debug)]
@@ -27,7 +31,8 @@ pub struct PendingAsk {
 }
 
 impl AskClient {
-    /// Joins the domain, waits until the node of `options` is there, `timeout` at most, and opens the way for replies.
+    /// Joins the domain, waits until the node of `options` is there and active, `timeout` at most, and opens the way for replies.
+    /// A node that is there but not active is no error: it says so when it is asked.
     ///
     /// # Errors
     /// [`RosError::NoNode`] if it is not, [`RosError::Name`], [`RosError::Transport`].
@@ -36,7 +41,7 @@ impl AskClient {
         // A leading underscore hides a node from `ros2 node list`.
         let own_name = format!("_{}_client_{}", options.node_name, std::process::id());
         let transport = DdsTransport::join(&RosOptions { node_name: own_name, ..options.clone() })?;
-        let call = transport.client(&node.private("ask"), ASK)?;
+        let call = transport.client(&options.names()?.resolve_service("~/ask")?, ASK)?;
         transport.announce()?;
         if !call.wait_for_server(timeout) {
             let (node, domain_id) = (node.to_string(), options.domain_id);
@@ -45,7 +50,13 @@ impl AskClient {
         let client = Self { call, node, _transport: Box::new(transport) };
         // A server holds its first reply to a new reader back until that reader is known to listen, 50 to 150 ms. An empty question,
         // which is refused before the model hears of it, takes that wait; should its reply get lost, only the wait is not saved.
-        let _ = client.ask(&Question::default(), FIRST_REPLY);
+        // A node that is still opening its engine says so, and is asked again.
+        let started = Instant::now();
+        while client.ask(&Question::default(), FIRST_REPLY).is_ok_and(|answer| answer.reason == NOT_ACTIVE)
+            && started.elapsed() < timeout
+        {
+            std::thread::sleep(ASK_AGAIN);
+        }
         Ok(client)
     }
 

@@ -43,7 +43,7 @@ use super::rosout::Rosout;
 use super::service::{blank, serve as serve_at_once};
 use super::slot::{EngineSlot, Ready};
 use super::transport::{Respond, Transport};
-use super::{RosError, RosOptions};
+use super::{Names, QosOverrides, RosError, RosOptions};
 use crate::config::Config;
 use crate::request::RequestSender;
 
@@ -115,7 +115,10 @@ impl NodeSettings {
             config: Arc::new(Mutex::new(Config::built_in())),
             defaults,
             derive: Box::new(move |_| Ok(unchanged.clone())),
-            endpoints: Endpoints::new(transport.node().clone()),
+            endpoints: Endpoints::new(
+                Names::new(transport.node().clone(), Vec::new()),
+                QosOverrides::default(),
+            ),
             fixed: Vec::new(),
             use_sim_time: false,
             rosout: false,
@@ -165,6 +168,9 @@ impl RosNode {
     pub fn start(transport: Box<dyn Transport>, settings: NodeSettings) -> Result<Self, RosError> {
         let NodeSettings { endpoints, config, defaults, derive, fixed, .. } = settings;
         let (network, names) = (transport.as_ref(), &endpoints.names);
+        for stranger in endpoints.strangers() {
+            tracing::warn!("{stranger}");
+        }
         let clock = match settings.use_sim_time {
             true => RosClock::simulated(network)?,
             false => RosClock::system(),
@@ -271,7 +277,7 @@ impl RosNode {
         });
         let names = &endpoints.names;
         network.serve(&names.resolve_service("~/ask")?, ASK, &blank::<Answer>()?, on_request)?;
-        action::offer(network, names, goals, &self.intake)?;
+        action::offer(network, endpoints, goals, &self.intake)?;
         let (engine, lifecycle, gate) =
             (self.engine.clone(), Arc::clone(&self.lifecycle), Arc::clone(&self.gate));
         let info = names.resolve_service("~/engine_info")?;

@@ -1,6 +1,6 @@
 //! Where on the ROS 2 network this node is, and under which name.
 
-use super::{NodeName, RosError};
+use super::{Names, NodeName, Remap, RosError};
 
 /// Highest domain whose ports still fit (7400 + 250 × 232 + 11).
 pub const MAX_DOMAIN_ID: u16 = 232;
@@ -16,6 +16,8 @@ pub struct RosOptions {
     pub namespace: String,
     /// Only processes on this machine.
     pub localhost_only: bool,
+    /// Rules that give topics and services other names.
+    pub remaps: Vec<Remap>,
     /// Length of an endpoint's identity in `ros_discovery_info`, which changed with the ROS release.
     pub gid_len: GidLen,
 }
@@ -48,6 +50,7 @@ impl Default for RosOptions {
             node_name: "takt".to_owned(),
             namespace: "/".to_owned(),
             localhost_only: false,
+            remaps: Vec::new(),
             gid_len: GidLen::Bytes16,
         }
     }
@@ -86,6 +89,14 @@ impl RosOptions {
             .filter(|(name, _)| lookup(name).is_some_and(|value| !value.is_empty()))
             .map(|(_, consequence)| *consequence)
             .collect()
+    }
+
+    /// What the node's names become.
+    ///
+    /// # Errors
+    /// [`RosError::Name`] with the rule that is broken.
+    pub fn names(&self) -> Result<Names, RosError> {
+        Ok(Names::new(self.node()?, self.remaps.clone()))
     }
 
     /// The checked node name.

@@ -78,6 +78,21 @@ impl Service {
 }
 
 impl<M> Topic<M> {
+    /// Messages until `is_last`; `None` if one of them does not come within `patience`.
+    pub(crate) fn try_until(
+        &self,
+        patience: std::time::Duration,
+        is_last: impl Fn(&M) -> bool,
+    ) -> Option<Vec<M>> {
+        let mut all = Vec::new();
+        loop {
+            all.push(self.messages.recv_timeout(patience).ok()?);
+            if is_last(all.last()?) {
+                return Some(all);
+            }
+        }
+    }
+
     #[track_caller]
     pub(crate) fn next(&self) -> M {
         next(&self.messages)

@@ -123,7 +123,7 @@ fn what_cannot_be_set_is_refused_with_the_reason_and_changes_nothing() {
         (text("ros.node_name", "other"), "read-only"),
         (integer("scheduler.default_deadline_ms", -1), "a whole number from 0"),
         (integer("scheduler.default_max_tokens", 0), "a whole number from 1"),
-        (text("scheduler.default_deadline_ms", "soon"), "a string found, an integer expected"),
+        (text("scheduler.default_deadline_ms", "soon"), "(string) found, a whole number"),
         (text("scheduler.default_class", "urgent"), "one of control, interactive"),
         (integer("scheduler.default_deadlin_ms", 1), "did you mean scheduler.default_deadline_ms?"),
         (Parameter { name: "sampling.top_k".to_owned(), ..Parameter::default() }, "cannot be deleted"),

@@ -11,7 +11,6 @@ use crate::ros::message::{
     CancelGoalRequest, GetResultRequest, GetResultResponse, GoalStatusArray, Message as _, SendGoalResponse,
 };
 use crate::ros::name::TypeName;
-use crate::ros::names::Names;
 use crate::ros::service::{blank, send, serve};
 use crate::ros::transport::{Durability, Qos, Respond, Transport};
 
@@ -25,7 +24,7 @@ impl Goals {
         endpoints: &Endpoints,
         clock: RosClock,
     ) -> Result<Self, RosError> {
-        let action = endpoints.names.resolve_topic("~/generate")?;
+        let action = endpoints.action()?;
         let feedback = endpoints.publisher(transport, FEEDBACK)?;
         let status =
             transport.publisher(&format!("{action}/_action/status"), GoalStatusArray::TYPE, STATUS_QOS)?;
@@ -36,11 +35,11 @@ impl Goals {
 /// Offers the action's services.
 pub(in crate::ros) fn offer(
     transport: &dyn Transport,
-    names: &Names,
+    endpoints: &Endpoints,
     goals: &Arc<Goals>,
     intake: &Arc<Intake>,
 ) -> Result<(), RosError> {
-    let action = names.resolve_topic("~/generate")?;
+    let action = endpoints.action()?;
     let service = |name: &str| format!("{action}/_action/{name}");
     let pursue = Arc::clone(intake);
     let on_goal = Box::new(move |message: &[u8], respond: Box<dyn Respond>| pursue.pursue(message, respond));

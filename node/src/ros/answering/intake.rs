@@ -157,6 +157,11 @@ impl Intake {
     fn admit(&self, ask: Result<Ask, String>, asker: Asker) {
         let arrived = Instant::now();
         let arrival = self.gate.topics.clock.now();
+        // First of all whether anything is let through: that is what its asker has to know.
+        let ask = match self.gate.door() {
+            Door::Open(_) => ask,
+            Door::Shut(reason) => Err(reason),
+        };
         let mut ask = match ask {
             Ok(ask) => ask,
             Err(reason) => {
@@ -350,8 +355,8 @@ impl Gate {
 }
 
 /// Why a node refuses that is not active.
-const NOT_ACTIVE: &str = "the node is not active: bring it up, as with `ros2 lifecycle set NODE activate` (from the state \
-                          unconfigured, `configure` first)";
+pub(in crate::ros) const NOT_ACTIVE: &str = "the node is not active: bring it up, as with `ros2 lifecycle set NODE activate` \
+                                             (from the state unconfigured, `configure` first)";
 
 /// A number that another run of the node hardly has.
 fn run_number() -> u32 {

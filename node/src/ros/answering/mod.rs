@@ -11,6 +11,6 @@ mod session;
 mod topics;
 
 pub use ask::AskDefaults;
-pub(super) use intake::{Gate, Intake, OpenCounts};
+pub(super) use intake::{Gate, Intake, NOT_ACTIVE, OpenCounts};
 pub(super) use outlet::{Command, Outlet};
 pub(super) use topics::Topics;

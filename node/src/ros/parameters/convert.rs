@@ -1,89 +1,36 @@
-//! Between configuration values and parameter messages.
+//! Configuration keys as parameters.
 
 use crate::config::Value;
+use crate::config::ros_parameters::name_of;
 use crate::config::schema::{Accepts, Key};
-use crate::ros::message::{FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterValue};
+use crate::ros::ParameterValue;
+use crate::ros::message::{FloatingPointRange, IntegerRange, ParameterDescriptor};
 
 use super::Change;
 
-/// Types of parameters, as `rcl_interfaces/msg/ParameterType` numbers them.
-pub(super) mod kind {
-    pub const NOT_SET: u8 = 0;
-    pub const BOOL: u8 = 1;
-    pub const INTEGER: u8 = 2;
-    pub const DOUBLE: u8 = 3;
-    pub const STRING: u8 = 4;
-    pub const INTEGER_ARRAY: u8 = 7;
-    pub const STRING_ARRAY: u8 = 9;
-
-    pub fn name(kind: u8) -> &'static str {
-        match kind {
-            NOT_SET => "nothing",
-            BOOL => "a bool",
-            INTEGER => "an integer",
-            DOUBLE => "a double",
-            STRING => "a string",
-            5 => "an array of bytes",
-            6 => "an array of bools",
-            INTEGER_ARRAY => "an array of integers",
-            8 => "an array of doubles",
-            STRING_ARRAY => "an array of strings",
-            _ => "a value of an unknown type",
-        }
-    }
+/// The parameter type of a key, as `rcl_interfaces/msg/ParameterType` numbers them.
+fn type_of(accepts: Accepts) -> u8 {
+    let example = match accepts {
+        Accepts::Text | Accepts::Word(_) => ParameterValue::String(String::new()),
+        Accepts::Whole(..) => ParameterValue::Integer(0),
+        Accepts::Number(..) => ParameterValue::Double(0.0),
+        Accepts::Flag => ParameterValue::Bool(false),
+        Accepts::Wholes(_) => ParameterValue::IntegerArray(Vec::new()),
+    };
+    example.type_id()
 }
 
-/// The parameter type of a key.
-pub(super) fn kind_of(accepts: Accepts) -> u8 {
-    match accepts {
-        Accepts::Text | Accepts::Word(_) => kind::STRING,
-        Accepts::Whole(..) => kind::INTEGER,
-        Accepts::Number(..) => kind::DOUBLE,
-        Accepts::Flag => kind::BOOL,
-        Accepts::Wholes(_) => kind::INTEGER_ARRAY,
-    }
-}
-
-/// A configuration value as a message.
-pub(super) fn to_message(value: &Value) -> ParameterValue {
+/// A configuration value as a parameter's.
+pub(super) fn from_key(value: &Value) -> ParameterValue {
     let integer = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let empty = ParameterValue::default();
     match value {
-        Value::Text(text) => ParameterValue { r#type: kind::STRING, string_value: text.clone(), ..empty },
-        Value::Whole(number) => {
-            ParameterValue { r#type: kind::INTEGER, integer_value: integer(*number), ..empty }
+        Value::Text(text) => ParameterValue::String(text.clone()),
+        Value::Whole(number) => ParameterValue::Integer(integer(*number)),
+        Value::Number(number) => ParameterValue::Double(*number),
+        Value::Flag(flag) => ParameterValue::Bool(*flag),
+        Value::Wholes(numbers) => {
+            ParameterValue::IntegerArray(numbers.iter().copied().map(integer).collect())
         }
-        Value::Number(number) => ParameterValue { r#type: kind::DOUBLE, double_value: *number, ..empty },
-        Value::Flag(flag) => ParameterValue { r#type: kind::BOOL, bool_value: *flag, ..empty },
-        Value::Wholes(numbers) => ParameterValue {
-            r#type: kind::INTEGER_ARRAY,
-            integer_array_value: numbers.iter().copied().map(integer).collect(),
-            ..empty
-        },
-    }
-}
-
-/// The configuration value of a message for a key that accepts `accepts`.
-///
-/// # Errors
-/// Which type was found and which is expected; that a number is negative.
-pub(super) fn from_message(message: &ParameterValue, accepts: Accepts) -> Result<Value, String> {
-    let whole =
-        |number: i64| u64::try_from(number).map_err(|_| format!("{number} found, {accepts} expected"));
-    match (message.r#type, kind_of(accepts)) {
-        (kind::STRING, kind::STRING) => Ok(Value::Text(message.string_value.clone())),
-        (kind::BOOL, kind::BOOL) => Ok(Value::Flag(message.bool_value)),
-        (kind::INTEGER, kind::INTEGER) => whole(message.integer_value).map(Value::Whole),
-        (kind::DOUBLE, kind::DOUBLE) => Ok(Value::Number(message.double_value)),
-        // `ros2 param set N sampling.temperature 1` sends an integer.
-        (kind::INTEGER, kind::DOUBLE) => Ok(Value::Number(message.integer_value as f64)),
-        (kind::INTEGER_ARRAY, kind::INTEGER_ARRAY) => message
-            .integer_array_value
-            .iter()
-            .map(|number| whole(*number))
-            .collect::<Result<_, _>>()
-            .map(Value::Wholes),
-        (found, expected) => Err(format!("{} found, {} expected", kind::name(found), kind::name(expected))),
     }
 }
 
@@ -99,8 +46,8 @@ pub(super) fn describe(key: &Key) -> ParameterDescriptor {
     }
     let integer = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     ParameterDescriptor {
-        name: format!("{}.{}", key.section, key.name),
-        r#type: kind_of(key.accepts),
+        name: name_of(key),
+        r#type: type_of(key.accepts),
         description: key.doc.to_owned(),
         additional_constraints: constraints.join("; "),
         read_only: change == Change::Never,

@@ -61,7 +61,7 @@ pub(in crate::ros) fn offer(
     let service = |name: &str| names.resolve_service(&format!("~/{name}"));
     let of = Arc::clone(store);
     serve(transport, &service("get_parameters")?, rcl("GetParameters"), move |asked: NamesRequest| {
-        GetParametersResponse { values: asked.names.iter().map(|name| of.value(name)).collect() }
+        GetParametersResponse { values: asked.names.iter().map(|name| (&of.value(name)).into()).collect() }
     })?;
     let of = Arc::clone(store);
     serve(
@@ -69,7 +69,7 @@ pub(in crate::ros) fn offer(
         &service("get_parameter_types")?,
         rcl("GetParameterTypes"),
         move |asked: NamesRequest| GetParameterTypesResponse {
-            types: asked.names.iter().map(|name| of.value(name).r#type).collect(),
+            types: asked.names.iter().map(|name| of.value(name).type_id()).collect(),
         },
     )?;
     let of = Arc::clone(store);
@@ -123,7 +123,8 @@ pub(in crate::ros) fn offer(
             response
         },
     )?;
-    let declared = store.names().into_iter().map(|name| Parameter { value: store.value(&name), name });
+    let declared =
+        store.names().into_iter().map(|name| Parameter { value: (&store.value(&name)).into(), name });
     events.tell(ParameterEvent { new_parameters: declared.collect(), ..ParameterEvent::default() });
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Change;
-use super::convert::{describe, from_message, kind, kind_of, to_message};
+use super::convert::{describe, from_key};
 use crate::config::Config;
+use crate::config::ros_parameters::{convert, key_of, name_of};
 use crate::config::schema::KEYS;
-use crate::ros::message::{
-    ListParametersResult, Parameter, ParameterDescriptor, ParameterValue, SetParametersResult,
-};
+use crate::ros::ParameterValue;
+use crate::ros::message::{ListParametersResult, Parameter, ParameterDescriptor, SetParametersResult};
 
 /// A parameter that is no configuration key and never changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,20 +51,20 @@ impl ParameterStore {
 
     /// Every parameter's name.
     pub fn names(&self) -> Vec<String> {
-        let keys = KEYS.iter().map(|key| format!("{}.{}", key.section, key.name));
+        let keys = KEYS.iter().map(name_of);
         let mut names: Vec<String> = keys.chain(self.fixed.iter().map(|fixed| fixed.name.clone())).collect();
         names.sort();
         names
     }
 
-    /// Its value; of the type 0 if there is no such parameter.
+    /// Its value; not set if there is no such parameter.
     #[must_use]
     pub fn value(&self, name: &str) -> ParameterValue {
         if let Some(fixed) = self.fixed(name) {
             return fixed.value.clone();
         }
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        key_idx(name).and_then(|i| config.value_at(i)).map(to_message).unwrap_or_default()
+        key_idx(name).and_then(|i| config.value_at(i)).map(from_key).unwrap_or_default()
     }
 
     /// What it is; of the type 0 if there is no such parameter.
@@ -76,7 +76,7 @@ impl ParameterStore {
         let fixed = self.fixed(name);
         ParameterDescriptor {
             name: name.to_owned(),
-            r#type: fixed.map_or(kind::NOT_SET, |fixed| fixed.value.r#type),
+            r#type: fixed.map_or(0, |fixed| fixed.value.type_id()),
             description: fixed.map(|fixed| fixed.description.clone()).unwrap_or_default(),
             read_only: fixed.is_some(),
             ..ParameterDescriptor::default()
@@ -154,11 +154,11 @@ impl ParameterStore {
             }
             Change::Live | Change::Unconfigured => {}
         }
-        if parameter.value.r#type == kind::NOT_SET {
-            let expected = kind::name(kind_of(key.accepts));
-            return Err(format!("it cannot be deleted: {expected} is expected"));
+        let value = ParameterValue::from(&parameter.value);
+        if value == ParameterValue::NotSet {
+            return Err(format!("it cannot be deleted: {} is expected", key.accepts));
         }
-        config.set_parameter(i, from_message(&parameter.value, key.accepts)?)
+        config.set_parameter(i, convert(&value, key.accepts)?)
     }
 
     fn fixed(&self, name: &str) -> Option<&Fixed> {
@@ -177,8 +177,7 @@ impl ParameterStore {
 
 /// Position of the key that a parameter is.
 fn key_idx(name: &str) -> Option<usize> {
-    let (section, name) = name.split_once('.')?;
-    crate::config::schema::position(section, name)
+    key_of(name).map(|(i, _)| i)
 }
 
 /// Whether it worked, as a message.
