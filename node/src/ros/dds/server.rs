@@ -184,7 +184,7 @@ impl Server {
     fn due(&self, to: &Return, now: Instant) -> Due {
         let give_up = to.arrived + MAX_WAIT;
         match self.peers.client_matched_at(self.writer.guid(), &to.client) {
-            Some(since) => Due::At(self.settled(since, now)),
+            Some(since) => Due::At(self.settled(&to.mapping, since, now)),
             None if now < give_up => Due::At(give_up),
             // Its reader could not be told from its neighbours', but some reader of that process listens.
             None if self.peers.participant_matched(self.writer.guid(), &to.client) => Due::At(give_up),
@@ -193,10 +193,14 @@ impl Server {
     }
 
     /// When a reader matched `since` then can be written to; no later than `now` if it can already.
-    fn settled(&self, since: Instant, now: Instant) -> Instant {
+    fn settled(&self, mapping: &Mapping, since: Instant, now: Instant) -> Instant {
         let (earliest, latest) = (since + SETTLE, since + MAX_SETTLE);
         if now < earliest {
             return earliest;
+        }
+        // Fast DDS acknowledges nothing before the first reply, and throws nothing away either.
+        if matches!(mapping, Mapping::Enhanced(_)) {
+            return now;
         }
         let heard = now >= latest || self.writer.wait_for_acknowledgments(Duration::ZERO).unwrap_or(true);
         if heard { now } else { (now + LOOK_AGAIN).min(latest) }
