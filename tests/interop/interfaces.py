@@ -46,6 +46,9 @@ HEADER = [("client", uint64), ("sequence", int64)]
 REQUEST_FIELDS, REPLY_FIELDS = srv_fields()
 AskRequest = struct("takt_msgs.srv.dds_.Ask_Request_", HEADER + REQUEST_FIELDS)
 AskReply = struct("takt_msgs.srv.dds_.Ask_Response_", HEADER + REPLY_FIELDS)
+# rmw_fastrtps puts nothing before them.
+PlainAskRequest = struct("takt_msgs.srv.dds_.Ask_Request_Plain_", REQUEST_FIELDS)
+PlainAskReply = struct("takt_msgs.srv.dds_.Ask_Response_Plain_", REPLY_FIELDS)
 
 Gid = struct("rmw_dds_common.msg.dds_.Gid_", [("data", array[uint8, 16])])
 NodeEntities = struct(

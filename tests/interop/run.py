@@ -1,6 +1,7 @@
-"""Starts `takt serve` on a domain nobody uses, lets CycloneDDS talk to it, and checks how the process itself behaves.
+"""Starts `takt serve` on a domain nobody uses, lets CycloneDDS and Fast DDS talk to it, and checks how the process itself behaves.
 
-`run.py TAKT` builds the demo model's engine first. Exits 1 if anything failed.
+`run.py TAKT` builds the demo model's engine first. Fast DDS takes part if TAKT_FASTDDS_PEER names its program. Exits 1 if
+anything failed.
 """
 
 import json
@@ -52,13 +53,40 @@ def start(takt: str, folder: Path, log) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def wait_until_up(node: subprocess.Popen, log: Path):
-    """Until the node has said which service it offers."""
-    end = time.monotonic() + START_PATIENCE_S
-    while "takt_msgs/srv/Ask" not in log.read_text():
-        if node.poll() is not None or time.monotonic() > end:
-            sys.exit(f"the node is not up after {START_PATIENCE_S} s or has ended:\n{log.read_text()}")
-        time.sleep(0.05)
+class Node:
+    """The node being talked to, which can be started again."""
+
+    def __init__(self, takt: str, folder: Path):
+        self.takt, self.folder, self.num_starts = takt, folder, 0
+        self.start()
+
+    def start(self):
+        """Until the node has said which service it offers."""
+        self.num_starts += 1
+        self.log = self.folder / f"node-{self.num_starts}.log"
+        with self.log.open("w") as file:
+            self.process = start(self.takt, self.folder, file)
+        end = time.monotonic() + START_PATIENCE_S
+        while "takt_msgs/srv/Ask" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > end:
+                sys.exit(f"the node is not up after {START_PATIENCE_S} s or has ended:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(timeout=STOP_PATIENCE_S)
+        assert code == 0, f"status {code}"
+
+    def restart(self):
+        self.interrupt()
+        self.start()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def logs(self) -> str:
+        return "".join(log.read_text() for log in sorted(self.folder.glob("node-*.log")))
 
 
 def a_second_node_of_the_same_name_is_refused(takt: str, folder: Path):
@@ -82,14 +110,12 @@ def takt_ask_gets_what_takt_generate_says(takt: str, folder: Path):
     assert asked["text"] == generated["text"], (asked, generated)
 
 
-def the_node_ends_on_interrupt(node: subprocess.Popen):
-    node.send_signal(signal.SIGINT)
-    code = node.wait(timeout=STOP_PATIENCE_S)
-    assert code == 0, f"status {code}"
+def the_node_ends_on_interrupt(node: Node):
+    node.interrupt()
 
 
-def attempt(name: str, case, *arguments) -> bool:
-    started = time.monotonic()
+def attempt(case, *arguments, peer: str = "") -> bool:
+    name, started = f"{peer}{case.__name__.replace('_', ' ')}", time.monotonic()
     try:
         case(*arguments)
     except Exception as error:  # every case is to be seen
@@ -112,25 +138,27 @@ def run(takt: str, folder: Path) -> int:
 
     (folder / "node.toml").write_text(CONFIG)
     subprocess.run([takt, "build", str(MODEL), "-o", str(folder / "engine")], check=True, stdout=subprocess.DEVNULL)
-    log = folder / "node.log"
-    with log.open("w") as file:
-        node = start(takt, folder, file)
-        try:
-            wait_until_up(node, log)
-            passed = []
-            for case in peer.MODEL_CASES + peer.CASES:
-                passed.append(attempt(case.__name__.replace("_", " "), case, domain, NODE))
-            for case in (a_second_node_of_the_same_name_is_refused, takt_ask_gets_what_takt_generate_says):
-                passed.append(attempt(case.__name__.replace("_", " "), case, takt, folder))
-            passed.append(attempt("the node ends on interrupt", the_node_ends_on_interrupt, node))
-        finally:
-            node.kill()
-            node.wait()
+    node = Node(takt, folder)
+    try:
+        passed = [attempt(case, domain, NODE) for case in peer.MODEL_CASES + peer.CASES]
+        if os.environ.get("TAKT_FASTDDS_PEER"):
+            passed += fastdds_cases(domain, node)
+        passed += [attempt(case, takt, folder) for case in (a_second_node_of_the_same_name_is_refused, takt_ask_gets_what_takt_generate_says)]
+        passed.append(attempt(the_node_ends_on_interrupt, node))
+    finally:
+        node.kill()
     num_failed = passed.count(False)
     if num_failed:
-        print(f"-- the node's log\n{log.read_text()}")
+        print(f"-- the node's log\n{node.logs()}")
     print(f"{passed.count(True)} passed, {num_failed} failed")
     return num_failed
+
+
+def fastdds_cases(domain: int, node: Node) -> list:
+    from fastdds import cases
+
+    passed = [attempt(case, domain, NODE, peer="Fast DDS: ") for case in cases.CASES]
+    return passed + [attempt(case, domain, NODE, node.restart, peer="Fast DDS: ") for case in cases.RESTART_CASES]
 
 
 if __name__ == "__main__":

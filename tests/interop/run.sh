@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# A running `takt serve` against CycloneDDS (its Python binding), over real DDS traffic on the loopback interface.
+# A running `takt serve` against CycloneDDS (its Python binding) and Fast DDS (a program built here), over real DDS traffic
+# on the loopback interface.
 # Usage: tests/interop/run.sh [PATH OF takt]; without one, the release build. Needs Python 3.9+ with venv; the binding is
-# installed into target/interop-venv. Exits 1 if anything failed.
+# installed into target/interop-venv. Without g++ and libfastrtps-dev the Fast DDS cases are left out, which is said, or
+# an error if TAKT_REQUIRE_FASTDDS is set. Exits 1 if anything failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -18,5 +20,17 @@ if ! "$venv/bin/python" -c "from importlib.metadata import version; assert versi
   rm -rf "$venv"
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "cyclonedds==$cyclonedds"
+fi
+peer="$target/interop-fastdds-peer"
+status=0
+tests/interop/fastdds/build.sh "$peer" || status=$?
+if [ "$status" = 0 ]; then
+  TAKT_FASTDDS_PEER="$(realpath "$peer")"
+  export TAKT_FASTDDS_PEER
+elif [ "$status" = 3 ] && [ -z "${TAKT_REQUIRE_FASTDDS:-}" ]; then
+  echo "the Fast DDS cases are left out: it is not installed"
+  unset TAKT_FASTDDS_PEER
+else
+  exit "$status"
 fi
 exec "$venv/bin/python" tests/interop/run.py "$takt"

@@ -68,7 +68,7 @@ impl Service {
     #[track_caller]
     pub(crate) fn call<Response: Message>(&self, request: &impl Message) -> Response {
         let reply = self.0.call(&request.encode().unwrap()).unwrap().wait(PATIENCE);
-        Response::decode(&reply.expect("no reply")).unwrap()
+        Response::decode(&reply.unwrap()).unwrap()
     }
 
     /// Sends `request` and gives what to wait on.

@@ -12,6 +12,7 @@ use rustdds::no_key::SimpleDataReader;
 use rustdds::rpc::SampleIdentity;
 use rustdds::{DomainParticipant, DomainParticipantStatusListener, GUID, SequenceNumber, StatusEvented};
 
+use super::first_message::FirstMessages;
 use super::payload::{AsIs, Payload};
 use super::peers::Peers;
 use super::server::Server;
@@ -52,7 +53,11 @@ const FIRST_READER: usize = 2;
 
 impl Dispatcher {
     /// Starts the thread on `participant`'s events.
-    pub fn start(participant: &DomainParticipant, peers: Arc<Peers>) -> Result<Self, RosError> {
+    pub fn start(
+        participant: &DomainParticipant,
+        peers: Arc<Peers>,
+        first_messages: FirstMessages,
+    ) -> Result<Self, RosError> {
         let create = || -> io::Result<Self> {
             let poll = Poll::new()?;
             let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
@@ -60,8 +65,8 @@ impl Dispatcher {
             status.as_status_source_mio1().register(poll.registry(), STATUS, Interest::READABLE)?;
             // A handful of endpoints are made at start; nobody waits on this channel for long.
             let (commands, inbox) = crossbeam_channel::bounded(64);
-            let event_loop =
-                EventLoop { poll, status, peers, inbox, readers: Vec::new(), servers: Vec::new() };
+            let (readers, servers) = (Vec::new(), Vec::new());
+            let event_loop = EventLoop { poll, status, peers, first_messages, inbox, readers, servers };
             let thread =
                 std::thread::Builder::new().name("takt-ros".to_owned()).spawn(|| event_loop.run())?;
             Ok(Self { commands, waker, thread: Some(thread) })
@@ -113,6 +118,7 @@ struct EventLoop {
     poll: Poll,
     status: DomainParticipantStatusListener,
     peers: Arc<Peers>,
+    first_messages: FirstMessages,
     inbox: Receiver<Command>,
     readers: Vec<(Box<Reader>, OnSample)>,
     servers: Vec<Arc<Server>>,
@@ -131,6 +137,7 @@ impl EventLoop {
             }
             // Before the samples: a request's client must be known when the request is looked at.
             while let Some(event) = self.status.try_recv_status() {
+                self.first_messages.note(&event, Instant::now());
                 self.peers.apply(event);
             }
             if !self.obey() {
@@ -152,6 +159,7 @@ impl EventLoop {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Listen(mut reader, mut on_sample) => {
+                    self.first_messages.note_reader(reader.guid(), Instant::now());
                     let token = Token(FIRST_READER + self.readers.len());
                     if let Err(error) = reader.register(self.poll.registry(), token, Interest::READABLE) {
                         tracing::error!(%error, "cannot wait for a ROS 2 topic");
@@ -167,10 +175,11 @@ impl EventLoop {
         true
     }
 
-    /// Sends the replies that are due; how long until the next is.
-    fn flush(&self) -> Option<Duration> {
+    /// Sends what is due; how long until the next is.
+    fn flush(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        let next_due = self.servers.iter().filter_map(|server| server.flush(now)).min()?;
+        let replies = self.servers.iter().filter_map(|server| server.flush(now));
+        let next_due = replies.chain(self.first_messages.flush(now)).min()?;
         Some(next_due.saturating_duration_since(now).max(Duration::from_millis(1)))
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod dispatcher;
+mod first_message;
 mod payload;
 mod peers;
 mod server;
@@ -20,6 +21,7 @@ use rustdds::{
 
 use self::client::{Calls, Client, write_error};
 use self::dispatcher::{Dispatcher, OnSample, Reader};
+use self::first_message::FirstMessages;
 use self::payload::{AsIs, Payload};
 use self::peers::Peers;
 use self::server::Server;
@@ -88,7 +90,8 @@ impl DdsTransport {
         let publisher = participant.create_publisher(&policies(Qos::DEFAULT)).map_err(joining)?;
         let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
         let peers = Arc::new(Peers::default());
-        let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers))?;
+        let first_messages = FirstMessages::new(&participant, options)?;
+        let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers), first_messages)?;
         let ty = presence::TYPE.message();
         let presence = create_writer(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?;
         let presences = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;

@@ -29,8 +29,11 @@ const SETTLE: Duration = Duration::from_millis(5);
 const MAX_SETTLE: Duration = Duration::from_millis(250);
 /// How often acknowledgements are looked at meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// How long a reply waits for a reader that does not come.
-const MAX_WAIT: Duration = Duration::from_millis(500);
+/// How long a reply waits for a reader that cannot be told from its neighbours, where one of them listens.
+const MAX_GUESS: Duration = Duration::from_millis(500);
+/// How long a reply waits for a reader that does not come. Two processes that start at the same time may hear of each other's
+/// endpoints only when they are told again: Fast DDS does that once a second.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 /// Replies waiting at a time; beyond it the oldest is given up.
 const MAX_WAITING: usize = 256;
 /// Bytes before the body: the encapsulation header.
@@ -184,19 +187,25 @@ impl Server {
     fn due(&self, to: &Return, now: Instant) -> Due {
         let give_up = to.arrived + MAX_WAIT;
         match self.peers.client_matched_at(self.writer.guid(), &to.client) {
-            Some(since) => Due::At(self.settled(since, now)),
+            Some(since) => Due::At(self.settled(&to.mapping, since, now)),
+            None if self.peers.participant_matched(self.writer.guid(), &to.client) => {
+                let is_told = to.client.reply_reader.is_some();
+                Due::At(if is_told { give_up } else { to.arrived + MAX_GUESS })
+            }
             None if now < give_up => Due::At(give_up),
-            // Its reader could not be told from its neighbours', but some reader of that process listens.
-            None if self.peers.participant_matched(self.writer.guid(), &to.client) => Due::At(give_up),
             None => Due::Never,
         }
     }
 
     /// When a reader matched `since` then can be written to; no later than `now` if it can already.
-    fn settled(&self, since: Instant, now: Instant) -> Instant {
+    fn settled(&self, mapping: &Mapping, since: Instant, now: Instant) -> Instant {
         let (earliest, latest) = (since + SETTLE, since + MAX_SETTLE);
         if now < earliest {
             return earliest;
+        }
+        // Fast DDS acknowledges nothing before the first reply, and throws nothing away either.
+        if matches!(mapping, Mapping::Enhanced(_)) {
+            return now;
         }
         let heard = now >= latest || self.writer.wait_for_acknowledgments(Duration::ZERO).unwrap_or(true);
         if heard { now } else { (now + LOOK_AGAIN).min(latest) }
