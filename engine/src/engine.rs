@@ -93,6 +93,13 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
+    /// What the CPU backend gets for a model with a draft head in use: a tree's nodes all want logits.
+    pub(crate) fn with_draft_rows(&self, mut cpu_options: CpuOptions) -> CpuOptions {
+        let num_rows = (self.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
+        cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
+        cpu_options
+    }
+
     /// What the CPU backend gets for a model whose engine records `kv`.
     #[must_use]
     pub fn cpu_options(&self, spec: &DecoderSpec, kv: KvKind) -> CpuOptions {
@@ -139,9 +146,7 @@ impl Engine {
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let draft = dir.draft().filter(|_| options.speculation);
         if draft.is_some() {
-            // A tree's nodes all want logits.
-            let num_rows = (options.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
-            cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
+            cpu_options = options.with_draft_rows(cpu_options);
         }
         let mut backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
         if let Some(draft) = draft {
