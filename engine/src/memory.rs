@@ -27,7 +27,7 @@ pub struct EngineMemory {
 }
 
 impl EngineMemory {
-    /// What a model takes under `options`, with `num_snapshots` system prompts kept.
+    /// What a model takes under `options`.
     ///
     /// # Errors
     /// [`EngineError::Input`] for a lane longer than the model's context, [`EngineError::Unsupported`] for a decoder that does not hold,
@@ -37,7 +37,6 @@ impl EngineMemory {
         quantization: &Quantization,
         draft: Option<&DraftManifest>,
         options: &EngineOptions,
-        num_snapshots: usize,
     ) -> Result<Self> {
         spec.validate()?;
         let mut cpu_options = options.cpu_options(spec, quantization.kv);
@@ -71,9 +70,46 @@ impl EngineMemory {
         Ok(Self {
             weight_bytes: stored_bytes(&parts(spec, quantization))? + shared + head_weights,
             kv_bytes: kv_of(num_lanes)?,
-            snapshot_bytes: if num_snapshots == 0 { 0 } else { kv_of(num_snapshots)? },
+            snapshot_bytes: kv_of(options.num_snapshots)?,
             workspace_bytes: workspace_bytes(spec, &cpu_options, draft.map(|draft| &draft.spec)),
         })
+    }
+
+    /// Whether it stays within `max_bytes`.
+    ///
+    /// # Errors
+    /// [`EngineError::Capacity`] with every part and what would fit.
+    pub fn check(&self, max_bytes: u64, options: &EngineOptions) -> Result<()> {
+        let total = self.total_bytes();
+        if total <= max_bytes {
+            return Ok(());
+        }
+        let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+        let fixed = self.weight_bytes.saturating_add(self.workspace_bytes);
+        let (cached, room) =
+            (self.kv_bytes.saturating_add(self.snapshot_bytes), max_bytes.saturating_sub(fixed));
+        let way_out = if fixed >= max_bytes {
+            "take a smaller model, weights of fewer bits, or no draft head".to_owned()
+        } else {
+            format!(
+                "lanes and snapshots may take {} MiB, {:.0} % of what they are to: make lanes shorter by as much, use fewer of them or fewer \
+                 snapshots, or a smaller KV format",
+                mib(room),
+                100.0 * room as f64 / cached.max(1) as f64
+            )
+        };
+        Err(EngineError::Capacity(format!(
+            "the engine takes {} MiB (weights {}, KV cache of {} lanes {}, {} snapshots {}, workspace {}), the memory budget is {} MiB: {way_out}, or \
+             allow more",
+            mib(total),
+            mib(self.weight_bytes),
+            options.num_lanes,
+            mib(self.kv_bytes),
+            options.num_snapshots,
+            mib(self.snapshot_bytes),
+            mib(self.workspace_bytes),
+            mib(max_bytes),
+        )))
     }
 
     /// All of it.
@@ -108,14 +144,19 @@ mod tests {
             vocab_size: 320,
             ..decoder_spec("llama-3.2-1b").unwrap()
         };
-        let options = EngineOptions { num_lanes: 3, lane_capacity: Some(100), ..EngineOptions::default() };
+        let options = EngineOptions {
+            num_lanes: 3,
+            lane_capacity: Some(100),
+            num_snapshots: 2,
+            ..EngineOptions::default()
+        };
         for (weights, lm_head) in [
             (WeightKind::Bf16, WeightKind::Bf16),
             (WeightKind::Nvfp4, WeightKind::Fp8),
             (WeightKind::Int4, WeightKind::Bf16),
         ] {
             let quantization = Quantization { weights, lm_head, kv: KvKind::Int8 };
-            let told = EngineMemory::of(&spec, &quantization, None, &options, 2).unwrap();
+            let told = EngineMemory::of(&spec, &quantization, None, &options).unwrap();
             let source = RandomWeights::new(&spec, weights, lm_head, 1).unwrap();
             let backend =
                 CpuBackend::new(&spec, &source, &options.cpu_options(&spec, quantization.kv)).unwrap();
@@ -135,11 +176,33 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_over_its_budget_is_refused_with_the_numbers_and_the_way_out() {
+        let spec = decoder_spec("qwen3-0.6b").unwrap();
+        let quantization =
+            Quantization { weights: WeightKind::Nvfp4, lm_head: WeightKind::Fp8, kv: KvKind::Int8 };
+        let options = EngineOptions { num_lanes: 2, num_snapshots: 2, ..EngineOptions::default() };
+        let needed = EngineMemory::of(&spec, &quantization, None, &options).unwrap();
+        assert!(needed.check(needed.total_bytes(), &options).is_ok());
+        let refused = |max_bytes| {
+            let error = needed.check(max_bytes, &options).unwrap_err();
+            assert!(error.is_capacity());
+            error.to_string()
+        };
+        let text = refused(needed.total_bytes() - (needed.kv_bytes >> 1));
+        for part in ["KV cache of 2 lanes 462.0", "2 snapshots 462.0", "75 % of what they are to", "shorter"]
+        {
+            assert!(text.contains(part), "{part:?} not in {text}");
+        }
+        assert!(refused(needed.weight_bytes).contains("take a smaller model"));
+        assert!(refused(0).contains("the memory budget is 0.0 MiB"));
+    }
+
+    #[test]
     fn a_lane_longer_than_the_model_was_made_for_is_refused() {
         let spec = decoder_spec("qwen3-0.6b").unwrap();
         let quantization =
             Quantization { weights: WeightKind::Nvfp4, lm_head: WeightKind::Fp8, kv: KvKind::Bf16 };
         let options = EngineOptions { lane_capacity: Some(50_000), ..EngineOptions::default() };
-        assert!(EngineMemory::of(&spec, &quantization, None, &options, 0).is_err());
+        assert!(EngineMemory::of(&spec, &quantization, None, &options).is_err());
     }
 }
