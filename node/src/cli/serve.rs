@@ -17,6 +17,7 @@ use crate::{
     request::Form,
     ros::{AskDefaults, RosNode, RosOptions, dds::DdsTransport, transport::Transport},
     scheduler::{bandwidth_server::Bandwidth, class::Class},
+    systemd::Service,
     worker::{Drafting, Facts, Worker, WorkerOptions},
 };
 
@@ -72,6 +73,13 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     for consequence in RosOptions::unsupported(process_environment) {
         tracing::warn!("{consequence}");
     }
+    if !(config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
+        tracing::warn!(
+            "[gpu] of the configuration waits for a GPU backend: this version computes on the CPU"
+        );
+    }
+    let service = Service::from_lookup(process_environment, std::process::id());
+    service.status(&format!("opening {}", dir.display()));
     let ros = config.ros(process_environment)?;
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
     let transport = DdsTransport::join(&ros)?;
@@ -89,7 +97,9 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     let node_name = transport.node().to_string();
     let node = RosNode::start(Box::new(transport), worker.sender(), defaults)?;
     eprint!("{}", banner(&dir, &node_name, &ros, worker.facts(), &config));
-    let outcome = wait(&worker, interrupt);
+    service.ready(&format!("{node_name} answers with {}", dir.display()));
+    let outcome = wait(&worker, interrupt, &service);
+    service.stopping();
     node.stop_accepting();
     let num_open = node.num_open();
     worker.shut_down(); // answers what is open; the node delivers it
@@ -153,6 +163,8 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError>
         arithmetic: config.text("engine", "activations").parse().map_err(CliError::Usage)?,
         max_step_tokens: lanes.saturating_add(slice),
         speculation: drafting(config) == Drafting::Head,
+        max_bytes: Some(config.whole("memory", "budget_mib") << 20).filter(|bytes| *bytes > 0),
+        num_snapshots: config.count("scheduler", "prefix_snapshots"),
         ..EngineOptions::default()
     })
 }
@@ -208,8 +220,9 @@ fn ask_defaults(config: &Config) -> Result<AskDefaults, CliError> {
     })
 }
 
-/// Until the user ends the node or the worker ends itself.
-fn wait(worker: &Worker, interrupt: &Interrupt) -> Result<(), CliError> {
+/// Until the user ends the node or the worker ends itself. A worker that is stuck no longer feeds the service manager's watchdog.
+fn wait(worker: &Worker, interrupt: &Interrupt, service: &Service) -> Result<(), CliError> {
+    let mut is_stuck = false;
     loop {
         match interrupt.receiver().recv_timeout(HEALTH_CHECK) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -218,7 +231,21 @@ fn wait(worker: &Worker, interrupt: &Interrupt) -> Result<(), CliError> {
                     "the engine failed and could not be opened again: see the log".into(),
                 ));
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => match worker.stuck_for() {
+                None => {
+                    is_stuck = false;
+                    service.keep_alive();
+                }
+                Some(late) if !is_stuck => {
+                    is_stuck = true;
+                    let late_s = late.as_secs_f64();
+                    tracing::error!(
+                        late_s,
+                        "the worker is stuck in a section: the node can only be restarted"
+                    );
+                }
+                Some(_) => {}
+            },
         }
     }
 }
