@@ -15,6 +15,8 @@ pub enum Value {
     Flag(bool),
     /// List of whole numbers.
     Wholes(Vec<u64>),
+    /// List of texts.
+    Texts(Vec<String>),
 }
 
 /// Where a value came from; later ones win.
@@ -37,6 +39,7 @@ impl From<BuiltIn> for Value {
             BuiltIn::Whole(number) => Self::Whole(number),
             BuiltIn::Flag(flag) => Self::Flag(flag),
             BuiltIn::NoWholes => Self::Wholes(Vec::new()),
+            BuiltIn::NoTexts => Self::Texts(Vec::new()),
         }
     }
 }
@@ -48,7 +51,9 @@ impl Value {
     /// What was found and what is expected.
     pub fn check(&self, accepts: Accepts) -> Result<(), String> {
         let fits = match (self, accepts) {
-            (Self::Text(_), Accepts::Text) | (Self::Flag(_), Accepts::Flag) => true,
+            (Self::Text(_), Accepts::Text)
+            | (Self::Flag(_), Accepts::Flag)
+            | (Self::Texts(_), Accepts::Texts) => true,
             (Self::Text(text), Accepts::Word(words)) => words.contains(&text.as_str()),
             (Self::Whole(number), Accepts::Whole(least, most)) => (least..=most).contains(number),
             (Self::Wholes(numbers), Accepts::Wholes(most)) => numbers.iter().all(|number| *number <= most),
@@ -66,6 +71,7 @@ impl fmt::Display for Value {
             Self::Whole(number) => write!(f, "{number}"),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Wholes(numbers) => write!(f, "{numbers:?}"),
+            Self::Texts(texts) => write!(f, "{texts:?}"),
         }
     }
 }
@@ -78,6 +84,7 @@ impl fmt::Display for Accepts {
             Self::Whole(least, most) => write!(f, "a whole number from {least} to {most}"),
             Self::Flag => f.write_str("true or false"),
             Self::Wholes(most) => write!(f, "a list of whole numbers up to {most}"),
+            Self::Texts => f.write_str("a list of texts"),
         }
     }
 }
