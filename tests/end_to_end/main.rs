@@ -7,6 +7,7 @@ mod bad_input;
 mod draft;
 mod forms;
 mod harness;
+mod service;
 
 use std::{
     ffi::OsStr,
