@@ -43,7 +43,7 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
     }
     let config = layers.environment(process_environment).resolve()?;
     let refused = rt::apply(&config.realtime());
-    let (options, worker) = (serve::engine_options(&config)?, serve::worker_options(&config));
+    let (options, worker) = (serve::options_for(&args.dir, &config)?, serve::worker_options(&config));
     let mut backend = Engine::open(&args.dir, &options)?.backend;
     let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
     let effort = Effort { num_samples: args.samples as usize, ..Effort::THOROUGH };

@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use crossbeam_channel::RecvTimeoutError;
-use takt_engine::{engine::EngineOptions, grammar::ClosingPolicy};
+use takt_engine::{dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy};
 
 use super::{CliError, form::read_schema, generate::opener, interrupt::Interrupt, paint};
 use crate::{
@@ -84,7 +84,7 @@ pub(super) fn run(args: &ServeArgs, ros_args: RosArgs, interrupt: &Interrupt) ->
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
     let transport = DdsTransport::join(&ros)?;
     transport.claim_name(NAME_CLAIM)?;
-    let options = engine_options(&config)?;
+    let options = options_for(&dir, &config)?;
     let defaults = ask_defaults(&config)?;
     let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))?;
     if let Some(form) = &defaults.form {
@@ -147,6 +147,18 @@ pub(super) fn set_ros_names(layers: &mut Layers, ros_args: RosArgs) {
             layers.set_argument("ros", name, Value::Text(text), rule);
         }
     }
+}
+
+/// How the engine in `dir` is opened. A board's file is for many engines: one made for shorter texts gets lanes as long as it allows.
+pub(super) fn options_for(dir: &Path, config: &Config) -> Result<EngineOptions, CliError> {
+    let mut options = engine_options(config)?;
+    // An engine that cannot be read is refused with more to say when it is opened.
+    let limit = Manifest::read(dir).map_or(usize::MAX, |manifest| manifest.spec.max_context);
+    if let Some(asked) = options.lane_capacity.filter(|asked| *asked > limit) {
+        tracing::warn!("max_context {asked}: the model was made for {limit} tokens, and lanes hold as many");
+        options.lane_capacity = Some(limit);
+    }
+    Ok(options)
 }
 
 pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, CliError> {

@@ -90,7 +90,7 @@ pub const KEYS: &[Key] = &[
         "max_context",
         Accepts::Whole(0, 1 << 24),
         BuiltIn::Whole(0),
-        "tokens a lane holds, prompt and answer; 0: the model's own limit, at most 4096",
+        "tokens a lane holds, prompt and answer, at most the model's own limit; 0: that, at most 4096",
     ),
     key(
         "engine",
