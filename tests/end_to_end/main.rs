@@ -7,6 +7,7 @@ mod bad_input;
 mod draft;
 mod forms;
 mod harness;
+mod install;
 mod service;
 
 use std::{
