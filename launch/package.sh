@@ -4,18 +4,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# What packages may need of the C library: JetPack 6 (Ubuntu 22.04) has 2.35. The same number stands in node/Cargo.toml.
-most_glibc=2.34
+# What packages may need of the C library: as much as JetPack 6 (Ubuntu 22.04) has. The same number stands in node/Cargo.toml.
+most_glibc=2.35
 target_folder=${CARGO_TARGET_DIR:-target}
 
 fail() { echo "package.sh: $*" >&2; exit 1; }
 command -v cargo-deb >/dev/null || fail "cargo-deb is missing: cargo install cargo-deb --version '^3' --locked"
 
 build() { # DEBIAN_ARCHITECTURE RUST_TARGET
-  local package="$target_folder/debian/takt_$1.deb" newest
-  cargo deb --package takt-node --target "$2" --output "$package"
+  local package="$target_folder/debian/takt_$1.deb" program="$target_folder/$2/release/takt" newest
+  if [ "$1" = "$(dpkg --print-architecture)" ]; then
+    program="$target_folder/release/takt" # shared with `cargo build --release`
+    cargo deb --package takt-node --strip --output "$package"
+  else
+    cargo deb --package takt-node --strip --target "$2" --output "$package"
+  fi
   # Read from the program itself: the package names its dependency by hand.
-  newest=$(objdump_of "$1" -T "$target_folder/$2/release/takt" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+  newest=$(objdump_of "$1" -T "$program" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
   [ "$(printf '%s\n' "$most_glibc" "${newest#GLIBC_}" | sort -V | tail -n 1)" = "$most_glibc" ] ||
     fail "$package needs $newest, more than the $most_glibc it names: build on an older system"
   [ "$(dpkg-deb -f "$package" Architecture)" = "$1" ] || fail "$package is not for $1"

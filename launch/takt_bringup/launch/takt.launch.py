@@ -5,19 +5,24 @@
 The binary is not built by colcon: it comes from the Debian package, the installer or `cargo install`, and must be in PATH.
 """
 
+import asyncio
 import os
+import time
 from pathlib import Path
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueCoroutine, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
+from launch_ros.ros_adapters import get_ros_node
 from launch_ros.substitutions import FindPackageShare
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+
+# Seconds: between two looks at the node; until it is asked again. A transition that takes longer (opening an engine) shows in the state meanwhile.
+PAUSE, PATIENCE = 0.2, 5.0
 
 # As `takt doctor` looks for them, without what only makes sense beside the binary.
 BOARD_FOLDERS = ["jetson-configs", "/etc/takt", "/usr/share/takt/jetson-configs", "/opt/takt/jetson-configs"]
@@ -82,24 +87,63 @@ def launch_node(context):
 
 
 def lifecycle_handlers(node, is_driven):
-    """Says when the node is active. Where this file drives it: configures it whenever its process starts, also again, and then activates it."""
-
-    def change(transition_id):
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition_id))
-
+    """Says when the node is active; where this file drives it, brings it there whenever its process starts, also again."""
     on_active = OnStateTransition(
         target_lifecycle_node=node, goal_state="active", entities=[LogInfo(msg="takt is active: it takes requests")]
     )
     if not is_driven:
         return [RegisterEventHandler(on_active)]
-    on_start = OnProcessStart(target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)])
-    on_configured = OnStateTransition(
-        target_lifecycle_node=node,
-        start_state="configuring",
-        goal_state="inactive",
-        entities=[change(Transition.TRANSITION_ACTIVATE)],
-    )
-    return [RegisterEventHandler(handler) for handler in (on_start, on_configured, on_active)]
+    running = {}
+
+    def drive(event, _context):
+        running["pid"] = event.pid
+        return OpaqueCoroutine(coroutine=bring_up, args=[node, event.pid, running])
+
+    return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=drive)), RegisterEventHandler(on_active)]
+
+
+async def bring_up(context, node, pid, running):
+    """Configures and activates the node of process `pid`, asking again until it answers.
+
+    An event of launch_ros would ask once: after a crash the middleware still knows the dead process's service, so that the request is sent before
+    the new process can hear it, and its answer is waited for in vain.
+    """
+    ros_node = get_ros_node(context)
+    state_of = ros_node.create_client(GetState, f"{node.node_name}/get_state")
+    change = ros_node.create_client(ChangeState, f"{node.node_name}/change_state")
+    next_transition = {
+        State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
+        State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_ACTIVATE,
+    }
+    try:
+        while running["pid"] == pid:
+            state = await ask(state_of, GetState.Request())
+            state_id = state.current_state.id if state else None
+            if state_id in (State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_FINALIZED):
+                return
+            if state_id in next_transition:
+                request = ChangeState.Request(transition=Transition(id=next_transition[state_id]))
+                await ask(change, request)
+            await asyncio.sleep(PAUSE)
+    except asyncio.CancelledError:
+        pass  # shutting down: passed on, it would end `ros2 launch` before it has ended the node
+    finally:
+        ros_node.destroy_client(state_of)
+        ros_node.destroy_client(change)
+
+
+async def ask(client, request):
+    """The response, or None when there is none in time."""
+    if not client.service_is_ready():
+        return None
+    future = client.call_async(request)
+    end = time.monotonic() + PATIENCE
+    while not future.done() and time.monotonic() < end:
+        await asyncio.sleep(PAUSE)
+    if future.done():
+        return future.result()
+    client.remove_pending_request(future)
+    return None
 
 
 def generate_launch_description():
