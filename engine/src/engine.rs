@@ -11,6 +11,7 @@ use crate::{
     dir::{EngineDir, Manifest},
     draft::DraftManifest,
     kv::KvKind,
+    memory::EngineMemory,
     spec::DecoderSpec,
     text::Text,
 };
@@ -74,6 +75,10 @@ pub struct EngineOptions {
     pub max_kv_bytes: Option<u64>,
     /// Load the engine's draft head, where it has one.
     pub speculation: bool,
+    /// Most bytes that weights, lanes, snapshots and workspace may take together; `None` for what the system gives.
+    pub max_bytes: Option<u64>,
+    /// Prefix snapshots that will be kept, for `max_bytes`.
+    pub num_snapshots: usize,
 }
 
 impl Default for EngineOptions {
@@ -88,11 +93,20 @@ impl Default for EngineOptions {
             max_step_tokens: DEFAULT_STEP_TOKENS,
             max_kv_bytes: None,
             speculation: true,
+            max_bytes: None,
+            num_snapshots: 0,
         }
     }
 }
 
 impl EngineOptions {
+    /// What the CPU backend gets for a model with a draft head in use: a tree's nodes all want logits.
+    pub(crate) fn with_draft_rows(&self, mut cpu_options: CpuOptions) -> CpuOptions {
+        let num_rows = (self.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
+        cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
+        cpu_options
+    }
+
     /// What the CPU backend gets for a model whose engine records `kv`.
     #[must_use]
     pub fn cpu_options(&self, spec: &DecoderSpec, kv: KvKind) -> CpuOptions {
@@ -127,7 +141,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Corrupt`] or [`EngineError::Io`] for the directory, [`EngineError::Unsupported`] for a backend this build
-    /// lacks, [`EngineError::Capacity`] when the lanes do not fit, [`EngineError::Input`] for an option out of range.
+    /// lacks, [`EngineError::Capacity`] when it exceeds the memory allowed or the lanes do not fit, [`EngineError::Input`] for an option out of range.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self> {
         options.backend.check_present()?;
         let dir = EngineDir::open(path)?;
@@ -139,9 +153,12 @@ impl Engine {
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let draft = dir.draft().filter(|_| options.speculation);
         if draft.is_some() {
-            // A tree's nodes all want logits.
-            let num_rows = (options.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
-            cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
+            cpu_options = options.with_draft_rows(cpu_options);
+        }
+        if let Some(max_bytes) = options.max_bytes {
+            let draft = draft.map(|draft| draft.manifest());
+            EngineMemory::of(&manifest.spec, &manifest.quantization, draft, options)?
+                .check(max_bytes, options)?;
         }
         let mut backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
         if let Some(draft) = draft {

@@ -13,6 +13,7 @@
 //! | [`step`] | one unit of device work: what goes in, what comes out |
 //! | [`backend`] | the trait, and one folder per implementation |
 //! | [`engine`] | an opened directory with its backend |
+//! | [`memory`] | what an engine takes, before it is opened |
 //! | [`draft`] | EAGLE-3 draft heads: shape, tensors, one level of drafting |
 //! | [`weights`], [`shapes`] | where weights come from; random ones of known shapes |
 //! | [`score`] | likelihood of given tokens |
@@ -31,6 +32,7 @@ mod error;
 mod generate;
 pub mod grammar;
 pub mod kv;
+pub mod memory;
 pub mod quant;
 pub mod sampler;
 pub mod score;

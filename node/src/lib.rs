@@ -1,6 +1,7 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
 pub mod bench;
+pub mod board;
 pub mod calibrate;
 pub mod cli;
 pub mod clock;
@@ -13,4 +14,5 @@ pub mod ros;
 pub mod rt;
 pub mod scheduler;
 pub mod simulate;
+pub mod systemd;
 pub mod worker;

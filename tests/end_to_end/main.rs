@@ -7,6 +7,8 @@ mod bad_input;
 mod draft;
 mod forms;
 mod harness;
+mod install;
+mod service;
 
 use std::{
     ffi::OsStr,

@@ -11,7 +11,7 @@ use super::{
     CliError,
     interrupt::Interrupt,
     paint, print_json,
-    served_engine::{engine_options, worker_options},
+    served_engine::{options_for, worker_options},
 };
 use crate::{
     calibrate::{DeviceKey, Effort, grid_of, measure},
@@ -48,7 +48,7 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
     }
     let config = layers.environment(process_environment).resolve()?;
     let refused = rt::apply(&config.realtime());
-    let (options, worker) = (engine_options(&config).map_err(CliError::Usage)?, worker_options(&config));
+    let (options, worker) = (options_for(&args.dir, &config)?, worker_options(&config));
     let mut backend = Engine::open(&args.dir, &options)?.backend;
     let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
     let effort = Effort { num_samples: args.samples as usize, ..Effort::THOROUGH };

@@ -5,13 +5,17 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use serde_json::{Value, json};
 use takt_engine::{
-    dir::{EngineDir, FileCheck, Manifest, WEIGHTS_FILE},
-    draft::{DRAFT_WEIGHTS_FILE, DraftManifest, MAX_DRAFT_ROWS},
-    engine::DEFAULT_LANE_CAPACITY,
-    kv::{KvKind, kv_bytes},
+    dir::{EngineDir, FileCheck, Manifest},
+    draft::DraftManifest,
+    engine::{DEFAULT_LANE_CAPACITY, EngineOptions},
+    kv::KvKind,
+    memory::EngineMemory,
 };
 
 use super::{CliError, paint, print_json};
+
+/// Prompt tokens of one section, as `max_prefill_slice_tokens` has them built in.
+const SLICE_TOKENS: usize = 64;
 
 /// Show what an engine is, whether its files are intact, and the memory it needs
 #[derive(Debug, Args)]
@@ -26,6 +30,9 @@ pub(super) struct InspectArgs {
     /// Tokens a lane holds, for the memory needed [default: the model's, at most 4096]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
+    /// System prompts kept, for the memory needed: each may take as much as a lane
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=64))]
+    snapshots: u16,
     /// KV cache format for the memory needed [default: the one recorded in the engine]
     #[arg(long, value_name = "KIND")]
     kv: Option<KvKind>,
@@ -37,10 +44,10 @@ pub(super) struct InspectArgs {
 /// Bytes an engine needs to run.
 struct Memory {
     lanes: usize,
+    snapshots: usize,
     max_context: usize,
     kv: KvKind,
-    kv_bytes: u64,
-    weight_bytes: u64,
+    bytes: EngineMemory,
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
@@ -79,19 +86,17 @@ fn memory(
         )));
     }
     let (kv, lanes) = (args.kv.unwrap_or(manifest.quantization.kv), usize::from(args.lanes));
-    let heads_bytes = |draft: &DraftManifest| {
-        let positions = draft.spec.max_positions.min(max_context) + MAX_DRAFT_ROWS;
-        kv_bytes(&draft.spec.layer(), kv, lanes, positions)
+    // As `takt serve` opens it.
+    let options = EngineOptions {
+        num_lanes: lanes,
+        lane_capacity: Some(max_context),
+        kv: Some(kv),
+        max_step_tokens: lanes + SLICE_TOKENS,
+        num_snapshots: usize::from(args.snapshots),
+        ..EngineOptions::default()
     };
-    let heads_bytes = draft.map_or(Some(0), heads_bytes);
-    let kv_bytes =
-        kv_bytes(spec, kv, lanes, max_context).zip(heads_bytes).and_then(|(own, head)| own.checked_add(head));
-    let kv_bytes = kv_bytes.ok_or_else(|| {
-        CliError::Failed("the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into())
-    })?;
-    let files = [WEIGHTS_FILE, DRAFT_WEIGHTS_FILE].into_iter().filter_map(|name| manifest.file(name));
-    let weight_bytes = files.map(|entry| entry.size_bytes).sum();
-    Ok(Memory { lanes, max_context, kv, kv_bytes, weight_bytes })
+    let bytes = EngineMemory::of(spec, &manifest.quantization, draft, &options)?;
+    Ok(Memory { lanes, snapshots: options.num_snapshots, max_context, kv, bytes })
 }
 
 fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bool) -> Value {
@@ -116,7 +121,9 @@ fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bo
         "files": files,
         "memory": {
             "lanes": memory.lanes, "max_context": memory.max_context, "kv": memory.kv,
-            "kv_bytes": memory.kv_bytes, "weight_bytes": memory.weight_bytes,
+            "kv_bytes": memory.bytes.kv_bytes, "weight_bytes": memory.bytes.weight_bytes,
+            "snapshots": memory.snapshots, "snapshot_bytes": memory.bytes.snapshot_bytes,
+            "workspace_bytes": memory.bytes.workspace_bytes, "total_bytes": memory.bytes.total_bytes(),
         },
     })
 }
@@ -172,9 +179,11 @@ fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory
     let what = format!("memory for {} lanes of {} tokens", memory.lanes, memory.max_context);
     text += &format!("\n{}\n", paint::bold(&what));
     text += &paint::facts(&[
-        ("weights", paint::bytes(memory.weight_bytes)),
-        ("KV cache", format!("{} ({})", paint::bytes(memory.kv_bytes), memory.kv)),
-        ("together", paint::bytes(memory.weight_bytes.saturating_add(memory.kv_bytes))),
+        ("weights", paint::bytes(memory.bytes.weight_bytes)),
+        ("KV cache", format!("{} ({})", paint::bytes(memory.bytes.kv_bytes), memory.kv)),
+        ("snapshots", format!("up to {} ({})", paint::bytes(memory.bytes.snapshot_bytes), memory.snapshots)),
+        ("workspace", paint::bytes(memory.bytes.workspace_bytes)),
+        ("together", paint::bytes(memory.bytes.total_bytes())),
     ]);
     text
 }

@@ -10,6 +10,8 @@ mod ask;
 mod bench;
 mod bench_deadlines;
 mod bench_speculation;
+#[cfg(test)]
+mod board_fit;
 mod build;
 mod calibrate;
 mod demo;

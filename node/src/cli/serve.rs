@@ -22,6 +22,7 @@ use crate::{
         NodeSettings, RosNode, RosOptions, dds::DdsTransport, endpoints::Endpoints, lifecycle::Change,
         parameters::Fixed, qos_overrides::QosOverride, transport::Transport,
     },
+    systemd::Service,
     worker::Facts,
 };
 
@@ -86,6 +87,12 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     for (logger, _) in &ros_args.log_levels.loggers {
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
+    if !(config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
+        tracing::warn!(
+            "[gpu] of the configuration waits for a GPU backend: this version computes on the CPU"
+        );
+    }
+    let service = Service::from_lookup(process_environment, std::process::id());
     let ros = RosOptions { remaps: ros_args.remaps.clone(), ..config.ros(process_environment)? };
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
     let transport = DdsTransport::join(&ros)?;
@@ -100,6 +107,7 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     let node_name = transport.node().to_string();
     let node = RosNode::start(Box::new(transport), settings)?;
     if autostart {
+        service.status("opening the engine");
         node.bring_up().map_err(CliError::Failed)?;
         if let Some(facts) = worker.facts() {
             eprint!("{}", banner(&node_name, &ros, &facts, &lock(&config)));
@@ -109,7 +117,9 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
             "{node_name} is unconfigured: `ros2 lifecycle set {node_name} configure` opens the engine, `activate` makes it answer"
         );
     }
-    let outcome = wait(&worker, interrupt);
+    service.ready(&format!("{node_name} is {}", node.state().label()));
+    let outcome = wait(&worker, interrupt, &service);
+    service.stopping();
     node.stop_accepting();
     let num_open = node.num_open();
     // Answers what is open; the node delivers it. Fails only if it was shut down before.
@@ -181,8 +191,9 @@ fn configuration(args: &ServeArgs, ros_args: &RosArgs) -> Result<Config, CliErro
     Ok(layers.resolve()?)
 }
 
-/// Until the user ends the node or the worker ends itself.
-fn wait(worker: &SharedWorker, interrupt: &Interrupt) -> Result<(), CliError> {
+/// Until the user ends the node or the worker ends itself. A worker that is stuck no longer feeds the service manager's watchdog.
+fn wait(worker: &SharedWorker, interrupt: &Interrupt, service: &Service) -> Result<(), CliError> {
+    let mut is_stuck = false;
     loop {
         match interrupt.receiver().recv_timeout(HEALTH_CHECK) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -191,7 +202,21 @@ fn wait(worker: &SharedWorker, interrupt: &Interrupt) -> Result<(), CliError> {
                     "the engine failed and could not be opened again: see the log".into(),
                 ));
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => match worker.stuck_for() {
+                None => {
+                    is_stuck = false;
+                    service.keep_alive();
+                }
+                Some(late) if !is_stuck => {
+                    is_stuck = true;
+                    let late_s = late.as_secs_f64();
+                    tracing::error!(
+                        late_s,
+                        "the worker is stuck in a section: the node can only be restarted"
+                    );
+                }
+                Some(_) => {}
+            },
         }
     }
 }

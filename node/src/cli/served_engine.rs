@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use takt_engine::{engine::EngineOptions, grammar::ClosingPolicy, sampler::SamplingParams};
+use takt_engine::{dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy, sampler::SamplingParams};
 
-use super::{form::read_schema, generate::opener};
+use super::{CliError, form::read_schema, generate::opener};
 use crate::{
     calibrate::Effort,
     config::Config,
@@ -30,6 +30,11 @@ impl SharedWorker {
     /// What is known of it.
     pub fn facts(&self) -> Option<Facts> {
         self.lock().as_ref().map(|worker| worker.facts().clone())
+    }
+
+    /// How long it has been expected to say that it lives; `None` while it does, and while there is none.
+    pub fn stuck_for(&self) -> Option<Duration> {
+        self.lock().as_ref().and_then(Worker::stuck_for)
     }
 
     /// Whether it broke and could not be started again.
@@ -55,7 +60,7 @@ impl Engine for ServedEngine {
         // As it is now: parameters that change meanwhile hold for the next time.
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let dir = config.engine_dir().ok_or("which engine? set the parameter engine.dir")?;
-        let options = engine_options(&config)?;
+        let options = options_for(&dir, &config).map_err(|error| error.to_string())?;
         let defaults = ask_defaults(&config)?;
         let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))
             .map_err(|error| error.to_string())?;
@@ -110,6 +115,18 @@ fn engine_info(dir: &Path, facts: &Facts, drafting: Drafting) -> EngineInfo {
     }
 }
 
+/// How the engine in `dir` is opened. A board's file is for many engines: one made for shorter texts gets lanes as long as it allows.
+pub(super) fn options_for(dir: &Path, config: &Config) -> Result<EngineOptions, CliError> {
+    let mut options = engine_options(config).map_err(CliError::Usage)?;
+    // An engine that cannot be read is refused with more to say when it is opened.
+    let limit = Manifest::read(dir).map_or(usize::MAX, |manifest| manifest.spec.max_context);
+    if let Some(asked) = options.lane_capacity.filter(|asked| *asked > limit) {
+        tracing::warn!("max_context {asked}: the model was made for {limit} tokens, and lanes hold as many");
+        options.lane_capacity = Some(limit);
+    }
+    Ok(options)
+}
+
 pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
     let automatic = |name| Some(config.count("engine", name)).filter(|count| *count > 0);
     let word = |name| Some(config.text("engine", name)).filter(|word| *word != "auto");
@@ -124,6 +141,8 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
         arithmetic: config.text("engine", "activations").parse()?,
         max_step_tokens: lanes.saturating_add(slice),
         speculation: drafting(config) == Drafting::Head,
+        max_bytes: Some(config.whole("memory", "budget_mib") << 20).filter(|bytes| *bytes > 0),
+        num_snapshots: config.count("scheduler", "prefix_snapshots"),
         ..EngineOptions::default()
     })
 }

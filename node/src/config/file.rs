@@ -5,7 +5,7 @@ use std::{ops::Range, path::Path};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    schema::{KEYS, position},
+    schema::{Accepts, KEYS, position},
     value::Value,
 };
 
@@ -70,19 +70,24 @@ fn entry(section: &str, name: &str, value: &DeValue<'_>) -> Result<(usize, Value
         return Err(format!("unknown key `{name}` in [{section}]{hint}"));
     };
     let accepts = KEYS[key_idx].accepts;
-    let value = convert(value)
+    let value = convert(value, accepts)
         .ok_or_else(|| format!("`{name}`: a {} found, {accepts} expected", value.type_str()))?;
     let value = value.for_key(accepts);
     value.check(accepts).map_err(|fact| format!("`{name}`: {fact}"))?;
     Ok((key_idx, value))
 }
 
-fn convert(value: &DeValue<'_>) -> Option<Value> {
+/// The value; what a key `accepts` decides what a list is one of, since an empty one does not tell.
+fn convert(value: &DeValue<'_>, accepts: Accepts) -> Option<Value> {
     Some(match value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Boolean(flag) => Value::Flag(*flag),
         DeValue::Integer(_) => Value::Whole(whole(value)?),
         DeValue::Float(number) => Value::Number(number.as_str().replace('_', "").parse().ok()?),
+        DeValue::Array(items) if matches!(accepts, Accepts::Texts) => {
+            let text = |item: &DeValue<'_>| item.as_str().map(str::to_owned);
+            Value::Texts(items.iter().map(|item| text(item.get_ref())).collect::<Option<_>>()?)
+        }
         DeValue::Array(items) => {
             Value::Wholes(items.iter().map(|item| whole(item.get_ref())).collect::<Option<_>>()?)
         }
@@ -187,5 +192,6 @@ mod tests {
     fn negative_numbers_and_mixed_lists_are_refused_not_wrapped() {
         assert_eq!(faults("[engine]\nlanes = -1\n").len(), 1);
         assert_eq!(faults("[realtime]\ncores = [0, \"1\"]\n").len(), 1);
+        assert_eq!(faults("[board]\nengines = [\"qwen3-4b nvfp4\", 1]\n").len(), 1);
     }
 }

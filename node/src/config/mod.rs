@@ -197,6 +197,22 @@ impl Config {
         }
     }
 
+    /// A list of texts; empty for a key that is not one.
+    #[must_use]
+    pub fn texts(&self, section: &str, name: &str) -> &[String] {
+        match self.value(section, name) {
+            Some(Value::Texts(texts)) => texts,
+            _ => &[],
+        }
+    }
+
+    /// True when the key has its built-in value, whoever set it.
+    #[must_use]
+    pub fn is_built_in(&self, section: &str, name: &str) -> bool {
+        let key = position(section, name).map(|key_idx| &KEYS[key_idx]);
+        key.is_none_or(|key| self.value(section, name) == Some(&Value::from(key.built_in)))
+    }
+
     /// A whole number as a count of things in memory.
     #[must_use]
     pub fn count(&self, section: &str, name: &str) -> usize {
@@ -355,7 +371,9 @@ mod tests {
 
     #[test]
     fn what_is_printed_can_be_read_back_and_means_the_same() {
-        let config = Layers::default().environment(nothing).resolve().unwrap();
+        let file = "[board]\nname = \"a \\\"board\\\"\"\nengines = [\"qwen3-0.6b nvfp4\", \"x\"]\n";
+        let layers = Layers::default().text(file, Path::new("a.toml")).environment(nothing);
+        let config = layers.resolve().unwrap();
         let again = Layers::default().text(&config.describe(), Path::new("printed.toml")).resolve().unwrap();
         let values =
             |config: &Config| config.settings.iter().map(|(value, _)| value.clone()).collect::<Vec<_>>();

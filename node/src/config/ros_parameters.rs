@@ -167,6 +167,8 @@ pub fn convert(value: &ParameterValue, accepts: Accepts) -> Result<Value, String
         (V::ByteArray(bytes), Accepts::Wholes(_)) => {
             Some(Value::Wholes(bytes.iter().map(|byte| u64::from(*byte)).collect()))
         }
+        (V::StringArray(texts), Accepts::Texts) => Some(Value::Texts(texts.clone())),
+        (list, Accepts::Texts) if list.is_empty_array() => Some(Value::Texts(Vec::new())),
         (list, Accepts::Wholes(_)) if list.is_empty_array() => Some(Value::Wholes(Vec::new())),
         _ => None,
     };

@@ -30,6 +30,8 @@ pub enum Accepts {
     Flag,
     /// A list of whole numbers, each at most this.
     Wholes(u64),
+    /// A list of texts.
+    Texts,
 }
 
 /// A built-in value.
@@ -43,8 +45,10 @@ pub enum BuiltIn {
     Number(f64),
     /// Flag.
     Flag(bool),
-    /// The empty list.
+    /// The empty list of numbers.
     NoWholes,
+    /// The empty list of texts.
+    NoTexts,
 }
 
 /// Backends a configuration may name; those of later versions are refused by name when the engine is opened.
@@ -60,7 +64,12 @@ pub const CLASSES: &[&str] = &["control", "interactive"];
 /// Scheduling policies of the worker thread.
 pub const POLICIES: &[&str] = &["other", "fifo"];
 
+/// How the GPU is shared with perception.
+pub const GPU_SHARES: &[&str] = &["green_context", "priority", "none"];
+
 const MAX_MS: u64 = 86_400_000; // a day
+const MAX_MIB: u64 = 1 << 22; // four tebibytes
+const MAX_MHZ: u64 = 20_000;
 
 /// All keys, in the order they are printed.
 pub const KEYS: &[Key] = &[
@@ -85,7 +94,7 @@ pub const KEYS: &[Key] = &[
         "max_context",
         Accepts::Whole(0, 1 << 24),
         BuiltIn::Whole(0),
-        "tokens a lane holds, prompt and answer; 0: the model's own limit, at most 4096",
+        "tokens a lane holds, prompt and answer, at most the model's own limit; 0: that, at most 4096",
     ),
     key(
         "engine",
@@ -288,6 +297,91 @@ pub const KEYS: &[Key] = &[
         Accepts::Text,
         BuiltIn::Text(""),
         "file with a JSON Schema that answers to plain sentences keep, however little time they get; empty: any text",
+    ),
+    key(
+        "gpu",
+        "share",
+        Accepts::Word(GPU_SHARES),
+        BuiltIn::Text("green_context"),
+        "how perception is protected: multiprocessors of our own, a low-priority stream, or not at all; no effect in this version, which computes on the CPU",
+    ),
+    key(
+        "gpu",
+        "sm_share_percent",
+        Accepts::Whole(1, 100),
+        BuiltIn::Whole(50),
+        "multiprocessors of a green context, rounded down to what the GPU can split; no effect in this version, which computes on the CPU",
+    ),
+    key(
+        "memory",
+        "budget_mib",
+        Accepts::Whole(0, MAX_MIB),
+        BuiltIn::Whole(0),
+        "most memory of weights, KV cache, snapshots and workspace together: an engine that needs more is refused; 0: no limit",
+    ),
+    key("board", "name", Accepts::Text, BuiltIn::Text(""), "the board this file is for, in words"),
+    key(
+        "board",
+        "model",
+        Accepts::Text,
+        BuiltIn::Text(""),
+        "part of /proc/device-tree/model by which `takt doctor` and the installer choose this file; empty: never chosen",
+    ),
+    key(
+        "board",
+        "memory_gib",
+        Accepts::Whole(0, 4096),
+        BuiltIn::Whole(0),
+        "memory soldered to the board, shared by CPU and GPU; 0: not compared",
+    ),
+    key(
+        "board",
+        "cuda_sm",
+        Accepts::Text,
+        BuiltIn::Text(""),
+        "the GPU's architecture, as sm_87; empty: none",
+    ),
+    key(
+        "board",
+        "power_mode",
+        Accepts::Text,
+        BuiltIn::Text(""),
+        "nvpmodel's name of the power mode the other values are for; empty: not compared",
+    ),
+    key(
+        "board",
+        "cpu_mhz",
+        Accepts::Whole(0, MAX_MHZ),
+        BuiltIn::Whole(0),
+        "highest processor clock in that mode; 0: not compared",
+    ),
+    key(
+        "board",
+        "gpu_mhz",
+        Accepts::Whole(0, MAX_MHZ),
+        BuiltIn::Whole(0),
+        "highest GPU clock in that mode; 0: not compared",
+    ),
+    key(
+        "board",
+        "emc_mhz",
+        Accepts::Whole(0, MAX_MHZ),
+        BuiltIn::Whole(0),
+        "memory clock in that mode; 0: not compared",
+    ),
+    key(
+        "board",
+        "reserve_mib",
+        Accepts::Whole(0, MAX_MIB),
+        BuiltIn::Whole(0),
+        "memory left to firmware, system and the robot's other software",
+    ),
+    key(
+        "board",
+        "engines",
+        Accepts::Texts,
+        BuiltIn::NoTexts,
+        "recommended engines, as \"qwen3-1.7b nvfp4\": shape and weights; each fits the board with these values",
     ),
 ];
 

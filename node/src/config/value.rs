@@ -17,6 +17,8 @@ pub enum Value {
     Flag(bool),
     /// List of whole numbers.
     Wholes(Vec<u64>),
+    /// List of texts.
+    Texts(Vec<String>),
 }
 
 /// Where a value came from; later ones win.
@@ -42,6 +44,7 @@ impl From<BuiltIn> for Value {
             BuiltIn::Number(number) => Self::Number(number),
             BuiltIn::Flag(flag) => Self::Flag(flag),
             BuiltIn::NoWholes => Self::Wholes(Vec::new()),
+            BuiltIn::NoTexts => Self::Texts(Vec::new()),
         }
     }
 }
@@ -63,7 +66,9 @@ impl Value {
     /// What was found and what is expected.
     pub fn check(&self, accepts: Accepts) -> Result<(), String> {
         let fits = match (self, accepts) {
-            (Self::Text(_), Accepts::Text) | (Self::Flag(_), Accepts::Flag) => true,
+            (Self::Text(_), Accepts::Text)
+            | (Self::Flag(_), Accepts::Flag)
+            | (Self::Texts(_), Accepts::Texts) => true,
             (Self::Text(text), Accepts::Word(words)) => words.contains(&text.as_str()),
             (Self::Whole(number), Accepts::Whole(least, most)) => (least..=most).contains(number),
             (Self::Number(number), Accepts::Number(least, most)) => (least..=most).contains(number),
@@ -84,6 +89,7 @@ impl fmt::Display for Value {
             Self::Number(number) => write!(f, "{number:?}"),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Wholes(numbers) => write!(f, "{numbers:?}"),
+            Self::Texts(texts) => write!(f, "{texts:?}"),
         }
     }
 }
@@ -97,6 +103,7 @@ impl fmt::Display for Accepts {
             Self::Number(least, most) => write!(f, "a number from {least} to {most}"),
             Self::Flag => f.write_str("true or false"),
             Self::Wholes(most) => write!(f, "a list of whole numbers up to {most}"),
+            Self::Texts => f.write_str("a list of texts"),
         }
     }
 }

@@ -63,8 +63,8 @@ fn kernel() -> Finding {
     )
 }
 
-const CAP_IPC_LOCK: u32 = 14;
-const CAP_SYS_NICE: u32 = 23;
+pub(super) const CAP_IPC_LOCK: u32 = 14;
+pub(super) const CAP_SYS_NICE: u32 = 23;
 
 fn has_capability(bit: u32) -> bool {
     let status = read("/proc/self/status").unwrap_or_default();

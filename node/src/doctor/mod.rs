@@ -2,6 +2,7 @@
 //!
 //! Architecture invariant: nothing here changes anything, and an unreadable fact is "unknown", never a failure.
 
+mod board;
 mod cpu;
 mod gpu;
 mod limits;
@@ -11,6 +12,8 @@ mod ros2;
 use std::path::Path;
 
 use serde::Serialize;
+
+pub use board::compare;
 
 /// How good a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -9,6 +9,7 @@ mod active;
 mod asker;
 mod core;
 mod desk;
+mod heartbeat;
 mod prompt;
 mod thread;
 mod watch;

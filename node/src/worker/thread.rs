@@ -23,6 +23,7 @@ use takt_engine_builder::draft::measure_acceptance;
 use super::{
     Desk, Drafting, Parts, WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
+    heartbeat::Heartbeat,
     watch::Watch,
 };
 use crate::{
@@ -39,6 +40,11 @@ const SLOW_STEP: Duration = Duration::from_millis(50);
 const MAX_FAILURES: usize = 3;
 /// How often an idle worker looks whether costs are to be measured again.
 const IDLE_CHECK: Duration = Duration::from_millis(250);
+/// What one section, or one measurement of costs, may take before the worker counts as stuck: ten times and more what the slowest takes (a
+/// slice of 64 tokens of an 8B model: about 2 s on two cores).
+const SECTION_ALLOWANCE: Duration = Duration::from_secs(30);
+/// What opening an engine may take: hashing, packing and warming up tens of gigabytes from a slow disk.
+const OPEN_ALLOWANCE: Duration = Duration::from_secs(900);
 /// Cancellations that may wait for the next section.
 const MAX_CANCELS: usize = 256;
 
@@ -97,6 +103,7 @@ pub struct Worker {
     facts: Facts,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    heart: Arc<Heartbeat>,
     _watch: Watch,
 }
 
@@ -110,7 +117,8 @@ impl Worker {
         let (cancels_in, cancels) = bounded(MAX_CANCELS);
         let (stop_in, stop) = bounded(0);
         let (ready_in, ready) = bounded(1);
-        let channels = Channels { requests, cancels, stop };
+        let heart = Arc::new(Heartbeat::new(OPEN_ALLOWANCE));
+        let channels = Channels { requests, cancels, stop, heart: Arc::clone(&heart) };
         let system_root = options.system_root.clone();
         let thread = std::thread::Builder::new()
             .name("takt-worker".into())
@@ -132,6 +140,7 @@ impl Worker {
             facts,
             stop: Some(stop_in),
             thread: Some(thread),
+            heart,
         })
     }
 
@@ -151,6 +160,13 @@ impl Worker {
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// How long the thread has been expected to say that it lives; `None` while it does. What is stuck in a section can only be ended with
+    /// the process.
+    #[must_use]
+    pub fn stuck_for(&self) -> Option<Duration> {
+        self.heart.overdue()
     }
 
     /// Ends the worker and waits for it.
@@ -177,6 +193,7 @@ struct Channels {
     cancels: Receiver<RequestId>,
     /// Closed for shutdown; nothing is ever sent.
     stop: Receiver<()>,
+    heart: Arc<Heartbeat>,
 }
 
 impl Channels {
@@ -223,6 +240,7 @@ fn work(
                     ));
                 }
                 let desk = Arc::clone(core.desk());
+                channels.heart.beat(OPEN_ALLOWANCE);
                 drop(core); // two engines at once may not fit into memory
                 match open(&mut opener, options, Some(desk)) {
                     Ok((reopened, _)) => core = reopened,
@@ -328,7 +346,12 @@ fn serve(core: &mut WorkerCore, channels: &Channels, num_failures: &mut usize) -
     loop {
         let mut had_open = 0;
         let round = catch_unwind(AssertUnwindSafe(|| {
-            if let Err(error) = core.recalibrate_if_idle(|| channels.are_quiet()) {
+            channels.heart.beat(SECTION_ALLOWANCE);
+            let goes_on = || {
+                channels.heart.beat(SECTION_ALLOWANCE);
+                channels.are_quiet()
+            };
+            if let Err(error) = core.recalibrate_if_idle(goes_on) {
                 return Some(Err(error));
             }
             if !receive(core, channels) {

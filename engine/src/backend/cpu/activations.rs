@@ -98,6 +98,21 @@ impl Activations {
         }
     }
 
+    /// Bytes that [`Self::new`] allocates.
+    pub(super) fn bytes_for(arithmetic: Arithmetic, max_rows: usize, max_cols: usize) -> u64 {
+        let num_values = max_rows * max_cols.next_multiple_of(BLOCK_COLS);
+        // A code each; a scale and a bias a block.
+        let codes = num_values + num_values / BLOCK_COLS * (size_of::<f32>() + size_of::<i32>());
+        (num_values * size_of::<f32>() + if arithmetic == Arithmetic::Int8 { codes } else { 0 }) as u64
+    }
+
+    /// Bytes it holds.
+    #[cfg(test)]
+    pub(super) fn num_bytes(&self) -> u64 {
+        let [rows, codes] = [self.rows.as_slice().len() * 4, self.codes.as_slice().len()];
+        (rows + codes + self.scales.as_slice().len() * 4 + self.biases.as_slice().len() * 4) as u64
+    }
+
     /// No room at all: what is left while the rows are lent.
     fn nothing() -> Self {
         Self::new(Arithmetic::F32, 0, 0)

@@ -83,26 +83,67 @@ pub(super) struct StepLimits {
     pub num_lanes: usize,
 }
 
+/// Numbers each F32 buffer of an [`Arena`] holds.
+struct Lens {
+    residual: usize,
+    qkv: usize,
+    attended: usize,
+    gate_up: usize,
+    logits: usize,
+}
+
+impl Lens {
+    fn of(spec: &DecoderSpec, limits: StepLimits) -> Self {
+        let StepLimits { max_tokens, max_logits_rows, .. } = limits;
+        Self {
+            residual: max_tokens * spec.hidden_size,
+            qkv: max_tokens * (spec.q_dim() + 2 * spec.kv_dim()),
+            attended: limits.max_blocks(spec) * AttentionTasks::block_len(spec) * spec.q_dim(),
+            gate_up: max_tokens * 2 * spec.intermediate_size,
+            logits: max_logits_rows * spec.vocab_size,
+        }
+    }
+}
+
+impl StepLimits {
+    /// A block is never shorter than its lane's tokens demand, so at most one block a lane is not full.
+    fn max_blocks(self, spec: &DecoderSpec) -> usize {
+        (self.max_tokens / AttentionTasks::block_len(spec) + self.num_lanes).min(self.max_tokens)
+    }
+}
+
 impl Arena {
+    /// Bytes of the large buffers that [`Self::new`] allocates.
+    pub(super) fn num_bytes(spec: &DecoderSpec, limits: StepLimits, arithmetic: Arithmetic) -> u64 {
+        let lens = Lens::of(spec, limits);
+        let numbers = 2 * lens.residual + lens.qkv + lens.attended + lens.gate_up + lens.logits;
+        let inputs = [
+            (limits.max_tokens, spec.hidden_size),
+            (limits.max_tokens, spec.q_dim()),
+            (limits.max_tokens, spec.intermediate_size),
+            (limits.max_logits_rows, spec.hidden_size),
+        ];
+        let inputs = inputs.map(|(rows, cols)| Activations::bytes_for(arithmetic, rows, cols));
+        (numbers * size_of::<f32>()) as u64 + inputs.iter().sum::<u64>()
+    }
+
     /// Buffers for plans within `limits`.
     pub(super) fn new(spec: &DecoderSpec, limits: StepLimits, arithmetic: Arithmetic) -> Self {
         let (max_tokens, max_rows) = (limits.max_tokens, limits.max_logits_rows);
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
-        // A block is never shorter than its lane's tokens demand, so at most one block a lane is not full.
-        let block_len = AttentionTasks::block_len(spec);
-        let max_blocks = (max_tokens / block_len + limits.num_lanes).min(max_tokens);
+        let lens = Lens::of(spec, limits);
         Self {
             places: Vec::with_capacity(max_tokens),
             paths: Vec::with_capacity(max_tokens * USUAL_PATH_LEN),
-            blocks: Vec::with_capacity(max_blocks),
+            blocks: Vec::with_capacity(limits.max_blocks(spec)),
             logits_tokens: Vec::with_capacity(max_rows),
             first_row: Vec::with_capacity(limits.num_lanes + 1),
-            residual: vec![0.0; max_tokens * hidden],
-            delta: vec![0.0; max_tokens * hidden],
-            qkv: vec![0.0; max_tokens * (spec.q_dim() + 2 * spec.kv_dim())],
-            attended: vec![0.0; max_blocks * block_len * spec.q_dim()],
-            gate_up: vec![0.0; max_tokens * 2 * inner],
-            logits: vec![0.0; max_rows * spec.vocab_size],
+            residual: vec![0.0; lens.residual],
+            delta: vec![0.0; lens.residual],
+            qkv: vec![0.0; lens.qkv],
+            attended: vec![0.0; lens.attended],
+            gate_up: vec![0.0; lens.gate_up],
+            logits: vec![0.0; lens.logits],
             captured: Vec::new(),
             features: Vec::new(),
             normed: Activations::new(arithmetic, max_tokens, hidden),

@@ -143,7 +143,7 @@ impl CpuBackend {
 }
 
 impl CpuOptions {
-    fn validate(&self, spec: &DecoderSpec) -> Result<()> {
+    pub(crate) fn validate(&self, spec: &DecoderSpec) -> Result<()> {
         let counts = [
             ("lanes", self.num_lanes, 1 << 10),
             ("tokens a lane", self.lane_capacity, spec.max_context),

@@ -20,9 +20,11 @@ mod rows;
 mod simd;
 mod swiglu;
 mod vectors;
+mod workspace;
 
 pub use activations::{Activations, Arithmetic};
 pub use backend::{ActivationArithmetic, CpuBackend, CpuOptions};
 pub use linear::{linear, linear_on};
 pub use packed::PackedMatrix;
 pub use pool::ThreadPool;
+pub use workspace::workspace_bytes;

@@ -32,6 +32,11 @@ impl RopeTable {
         }
     }
 
+    /// Bytes that [`Self::new`] allocates.
+    pub(super) fn bytes_for(rope: &RopeSpec, lane_capacity: usize) -> u64 {
+        (2 * lane_capacity * rope.inv_freq.len() * size_of::<f32>()) as u64
+    }
+
     /// The rotation of `position`.
     pub(super) fn rotation(&self, position: usize) -> Rotation<'_> {
         let range = position * self.num_pairs..(position + 1) * self.num_pairs;

@@ -16,6 +16,7 @@ fn type_of(accepts: Accepts) -> u8 {
         Accepts::Number(..) => ParameterValue::Double(0.0),
         Accepts::Flag => ParameterValue::Bool(false),
         Accepts::Wholes(_) => ParameterValue::IntegerArray(Vec::new()),
+        Accepts::Texts => ParameterValue::StringArray(Vec::new()),
     };
     example.type_id()
 }
@@ -28,6 +29,7 @@ pub(super) fn from_key(value: &Value) -> ParameterValue {
         Value::Whole(number) => ParameterValue::Integer(integer(*number)),
         Value::Number(number) => ParameterValue::Double(*number),
         Value::Flag(flag) => ParameterValue::Bool(*flag),
+        Value::Texts(texts) => ParameterValue::StringArray(texts.clone()),
         Value::Wholes(numbers) => {
             ParameterValue::IntegerArray(numbers.iter().copied().map(integer).collect())
         }

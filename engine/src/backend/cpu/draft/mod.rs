@@ -31,6 +31,12 @@ use model::DraftModel;
 
 /// Most rows of one plan, all lanes together.
 const MAX_PLAN_ROWS: usize = 64;
+/// Rows of one plan, with those that lanes have read but not drafted after.
+const PLAN_LIMITS: StepLimits = StepLimits {
+    max_tokens: MAX_PLAN_ROWS + MAX_BACKLOG,
+    max_logits_rows: MAX_PLAN_ROWS,
+    num_lanes: MAX_PLAN_ROWS + MAX_BACKLOG,
+};
 /// Most proposals after one row.
 const MAX_TOP_K: usize = 64;
 
@@ -99,8 +105,7 @@ impl CpuDraft {
         let kv_spec = DecoderSpec { max_context: max_positions + MAX_ROWS, ..layer_spec.clone() };
         let lanes =
             KvLanes::new(&kv_spec, setup.kv, setup.num_lanes, max_positions + MAX_ROWS, setup.max_kv_bytes)?;
-        let max_rows = MAX_PLAN_ROWS + MAX_BACKLOG;
-        let limits = StepLimits { max_tokens: max_rows, max_logits_rows: MAX_PLAN_ROWS, num_lanes: max_rows };
+        let (max_rows, limits) = (PLAN_LIMITS.max_tokens, PLAN_LIMITS);
         let (h, features_len) = (spec.hidden_size, spec.features_len());
         Ok(Self {
             rope: RopeTable::new(&layer_spec.rope, max_positions + MAX_ROWS),
@@ -118,6 +123,18 @@ impl CpuDraft {
             layer_spec,
             model,
         })
+    }
+
+    /// Bytes of the large buffers beside the lanes that [`Self::new`] allocates.
+    pub fn workspace_bytes(spec: &DraftSpec, lane_capacity: usize, arithmetic: Arithmetic) -> u64 {
+        let max_positions = spec.max_positions.min(lane_capacity);
+        let layer_spec = spec.layer();
+        let (h, max_rows) = (spec.hidden_size, PLAN_LIMITS.max_tokens);
+        RopeTable::bytes_for(&layer_spec.rope, max_positions + MAX_ROWS)
+            + Arena::num_bytes(&layer_spec, PLAN_LIMITS, arithmetic)
+            + Activations::bytes_for(arithmetic, MAX_BACKLOG, spec.features_len())
+            + Activations::bytes_for(arithmetic, max_rows, 2 * h)
+            + (max_rows * h * size_of::<f32>()) as u64
     }
 
     pub fn facts(&self) -> &DraftFacts {

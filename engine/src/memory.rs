@@ -1,0 +1,208 @@
+//! How much memory an engine takes, known before it is opened.
+
+use crate::{
+    EngineError, Result,
+    backend::cpu::{CpuOptions, workspace_bytes},
+    dir::{DraftDir, Part, Quantization, lay_out, parts},
+    draft::{DraftManifest, MAX_DRAFT_ROWS},
+    engine::EngineOptions,
+    kv::kv_bytes,
+    quant::WeightKind,
+    spec::DecoderSpec,
+};
+
+/// Memory that an engine takes once it is open, by part.
+///
+/// While it is opened its file is mapped beside the backend's own copy of the weights: pages that the system can drop, unless memory is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineMemory {
+    /// Weights of the model and of the draft head in use.
+    pub weight_bytes: u64,
+    /// KV cache of all lanes, the head's included.
+    pub kv_bytes: u64,
+    /// As much again for prefix snapshots, each as long as a lane.
+    pub snapshot_bytes: u64,
+    /// Buffers of a step, position tables.
+    pub workspace_bytes: u64,
+}
+
+impl EngineMemory {
+    /// What a model takes under `options`.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for a lane longer than the model's context, [`EngineError::Unsupported`] for a decoder that does not hold,
+    /// [`EngineError::Capacity`] when sizes exceed 2^64.
+    pub fn of(
+        spec: &DecoderSpec,
+        quantization: &Quantization,
+        draft: Option<&DraftManifest>,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        spec.validate()?;
+        let mut cpu_options = options.cpu_options(spec, quantization.kv);
+        let draft = draft.filter(|_| options.speculation);
+        if draft.is_some() {
+            cpu_options = options.with_draft_rows(cpu_options);
+        }
+        cpu_options.validate(spec)?;
+        let CpuOptions { num_lanes, lane_capacity, kv, .. } = cpu_options;
+        let heads_kv = |num_lanes| {
+            draft.map_or(Some(0), |draft| {
+                let positions = draft.spec.max_positions.min(lane_capacity) + MAX_DRAFT_ROWS;
+                kv_bytes(&draft.spec.layer(), kv, num_lanes, positions)
+            })
+        };
+        let kv_of = |num_lanes| {
+            let own = kv_bytes(spec, kv, num_lanes, lane_capacity);
+            own.zip(heads_kv(num_lanes)).and_then(|(own, head)| own.checked_add(head)).ok_or_else(|| {
+                EngineError::Capacity(
+                    "the KV cache would exceed 2^64 bytes: use fewer lanes or tokens".into(),
+                )
+            })
+        };
+        let head_weights = draft.map_or(Ok(0), |draft| stored_bytes(&DraftDir::parts(draft)))?;
+        // A head that is the embedding is stored once and packed for its own use besides.
+        let shared = if spec.tied_embeddings && quantization.lm_head == WeightKind::Bf16 {
+            2 * (spec.vocab_size * spec.hidden_size) as u64
+        } else {
+            0
+        };
+        Ok(Self {
+            weight_bytes: stored_bytes(&parts(spec, quantization))? + shared + head_weights,
+            kv_bytes: kv_of(num_lanes)?,
+            snapshot_bytes: kv_of(options.num_snapshots)?,
+            workspace_bytes: workspace_bytes(spec, &cpu_options, draft.map(|draft| &draft.spec)),
+        })
+    }
+
+    /// Whether it stays within `max_bytes`.
+    ///
+    /// # Errors
+    /// [`EngineError::Capacity`] with every part and what would fit.
+    pub fn check(&self, max_bytes: u64, options: &EngineOptions) -> Result<()> {
+        let total = self.total_bytes();
+        if total <= max_bytes {
+            return Ok(());
+        }
+        let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+        let fixed = self.weight_bytes.saturating_add(self.workspace_bytes);
+        let (cached, room) =
+            (self.kv_bytes.saturating_add(self.snapshot_bytes), max_bytes.saturating_sub(fixed));
+        let way_out = if fixed >= max_bytes {
+            "take a smaller model, weights of fewer bits, or no draft head".to_owned()
+        } else {
+            format!(
+                "lanes and snapshots may take {} MiB, {:.0} % of what they are to: make lanes shorter by as much, use fewer of them or fewer \
+                 snapshots, or a smaller KV format",
+                mib(room),
+                100.0 * room as f64 / cached.max(1) as f64
+            )
+        };
+        Err(EngineError::Capacity(format!(
+            "the engine takes {} MiB (weights {}, KV cache of {} lanes {}, {} snapshots {}, workspace {}), the memory budget is {} MiB: {way_out}, or \
+             allow more",
+            mib(total),
+            mib(self.weight_bytes),
+            options.num_lanes,
+            mib(self.kv_bytes),
+            options.num_snapshots,
+            mib(self.snapshot_bytes),
+            mib(self.workspace_bytes),
+            mib(max_bytes),
+        )))
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        [self.kv_bytes, self.snapshot_bytes, self.workspace_bytes]
+            .iter()
+            .fold(self.weight_bytes, |sum, bytes| sum.saturating_add(*bytes))
+    }
+}
+
+/// Bytes of tensors as the engine's files hold them.
+fn stored_bytes(parts: &[Part]) -> Result<u64> {
+    Ok(lay_out(parts)?.iter().map(|tensor| tensor.byte_len as u64).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::{Backend as _, cpu::CpuBackend},
+        kv::KvKind,
+        shapes::{RandomWeights, decoder_spec},
+    };
+
+    #[test]
+    fn what_is_told_before_is_what_a_backend_takes() {
+        let spec = DecoderSpec {
+            hidden_size: 256,
+            intermediate_size: 640,
+            num_layers: 2,
+            vocab_size: 320,
+            ..decoder_spec("llama-3.2-1b").unwrap()
+        };
+        let options = EngineOptions {
+            num_lanes: 3,
+            lane_capacity: Some(100),
+            num_snapshots: 2,
+            ..EngineOptions::default()
+        };
+        for (weights, lm_head) in [
+            (WeightKind::Bf16, WeightKind::Bf16),
+            (WeightKind::Nvfp4, WeightKind::Fp8),
+            (WeightKind::Int4, WeightKind::Bf16),
+        ] {
+            let quantization = Quantization { weights, lm_head, kv: KvKind::Int8 };
+            let told = EngineMemory::of(&spec, &quantization, None, &options).unwrap();
+            let source = RandomWeights::new(&spec, weights, lm_head, 1).unwrap();
+            let backend =
+                CpuBackend::new(&spec, &source, &options.cpu_options(&spec, quantization.kv)).unwrap();
+            let held = backend.capabilities();
+            assert_eq!(told.kv_bytes, held.kv_bytes);
+            assert_eq!(told.snapshot_bytes * 3, told.kv_bytes * 2);
+            let norms = (2 * spec.num_layers + 1) * spec.hidden_size * 4;
+            let embedding = spec.vocab_size * spec.hidden_size * 2;
+            let taken = held.weight_bytes_per_step + (norms + embedding) as u64;
+            let ratio = told.weight_bytes as f64 / taken as f64;
+            assert!(
+                (0.99..1.01).contains(&ratio),
+                "{weights}, {lm_head}: {} told, {taken} taken",
+                told.weight_bytes
+            );
+        }
+    }
+
+    #[test]
+    fn an_engine_over_its_budget_is_refused_with_the_numbers_and_the_way_out() {
+        let spec = decoder_spec("qwen3-0.6b").unwrap();
+        let quantization =
+            Quantization { weights: WeightKind::Nvfp4, lm_head: WeightKind::Fp8, kv: KvKind::Int8 };
+        let options = EngineOptions { num_lanes: 2, num_snapshots: 2, ..EngineOptions::default() };
+        let needed = EngineMemory::of(&spec, &quantization, None, &options).unwrap();
+        assert!(needed.check(needed.total_bytes(), &options).is_ok());
+        let refused = |max_bytes| {
+            let error = needed.check(max_bytes, &options).unwrap_err();
+            assert!(error.is_capacity());
+            error.to_string()
+        };
+        let text = refused(needed.total_bytes() - (needed.kv_bytes >> 1));
+        for part in ["KV cache of 2 lanes 462.0", "2 snapshots 462.0", "75 % of what they are to", "shorter"]
+        {
+            assert!(text.contains(part), "{part:?} not in {text}");
+        }
+        assert!(refused(needed.weight_bytes).contains("take a smaller model"));
+        assert!(refused(0).contains("the memory budget is 0.0 MiB"));
+    }
+
+    #[test]
+    fn a_lane_longer_than_the_model_was_made_for_is_refused() {
+        let spec = decoder_spec("qwen3-0.6b").unwrap();
+        let quantization =
+            Quantization { weights: WeightKind::Nvfp4, lm_head: WeightKind::Fp8, kv: KvKind::Bf16 };
+        let options = EngineOptions { lane_capacity: Some(50_000), ..EngineOptions::default() };
+        assert!(EngineMemory::of(&spec, &quantization, None, &options).is_err());
+    }
+}

@@ -1,0 +1,65 @@
+//! `takt serve` under a service manager, on board files, within a memory budget.
+
+use std::{os::unix::net::UnixDatagram, time::Duration};
+
+use super::harness::*;
+
+fn board_file(name: &str) -> String {
+    fixture("../../jetson-configs").join(name).display().to_string()
+}
+
+#[test]
+fn a_service_manager_hears_that_the_node_is_ready_lives_and_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command =
+        on_loopback(&["serve", "--engine", engine(), "--ros-args", "-r", "__node:=service_test"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "10000000").env_remove("WATCHDOG_PID");
+    let mut node = Node(
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap(),
+    );
+    let hear = || {
+        let mut buffer = [0; 512];
+        let len = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    assert!(hear().starts_with("STATUS=opening "));
+    let ready = hear();
+    assert!(ready.starts_with("READY=1\nSTATUS=/service_test answers with "), "{ready}");
+    assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    let pid = i32::try_from(node.0.id()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    while hear() != "STOPPING=1" {}
+    assert!(node.0.wait().unwrap().success());
+}
+
+#[test]
+fn every_board_file_is_a_configuration_and_an_engine_over_its_budget_is_refused() {
+    for name in ["thor-128gb", "agx-orin-64gb", "agx-orin-32gb", "orin-nx-16gb", "orin-nano-8gb", "host"] {
+        let printed = succeed(["serve", "--config", &board_file(&format!("{name}.toml")), "--print-config"]);
+        assert!(printed.contains("budget_mib"), "{printed}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("tight.toml");
+    std::fs::write(&config, "[memory]\nbudget_mib = 1\n").unwrap();
+    let args = ["serve", "--engine", engine(), "--config", config.to_str().unwrap()];
+    let output = on_loopback(&args).args(["--ros-args", "-r", "__node:=budget_test"]).output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("the memory budget is 1.0 MiB"), "{message}");
+}
+
+#[test]
+fn doctor_compares_this_machine_with_the_board_file_it_is_given() {
+    let path = board_file("orin-nano-8gb.toml");
+    let found = succeed_json(["doctor", "--board", &path, "--json"]);
+    assert_eq!(found["board"], path.as_str());
+    let topics: Vec<&str> =
+        found["findings"].as_array().unwrap().iter().filter_map(|f| f["topic"].as_str()).collect();
+    for topic in ["board", "board memory", "power mode", "memory clock", "isolated cores"] {
+        assert!(topics.contains(&topic), "{topics:?}");
+    }
+    fail(["doctor", "--board", "no-such.toml"], 1, &["no-such.toml"]);
+}
