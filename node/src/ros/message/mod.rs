@@ -10,6 +10,8 @@ mod answer;
 #[cfg(test)]
 mod files;
 pub(in crate::ros) mod interface;
+#[cfg(test)]
+mod known_hashes;
 mod standard;
 mod takt;
 pub(in crate::ros) mod type_hash;
