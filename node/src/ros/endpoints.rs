@@ -126,6 +126,7 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ros::transport::{Durability, Reliability};
     use crate::ros::{NodeName, ParameterValue, Remap};
 
     fn endpoints(remaps: Vec<Remap>, overrides: &[(&str, ParameterValue)]) -> Endpoints {
@@ -145,6 +146,19 @@ mod tests {
         let strangers = endpoints(Vec::new(), &[known, unknown, wrong_way]).strangers();
         assert_eq!(strangers.len(), 2, "{strangers:?}");
         assert!(strangers[0].contains("/arm/takt/tokens") || strangers[1].contains("/arm/takt/tokens"));
+    }
+
+    #[test]
+    fn the_documentation_lists_every_topic_with_its_quality_of_service() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ros2.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for (topics, direction) in [(&PUBLISHED[..], ""), (&HEARD[..], " (in)")] {
+            for Topic { name, ty, qos } in topics {
+                assert_eq!((qos.reliability, qos.durability), (Reliability::Reliable, Durability::Volatile));
+                let row = format!("| `{name}`{direction} | `{ty}` | reliable | volatile | {} |", qos.depth);
+                assert!(text.contains(&row), "{row}");
+            }
+        }
     }
 
     #[test]
