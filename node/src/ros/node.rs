@@ -191,7 +191,8 @@ impl RosNode {
             clock: clock.clone(),
         });
         let open_counts = Arc::new(OpenCounts::default());
-        let (opened, newly_open) = crossbeam_channel::bounded(defaults.max_in_flight.max(1));
+        // Never longer than the limit of open requests, which a parameter may raise.
+        let (opened, newly_open) = crossbeam_channel::unbounded();
         let (commands, commanded) = crossbeam_channel::bounded(1);
         let gate = Arc::new(Gate::new(defaults, Arc::clone(&topics), Arc::clone(&open_counts), opened));
         let outlet = Outlet::new(topics, gate.sessions(), Arc::clone(&open_counts), newly_open, commanded);

@@ -235,7 +235,7 @@ pub(in crate::ros) struct Gate {
 }
 
 impl Gate {
-    /// Shut at first. `opened` has room for as many requests as are let in at a time.
+    /// Shut at first.
     pub fn new(
         defaults: AskDefaults,
         topics: Arc<Topics>,
@@ -328,9 +328,9 @@ impl Gate {
                 }
                 let mut open = Open::new(asker, about, requests, events, (id, arrived, deadline));
                 open.session = session;
-                // Room for every request the count admits, so this fails only when the outlet is gone.
-                if let Err(error) = self.opened.try_send(open) {
-                    let Open { asker, about, .. } = error.into_inner();
+                // Fails only when the outlet is gone.
+                if let Err(error) = self.opened.send(open) {
+                    let Open { asker, about, .. } = error.0;
                     self.open_counts.leave(about.class);
                     let reply =
                         refusal(Status::Cancelled, "the node is shutting down".to_owned(), arrived, deadline);
