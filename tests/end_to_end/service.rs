@@ -27,7 +27,7 @@ fn a_service_manager_hears_that_the_node_is_ready_lives_and_stops() {
     };
     assert!(hear().starts_with("STATUS=opening "));
     let ready = hear();
-    assert!(ready.starts_with("READY=1\nSTATUS=/service_test answers with "), "{ready}");
+    assert!(ready.starts_with("READY=1\nSTATUS=/service_test is active"), "{ready}");
     assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
     let pid = i32::try_from(node.0.id()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
