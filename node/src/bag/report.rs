@@ -83,6 +83,8 @@ pub struct StreamReport {
     pub num_lost: u64,
     /// Messages that do not continue the text.
     pub num_offset_jumps: u64,
+    /// Messages that came after later ones.
+    pub num_late: u64,
     /// Messages that were there before.
     pub num_repeated: u64,
     /// Streams without a last message.
@@ -101,6 +103,7 @@ impl StreamReport {
             num_messages: sum(|row| row.num_messages),
             num_lost: sum(|row| row.num_lost),
             num_offset_jumps: sum(|row| row.num_offset_jumps),
+            num_late: sum(|row| row.num_late),
             num_repeated: sum(|row| row.num_repeated),
             num_unended: sum(|row| u32::from(!row.is_ended)),
             between_ms: Spread::of(gaps),
@@ -195,7 +198,8 @@ impl Selection {
     /// [`BagError`] if there is nothing of a Takt node in it, or not of the one that is named.
     pub fn nodes<'a>(&self, recording: &'a Recording) -> Result<Vec<NodeRecord<'a>>, BagError> {
         if !recording.has_takt_topics() {
-            let types: Vec<&str> = recording.types.iter().map(String::as_str).collect();
+            let types: Vec<String> =
+                recording.types.iter().map(|name| name.escape_debug().to_string()).collect();
             let types = if types.is_empty() { "none".to_owned() } else { types.join(", ") };
             return Err(BagError::NoTaktTopics { types });
         }

@@ -1,8 +1,14 @@
 //! Tokens as they were streamed, and what of them is missing.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
 use crate::ros::message::Token;
+
+/// Missing messages of a stream that are remembered.
+const MAX_MISSING: u32 = 64;
 
 /// The messages of one request on one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +18,8 @@ pub struct StreamRow {
     last_ns: u64,
     /// Index and end of the text of the last.
     last: (u32, u64),
+    /// Missing so far, the most recent of them: they may still come.
+    missing: VecDeque<u32>,
     /// Microseconds between one message and the next; where some are lost there is no such time.
     pub gaps_us: Vec<u32>,
     /// Messages there are.
@@ -20,7 +28,9 @@ pub struct StreamRow {
     pub num_lost: u32,
     /// Messages that continue the count, but not the text.
     pub num_offset_jumps: u32,
-    /// Messages that were there before, or came after later ones.
+    /// Messages that came after later ones.
+    pub num_late: u32,
+    /// Messages that were there before.
     pub num_repeated: u32,
     /// Whether the last message was there.
     pub is_ended: bool,
@@ -28,36 +38,54 @@ pub struct StreamRow {
 
 impl StreamRow {
     fn start(token: &Token, log_ns: u64) -> Self {
-        Self {
+        let mut row = Self {
             first_ns: log_ns,
             last_ns: log_ns,
             last: (token.index, end_of(token)),
+            missing: VecDeque::new(),
             gaps_us: Vec::new(),
             num_messages: 1,
-            num_lost: token.index,
+            num_lost: 0,
             num_offset_jumps: u32::from(token.index == 0 && token.offset != 0),
+            num_late: 0,
             num_repeated: 0,
             is_ended: token.is_last,
-        }
+        };
+        row.miss(0..token.index);
+        row
+    }
+
+    fn miss(&mut self, indices: Range<u32>) {
+        self.num_lost = self.num_lost.saturating_add(indices.end - indices.start);
+        let start = indices.start.max(indices.end.saturating_sub(MAX_MISSING));
+        self.missing.extend(start..indices.end);
+        let num_old = self.missing.len().saturating_sub(MAX_MISSING as usize);
+        self.missing.drain(..num_old);
     }
 
     fn follow(&mut self, token: &Token, log_ns: u64) {
         self.num_messages += 1;
         let (last_idx, last_end) = self.last;
+        self.is_ended |= token.is_last;
         if token.index <= last_idx {
-            self.num_repeated += 1;
+            match self.missing.iter().position(|idx| *idx == token.index) {
+                Some(at) => {
+                    self.missing.remove(at);
+                    self.num_lost -= 1;
+                    self.num_late += 1;
+                }
+                None => self.num_repeated += 1,
+            }
             return;
         }
-        let num_lost = token.index - last_idx - 1;
-        self.num_lost = self.num_lost.saturating_add(num_lost);
-        if num_lost == 0 {
+        self.miss(last_idx + 1..token.index);
+        if token.index == last_idx + 1 {
             self.num_offset_jumps += u32::from(u64::from(token.offset) != last_end);
             let gap = log_ns.saturating_sub(self.last_ns) / 1000;
             self.gaps_us.push(u32::try_from(gap).unwrap_or(u32::MAX));
         }
         self.last = (token.index, end_of(token));
         self.last_ns = log_ns;
-        self.is_ended |= token.is_last;
     }
 }
 
@@ -122,6 +150,15 @@ mod tests {
         assert_eq!((rows[0].num_lost, rows[0].num_repeated, rows[0].num_offset_jumps), (3, 1, 1));
         assert!(!rows[0].is_ended);
         assert_eq!(rows[0].gaps_us, [4000]);
+    }
+
+    #[test]
+    fn what_comes_late_is_not_lost() {
+        let rows =
+            streams(&[(1, 1, "b", false), (0, 0, "a", false), (3, 3, "", true), (2, 2, "c", false)]).rows;
+        assert_eq!((rows[0].num_lost, rows[0].num_late, rows[0].num_repeated), (0, 2, 0));
+        let rows = streams(&[(0, 0, "", false), (u32::MAX, 9, "", true), (u32::MAX - 1, 9, "", false)]).rows;
+        assert_eq!((rows[0].num_lost, rows[0].num_late), (u32::MAX - 2, 1));
     }
 
     #[test]

@@ -14,8 +14,10 @@ pub struct Axis {
 }
 
 /// Seconds between ticks, and no more than this many ticks.
-const STEPS_S: [f64; 16] =
-    [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 10800.0, 86400.0];
+const STEPS_S: [f64; 20] = [
+    0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0,
+    7200.0, 21600.0, 86400.0,
+];
 const MAX_TICKS: f64 = 13.0;
 /// From here on seconds are told as minutes.
 const LONG_S: f64 = 600.0;
@@ -35,7 +37,7 @@ impl Axis {
         let num = ((self.end / step).floor() - first) as usize; // at most MAX_TICKS
         (0..=num)
             .map(|idx| (first + idx as f64) * step)
-            .map(|at| (at, if self.end >= LONG_S { clock(at) } else { format!("{} s", trimmed(at)) }))
+            .map(|at| (at, if self.end >= LONG_S { minutes(at) } else { format!("{} s", trimmed(at)) }))
             .collect()
     }
 }
@@ -50,13 +52,14 @@ pub fn clock(seconds: f64) -> String {
     if seconds < LONG_S {
         return format!("{} s", (seconds * 10.0).round() / 10.0);
     }
+    format!("{} {}", minutes(seconds), if seconds < 3600.0 { "min" } else { "h" })
+}
+
+/// `0:30`, `14:03`, `2:14:03`.
+fn minutes(seconds: f64) -> String {
     let whole = seconds.round() as u64; // not negative
     let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02} h")
-    } else {
-        format!("{minutes}:{seconds:02} min")
-    }
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 #[cfg(test)]
@@ -70,7 +73,7 @@ mod tests {
             let ticks = axis.times();
             assert!((2..=14).contains(&ticks.len()), "{end}: {ticks:?}");
         }
-        let axis = Axis { start: 3.0, end: 9.5, from: 0.0, to: 100.0 };
+        let axis = Axis { start: 2.5, end: 9.9, from: 0.0, to: 100.0 };
         let labels: Vec<String> = axis.times().into_iter().map(|(_, label)| label).collect();
         assert_eq!(labels, ["3 s", "4 s", "5 s", "6 s", "7 s", "8 s", "9 s"]);
         assert_eq!(

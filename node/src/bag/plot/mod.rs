@@ -20,8 +20,9 @@ const RIGHT: f64 = 24.0;
 const PLOT_WIDTH: f64 = WIDTH - LEFT - RIGHT;
 const TOP: f64 = 74.0;
 const PLOT_HEIGHT: f64 = 260.0;
-/// A row of marks under the plot: what was refused, what has no deadline.
+/// A row of marks under the plot (what was refused, what has no deadline), and what is between plot and rows.
 const ROW_HEIGHT: f64 = 20.0;
+const ROWS_GAP: f64 = 10.0;
 /// Above a panel its title, below it the axis.
 const PANEL_HEAD: f64 = 30.0;
 const PANEL_FOOT: f64 = 44.0;
@@ -29,6 +30,8 @@ const PANEL_FOOT: f64 = 44.0;
 const SHARES: (f64, f64) = (1.25, 3.0);
 /// Late replies that get their name.
 const MAX_LABELS: usize = 5;
+/// Late replies for whose name a place is looked for.
+const MAX_CANDIDATES: usize = 200;
 /// A label's height, and what is taken for a character's width.
 const LABEL: (f64, f64) = (13.0, 6.6);
 
@@ -48,7 +51,7 @@ pub fn svg(recording: &Recording, nodes: &[NodeRecord<'_>], selection: &Selectio
     for node in nodes {
         let panel = Panel::of(recording, node, time, top + PANEL_HEAD);
         panel.draw(&mut body, node.name);
-        top += PANEL_HEAD + PLOT_HEIGHT + ROW_HEIGHT * panel.rows.len() as f64 + PANEL_FOOT;
+        top = panel.bottom() + PANEL_FOOT;
     }
     let height = top + 10.0;
     let mut out = String::new();
@@ -108,7 +111,7 @@ impl<'a> Panel<'a> {
         let mut rows: Vec<(&'static str, Vec<Mark>)> =
             rows.into_iter().filter(|(_, marks)| !marks.is_empty()).collect();
         for (idx, (_, marks)) in rows.iter_mut().enumerate() {
-            let y = top + PLOT_HEIGHT + ROW_HEIGHT * (idx as f64 + 0.5);
+            let y = top + PLOT_HEIGHT + ROWS_GAP + ROW_HEIGHT * (idx as f64 + 0.5);
             marks.iter_mut().for_each(|mark| mark.y = y);
         }
         let num_promised = points.iter().filter(|(row, _)| row.is_promised).count();
@@ -119,7 +122,8 @@ impl<'a> Panel<'a> {
     }
 
     fn bottom(&self) -> f64 {
-        self.share.from + ROW_HEIGHT * self.rows.len() as f64
+        let rows = ROW_HEIGHT * self.rows.len() as f64;
+        self.share.from + if rows > 0.0 { ROWS_GAP + rows } else { 0.0 }
     }
 
     fn draw(&self, out: &mut String, name: &str) {
@@ -197,31 +201,47 @@ impl<'a> Panel<'a> {
         let mut late: Vec<&(&ReplyRow, Mark)> = self.points.iter().filter(|(row, _)| row.is_late()).collect();
         let slack = |row: &ReplyRow| row.slack_ms().unwrap_or_default();
         late.sort_by(|(a, _), (b, _)| b.is_promised.cmp(&a.is_promised).then(slack(a).total_cmp(&slack(b))));
-        let mut taken: Vec<(f64, f64, f64)> = Vec::new();
-        for (row, mark) in late {
-            let text = format!(
-                "{}: {:.0} of {:.0} ms",
-                row.request_id,
-                row.total_ms,
-                row.deadline_ms.unwrap_or_default()
-            );
+        // Boxes where nothing more is written: of labels, and of the late marks themselves.
+        let mut taken: Vec<Place> = late.iter().map(|point| Place::around(&point.1)).collect();
+        let mut num_labels = 0;
+        for (row, mark) in late.into_iter().take(MAX_CANDIDATES) {
+            let deadline_ms = row.deadline_ms.unwrap_or_default();
+            let text = format!("{}: {:.0} of {deadline_ms:.0} ms", row.request_id, row.total_ms);
             let width = LABEL.1 * text.chars().count() as f64;
             // To the left where the right has no room.
-            let start =
-                if mark.x + 9.0 + width > LEFT + PLOT_WIDTH { mark.x - 9.0 - width } else { mark.x + 9.0 };
-            let is_free = |(other, y, end): &(f64, f64, f64)| {
-                (mark.y - y).abs() > LABEL.0 || start > *end || start + width < *other
-            };
-            if taken.len() < MAX_LABELS && start > LEFT && taken.iter().all(is_free) {
-                taken.push((start, mark.y, start + width));
+            let is_right = mark.x + 9.0 + width <= LEFT + PLOT_WIDTH;
+            let start = if is_right { mark.x + 9.0 } else { mark.x - 9.0 - width };
+            let place = Place { left: start, right: start + width, middle: mark.y - 2.0 };
+            if num_labels < MAX_LABELS && start > LEFT && taken.iter().all(|other| !place.overlaps(other)) {
+                num_labels += 1;
+                taken.push(place);
+                let colour = if row.is_promised { "#8c1d18" } else { "#8a4600" };
                 let _ = writeln!(
                     out,
-                    r##"<text x="{start:.1}" y="{:.1}" fill="#8c1d18" font-size="11" textLength="{width:.0}" lengthAdjust="spacingAndGlyphs">{}</text>"##,
-                    mark.y + 4.0,
+                    r##"<text x="{start:.1}" y="{:.1}" fill="{colour}" font-size="11" textLength="{width:.0}" lengthAdjust="spacingAndGlyphs">{}</text>"##,
+                    mark.y + 2.0,
                     escape(&text)
                 );
             }
         }
+    }
+}
+
+/// A box as high as a label.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    left: f64,
+    right: f64,
+    middle: f64,
+}
+
+impl Place {
+    fn around(mark: &Mark) -> Self {
+        Self { left: mark.x - 5.0, right: mark.x + 5.0, middle: mark.y }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.left < other.right && other.left < self.right && (self.middle - other.middle).abs() < LABEL.0
     }
 }
 

@@ -25,26 +25,30 @@ pub(super) fn show(report: &Report) {
         sayln!("  {}", paint::yellow(&format!("only from {} s to {until}", report.since_s)));
     }
     for file in &report.files {
-        file.notes.iter().for_each(|note| sayln!("  {}", paint::yellow(&format!("{}: {note}", file.path))));
+        file.notes
+            .iter()
+            .for_each(|note| sayln!("  {}", paint::yellow(&plain(&format!("{}: {note}", file.path)))));
     }
     for bad in &report.malformed {
-        let text = format!("{}: {} messages cannot be read, the first: {}", bad.topic, bad.num, bad.first);
-        sayln!("  {}", paint::yellow(&text));
+        let num = counted(bad.num, "message", "messages");
+        let text = format!("{}: {num} that cannot be read, the first: {}", bad.topic, bad.first);
+        sayln!("  {}", paint::yellow(&plain(&text)));
     }
     report.nodes.iter().for_each(show_node);
 }
 
 fn show_node(node: &NodeReport) {
-    sayln!("\n{}  {} replies", paint::bold(&node.node), paint::grouped(node.num_requests));
-    sayln!("  {}", paint::dim(&node.topics.join("  ")));
+    sayln!("\n{}  {}", paint::bold(&plain(&node.node)), counted(node.num_requests, "reply", "replies"));
+    sayln!("  {}", paint::dim(&plain(&node.topics.join("  "))));
     node.classes.iter().for_each(show_class);
     if let Some(asked) = &node.asked {
         show_asked(asked);
     }
     node.streams.iter().for_each(show_stream);
-    let twice = [(node.num_replies_twice, "replies"), (node.num_prompts_twice, "prompts")];
-    for (num, what) in twice.into_iter().filter(|(num, _)| *num > 0) {
-        sayln!("  {}", paint::yellow(&format!("{num} {what} are in the recording twice and count once")));
+    let twice = [(node.num_replies_twice, "reply", "replies"), (node.num_prompts_twice, "prompt", "prompts")];
+    for (num, one, many) in twice.into_iter().filter(|(num, ..)| *num > 0) {
+        let text = format!("{} twice in the recording, counted once", counted(num, one, many));
+        sayln!("  {}", paint::yellow(&text));
     }
     show_worst(&node.worst);
 }
@@ -65,12 +69,12 @@ fn show_class(report: &ClassReport) {
         .map(|(num, what)| format!("{} {what}", paint::grouped(num)))
         .collect();
     sayln!(
-        "\n  {}  {} requests: {}",
+        "\n  {}  {}: {}",
         paint::bold(report.class.name()),
-        paint::grouped(report.num_requests),
+        counted(report.num_requests, "request", "requests"),
         counts.join(", ")
     );
-    say!("{}", paint::facts(&class_facts(report)));
+    show_facts(&class_facts(report));
     let spreads = [
         ("total ms", &report.total_ms),
         ("first token", &report.ttft_ms),
@@ -105,7 +109,10 @@ fn class_facts(report: &ClassReport) -> Vec<(&'static str, String)> {
         rows.push(("slack", text));
     }
     if let Some(tok_s) = report.tok_s {
-        rows.push(("speed", format!("{tok_s:.0} tokens/s, {} tokens", paint::grouped(report.num_tokens))));
+        rows.push((
+            "speed",
+            format!("{tok_s:.0} tokens/s, {}", counted(report.num_tokens, "token", "tokens")),
+        ));
     }
     if let Some(drafts) = &report.speculation {
         let share = drafts.acceptance * 100.0;
@@ -130,7 +137,7 @@ fn told(deadlines: &Deadlines) -> String {
     let Deadlines { num, kept, missed, cancelled, failed, missed_by_ms } = deadlines;
     let mut text = format!(
         "{} deadlines, {}",
-        paint::grouped(*num),
+        counted(*num, "deadline", "deadlines"),
         paint::green(&format!("{} kept", paint::grouped(*kept)))
     );
     let share = *missed as f64 / (*num).max(1) as f64 * 100.0;
@@ -152,25 +159,29 @@ fn told(deadlines: &Deadlines) -> String {
     text
 }
 
+fn show_facts(rows: &[(&str, String)]) {
+    paint::facts(rows).lines().for_each(|line| sayln!("  {line}"));
+}
+
 fn show_spreads(rows: &[(&str, &Option<Spread>)]) {
     let rows: Vec<_> = rows.iter().filter_map(|(label, spread)| Some((label, spread.as_ref()?))).collect();
     if rows.is_empty() {
         return;
     }
-    let header = format!("  {:<22}{:>10}{:>10}{:>10}{:>10}", "ms", "p50", "p90", "p99", "max");
+    let header = format!("    {:<22}{:>10}{:>10}{:>10}{:>10}", "ms", "p50", "p90", "p99", "max");
     sayln!("{}", paint::dim(&header));
     for (label, spread) in rows {
         let values = [spread.p50, spread.p90, spread.p99, spread.max];
         let values: String = values.iter().map(|value| format!("{:>10}", ms(*value))).collect();
-        sayln!("  {:<22}{values}", label.trim_end_matches(" ms"));
+        sayln!("    {:<22}{values}", label.trim_end_matches(" ms"));
     }
 }
 
 fn show_asked(asked: &AskedReport) {
     sayln!(
-        "\n  {}  {} prompts, {} with their reply",
+        "\n  {}  {}, {} with their reply",
         paint::bold("asker's side"),
-        paint::grouped(asked.num_prompts),
+        counted(asked.num_prompts, "prompt", "prompts"),
         paint::grouped(asked.num_matched)
     );
     let mut rows = Vec::new();
@@ -181,14 +192,18 @@ fn show_asked(asked: &AskedReport) {
             .map(|prompt| format!("{} at {:.3} s", prompt.request_id, prompt.at_s))
             .collect();
         let text = format!("{}: {}", paint::grouped(asked.num_without_reply), named.join(", "));
-        rows.push(("no reply", paint::red(&text)));
+        rows.push(("no reply", paint::red(&plain(&text))));
     }
     if asked.num_late_for_asker > 0 {
-        let text = format!("{} round trips were longer than the deadline", asked.num_late_for_asker);
+        let num = counted(asked.num_late_for_asker, "round trip was", "round trips were");
+        let text = format!("{num} longer than the deadline");
         rows.push(("late", paint::yellow(&text)));
     }
     if asked.num_unnamed > 0 {
-        rows.push(("unnamed", format!("{} prompts have no request_id to match", asked.num_unnamed)));
+        rows.push((
+            "unnamed",
+            format!("{} without a request_id to match by", counted(asked.num_unnamed, "prompt", "prompts")),
+        ));
     }
     if asked.num_replies_without_prompt > 0 {
         let text = format!(
@@ -200,25 +215,26 @@ fn show_asked(asked: &AskedReport) {
     if asked.num_matched > 0 {
         rows.push(("times", format!("prompt to reply, {}", asked.times)));
     }
-    say!("{}", paint::facts(&rows));
+    show_facts(&rows);
     show_spreads(&[("round trip", &asked.round_trip_ms), ("beyond the node's total", &asked.overhead_ms)]);
 }
 
 fn show_stream(stream: &StreamReport) {
     sayln!(
-        "\n  {}  {} messages of {} requests",
-        paint::bold(&stream.topic),
-        paint::grouped(stream.num_messages),
-        paint::grouped(stream.num_streams)
+        "\n  {}  {} of {}",
+        paint::bold(&plain(&stream.topic)),
+        counted(stream.num_messages, "message", "messages"),
+        counted(stream.num_streams, "request", "requests")
     );
     let counts = [
         (stream.num_lost, "lost"),
         (stream.num_offset_jumps, "do not continue the text"),
-        (stream.num_repeated, "repeated or out of order"),
+        (stream.num_late, "out of order"),
+        (stream.num_repeated, "repeated"),
         (stream.num_unended, "streams without an end"),
     ];
     for (num, what) in counts.into_iter().filter(|(num, _)| *num > 0) {
-        sayln!("  {}", paint::yellow(&format!("{} {what}", paint::grouped(num))));
+        sayln!("    {}", paint::yellow(&format!("{} {what}", paint::grouped(num))));
     }
     show_spreads(&[("between messages", &stream.between_ms)]);
 }
@@ -241,7 +257,7 @@ fn show_worst(worst: &[Worst]) {
         };
         sayln!(
             "  {what}{:<24}{:>10.3}{:>12}{:>12}  {:<12}{}",
-            row.request_id.escape_debug().to_string(),
+            plain(&row.request_id),
             row.at_s,
             ms(row.total_ms),
             row.deadline_ms.map_or_else(|| "-".to_owned(), ms),
@@ -249,6 +265,16 @@ fn show_worst(worst: &[Worst]) {
             row.status
         );
     }
+}
+
+/// `1 reply`, `2,000 replies`.
+fn counted(num: u64, one: &str, many: &str) -> String {
+    format!("{} {}", paint::grouped(num), if num == 1 { one } else { many })
+}
+
+/// Text from a bag without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Three digits or so.
