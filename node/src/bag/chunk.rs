@@ -75,7 +75,9 @@ pub fn unpack_start<'a>(header: &ChunkHeader, packed: &'a [u8]) -> (Cow<'a, [u8]
         let error = format!("{} bytes, at most {MAX_CHUNK_LEN} are unpacked", header.unpacked_len);
         return (Cow::default(), Some(error));
     }
-    let mut out = Vec::new();
+    // Room for what rosbag2 makes; a header that lies gets no more than that before its bytes are there.
+    let room = usize::try_from(header.unpacked_len).unwrap_or(usize::MAX).min(8 << 20);
+    let mut out = Vec::with_capacity(room);
     let done = match header.compression.as_str() {
         "" => return (Cow::Borrowed(packed), None),
         "zstd" => unpack_zstd(packed, header.unpacked_len, &mut out),

@@ -211,7 +211,10 @@ impl<'a> Panel<'a> {
             // To the left where the right has no room.
             let is_right = mark.x + 9.0 + width <= LEFT + PLOT_WIDTH;
             let start = if is_right { mark.x + 9.0 } else { mark.x - 9.0 - width };
-            let place = Place { left: start, right: start + width, middle: mark.y - 2.0 };
+            // Away from its own mark it keeps its distance, or it would seem to be another's.
+            let (left, right) =
+                if is_right { (start, start + width + 14.0) } else { (start - 14.0, start + width) };
+            let place = Place { left, right, middle: mark.y - 5.0 };
             if num_labels < MAX_LABELS && start > LEFT && taken.iter().all(|other| !place.overlaps(other)) {
                 num_labels += 1;
                 taken.push(place);
@@ -219,7 +222,7 @@ impl<'a> Panel<'a> {
                 let _ = writeln!(
                     out,
                     r##"<text x="{start:.1}" y="{:.1}" fill="{colour}" font-size="11" textLength="{width:.0}" lengthAdjust="spacingAndGlyphs">{}</text>"##,
-                    mark.y + 2.0,
+                    mark.y - 1.0,
                     escape(&text)
                 );
             }

@@ -136,7 +136,7 @@ fn class_facts(report: &ClassReport) -> Vec<(&'static str, String)> {
 fn told(deadlines: &Deadlines) -> String {
     let Deadlines { num, kept, missed, cancelled, failed, missed_by_ms } = deadlines;
     let mut text = format!(
-        "{} deadlines, {}",
+        "{}, {}",
         counted(*num, "deadline", "deadlines"),
         paint::green(&format!("{} kept", paint::grouped(*kept)))
     );
@@ -206,10 +206,8 @@ fn show_asked(asked: &AskedReport) {
         ));
     }
     if asked.num_replies_without_prompt > 0 {
-        let text = format!(
-            "{} replies: asked by service, action or without a name",
-            asked.num_replies_without_prompt
-        );
+        let num = counted(asked.num_replies_without_prompt, "reply", "replies");
+        let text = format!("{num}: asked by service, by action, without a name, or before the recording");
         rows.push(("no prompt", text));
     }
     if asked.num_matched > 0 {
