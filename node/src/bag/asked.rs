@@ -52,33 +52,32 @@ pub struct Unanswered {
 impl AskedReport {
     /// What `node` was asked over its topic; `None` if that was not recorded.
     pub fn of(recording: &Recording, node: &NodeRecord<'_>) -> Option<Self> {
-        if !node.has_prompts {
+        let Asked { is_recorded, answered, unanswered, unnamed } = &node.asked;
+        if !is_recorded {
             return None;
         }
-        let (pairs, left) = pairs(node);
-        let is_sent_known = is_sent_known(&pairs);
+        let is_sent_known = is_sent_known(answered);
         let sent_ns = |prompt: &PromptRow| {
             if is_sent_known { prompt.times.publish_ns } else { prompt.times.log_ns }
         };
-        let round_trips: Vec<(f64, &ReplyRow)> = pairs
+        let round_trips: Vec<(f64, &ReplyRow)> = answered
             .iter()
             .map(|(prompt, reply)| (ms_between(sent_ns(prompt), reply.times.log_ns), *reply))
             .collect();
         let is_late = |(ms, reply): &&(f64, &ReplyRow)| {
             reply.is_answered() && reply.deadline_ms.is_some_and(|deadline| *ms > deadline)
         };
-        let num_unnamed = node.prompts.iter().filter(|prompt| prompt.request_id.is_empty()).count();
-        let without_reply = left.iter().take(MAX_NAMED).map(|prompt| Unanswered {
+        let without_reply = unanswered.iter().take(MAX_NAMED).map(|prompt| Unanswered {
             request_id: prompt.request_id.to_string(),
             at_s: recording.seconds(prompt.times.log_ns),
         });
         Some(Self {
-            num_prompts: node.prompts.len() as u64,
-            num_unnamed: num_unnamed as u64,
-            num_matched: pairs.len() as u64,
-            num_without_reply: left.len() as u64,
+            num_prompts: (answered.len() + unanswered.len() + unnamed.len()) as u64,
+            num_unnamed: unnamed.len() as u64,
+            num_matched: answered.len() as u64,
+            num_without_reply: unanswered.len() as u64,
             without_reply: without_reply.collect(),
-            num_replies_without_prompt: (node.replies.len() - pairs.len()) as u64,
+            num_replies_without_prompt: (node.replies.len() - answered.len()) as u64,
             times: if is_sent_known { "publish_time to log_time" } else { "log_time of both" },
             round_trip_ms: Spread::of(round_trips.iter().map(|(ms, _)| *ms)),
             overhead_ms: Spread::of(round_trips.iter().map(|(ms, reply)| ms - reply.total_ms)),
@@ -87,35 +86,49 @@ impl AskedReport {
     }
 }
 
-/// Prompts with their replies, and the named prompts that are left.
-///
-/// A name may be used again. Of all prompts of that name a reply belongs to the one nearest to when the node says the request came.
-fn pairs<'a>(node: &NodeRecord<'a>) -> (Vec<(&'a PromptRow, &'a ReplyRow)>, Vec<&'a PromptRow>) {
-    let mut open: HashMap<&str, BTreeMap<(u64, usize), &PromptRow>> = HashMap::new();
-    for (idx, &prompt) in node.prompts.iter().enumerate().filter(|(_, prompt)| !prompt.request_id.is_empty())
-    {
-        open.entry(&prompt.request_id).or_default().insert((prompt.times.log_ns, idx), prompt);
-    }
-    let mut pairs = Vec::new();
-    for &reply in &node.replies {
-        let Some(prompts) = open.get_mut(&*reply.request_id) else { continue };
-        let arrived_ns = reply.times.log_ns.saturating_sub((reply.total_ms * 1e6) as u64); // saturates
-        let before = prompts.range(..=(arrived_ns, usize::MAX)).next_back();
-        let after = prompts.range((arrived_ns, usize::MAX)..).next();
-        let nearest =
-            before.into_iter().chain(after).min_by_key(|((log_ns, _), _)| log_ns.abs_diff(arrived_ns));
-        let Some((&key, &prompt)) = nearest else { continue };
-        prompts.remove(&key);
-        pairs.push((prompt, reply));
-    }
-    let mut left: Vec<&PromptRow> = open.into_values().flat_map(BTreeMap::into_values).collect();
-    left.sort_by_key(|prompt| prompt.times.log_ns);
-    (pairs, left)
+/// A node's prompts and what became of them.
+#[derive(Debug, Default)]
+pub struct Asked<'a> {
+    /// Whether the topic was recorded.
+    pub is_recorded: bool,
+    /// Prompts with their replies, by the replies' time of logging.
+    pub answered: Vec<(&'a PromptRow, &'a ReplyRow)>,
+    /// Named prompts without a reply, by time of logging.
+    pub unanswered: Vec<&'a PromptRow>,
+    /// Prompts that nothing can be matched with.
+    pub unnamed: Vec<&'a PromptRow>,
 }
 
-/// Named prompts without a reply, by time of logging.
-pub fn unanswered<'a>(node: &NodeRecord<'a>) -> Vec<&'a PromptRow> {
-    pairs(node).1
+impl<'a> Asked<'a> {
+    /// Gives the prompts their replies.
+    ///
+    /// A name may be used again. Of all prompts of that name a reply belongs to the one nearest to when the node says the request came.
+    pub fn match_replies(&mut self, replies: &[&'a ReplyRow]) {
+        let mut open: HashMap<&str, BTreeMap<(u64, usize), &'a PromptRow>> = HashMap::new();
+        for (idx, prompt) in std::mem::take(&mut self.unanswered).into_iter().enumerate() {
+            open.entry(&prompt.request_id).or_default().insert((prompt.times.log_ns, idx), prompt);
+        }
+        for &reply in replies {
+            let Some(prompts) = open.get_mut(&*reply.request_id) else { continue };
+            let arrived_ns = reply.times.log_ns.saturating_sub((reply.total_ms * 1e6) as u64); // saturates
+            let before = prompts.range(..=(arrived_ns, usize::MAX)).next_back();
+            let after = prompts.range((arrived_ns, usize::MAX)..).next();
+            let nearest =
+                before.into_iter().chain(after).min_by_key(|((log_ns, _), _)| log_ns.abs_diff(arrived_ns));
+            let Some((&key, &prompt)) = nearest else { continue };
+            prompts.remove(&key);
+            self.answered.push((prompt, reply));
+        }
+        self.unanswered = open.into_values().flat_map(BTreeMap::into_values).collect();
+        self.unanswered.sort_by_key(|prompt| prompt.times.log_ns);
+    }
+
+    /// Leaves out what was logged at other times: answered prompts count by their reply.
+    pub fn retain(&mut self, is_within: impl Fn(u64) -> bool) {
+        self.answered.retain(|(_, reply)| is_within(reply.times.log_ns));
+        self.unanswered.retain(|prompt| is_within(prompt.times.log_ns));
+        self.unnamed.retain(|prompt| is_within(prompt.times.log_ns));
+    }
 }
 
 /// Whether prompts say when they were sent, by a clock that agrees with the recorder's.

@@ -165,6 +165,8 @@ fn a_part_and_one_node_can_be_looked_at() {
     let control = class(&report, Class::Control);
     // c4 … c9: c10 was asked within, but its reply came after.
     assert_eq!((control.num_requests, control.promised.missed), (6, 0));
+    let asked = report.nodes[0].asked.as_ref().unwrap();
+    assert_eq!((asked.num_prompts, asked.num_matched, asked.num_without_reply), (6, 6, 0));
     let nobody = Selection { node: Some("/other".to_owned()), ..EVERYTHING };
     let mut recording = Recording::default();
     read(&fixture("field-zstd.mcap"), &mut recording, &mut |_| true).unwrap();

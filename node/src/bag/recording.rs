@@ -1,8 +1,12 @@
 //! What is kept of a whole recording, topic by topic, and whose the topics are.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ops::RangeInclusive,
+};
 
 use super::{
+    asked::Asked,
     definition::Kind,
     row::{PromptRow, ReplyRow, Times},
     stream::{StreamRow, Streams},
@@ -84,49 +88,36 @@ impl Recording {
     }
 
     /// What each node has, of what was logged `within` so many seconds from the start.
-    pub fn nodes(&self, within: std::ops::RangeInclusive<f64>) -> Vec<NodeRecord<'_>> {
+    pub fn nodes(&self, within: RangeInclusive<f64>) -> Vec<NodeRecord<'_>> {
         let mut nodes: BTreeMap<&str, NodeRecord<'_>> = BTreeMap::new();
-        let is_within = |log_ns: u64| within.contains(&self.seconds(log_ns));
         for (topic, rows) in &self.replies {
-            let node = node(&mut nodes, owner(topic), topic);
-            let mut seen = HashSet::new();
-            for row in rows.iter().filter(|row| is_within(row.times.log_ns)) {
-                // Two recorders, or a part given twice.
-                if row.stamps.1 != 0 && !seen.insert((&*row.request_id, row.stamps)) {
-                    node.num_replies_twice += 1;
-                } else {
-                    node.replies.push(row);
-                }
-            }
+            node(&mut nodes, owner(topic), topic).add_replies(rows);
         }
         let only = match nodes.keys().copied().collect::<Vec<&str>>()[..] {
             [only] => Some(only),
             _ => None,
         };
+        // A remapped topic: whose it is can only be told when there is one node.
+        let owners: HashSet<&str> = nodes.keys().copied().collect();
+        let owner = |topic| {
+            let name = owner(topic);
+            if owners.contains(name) { name } else { only.unwrap_or(name) }
+        };
         for (topic, rows) in &self.prompts {
-            // A remapped topic: whose it is can only be told when there is one node.
-            let name = Some(owner(topic)).filter(|name| nodes.contains_key(name)).or(only);
-            let node = node(&mut nodes, name.unwrap_or_else(|| owner(topic)), topic);
-            node.has_prompts = true;
-            let mut seen = HashSet::new();
-            for row in rows.iter().filter(|row| is_within(row.times.log_ns)) {
-                if !row.request_id.is_empty() && !seen.insert((&*row.request_id, row.times.publish_ns)) {
-                    node.num_prompts_twice += 1;
-                } else {
-                    node.prompts.push(row);
-                }
-            }
+            node(&mut nodes, owner(topic), topic).add_prompts(rows);
         }
         for (topic, streams) in &self.streams {
-            let name = Some(owner(topic)).filter(|name| nodes.contains_key(name)).or(only);
-            let node = node(&mut nodes, name.unwrap_or_else(|| owner(topic)), topic);
-            let rows = streams.rows.iter().filter(|row| is_within(row.first_ns)).collect();
-            node.streams.push((topic, rows));
+            node(&mut nodes, owner(topic), topic).streams.push((topic, streams.rows.iter().collect()));
         }
+        let is_within = |log_ns: u64| within.contains(&self.seconds(log_ns));
         let mut nodes: Vec<NodeRecord<'_>> = nodes.into_values().collect();
         for node in &mut nodes {
             node.replies.sort_by_key(|row| row.times.log_ns);
-            node.prompts.sort_by_key(|row| row.times.log_ns);
+            // Before anything is left out: a reply just outside is a reply.
+            node.asked.match_replies(&node.replies);
+            node.replies.retain(|row| is_within(row.times.log_ns));
+            node.asked.retain(is_within);
+            node.streams.iter_mut().for_each(|(_, rows)| rows.retain(|row| is_within(row.first_ns)));
         }
         nodes
     }
@@ -141,16 +132,41 @@ pub struct NodeRecord<'a> {
     pub topics: Vec<&'a str>,
     /// Its replies by time of logging, each once.
     pub replies: Vec<&'a ReplyRow>,
-    /// What it was asked over its topic, by time of logging, each once.
-    pub prompts: Vec<&'a PromptRow>,
-    /// Whether prompts were recorded.
-    pub has_prompts: bool,
+    /// What it was asked over its topic.
+    pub asked: Asked<'a>,
     /// Streams by topic.
     pub streams: Vec<(&'a str, Vec<&'a StreamRow>)>,
-    /// Replies and prompts that are in the recording a second time.
+    /// Replies that are in the whole recording a second time: two recorders, or a part given twice.
     pub num_replies_twice: u64,
     /// As of replies.
     pub num_prompts_twice: u64,
+}
+
+impl<'a> NodeRecord<'a> {
+    fn add_replies(&mut self, rows: &'a [ReplyRow]) {
+        let mut seen = HashSet::new();
+        for row in rows {
+            if row.stamps.1 == 0 || seen.insert((&*row.request_id, row.stamps)) {
+                self.replies.push(row);
+            } else {
+                self.num_replies_twice += 1;
+            }
+        }
+    }
+
+    fn add_prompts(&mut self, rows: &'a [PromptRow]) {
+        self.asked.is_recorded = true;
+        let mut seen = HashSet::new();
+        for row in rows {
+            if row.request_id.is_empty() {
+                self.asked.unnamed.push(row);
+            } else if seen.insert((&*row.request_id, row.times.publish_ns)) {
+                self.asked.unanswered.push(row);
+            } else {
+                self.num_prompts_twice += 1;
+            }
+        }
+    }
 }
 
 fn node<'n, 'a>(
@@ -162,8 +178,7 @@ fn node<'n, 'a>(
         name,
         topics: Vec::new(),
         replies: Vec::new(),
-        prompts: Vec::new(),
-        has_prompts: false,
+        asked: Asked::default(),
         streams: Vec::new(),
         num_replies_twice: 0,
         num_prompts_twice: 0,

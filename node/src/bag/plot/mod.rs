@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use super::{
-    asked,
     recording::{NodeRecord, Recording},
     report::Selection,
     row::ReplyRow,
@@ -104,9 +103,11 @@ impl<'a> Panel<'a> {
             }
         }
         points.sort_by_key(|(row, _)| row.is_late());
-        let unanswered = asked::unanswered(node);
-        let unanswered =
-            unanswered.iter().map(|prompt| Mark::unanswered(x_of(prompt.times.log_ns), &prompt.request_id));
+        let unanswered = node
+            .asked
+            .unanswered
+            .iter()
+            .map(|prompt| Mark::unanswered(x_of(prompt.times.log_ns), &prompt.request_id));
         let rows = [("refused", refused), ("no deadline", open), ("no reply", unanswered.collect())];
         let mut rows: Vec<(&'static str, Vec<Mark>)> =
             rows.into_iter().filter(|(_, marks)| !marks.is_empty()).collect();
