@@ -1,5 +1,6 @@
 //! Takt's node: command line, worker, ROS 2 and configuration.
 
+pub mod bag;
 pub mod bench;
 pub mod board;
 pub mod calibrate;

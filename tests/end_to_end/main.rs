@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 mod bad_input;
+mod bag_report;
 mod draft;
 mod forms;
 mod harness;

@@ -7,6 +7,7 @@
 mod say;
 
 mod ask;
+mod bag_report;
 mod bench;
 mod bench_deadlines;
 mod bench_speculation;
@@ -69,6 +70,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Calibrate(calibrate::CalibrateArgs),
     Simulate(simulate::SimulateArgs),
+    BagReport(bag_report::BagReportArgs),
     Serve(serve::ServeArgs),
     Ask(ask::AskArgs),
     Demo(demo::DemoArgs),
@@ -106,6 +108,7 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
         Command::Simulate(args) => simulate::run(&args),
         Command::Serve(args) => serve::run(&args, &ros_args, &interrupt),
         Command::Ask(args) => ask::run(&args, &ros_args),
+        Command::BagReport(args) => bag_report::run(&args, &interrupt),
         Command::Demo(args) => demo::run(&args, &interrupt),
         Command::Doctor(args) => doctor::run(&args),
     }
