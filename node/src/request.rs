@@ -267,6 +267,12 @@ impl RequestSender {
         }
     }
 
+    /// Tokens a lane holds, prompt and answer; `None` when it is not known.
+    #[must_use]
+    pub fn max_context(&self) -> Option<usize> {
+        self.desk.as_ref().map(|desk| desk.lane_capacity())
+    }
+
     /// Requests the worker has, and its lanes; `None` when it is not known.
     #[must_use]
     pub fn load(&self) -> Option<(usize, usize)> {

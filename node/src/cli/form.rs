@@ -63,7 +63,12 @@ impl FormArgs {
 /// The schema in the file at `path`, or what is wrong with it.
 pub(super) fn read_schema(path: &Path) -> Result<GrammarSpec, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    // A pipe would never end, and a device neither.
+    if !metadata.is_file() {
+        return Err("no ordinary file".to_owned());
+    }
+    let size = metadata.len();
     if size > MAX_SCHEMA_BYTES as u64 {
         return Err(format!("{size} bytes, a schema has at most {MAX_SCHEMA_BYTES}: make it smaller"));
     }

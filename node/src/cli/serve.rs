@@ -14,7 +14,7 @@ use super::{
     CliError,
     interrupt::Interrupt,
     paint,
-    served_engine::{ServedEngine, SharedWorker, ask_defaults},
+    served_engine::{SentenceForm, ServedEngine, SharedWorker, ask_defaults},
 };
 use crate::{
     config::{Config, Layers, RosArgs, Value, process_environment},
@@ -141,13 +141,14 @@ fn node_settings(
     config: Config,
     worker: &SharedWorker,
 ) -> Result<NodeSettings, CliError> {
-    let defaults = ask_defaults(&config).map_err(CliError::Failed)?;
+    let form = SentenceForm::default();
+    let defaults = ask_defaults(&config, &form).map_err(CliError::Failed)?;
     let (use_sim_time, fixed) = (config.flag("ros", "use_sim_time"), qos_parameters(&config));
     let config = Arc::new(Mutex::new(config));
     let engine = Box::new(ServedEngine::new(Arc::clone(&config), worker.clone()));
     Ok(NodeSettings {
         config,
-        derive: Box::new(ask_defaults),
+        derive: Box::new(move |config| ask_defaults(config, &form)),
         use_sim_time,
         fixed,
         ..NodeSettings::new(transport, engine, defaults)

@@ -61,7 +61,7 @@ impl Engine for ServedEngine {
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let dir = config.engine_dir().ok_or("which engine? set the parameter engine.dir")?;
         let options = options_for(&dir, &config).map_err(|error| error.to_string())?;
-        let defaults = ask_defaults(&config)?;
+        let defaults = ask_defaults(&config, &SentenceForm::default())?;
         let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))
             .map_err(|error| error.to_string())?;
         let requests = worker.sender();
@@ -174,15 +174,34 @@ fn in_schema_file(config: &Config, fact: &str) -> String {
     format!("{}, `schema` in [ros]: {fact}", config.text("ros", "schema"))
 }
 
-pub(super) fn ask_defaults(config: &Config) -> Result<AskDefaults, String> {
-    let path = config.text("ros", "schema");
-    let form = match path {
-        "" => None,
-        path => {
+/// The form of answers to plain sentences, read anew only when another file is named.
+#[derive(Debug, Default)]
+pub(super) struct SentenceForm(Mutex<Option<(String, Form)>>);
+
+impl SentenceForm {
+    /// What the configuration says.
+    ///
+    /// # Errors
+    /// Why the file is no schema.
+    pub fn of(&self, config: &Config) -> Result<Option<Form>, String> {
+        let path = config.text("ros", "schema");
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if path.is_empty() {
+            *known = None;
+        } else if known.as_ref().is_none_or(|(known, _)| known != path) {
             let spec = read_schema(Path::new(path)).map_err(|error| in_schema_file(config, &error))?;
-            Some(Form { spec, closing: ClosingPolicy::Declared })
+            *known = Some((path.to_owned(), Form { spec, closing: ClosingPolicy::Declared }));
         }
-    };
+        Ok(known.as_ref().map(|(_, form)| form.clone()))
+    }
+}
+
+/// What holds for requests.
+///
+/// # Errors
+/// Why the schema of sentences cannot be.
+pub(super) fn ask_defaults(config: &Config, form: &SentenceForm) -> Result<AskDefaults, String> {
+    let form = form.of(config)?;
     let of_class = |class: &str| match config.count("scheduler", &format!("max_open_{class}")) {
         0 => usize::MAX,
         max => max,

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use super::RosError;
 use super::message::{Clock, Message as _, Time};
+use super::names::Names;
 use super::transport::{Qos, Reliability, Transport};
 
 /// Where simulated time comes from: `rcl` listens best effort, to whatever is offered.
@@ -36,14 +37,14 @@ impl RosClock {
     ///
     /// # Errors
     /// [`RosError::Transport`].
-    pub fn simulated(transport: &dyn Transport) -> Result<Self, RosError> {
+    pub fn simulated(transport: &dyn Transport, names: &Names) -> Result<Self, RosError> {
         let nanos = Arc::new(AtomicI64::new(0));
         let last = Arc::clone(&nanos);
         let on_message = Box::new(move |message: &[u8]| match Clock::decode(message) {
             Ok(Clock { clock }) => last.store(clock.as_nanos(), Ordering::Relaxed),
             Err(error) => tracing::debug!("/clock: {error}"),
         });
-        transport.subscribe("/clock", Clock::TYPE, CLOCK_QOS, on_message)?;
+        transport.subscribe(&names.resolve_topic("/clock")?, Clock::TYPE, CLOCK_QOS, on_message)?;
         Ok(Self(Source::Simulated(nanos)))
     }
 

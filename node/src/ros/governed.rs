@@ -12,7 +12,9 @@ use super::slot::EngineSlot;
 
 /// How long open requests may take to be answered after they are cancelled: sections, of which the longest may be a slow board's.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
-/// How often they are counted meanwhile.
+/// How often they are cancelled meanwhile.
+const CANCEL_AGAIN: Duration = Duration::from_millis(100);
+/// How often they are counted.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The engine, and the way to it.
@@ -39,7 +41,14 @@ impl Managed for Governed {
             }
             Change::Deactivate => {
                 self.gate.rest();
-                self.cancel_open()
+                let answered = self.cancel_open();
+                // Still active then: as it says, so it does.
+                if answered.is_err()
+                    && let Some(ready) = self.slot.get()
+                {
+                    self.gate.open(ready.requests);
+                }
+                answered
             }
             Change::CleanUp => {
                 self.slot.set(None);
@@ -49,9 +58,10 @@ impl Managed for Governed {
             Change::ShutDown => {
                 self.gate.shut("the node is shutting down");
                 self.slot.set(None);
+                let _ = self.commands.try_send(Command::CancelAll);
                 // Answers what is open.
                 self.engine.close();
-                self.wait_until_answered()
+                self.cancel_open()
             }
         }
     }
@@ -60,14 +70,15 @@ impl Managed for Governed {
 impl Governed {
     /// Cancels what is open and waits until it is answered.
     fn cancel_open(&self) -> Result<(), String> {
-        // Full only when the same was just asked.
-        let _ = self.commands.try_send(Command::CancelAll);
-        self.wait_until_answered()
-    }
-
-    fn wait_until_answered(&self) -> Result<(), String> {
         let end = Instant::now() + CANCEL_WAIT;
+        let mut last_asked: Option<Instant> = None;
         while self.open_counts.total() > 0 {
+            // Again and again: one may have been on its way to the worker.
+            if last_asked.is_none_or(|at| at.elapsed() >= CANCEL_AGAIN) {
+                last_asked = Some(Instant::now());
+                // Full only when the same was just asked.
+                let _ = self.commands.try_send(Command::CancelAll);
+            }
             if Instant::now() >= end {
                 let num_open = self.open_counts.total();
                 return Err(format!(

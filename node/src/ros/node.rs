@@ -172,10 +172,10 @@ impl RosNode {
             tracing::warn!("{stranger}");
         }
         let clock = match settings.use_sim_time {
-            true => RosClock::simulated(network)?,
+            true => RosClock::simulated(network, names)?,
             false => RosClock::system(),
         };
-        let rosout = settings.rosout.then(|| Rosout::start(network, &clock)).transpose()?;
+        let rosout = settings.rosout.then(|| Rosout::start(network, names, &clock)).transpose()?;
         let engine = EngineSlot::default();
         let tally = Arc::new(Tally::default());
         let goals = Arc::new(Goals::start(network, &endpoints, clock.clone())?);
@@ -222,7 +222,7 @@ impl RosNode {
             system_root: settings.system_root,
             last: Default::default(),
         };
-        let diagnostics = Diagnostics::start(network, source)?;
+        let diagnostics = Diagnostics::start(network, names, source)?;
         // Made first, so that an error below stops the threads again.
         let mut node = Self {
             lifecycle,

@@ -15,6 +15,7 @@ use tracing_subscriber::layer::Context;
 use super::RosError;
 use super::clock::RosClock;
 use super::message::{Log, Message as _, Time};
+use super::names::Names;
 use super::node::start_thread;
 use super::transport::{Durability, Publish, Qos, Transport};
 
@@ -80,8 +81,8 @@ pub(super) struct Rosout {
 }
 
 impl Rosout {
-    pub fn start(transport: &dyn Transport, clock: &RosClock) -> Result<Self, RosError> {
-        let publisher = transport.publisher("/rosout", Log::TYPE, QOS)?;
+    pub fn start(transport: &dyn Transport, names: &Names, clock: &RosClock) -> Result<Self, RosError> {
+        let publisher = transport.publisher(&names.resolve_topic("/rosout")?, Log::TYPE, QOS)?;
         // As rcl names a node's logger.
         let name = transport.node().to_string().trim_start_matches('/').replace('/', ".");
         let (sink, records) = bounded(ROOM);

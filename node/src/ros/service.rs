@@ -30,7 +30,15 @@ where
                 Response::default()
             }
         };
-        send(respond, ty, response.encode());
+        let mut message = response.encode();
+        let room = respond.max_len();
+        if let Some(num_bytes) = message.as_ref().ok().map(Vec::len).filter(|num_bytes| *num_bytes > room) {
+            tracing::warn!(
+                "a reply of {ty} has {num_bytes} bytes, and {room} reach a client of its DDS vendor: it gets an empty one"
+            );
+            message = Response::default().encode();
+        }
+        send(respond, ty, message);
     });
     transport.serve(service, ty, &blank::<Response>()?, on_request)
 }

@@ -182,6 +182,12 @@ impl Desk {
         self.speculates.load(Ordering::Relaxed)
     }
 
+    /// Tokens a lane holds.
+    #[must_use]
+    pub fn lane_capacity(&self) -> usize {
+        self.sequences.lane_capacity
+    }
+
     /// Requests that are open, and lanes.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {

@@ -402,10 +402,12 @@ fn receive(core: &mut WorkerCore, channels: &Channels) -> bool {
             },
         }
     }
+    // Read before the requests: a cancel that is there now comes after its request, which is there as well.
+    let cancels: Vec<RequestId> = channels.cancels.try_iter().collect();
     for request in channels.requests.try_iter() {
         core.accept(request);
     }
-    for id in channels.cancels.try_iter() {
+    for id in cancels {
         core.cancel(id);
     }
     matches!(channels.stop.try_recv(), Err(crossbeam_channel::TryRecvError::Empty))

@@ -1,6 +1,9 @@
-use takt_node::ros::message::{Answer, ChatMessage, Message as _, PROMPT, Question, REPLY, Time, Token};
+use takt_node::ros::message::{
+    Answer, ChatMessage, GENERATE, Message as _, PROMPT, Question, REPLY, SendGoalRequest, SendGoalResponse,
+    Time, Token,
+};
 use takt_node::ros::transport::Qos;
-use takt_node::ros::{AskDefaults, serve};
+use takt_node::ros::{AskDefaults, TypeName, serve};
 
 use super::client::Peer;
 use super::{EchoWorker, private_options, send_reply, send_tokens, serve_echo};
@@ -51,7 +54,27 @@ fn every_request_ends_on_reply_whichever_way_it_came() {
     assert_eq!(reply.text, "echo: by topic");
     assert!(!reply.request_id.is_empty(), "the node names what the asker did not");
     let bad: Answer = ask.call(&Question { prompt: String::new(), ..question("", "b") });
-    assert_eq!((bad.status.as_str(), replies.next().status.as_str()), ("rejected", "rejected"));
+    let told = replies.next();
+    assert_eq!((bad.status.as_str(), told.status.as_str()), ("rejected", "rejected"));
+    assert_eq!(
+        (bad.request_id.as_str(), told.request_id.as_str()),
+        ("b", "b"),
+        "a refusal has its asker's name"
+    );
+    // A goal that is refused has its reason here.
+    let send_goal =
+        peer.service("generate/_action/send_goal", TypeName { name: "Generate_SendGoal", ..GENERATE });
+    let goal = SendGoalRequest { goal: question(" ", "c"), ..SendGoalRequest::default() };
+    let response: SendGoalResponse = send_goal.call(&goal);
+    let told = replies.next();
+    assert!(!response.accepted);
+    assert_eq!((told.request_id.as_str(), told.status.as_str()), ("c", "rejected"));
+    assert!(told.reason.contains("empty"), "{}", told.reason);
+    // The question by which our own clients open the way is nobody's request.
+    let probe: Answer = ask.call(&Question::default());
+    assert_eq!(probe.status, "rejected");
+    let last: Answer = ask.call(&question("last", "d"));
+    assert_eq!((last.request_id.as_str(), replies.next().request_id.as_str()), ("d", "d"));
 }
 
 #[test]
@@ -59,7 +82,10 @@ fn sentences_come_whole_and_in_order() {
     let options = private_options();
     let worker = EchoWorker::with(|requests| {
         for request in requests {
-            let answer = "I see a cup. It is red! Shall I take it";
+            let answer = match super::user_text(&request) {
+                "look" => "I see a cup. It is red! Shall I take it",
+                _ => "杯子在桌上。",
+            };
             send_tokens(&request, answer);
             send_reply(&request, takt_node::request::Status::Complete, answer);
         }
@@ -67,11 +93,17 @@ fn sentences_come_whole_and_in_order() {
     let _node = serve(&options, worker.sender.clone(), AskDefaults::default()).unwrap();
     let peer = Peer::of(&options);
     let sentences = peer.listen::<Token>("sentence", Qos::DEFAULT);
-    peer.publisher("prompt", PROMPT).publish(&question("look", "x").encode().unwrap()).unwrap();
+    let prompt = peer.publisher("prompt", PROMPT);
+    prompt.publish(&question("look", "x").encode().unwrap()).unwrap();
     let told = sentences.until(|sentence| sentence.is_last);
     let told: Vec<(u32, u32, &str)> =
         told.iter().map(|sentence| (sentence.index, sentence.offset, sentence.text.as_str())).collect();
     assert_eq!(told, [(0, 0, "I see a cup."), (1, 13, "It is red!"), (2, 24, "Shall I take it")]);
+    // One that ends with its last sentence's end is ended all the same.
+    prompt.publish(&question("看", "y").encode().unwrap()).unwrap();
+    let told = sentences.until(|sentence| sentence.is_last);
+    let texts: Vec<&str> = told.iter().map(|sentence| sentence.text.as_str()).collect();
+    assert_eq!(texts, ["杯子在桌上。", ""]);
 }
 
 #[test]

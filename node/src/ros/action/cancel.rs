@@ -23,7 +23,7 @@ impl Goals {
             let is_meant = (!has_id && !has_stamp)
                 || (has_id && *id == goal_id)
                 || (has_stamp && goal.accepted_at <= stamp);
-            if !is_meant || goal.state.has_ended() {
+            if !is_meant || goal.state.has_ended() || goal.state == GoalState::Canceling {
                 continue;
             }
             match &goal.request {

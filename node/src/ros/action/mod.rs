@@ -88,8 +88,8 @@ impl std::fmt::Debug for Goals {
 pub(super) enum SendGoal {
     /// It is to be answered.
     New(Uuid, Box<Question>),
-    /// Its client knows that it is not.
-    Refused,
+    /// Its client knows that it is not; who asked, as far as it is known, and why.
+    Refused { request_id: String, reason: String },
 }
 
 impl Goals {
@@ -104,22 +104,31 @@ impl Goals {
 
     /// A client's goal: entered in the table, not accepted yet.
     pub fn receive(&self, message: &[u8], respond: Box<dyn Respond>) -> SendGoal {
-        let refuse = |respond, reason: String| {
-            tracing::warn!("a goal is refused: {reason}");
+        let refuse = |respond, request_id: String, reason: String| {
             send(respond, SEND_GOAL, SendGoalResponse::default().encode());
-            SendGoal::Refused
+            SendGoal::Refused { request_id, reason }
         };
         let SendGoalRequest { goal_id, goal } = match SendGoalRequest::decode(message) {
             Ok(request) => request,
-            Err(error) => return refuse(respond, format!("not a takt_msgs/action/Generate goal: {error}")),
+            Err(error) => {
+                return refuse(
+                    respond,
+                    String::new(),
+                    format!("not a takt_msgs/action/Generate goal: {error}"),
+                );
+            }
         };
         let mut goals = self.lock();
         forget_old(&mut goals);
         if goals.len() >= MAX_GOALS {
-            return refuse(respond, format!("{MAX_GOALS} goals are remembered, the limit: ask again later"));
+            return refuse(
+                respond,
+                goal.request_id,
+                format!("{MAX_GOALS} goals are remembered, the limit: ask again later"),
+            );
         }
         if goals.contains_key(&goal_id) {
-            return refuse(respond, "another goal has its identity".to_owned());
+            return refuse(respond, goal.request_id, "another goal has its identity".to_owned());
         }
         let entry = Goal {
             accepted_at: self.clock.now(),
@@ -168,7 +177,10 @@ impl Goals {
         if status == Status::Rejected
             && let Some(respond) = goal.accepting.take()
         {
-            return send(respond, SEND_GOAL, SendGoalResponse::default().encode());
+            send(respond, SEND_GOAL, SendGoalResponse::default().encode());
+            // Who asked for its result before it was let in.
+            goal.waiting.into_iter().for_each(answer_unknown);
+            return;
         }
         goal.accept();
         goal.state = match status {
@@ -189,14 +201,14 @@ impl Goals {
         let mut goals = self.lock();
         forget_old(&mut goals);
         match goals.get_mut(&goal_id) {
-            None => send(respond, GET_RESULT, GetResultResponse::default().encode()),
+            None => answer_unknown(respond),
             Some(Goal { result: Some((answer, _)), state, .. }) => {
                 answer_result(respond, *state, answer.clone());
             }
             Some(goal) => {
                 // One client asks once; somebody who asks again and again is not remembered for ever.
                 if goal.waiting.len() >= MAX_WAITING {
-                    goal.waiting.remove(0);
+                    answer_unknown(goal.waiting.remove(0));
                 }
                 goal.waiting.push(respond);
             }
@@ -238,18 +250,17 @@ impl Goal {
     }
 }
 
-fn answer_result(respond: Box<dyn Respond>, state: GoalState, mut answer: Answer) {
+/// There is no such goal.
+fn answer_unknown(respond: Box<dyn Respond>) {
+    send(respond, GET_RESULT, GetResultResponse::default().encode());
+}
+
+fn answer_result(respond: Box<dyn Respond>, state: GoalState, answer: Answer) {
     let room = respond.max_len();
-    let encode = |answer: &Answer| GetResultResponse { status: state as i8, result: answer.clone() }.encode();
-    let message = match encode(&answer) {
+    let message = match (GetResultResponse { status: state as i8, result: answer.clone() }).encode() {
         Ok(message) if message.len() > room => {
-            answer.reason = format!(
-                "the answer has {} bytes, and {room} reach a client of this DDS vendor: read it in the feedback or on ~/reply",
-                message.len()
-            );
-            answer.text = String::new();
-            (answer.defaulted_fields, answer.cut_fields) = (Vec::new(), Vec::new());
-            encode(&answer)
+            let result = answer.too_long(message.len(), room);
+            GetResultResponse { status: GoalState::Aborted as i8, result }.encode()
         }
         other => other,
     };

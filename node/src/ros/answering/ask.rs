@@ -14,8 +14,11 @@ use crate::{
 
 /// Longest name of a request or of a conversation.
 const MAX_NAME_BYTES: usize = 128;
-/// Texts that may end an answer.
+/// Texts that may end an answer, and how long each may be.
 const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 256;
+/// Turns of a conversation.
+const MAX_MESSAGES: usize = 256;
 
 /// What a message that does not say gets, and how much a message may ask for.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +94,10 @@ impl AskDefaults {
     /// # Errors
     /// What was wrong and what to do, for the reply.
     pub(super) fn complete(&self, message: Question) -> Result<Ask, String> {
+        if message.messages.len() > MAX_MESSAGES {
+            let num_messages = message.messages.len();
+            return Err(format!("{num_messages} messages: at most {MAX_MESSAGES} are allowed"));
+        }
         let form = form_of(&message)?;
         let (deadline, class) = self.deadline_and_class(&message)?;
         let request_id = name("request_id", message.request_id)?;
@@ -104,9 +111,10 @@ impl AskDefaults {
                 "the prompt and its system prompt have {num_bytes} bytes, {limit} are allowed"
             ));
         }
-        if message.stop.len() > MAX_STOPS || message.stop.iter().any(String::is_empty) {
+        let is_stop = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
+        if message.stop.len() > MAX_STOPS || !message.stop.iter().all(is_stop) {
             return Err(format!(
-                "stop holds {} texts: at most {MAX_STOPS}, none of them empty",
+                "stop holds {} texts: at most {MAX_STOPS} of 1 to {MAX_STOP_BYTES} bytes are allowed",
                 message.stop.len()
             ));
         }
@@ -138,14 +146,16 @@ impl AskDefaults {
         })?;
         let named = Some(asked).filter(|asked| !asked.is_zero());
         let deadline = named.or(self.deadline);
+        // Without a deadline it runs as background work, whatever it is called.
+        let or_background = |class| if deadline.is_none() { Class::Background } else { class };
         match message.priority_class.as_str() {
-            "" => Ok((deadline, if named.is_some() { Class::Control } else { self.class })),
+            "" => Ok((deadline, or_background(if named.is_some() { Class::Control } else { self.class }))),
             "control" if deadline.is_none() => Err(
                 "priority_class is control, but no deadline is named and the node has no default: name one"
                     .to_owned(),
             ),
             "control" => Ok((deadline, Class::Control)),
-            "interactive" => Ok((deadline, Class::Interactive)),
+            "interactive" => Ok((deadline, or_background(Class::Interactive))),
             "background" if named.is_some() => {
                 Err("priority_class is background, but a deadline is named: leave one of them out".to_owned())
             }
@@ -155,6 +165,18 @@ impl AskDefaults {
             }
         }
     }
+}
+
+impl AskDefaults {
+    /// The class that `message` means, whatever else is wrong with it.
+    pub(super) fn class_of(&self, message: &Question) -> Class {
+        self.deadline_and_class(message).map_or(self.class, |(_, class)| class)
+    }
+}
+
+/// What its asker calls `message`, if that can be a name.
+pub(super) fn name_of(message: &Question) -> Option<String> {
+    name("request_id", message.request_id.clone()).ok().flatten()
 }
 
 /// A name of at most [`MAX_NAME_BYTES`] without control characters; `None` for an empty one.

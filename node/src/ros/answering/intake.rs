@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
-use super::ask::{Ask, AskDefaults, refusal};
+use super::ask::{Ask, AskDefaults, name_of, refusal};
 use super::outlet::Open;
 use super::session::Sessions;
-use super::topics::{Asker, Topics};
+use super::topics::{Asker, Topics, answer_probe};
 use crate::request::{Reply, RequestId, RequestSender, Status, SubmitError};
 use crate::ros::RosError;
 use crate::ros::action::SendGoal;
@@ -127,7 +127,9 @@ impl Intake {
         let sentence = decode_string(message).map_err(|error| format!("not a std_msgs/String: {error}"));
         let prompt = sentence.as_deref().unwrap_or_default().to_owned();
         let defaults = self.gate.defaults();
-        self.admit(sentence.and_then(|sentence| defaults.sentence(sentence)), Asker::Sentence(prompt));
+        let class = if defaults.deadline.is_some() { defaults.class } else { Class::Background };
+        let ask = sentence.and_then(|sentence| defaults.sentence(sentence));
+        self.admit(ask, Asker::Sentence(prompt), (None, class));
     }
 
     /// A question on `~/prompt`.
@@ -137,24 +139,41 @@ impl Intake {
 
     /// A request to the service.
     pub fn take(&self, message: &[u8], respond: Box<dyn Respond>) {
-        self.ask(Question::decode(message), Asker::Service(respond), "takt_msgs/srv/Ask request");
+        let question = Question::decode(message);
+        if question.as_ref().is_ok_and(|question| *question == Question::default()) {
+            let reason = match self.gate.door() {
+                Door::Open(_) => "the question is empty".to_owned(),
+                Door::Shut(reason) => reason,
+            };
+            return answer_probe(respond, reason);
+        }
+        self.ask(question, Asker::Service(respond), "takt_msgs/srv/Ask request");
     }
 
     /// A goal of the action.
     pub fn pursue(&self, message: &[u8], respond: Box<dyn Respond>) {
         match self.gate.topics.goals.receive(message, respond) {
             SendGoal::New(goal, question) => self.ask(Ok(*question), Asker::Goal(goal), "goal"),
-            SendGoal::Refused => {}
+            SendGoal::Refused { request_id, reason } => {
+                let name = name_of(&Question { request_id, ..Question::default() });
+                // Its client knows; everybody else learns it as of a prompt.
+                self.admit(Err(reason), Asker::Prompt, (name, self.gate.defaults().class));
+            }
         }
     }
 
     fn ask(&self, question: Result<Question, CdrError>, asker: Asker, what: &str) {
-        let question = question.map_err(|error| format!("not a {what}: {error}"));
         let defaults = self.gate.defaults();
-        self.admit(question.and_then(|question| defaults.complete(question)), asker);
+        let said = match &question {
+            Ok(question) => (name_of(question), defaults.class_of(question)),
+            Err(_) => (None, defaults.class),
+        };
+        let question = question.map_err(|error| format!("not a {what}: {error}"));
+        self.admit(question.and_then(|question| defaults.complete(question)), asker, said);
     }
 
-    fn admit(&self, ask: Result<Ask, String>, asker: Asker) {
+    /// `said`: what its asker calls it, and its class, should it be refused.
+    fn admit(&self, ask: Result<Ask, String>, asker: Asker, said: (Option<String>, Class)) {
         let arrived = Instant::now();
         let arrival = self.gate.topics.clock.now();
         // First of all whether anything is let through: that is what its asker has to know.
@@ -165,7 +184,7 @@ impl Intake {
         let mut ask = match ask {
             Ok(ask) => ask,
             Err(reason) => {
-                let about = self.gate.about(None, arrival, Class::Interactive);
+                let about = self.gate.about(said.0, arrival, said.1);
                 return self.gate.refuse(asker, &about, &refusal(Status::Rejected, reason, arrived, None));
             }
         };
@@ -261,8 +280,8 @@ impl Gate {
 
     /// Lets requests through to `requests` from now on.
     pub fn open(&self, requests: RequestSender) {
+        *self.door.write().unwrap_or_else(PoisonError::into_inner) = Door::Open(requests.clone());
         requests.set_speculation(self.defaults().speculate);
-        *self.door.write().unwrap_or_else(PoisonError::into_inner) = Door::Open(requests);
     }
 
     /// Refuses new requests from now on; open ones go on.
@@ -277,10 +296,11 @@ impl Gate {
 
     /// What holds for the next requests.
     pub fn set_defaults(&self, defaults: AskDefaults) {
-        if let Door::Open(requests) = self.door() {
-            requests.set_speculation(defaults.speculate);
-        }
+        let speculate = defaults.speculate;
         *self.defaults.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(defaults);
+        if let Door::Open(requests) = self.door() {
+            requests.set_speculation(speculate);
+        }
     }
 
     pub fn defaults(&self) -> Arc<AskDefaults> {
@@ -296,11 +316,9 @@ impl Gate {
         About { request_id: request_id.unwrap_or_else(own), arrival, class }
     }
 
-    /// On the thread that compiles: whatever goes wrong there ends with the request.
+    /// On the thread that compiles.
     fn submit_newcomer(&self, newcomer: Newcomer) {
-        if catch_unwind(AssertUnwindSafe(|| self.submit(newcomer))).is_err() {
-            tracing::error!("compiling a form panicked: please report it with the form");
-        }
+        self.submit(newcomer);
         self.num_newcomers.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -310,18 +328,29 @@ impl Gate {
         let refuse = |asker, status, reason: String| {
             self.refuse(asker, &about, &refusal(status, reason, arrived, deadline));
         };
-        let requests = match self.door() {
-            Door::Open(requests) => requests,
-            Door::Shut(reason) => return refuse(asker, Status::Rejected, reason),
-        };
+        // Counted before the door is looked at: who shuts it and then waits until none is open, waits for this one, too.
         if let Err(reason) = self.open_counts.enter(ask.class, &self.defaults()) {
             return refuse(asker, Status::Rejected, reason);
         }
+        let requests = match self.door() {
+            Door::Open(requests) => requests,
+            Door::Shut(reason) => {
+                self.open_counts.leave(about.class);
+                return refuse(asker, Status::Rejected, reason);
+            }
+        };
         let (sender, events) = bounded(EVENT_ROOM);
         let id = RequestId::next();
         let session = ask.session.clone().map(|session| (session, ask.question().to_owned()));
-        let (status, reason) = match requests.submit(ask.into_request(id, arrived, sender)) {
-            Ok(()) => {
+        // Whatever goes wrong there ends with the request.
+        let request = ask.into_request(id, arrived, sender);
+        let submitted = catch_unwind(AssertUnwindSafe(|| requests.submit(request)));
+        let (status, reason) = match submitted {
+            Err(_) => {
+                tracing::error!("letting a request in panicked: please report it with the request");
+                (Status::Failed, "letting the request in panicked: see the node's log")
+            }
+            Ok(Ok(())) => {
                 if let Asker::Goal(goal) = &asker {
                     // One that is refused has its reply by now: the outlet refuses the goal with it.
                     self.topics.goals.submitted(*goal, id, &requests, events.is_empty());
@@ -338,11 +367,15 @@ impl Gate {
                 }
                 return;
             }
-            Err(SubmitError::Full(_)) => (Status::Rejected, "the worker's queue is full: ask again later"),
-            Err(SubmitError::Stopped(_)) if matches!(self.door(), Door::Shut(_)) => {
+            Ok(Err(SubmitError::Full(_))) => {
+                (Status::Rejected, "the worker's queue is full: ask again later")
+            }
+            Ok(Err(SubmitError::Stopped(_))) if matches!(self.door(), Door::Shut(_)) => {
                 (Status::Cancelled, "the node is shutting down")
             }
-            Err(SubmitError::Stopped(_)) => (Status::Failed, "the worker has stopped: see the node's log"),
+            Ok(Err(SubmitError::Stopped(_))) => {
+                (Status::Failed, "the worker has stopped: see the node's log")
+            }
         };
         self.open_counts.leave(about.class);
         refuse(asker, status, reason.to_owned());

@@ -106,7 +106,10 @@ impl Outlet {
                         .refusal(Status::Failed, "the worker gave the request up without a reply");
                     self.finish(i, reply);
                 }
-                News::CancelAll => self.open.iter().for_each(|open| open.requests.cancel(open.id)),
+                News::CancelAll => {
+                    self.open.extend(self.newly_open.try_iter());
+                    self.open.iter().for_each(|open| open.requests.cancel(open.id));
+                }
                 News::Stop => break,
             }
         }
@@ -144,13 +147,19 @@ impl Outlet {
     fn finish(&mut self, i: usize, reply: Reply) {
         let mut open = self.open.swap_remove(i);
         let num_told = open.told.text.len();
-        if let Some(rest) = reply.text.get(num_told..) {
-            tell(&self.topics, &mut open, num_told, rest, true);
-        }
-        if let Some((session, question)) = &open.session
-            && is_answer(reply.status)
-        {
-            self.sessions.note(session, question, &reply.text);
+        // A refusal after the first tokens has no text: then nothing but the end is left to tell.
+        let rest = reply.text.get(num_told..).unwrap_or_default();
+        tell(&self.topics, &mut open, num_told, rest, true);
+        if let Some((session, question)) = &open.session {
+            if is_answer(reply.status) {
+                self.sessions.note(session, question, &reply.text);
+            }
+            // Half of what a lane holds is left for the next question and its answer; what did not fit at all is to fit when asked again.
+            let num_tokens = reply.prompt_token_ids.len() + reply.token_ids.len();
+            let is_long = open.requests.max_context().is_some_and(|most| num_tokens > most / 2);
+            if is_long || reply.status == Status::Rejected {
+                self.sessions.shorten(session);
+            }
         }
         // Before the reply: whoever has it may ask again at once.
         self.open_counts.leave(open.about.class);
@@ -188,6 +197,9 @@ fn tell(topics: &Topics, open: &mut Open, offset: usize, text: &str, is_last: bo
     let mut whole = told.sentences.push(text);
     if is_last {
         whole.extend(told.sentences.finish());
+    }
+    if is_last && whole.is_empty() {
+        whole.push(Sentence { offset: told.text.len(), text: String::new() });
     }
     let num_whole = whole.len();
     for (i, Sentence { offset, text }) in whole.into_iter().enumerate() {

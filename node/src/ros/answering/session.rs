@@ -55,6 +55,14 @@ impl Sessions {
         messages.collect()
     }
 
+    /// Forgets the older half of what was said under `name`.
+    pub fn shorten(&self, name: &str) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = state.sessions.get_mut(name) {
+            session.turns.drain(..session.turns.len().div_ceil(2));
+        }
+    }
+
     /// Remembers an answer under `name`.
     pub fn note(&self, name: &str, question: &str, answer: &str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +106,21 @@ mod tests {
         assert_eq!(sessions.recall("a", 14).len(), 2);
         assert_eq!(sessions.recall("a", 15).len(), 4);
         assert!(sessions.recall("a", 4).is_empty());
+    }
+
+    #[test]
+    fn what_is_too_long_loses_its_older_half() {
+        let sessions = Sessions::default();
+        for i in 0..5 {
+            sessions.note("a", &i.to_string(), "");
+        }
+        sessions.shorten("a");
+        let said: Vec<String> = sessions.recall("a", 100).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(said, ["3", "", "4", ""]);
+        sessions.shorten("a");
+        sessions.shorten("a");
+        sessions.shorten("never heard of");
+        assert!(sessions.recall("a", 100).is_empty());
     }
 
     #[test]

@@ -94,27 +94,27 @@ impl Topics {
     }
 }
 
+/// Answers the empty question by which our own clients open the way for replies: a request of nobody's, told to nobody else.
+pub(super) fn answer_probe(respond: Box<dyn Respond>, reason: String) {
+    let answer = Answer { status: Status::Rejected.name().to_owned(), reason, ..Answer::default() };
+    match answer.encode() {
+        Ok(message) => respond.respond(&message),
+        Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
+    }
+}
+
 /// Whether the model said something, as opposed to a refusal.
 pub(super) fn is_answer(status: Status) -> bool {
     matches!(status, Status::Complete | Status::TruncatedAtDeadline | Status::ClosedAtDeadline)
 }
 
 /// `answer` as a service's reply; in its place, if it has more than `max_len` bytes, that it does not reach the client.
-fn fitting(mut answer: Answer, max_len: usize) -> Result<Vec<u8>, CdrError> {
+fn fitting(answer: Answer, max_len: usize) -> Result<Vec<u8>, CdrError> {
     let message = answer.encode()?;
     if message.len() <= max_len {
         return Ok(message);
     }
-    let num_bytes = message.len();
-    answer.status = Status::Failed.name().to_owned();
-    answer.finish_reason.clone_from(&answer.status);
-    answer.text = String::new();
-    (answer.defaulted_fields, answer.cut_fields) = (Vec::new(), Vec::new());
-    answer.reason = format!(
-        "the reply has {num_bytes} bytes, and {max_len} reach a client of this DDS vendor: ask for fewer tokens, read it on \
-         the topic ~/reply, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp"
-    );
-    answer.encode()
+    answer.too_long(message.len(), max_len).encode()
 }
 
 fn publish(topic: &dyn Publish, what: &'static str, message: Result<Vec<u8>, CdrError>) {

@@ -1,4 +1,4 @@
-//! `/diagnostics`: once a second, and whenever the node's state changes, how well each part is.
+//! `/diagnostics`: once a second, and when the node has come to another state, how well each part is.
 //!
 //! Names are `NODE: PART`, so that `diagnostic_aggregator` groups them under the node: `lifecycle`, `deadlines`, `queue`, `costs`, `engine`,
 //! `speculation`, `hardware`.
@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::RosError;
 use super::message::{DiagnosticArray, Header, Message as _};
+use super::names::Names;
 use super::node::start_thread;
 use super::transport::{Publish, Qos, Transport};
 
@@ -33,9 +34,10 @@ pub(super) struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// Publishes what `source` says until it is closed; a change of the node's state is noticed within `watch`.
-    pub fn start(transport: &dyn Transport, source: Source) -> Result<Self, RosError> {
-        let publisher = transport.publisher(TOPIC, DiagnosticArray::TYPE, Qos::DEFAULT)?;
+    /// Publishes what `source` says until it is closed.
+    pub fn start(transport: &dyn Transport, names: &Names, source: Source) -> Result<Self, RosError> {
+        let publisher =
+            transport.publisher(&names.resolve_topic(TOPIC)?, DiagnosticArray::TYPE, Qos::DEFAULT)?;
         let (stop, stopped) = bounded(0);
         let thread = start_thread("takt-ros-diag", move || run(&*publisher, source, &stopped))?;
         Ok(Self { stop, thread })

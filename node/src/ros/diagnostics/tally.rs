@@ -60,13 +60,15 @@ impl Tally {
         if let Some(i) = Class::ALL.iter().position(|of| *of == class) {
             counts.by_class[i] += 1;
         }
-        let was_let_in = reply.status != Status::Rejected;
-        if reply.is_promised && was_let_in {
+        // What its asker took back is neither kept nor missed; what broke was missed.
+        let was_kept_to = !matches!(reply.status, Status::Rejected | Status::Cancelled);
+        let has_failed = reply.status == Status::Failed;
+        if reply.is_promised && was_kept_to {
             counts.promised += 1;
             let is_late = reply.timings.deadline.is_some_and(|deadline| reply.timings.total > deadline);
-            counts.missed += u64::from(is_late);
+            counts.missed += u64::from(is_late || has_failed);
         }
-        if was_let_in && reply.timings.deadline.is_some() {
+        if was_kept_to && !has_failed && reply.timings.deadline.is_some() {
             if state.recent.len() < NUM_RECENT {
                 state.recent.push(reply.timings.total);
             } else {

@@ -5,7 +5,8 @@
 mod service;
 mod state;
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -46,6 +47,8 @@ struct Asked {
 /// The state, and the way to change it.
 pub(super) struct Lifecycle {
     state: Arc<AtomicU8>,
+    /// Changes that wait are refused from then on.
+    is_ending: Arc<AtomicBool>,
     asked: Mutex<Option<Sender<Asked>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -71,9 +74,16 @@ impl Lifecycle {
     ) -> Result<Self, RosError> {
         let state = Arc::new(AtomicU8::new(State::Unconfigured as u8));
         let (asked, waiting) = bounded(MAX_WAITING);
-        let machine = Machine { managed, events, clock, state: Arc::clone(&state) };
+        let is_ending = Arc::new(AtomicBool::new(false));
+        let ending = Arc::clone(&is_ending);
+        let machine = Machine { managed, events, clock, state: Arc::clone(&state), is_ending };
         let thread = start_thread("takt-ros-life", move || machine.run(&waiting))?;
-        Ok(Self { state, asked: Mutex::new(Some(asked)), thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            state,
+            is_ending: ending,
+            asked: Mutex::new(Some(asked)),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// The present state.
@@ -120,6 +130,7 @@ impl Lifecycle {
 
     /// Ends the thread after the change that runs; what it manages is dropped.
     pub fn close(&self) {
+        self.is_ending.store(true, Ordering::Release);
         drop(self.asked.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -151,11 +162,16 @@ struct Machine {
     events: Box<dyn Publish>,
     clock: RosClock,
     state: Arc<AtomicU8>,
+    is_ending: Arc<AtomicBool>,
 }
 
 impl Machine {
     fn run(mut self, waiting: &Receiver<Asked>) {
         for Asked { request, asker } in waiting {
+            if self.is_ending.load(Ordering::Acquire) {
+                asker.answer(Err("the node ends".to_owned()));
+                continue;
+            }
             let outcome = match Transition::asked(&request.transition, read(&self.state)) {
                 Ok((change, transition)) => self.carry_out(change, transition),
                 Err(reason) => Err(reason),
@@ -166,7 +182,9 @@ impl Machine {
 
     fn carry_out(&mut self, change: Change, transition: Transition) -> Result<(), String> {
         self.enter(transition);
-        let outcome = self.managed.carry_out(change);
+        let carried_out = catch_unwind(AssertUnwindSafe(|| self.managed.carry_out(change)));
+        let outcome =
+            carried_out.unwrap_or_else(|_| Err("it panicked: please report it with the log".to_owned()));
         if let Err(reason) = &outcome {
             tracing::error!("{}: {reason}", transition.label);
         }

@@ -1,7 +1,7 @@
 //! From the worker's reply to the message that tells it.
 
 use super::{Answer, Time, millis};
-use crate::request::{Reply, Timings};
+use crate::request::{Reply, Status, Timings};
 use crate::scheduler::class::Class;
 
 /// What a reply does not know of itself.
@@ -16,6 +16,27 @@ pub struct About {
 }
 
 impl Answer {
+    /// In place of an answer of `num_bytes` of which at most `max_len` reach the asker: that it does not.
+    #[must_use]
+    pub fn too_long(self, num_bytes: usize, max_len: usize) -> Self {
+        let failed = Status::Failed.name().to_owned();
+        let reason = format!(
+            "the reply has {num_bytes} bytes, and {max_len} reach a client of this DDS vendor: ask for fewer tokens, read it on \
+             the topic ~/reply, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp"
+        );
+        let (defaulted_fields, cut_fields) = (Vec::new(), Vec::new());
+        let text = String::new();
+        Self {
+            status: failed.clone(),
+            finish_reason: failed,
+            text,
+            reason,
+            defaulted_fields,
+            cut_fields,
+            ..self
+        }
+    }
+
     /// `reply`, leaving the node at `stamp`.
     #[must_use]
     pub fn new(reply: &Reply, about: &About, stamp: Time) -> Self {

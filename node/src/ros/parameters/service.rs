@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ParameterStore;
-use super::store::outcome;
+use super::store::{MAX_AT_ONCE, outcome};
 use crate::ros::RosError;
 use crate::ros::clock::RosClock;
 use crate::ros::message::{
@@ -54,14 +54,20 @@ pub(in crate::ros) fn offer(
     clock: &RosClock,
 ) -> Result<(), RosError> {
     let events = Arc::new(Events {
-        publisher: transport.publisher("/parameter_events", ParameterEvent::TYPE, EVENTS_QOS)?,
+        publisher: transport.publisher(
+            &names.resolve_topic("/parameter_events")?,
+            ParameterEvent::TYPE,
+            EVENTS_QOS,
+        )?,
         node: transport.node().to_string(),
         clock: clock.clone(),
     });
     let service = |name: &str| names.resolve_service(&format!("~/{name}"));
     let of = Arc::clone(store);
     serve(transport, &service("get_parameters")?, rcl("GetParameters"), move |asked: NamesRequest| {
-        GetParametersResponse { values: asked.names.iter().map(|name| (&of.value(name)).into()).collect() }
+        GetParametersResponse {
+            values: asked.names.iter().take(MAX_AT_ONCE).map(|name| (&of.value(name)).into()).collect(),
+        }
     })?;
     let of = Arc::clone(store);
     serve(
@@ -69,7 +75,7 @@ pub(in crate::ros) fn offer(
         &service("get_parameter_types")?,
         rcl("GetParameterTypes"),
         move |asked: NamesRequest| GetParameterTypesResponse {
-            types: asked.names.iter().map(|name| of.value(name).type_id()).collect(),
+            types: asked.names.iter().take(MAX_AT_ONCE).map(|name| of.value(name).type_id()).collect(),
         },
     )?;
     let of = Arc::clone(store);
@@ -78,7 +84,7 @@ pub(in crate::ros) fn offer(
         &service("describe_parameters")?,
         rcl("DescribeParameters"),
         move |asked: NamesRequest| DescribeParametersResponse {
-            descriptors: asked.names.iter().map(|name| of.descriptor(name)).collect(),
+            descriptors: asked.names.iter().take(MAX_AT_ONCE).map(|name| of.descriptor(name)).collect(),
         },
     )?;
     let of = Arc::clone(store);
@@ -96,7 +102,7 @@ pub(in crate::ros) fn offer(
         &service("set_parameters")?,
         rcl("SetParameters"),
         move |asked: SetParametersRequest| {
-            let results = asked.parameters.iter().map(|parameter| {
+            let results = asked.parameters.iter().take(MAX_AT_ONCE).map(|parameter| {
                 let result = of.set(std::slice::from_ref(parameter));
                 let response = outcome(&result);
                 told.tell(ParameterEvent {
@@ -114,7 +120,10 @@ pub(in crate::ros) fn offer(
         &service("set_parameters_atomically")?,
         rcl("SetParametersAtomically"),
         move |asked: SetParametersRequest| {
-            let result = of.set(&asked.parameters);
+            let result = match asked.parameters.len() {
+                num if num > MAX_AT_ONCE => Err(format!("{num} parameters at once: at most {MAX_AT_ONCE}")),
+                _ => of.set(&asked.parameters),
+            };
             let response = SetParametersAtomicallyResponse { result: outcome(&result) };
             told.tell(ParameterEvent {
                 changed_parameters: result.unwrap_or_default(),

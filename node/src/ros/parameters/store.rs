@@ -10,6 +10,11 @@ use crate::config::schema::KEYS;
 use crate::ros::ParameterValue;
 use crate::ros::message::{ListParametersResult, Parameter, ParameterDescriptor, SetParametersResult};
 
+/// Longest name that is compared with known ones.
+const MAX_HINTED_LEN: usize = 100;
+/// Parameters that may be asked for, or set, at once.
+pub(super) const MAX_AT_ONCE: usize = 512;
+
 /// A parameter that is no configuration key and never changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fixed {
@@ -122,10 +127,16 @@ impl ParameterStore {
                 .map_err(|reason| format!("{}: {reason}", parameter.name))?;
         }
         (self.take_over)(&changed)?;
-        let is_new = |parameter: &&Parameter| {
-            key_idx(&parameter.name).is_some_and(|i| config.value_at(i) != changed.value_at(i))
+        let is_new = |i: &usize| config.value_at(*i) != changed.value_at(*i);
+        let told = |i: usize| {
+            let value = changed.value_at(i).map(from_key).unwrap_or_default();
+            Parameter { name: name_of(&KEYS[i]), value: (&value).into() }
         };
-        let news = parameters.iter().filter(is_new).cloned().collect();
+        let mut set: Vec<usize> =
+            parameters.iter().filter_map(|parameter| key_idx(&parameter.name)).collect();
+        set.sort_unstable();
+        set.dedup();
+        let news = set.into_iter().filter(is_new).map(told).collect();
         *config = changed;
         Ok(news)
     }
@@ -166,6 +177,10 @@ impl ParameterStore {
     }
 
     fn did_you_mean(&self, name: &str) -> String {
+        // Comparing takes time in the square of the length, and the network's thread waits for it.
+        if name.len() > MAX_HINTED_LEN {
+            return String::new();
+        }
         let similarity = |known: &String| strsim::normalized_damerau_levenshtein(name, known);
         let nearest = self.names().into_iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
         match nearest.filter(|nearest| similarity(nearest) >= 0.6) {
