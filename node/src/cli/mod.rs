@@ -9,6 +9,7 @@ mod say;
 mod ask;
 mod bench;
 mod bench_deadlines;
+mod bench_ros;
 mod bench_speculation;
 #[cfg(test)]
 mod board_fit;
