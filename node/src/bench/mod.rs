@@ -7,6 +7,7 @@ pub mod forms;
 mod measure;
 pub mod ros;
 pub mod speculation;
+mod svg;
 mod system;
 
 pub use measure::{Decode, Prefill, Sustained, Window, decode, prefill, read_bandwidth, sustain};

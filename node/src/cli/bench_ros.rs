@@ -108,12 +108,14 @@ pub(super) fn run(
     }
     match report.messages.lost {
         0 => Ok(ExitCode::SUCCESS),
-        lost => Err(CliError::Failed(format!("{lost} of {} questions were never answered", report.messages.sent))),
+        lost => {
+            Err(CliError::Failed(format!("{lost} of {} questions were never answered", report.messages.sent)))
+        }
     }
 }
 
 fn show(report: &Report) {
-    sayln!("{}  {}", paint::bold("ROS 2"), report.machine.device);
+    sayln!("{}  {}", paint::bold("ROS 2"), report.machine.processor);
     say!("{}", paint::facts(&circumstances(report)));
     show_round_trips(report);
     show_decisions(report);
@@ -138,7 +140,8 @@ fn circumstances(report: &Report) -> Vec<(&'static str, String)> {
         format!("{}, cores {}, {} locked", worker.policy, worker.cores, paint::bytes(worker.locked_kib << 10))
     });
     let settings = &report.control_loop_settings;
-    let policy = settings.fifo_priority.map_or("SCHED_OTHER".into(), |priority| format!("SCHED_FIFO {priority}"));
+    let policy =
+        settings.fifo_priority.map_or("SCHED_OTHER".into(), |priority| format!("SCHED_FIFO {priority}"));
     let refused = report.control_loop.iter().find_map(|row| row.refused.as_ref());
     let policy = refused.map_or(policy, |reason| format!("SCHED_OTHER ({reason})"));
     let beside = match load.busy_threads {
@@ -149,7 +152,13 @@ fn circumstances(report: &Report) -> Vec<(&'static str, String)> {
         ("machine", format!("{} cores, kernel {} ({kernel}){average}", machine.cores, machine.kernel)),
         ("node", format!("takt serve on loopback, decode step {:.2} ms", report.node.decode_step_ms)),
         ("worker", worker),
-        ("control loop", format!("{:.0} Hz, {policy}, a question every {} ticks", settings.rate_hz, settings.ticks_per_question)),
+        (
+            "control loop",
+            format!(
+                "{:.0} Hz, {policy}, a question every {} ticks",
+                settings.rate_hz, settings.ticks_per_question
+            ),
+        ),
         (
             "busy",
             format!(
@@ -169,12 +178,12 @@ fn columns(quantiles: &Quantiles) -> String {
 /// Titles of columns; those of a group of three stand above its middle.
 fn header(first: &str, groups: &[&str]) {
     let groups: String = groups.iter().map(|name| format!("  {name:^27}")).collect();
-    sayln!("\n{}", paint::dim(&format!("  {first:<24}{:>7}{groups}", "")));
+    sayln!("\n{}", paint::dim(&format!("  {first:<28}{:>7}{groups}", "")));
 }
 
 fn under(num_groups: usize) {
     let group = format!("  {:>9}{:>9}{:>9}", "p50", "p99", "max").repeat(num_groups);
-    sayln!("{}", paint::dim(&format!("  {:<24}{:>7}{group}", "", "count")));
+    sayln!("{}", paint::dim(&format!("  {:<28}{:>7}{group}", "", "count")));
 }
 
 fn show_round_trips(report: &Report) {
@@ -182,9 +191,10 @@ fn show_round_trips(report: &Report) {
     under(3);
     for row in &report.round_trips {
         let label = format!("{}, node {}", row.door.name(), row.node);
-        let not_whole = if row.otherwise > 0 { format!("  {} not whole", row.otherwise) } else { String::new() };
+        let not_whole =
+            if row.otherwise > 0 { format!("  {} not whole", row.otherwise) } else { String::new() };
         sayln!(
-            "  {label:<24}{:>7}  {}  {}  {}{not_whole}",
+            "  {label:<28}{:>7}  {}  {}  {}{not_whole}",
             row.complete,
             columns(&row.round_trip_ms),
             columns(&row.in_node_ms),
@@ -194,12 +204,13 @@ fn show_round_trips(report: &Report) {
 }
 
 fn show_decisions(report: &Report) {
-    header("decision, ms", &["sent to known"]);
+    header("decision, ms", &["sent to decided"]);
     under(1);
     for row in &report.decisions {
         let label = format!("{} {}, node {}", row.door.name(), row.decision, row.node);
-        let otherwise = if row.otherwise > 0 { format!("  {} otherwise", row.otherwise) } else { String::new() };
-        sayln!("  {label:<24}{:>7}  {}{otherwise}", row.decided, columns(&row.ms));
+        let otherwise =
+            if row.otherwise > 0 { format!("  {} otherwise", row.otherwise) } else { String::new() };
+        sayln!("  {label:<28}{:>7}  {}{otherwise}", row.decided, columns(&row.ms));
     }
 }
 
@@ -209,6 +220,6 @@ fn show_loop(report: &Report) {
     for row in &report.control_loop {
         let LoopRow { beside, ticks, missed, late_ms, asking_ms, .. } = row;
         let missed = format!("  {missed} ticks missed");
-        sayln!("  {beside:<24}{ticks:>7}  {}  {}{missed}", columns(late_ms), columns(asking_ms));
+        sayln!("  {beside:<28}{ticks:>7}  {}  {}{missed}", columns(late_ms), columns(asking_ms));
     }
 }

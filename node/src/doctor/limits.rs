@@ -38,7 +38,9 @@ fn realtime_priority() -> Finding {
         return Finding::note(
             "real-time priority",
             format!("SCHED_FIFO is allowed up to {allowed}"),
-            format!("board files ask for {USUAL}, which would be refused; raise the rtprio limit, or LimitRTPRIO= in the unit"),
+            format!(
+                "board files ask for {USUAL}, which would be refused; raise the rtprio limit, or LimitRTPRIO= in the unit"
+            ),
         );
     }
     Finding::note(

@@ -80,8 +80,7 @@ fn pin(cores: &[usize]) -> Result<(), String> {
     const EFFECT: &str = "the worker may run on any core";
     let mut set = CpuSet::new();
     for &core in cores {
-        set.set(core)
-            .map_err(|_| format!("core {core} is beyond what the kernel's set holds; {EFFECT}"))?;
+        set.set(core).map_err(|_| format!("core {core} is beyond what the kernel's set holds; {EFFECT}"))?;
     }
     let this_thread = Pid::from_raw(0);
     sched_setaffinity(this_thread, &set)
@@ -115,10 +114,7 @@ mod tests {
         for core in [1000, 100_000] {
             let refused = refused_of(vec![core]);
             assert_eq!(refused.len(), 1);
-            assert!(
-                refused[0].contains(&core.to_string()) && refused[0].contains("any core"),
-                "{refused:?}"
-            );
+            assert!(refused[0].contains(&core.to_string()) && refused[0].contains("any core"), "{refused:?}");
         }
     }
 
@@ -138,7 +134,9 @@ mod tests {
         for priority in [50, 99] {
             let told = of(Some(priority));
             assert!(
-                told.len() == 1 && told[0].contains("ros2_control") && told[0].contains(&priority.to_string())
+                told.len() == 1
+                    && told[0].contains("ros2_control")
+                    && told[0].contains(&priority.to_string())
             );
         }
     }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use super::report::Report;
-use crate::demo::percentile;
+use crate::{bench::svg::escape, demo::percentile};
 
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 210.0;
@@ -46,7 +46,8 @@ impl Axis {
     /// Long enough for all of `strips`.
     fn of(strips: &[Strip<'_>]) -> Self {
         let values = strips.iter().flat_map(|strip| strip.values).map(|value| in_ms(*value));
-        let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), ms| (low.min(ms), high.max(ms)));
+        let (low, high) =
+            values.fold((f64::INFINITY, 0.0_f64), |(low, high), ms| (low.min(ms), high.max(ms)));
         if high <= 0.0 {
             return Self { low: -2, high: 1 };
         }
@@ -68,7 +69,7 @@ impl Axis {
     }
 }
 
-/// A millisecond is not shorter than a microsecond: a clock that shows no difference has no logarithm.
+/// A microsecond at least: what the clock shows as nothing has no logarithm.
 fn in_ms(value: Duration) -> f64 {
     value.max(Duration::from_micros(1)).as_secs_f64() * 1e3
 }
@@ -77,8 +78,7 @@ fn in_ms(value: Duration) -> f64 {
 #[must_use]
 pub fn svg(report: &Report) -> String {
     let panels = panels(report);
-    let height_of =
-        |panel: &Panel<'_>| PANEL_HEAD + ROW_HEIGHT * panel.strips.len() as f64 + PANEL_FOOT;
+    let height_of = |panel: &Panel<'_>| PANEL_HEAD + ROW_HEIGHT * panel.strips.len() as f64 + PANEL_FOOT;
     let height = TOP + panels.iter().map(height_of).sum::<f64>();
     let mut out = String::new();
     let _ = writeln!(
@@ -98,7 +98,13 @@ pub fn svg(report: &Report) -> String {
 }
 
 fn colour(state: &str) -> &'static str {
-    if state.ends_with("idle") { IDLE } else if state.ends_with("busy") { BUSY } else { NO_NODE }
+    if state.ends_with("idle") {
+        IDLE
+    } else if state.ends_with("busy") {
+        BUSY
+    } else {
+        NO_NODE
+    }
 }
 
 fn panels(report: &Report) -> Vec<Panel<'_>> {
@@ -126,11 +132,12 @@ fn panels(report: &Report) -> Vec<Panel<'_>> {
 
 fn titles(out: &mut String, report: &Report) {
     let (machine, load) = (&report.machine, &report.load);
-    let worker = report.node.worker.as_ref().map_or(String::new(), |worker| format!(", worker {}", worker.policy));
+    let worker =
+        report.node.worker.as_ref().map_or(String::new(), |worker| format!(", worker {}", worker.policy));
     let _ = writeln!(
         out,
         r##"<text x="24" y="26" fill="#222" font-size="15">Asking over ROS 2: {}, {} cores{}</text>"##,
-        escape(&machine.device),
+        escape(&machine.processor),
         machine.cores,
         escape(&worker)
     );
@@ -141,8 +148,7 @@ fn titles(out: &mut String, report: &Report) {
     let _ = writeln!(
         out,
         r##"<text x="24" y="47" fill="#555">busy: {} background requests open on {} lanes{busy_threads}; every row scaled to its own highest bar</text>"##,
-        load.open_requests,
-        load.lanes
+        load.open_requests, load.lanes
     );
 }
 
@@ -259,6 +265,52 @@ fn number(ms: f64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{
+        ros::report::{Machine, sample},
+        svg::assert_well_formed,
+    };
+
+    #[test]
+    fn the_picture_is_well_formed_and_shows_every_row() {
+        let machine = Machine { processor: "a <board> & \"co\"".into(), cores: 4, ..Machine::default() };
+        let report = Report { machine, ..sample() };
+        let picture = svg(&report);
+        assert_well_formed(&picture);
+        for label in [
+            "topic, node idle",
+            "action accepted, node busy",
+            "service refused, node idle",
+            "no node",
+            "a &lt;board&gt; &amp; &quot;co&quot;",
+            "8 background requests open on 4 lanes",
+            "100 µs",
+            "10 ms",
+        ] {
+            assert!(picture.contains(label), "{label} in {picture}");
+        }
+        assert!(!picture.contains("NaN") && !picture.contains("inf"));
+    }
+
+    #[test]
+    fn rows_without_values_are_drawn_empty() {
+        let mut report = sample();
+        report.round_trips.iter_mut().for_each(|row| row.overheads.clear());
+        report.control_loop.clear();
+        let picture = svg(&report);
+        assert_well_formed(&picture);
+        assert!(picture.contains("topic, node idle") && !picture.contains("NaN"));
+    }
+
+    #[test]
+    fn an_axis_holds_all_values_between_its_ends() {
+        let values = [Duration::ZERO, Duration::from_micros(30), Duration::from_millis(70)];
+        let strip = Strip { label: String::new(), colour: IDLE, values: &values };
+        let axis = Axis::of(&[strip]);
+        assert_eq!((axis.low, axis.high), (-3, 2));
+        assert_eq!((axis.x(1e-3), axis.x(100.0)), (LEFT, LEFT + PLOT_WIDTH));
+        assert_eq!(axis.edges().len(), 5 * 16 + 1);
+    }
 }

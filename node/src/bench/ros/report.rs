@@ -130,7 +130,7 @@ impl LoopRow {
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Machine {
     /// The processor.
-    pub device: String,
+    pub processor: String,
     /// Cores that this process may use.
     pub cores: usize,
     /// Kernel release.
@@ -142,12 +142,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one, except for the processor's name.
+    /// This one.
     #[must_use]
     pub fn here() -> Self {
         let text = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Self {
-            device: String::new(),
+            processor: crate::doctor::processor(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: text("/proc/sys/kernel/osrelease"),
             is_preempt_rt: text("/sys/kernel/realtime") == "1",
@@ -219,7 +219,7 @@ impl Report {
     #[must_use]
     pub(super) fn new(settings: &Settings<'_>, machine: Machine, info: &EngineInfo) -> Self {
         Self {
-            machine: Machine { device: info.device.clone(), ..machine },
+            machine,
             node: Node {
                 engine: settings.engine.display().to_string(),
                 arguments: settings.node_args.to_vec(),
@@ -251,5 +251,89 @@ impl Report {
         let all = asked.chain(loops).chain([(self.load.sent, self.load.lost)]);
         let (sent, lost) = all.fold((0, 0), |(sent, lost), (more, gone)| (sent + more, lost + gone));
         self.messages = Messages { sent, answered: sent - lost, lost };
+    }
+}
+
+/// A report with a few values in every row.
+#[cfg(test)]
+pub(super) fn sample() -> Report {
+    let us = |all: &[u64]| all.iter().map(|us| Duration::from_micros(*us)).collect::<Vec<_>>();
+    let mut report = Report {
+        machine: Machine { cores: 2, ..Machine::default() },
+        node: Node::default(),
+        load: LoadReport {
+            lanes: 4,
+            open_requests: 8,
+            sent: 50,
+            answered: 49,
+            lost: 1,
+            ..LoadReport::default()
+        },
+        control_loop_settings: LoopSettings { rate_hz: 100.0, ticks_per_question: 10, fifo_priority: None },
+        round_trips: Vec::new(),
+        decisions: Vec::new(),
+        control_loop: Vec::new(),
+        num_warm_up: 0,
+        messages: Messages::default(),
+    };
+    for node in ["idle", "busy"] {
+        for door in DoorKind::ALL {
+            let overheads = us(&[120, 150, 180, 2500]);
+            report.round_trips.push(RoundTripRow {
+                door,
+                node,
+                sent: 4,
+                complete: 3,
+                otherwise: 1,
+                lost: 0,
+                round_trip_ms: Quantiles::ms(&overheads),
+                in_node_ms: Quantiles::default(),
+                overhead_ms: Quantiles::ms(&overheads),
+                overheads,
+            });
+            for decision in ["accepted", "refused"] {
+                let times = us(&[300, 400]);
+                let (sent, lost) = (3, usize::from(decision == "refused"));
+                let ms = Quantiles::ms(&times);
+                report.decisions.push(DecisionRow {
+                    door,
+                    node,
+                    decision,
+                    sent,
+                    decided: 2,
+                    otherwise: 0,
+                    lost,
+                    ms,
+                    times,
+                });
+            }
+        }
+    }
+    for (beside, num_asked) in [("no node", 0), ("node idle", 5), ("node busy", 5)] {
+        let late = us(&[8, 60, 90, 11_000]);
+        let times =
+            LoopTimes { late, num_missed: 1, num_asked, num_answered: num_asked, ..LoopTimes::default() };
+        report.control_loop.push(LoopRow::new(beside, times));
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_question_is_counted_once() {
+        let mut report = sample();
+        report.count_messages();
+        // Six rows of 4, six refusals of 3, two loops of 5, the load's 50; one lost in each refusal and one of the load's.
+        assert_eq!(report.messages, Messages { sent: 24 + 18 + 10 + 50, answered: 95, lost: 7 });
+    }
+
+    #[test]
+    fn quantiles_of_nothing_are_null_and_not_zero() {
+        assert_eq!(serde_json::to_value(Quantiles::ms(&[])).unwrap()["p50"], serde_json::Value::Null);
+        let of = Quantiles::ms(&[Duration::from_micros(1500), Duration::from_micros(500)]);
+        assert_eq!((of.p50, of.p99, of.max), (Some(0.5), Some(1.5), Some(1.5)));
     }
 }

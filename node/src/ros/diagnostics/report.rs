@@ -235,12 +235,8 @@ mod tests {
 
     #[test]
     fn real_time_settings_in_force_and_refused_are_told() {
-        let worker = InForce {
-            policy: "SCHED_FIFO 40".into(),
-            cores: "4-7".into(),
-            locked_kib: 2048,
-            page_faults: 0,
-        };
+        let worker =
+            InForce { policy: "SCHED_FIFO 40".into(), cores: "4-7".into(), locked_kib: 2048, page_faults: 0 };
         let found = Hardware { worker: Some(worker), ..Hardware::default() };
         let (level, message, values) = hardware(&found, &[]);
         assert!(level == Level::Ok && !message.contains("refused"));

@@ -69,10 +69,7 @@ impl Door for ActionDoor {
     }
 }
 
-fn call<Response: Message>(
-    service: &dyn Call,
-    request: &impl Message,
-) -> Result<Option<Response>, RosError> {
+fn call<Response: Message>(service: &dyn Call, request: &impl Message) -> Result<Option<Response>, RosError> {
     let failed = |error: CdrError| RosError::Message { what: "takt_msgs/action/Generate", error };
     let pending = service.call(&request.encode().map_err(failed)?)?;
     let Some(message) = pending.wait(PATIENCE) else { return Ok(None) };

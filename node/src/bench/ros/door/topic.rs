@@ -35,8 +35,7 @@ impl TopicDoor {
         let subscription =
             transport.subscribe(&names.resolve_topic(REPLY.name)?, REPLY.ty, REPLY.qos, on_reply)?;
         transport.announce()?;
-        let is_found =
-            prompts.wait_for_subscriber(DISCOVERY) && subscription.wait_for_publisher(DISCOVERY);
+        let is_found = prompts.wait_for_subscriber(DISCOVERY) && subscription.wait_for_publisher(DISCOVERY);
         found(is_found, ros)?;
         Ok(Self { prompts, replies, num_asked: 0, _subscription: subscription, _transport: transport })
     }
