@@ -76,7 +76,7 @@ mod tests {
             fs::write(path, text).unwrap();
         };
         let stat = |name: &str, tail: &str| {
-            let middle = "S 1 2 3 4 5 6 70 8 9 10".to_owned() + &" 0".repeat(27);
+            let middle = "S 1 2 3 4 5 6 70 8 9 10".to_owned() + &" 0".repeat(26);
             format!("17 ({name}) {middle} {tail} 0 0\n")
         };
         put("status", "Name:\ttakt\nVmLck:\t  34567 kB\n");

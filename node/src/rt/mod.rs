@@ -43,8 +43,10 @@ pub fn apply(settings: &RealtimeSettings) -> Vec<String> {
     if settings.lock_memory
         && let Err(errno) = memory::lock_all()
     {
+        let reason =
+            if errno == Errno::ENOMEM { "beyond the memlock limit".into() } else { errno.to_string() };
         refused.push(format!(
-            "lock_memory: {errno}; a page fault can delay an answer (grant CAP_IPC_LOCK or raise the memlock limit)"
+            "lock_memory: {reason}; a page fault can delay an answer (grant CAP_IPC_LOCK or raise the memlock limit)"
         ));
     }
     memory::touch_stack();
