@@ -237,6 +237,67 @@ fn bench_measures_what_its_contract_names() {
 }
 
 #[test]
+fn bench_ros_counts_every_question_and_measures_every_door() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("ros.svg").display().to_string();
+    let found =
+        succeed_json(["bench", "--ros", engine(), "--fast", "--json", "--threads", "1", "--plot", &plot]);
+    let rows = |name: &str| found[name].as_array().unwrap().clone();
+    let count = |row: &Value, name: &str| row[name].as_u64().unwrap_or_else(|| panic!("{name} in {row}"));
+    let mut num_sent = count(&found["load"], "sent");
+    let (mut trips, mut decisions) = (Vec::new(), Vec::new());
+    for row in rows("round_trips") {
+        assert_eq!(
+            count(&row, "sent"),
+            count(&row, "complete") + count(&row, "otherwise") + count(&row, "lost")
+        );
+        num_sent += count(&row, "sent");
+        trips.push(format!("{} {}", row["door"].as_str().unwrap(), row["node"].as_str().unwrap()));
+        for times in ["round_trip_ms", "in_node_ms", "overhead_ms"] {
+            let [p50, p99, max] = ["p50", "p99", "max"].map(|name| row[times][name].as_f64().unwrap());
+            assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{row}");
+        }
+    }
+    assert_eq!(
+        trips,
+        ["topic idle", "service idle", "action idle", "topic busy", "service busy", "action busy"]
+    );
+    for row in rows("decisions") {
+        assert_eq!(
+            count(&row, "sent"),
+            count(&row, "decided") + count(&row, "otherwise") + count(&row, "lost")
+        );
+        assert_eq!(count(&row, "otherwise"), 0, "{row}");
+        let decision = row["decision"].as_str().unwrap();
+        num_sent += if decision == "refused" { count(&row, "sent") } else { 0 };
+        decisions.push(format!(
+            "{} {decision} {}",
+            row["door"].as_str().unwrap(),
+            row["node"].as_str().unwrap()
+        ));
+    }
+    for node in ["idle", "busy"] {
+        for decision in ["topic refused", "service refused", "action refused", "action accepted"] {
+            assert!(decisions.contains(&format!("{decision} {node}")), "{decisions:?}");
+        }
+    }
+    for row in rows("control_loop") {
+        assert_eq!(count(&row, "ticks") + count(&row, "missed"), 30, "{row}");
+        assert_eq!(count(&row, "asked"), count(&row, "answered") + count(&row, "lost"));
+        num_sent += count(&row, "asked");
+    }
+    let messages = &found["messages"];
+    assert_eq!((count(messages, "sent"), count(messages, "lost")), (num_sent, 0));
+    assert_eq!(count(messages, "answered"), num_sent);
+    assert!(found["node"]["worker"]["policy"].as_str().unwrap().starts_with("SCHED_"));
+    assert!(found["machine"]["cores"].as_u64().unwrap() > 0 && found["load"]["lanes"].as_u64().unwrap() > 0);
+    assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    fail(["bench", "--fast", engine()], 2, &["--ros"]);
+    fail(["bench", "--ros", engine(), "--deadlines"], 2, &["--deadlines"]);
+    fail(["bench", "--ros", engine(), "--config", "no.toml"], 1, &["no.toml"]);
+}
+
+#[test]
 fn an_unknown_configuration_key_is_refused_with_a_suggestion_and_print_config_shows_origins() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("robot.toml");

@@ -2,16 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, bounded};
 use serde::Serialize;
 
+use super::busy_threads::BusyThreads;
 use crate::{
     request::{Event, Prompt, Reply, Request, RequestId, RequestSender, Status, SubmitError},
     scheduler::{
@@ -175,7 +172,7 @@ const SENTENCES: [&str; 6] = [
 /// # Errors
 /// [`SubmitError`] when the worker has stopped.
 pub fn real_time(sender: &RequestSender, asking: &Asking, seed: u64) -> Result<RealTime, SubmitError> {
-    let _load = asking.has_load.then(BackgroundLoad::start);
+    let _load = asking.has_load.then(BusyThreads::one_a_core);
     let demands = trace::random(
         (asking.rate * asking.length.as_secs_f64()).ceil().max(1.0) as usize, // small and positive
         asking.rate,
@@ -272,46 +269,6 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (values.len() as f64 * share).ceil().max(1.0) as usize; // at most the length
     values.get(rank - 1).copied().unwrap_or(0.0)
-}
-
-/// Threads that keep every core busy, as perception would; ends when dropped.
-struct BackgroundLoad {
-    stop: Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<u64>>,
-}
-
-impl BackgroundLoad {
-    fn start() -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (0..num_threads)
-            .map(|_| {
-                let stop = Arc::clone(&stop);
-                std::thread::spawn(move || {
-                    let mut state = vec![1_u64; 1 << 16];
-                    let mut sum = 0_u64;
-                    while !stop.load(Ordering::Relaxed) {
-                        for value in &mut state {
-                            *value = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                            sum ^= *value;
-                        }
-                    }
-                    sum
-                })
-            })
-            .collect();
-        Self { stop, threads }
-    }
-}
-
-impl Drop for BackgroundLoad {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            // The sum keeps the work from being left out.
-            let _ = std::hint::black_box(thread.join());
-        }
-    }
 }
 
 #[cfg(test)]

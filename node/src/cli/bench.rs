@@ -19,6 +19,7 @@ use takt_engine::{
 use super::{
     CliError,
     bench_deadlines::{self, DeadlineBench},
+    bench_ros::{self, RosBenchArgs},
     bench_speculation::{self, SpeculationArgs},
     duration,
     engine_args::EngineArgs,
@@ -37,15 +38,16 @@ const NUM_WARM_STEPS: usize = 4;
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg"
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg\n          takt bench --ros --plot ros.svg"
 )]
-#[command(group = clap::ArgGroup::new("what").required(true))]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("drawn").args(["speculation", "ros"]))]
 pub(super) struct BenchArgs {
     /// Engine directory, written by `takt build`
     #[arg(value_name = "DIR", group = "what")]
     dir: Option<PathBuf>,
     /// Random weights of a known shape: qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, llama-3.2-1b, llama-3.1-8b
-    #[arg(long, value_name = "NAME", group = "what")]
+    #[arg(long, value_name = "NAME", group = "what", conflicts_with = "dir")]
     shape: Option<String>,
     /// Format of the shape's weights: bf16, fp8, nvfp4, int4 [default: nvfp4]
     #[arg(long, value_name = "KIND", requires = "shape")]
@@ -79,6 +81,8 @@ pub(super) struct BenchArgs {
     rate: f64,
     #[command(flatten)]
     speculation: SpeculationArgs,
+    #[command(flatten)]
+    ros: RosBenchArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print one JSON object
@@ -147,6 +151,11 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
             }
         };
         return bench_speculation::run(&bench, args.engine.options(), interrupt);
+    }
+    if args.ros.ros {
+        let plot = args.speculation.plot.as_deref();
+        let node_args = args.ros.node_args(&args.engine)?;
+        return bench_ros::run(&args.ros, args.dir.as_deref(), &node_args, plot, args.json, interrupt);
     }
     let mut loaded = load(args)?;
     let measured = measure(args, &mut loaded, interrupt)?;

@@ -287,8 +287,8 @@ pub(super) struct SpeculationArgs {
     /// With --speculation and --shape: how much is accepted, as that cannot be measured on random weights: good, fair, poor, or chances by depth such as 0.8,0.7,0.6 [default: fair]
     #[arg(long, value_name = "PROFILE", requires_all = ["speculation", "shape"])]
     pub profile: Option<Profile>,
-    /// With --speculation: draw speed-up against tree size
-    #[arg(long, value_name = "FILE.svg", requires = "speculation")]
+    /// With --speculation: draw speed-up against tree size; with --ros: draw overheads and lateness
+    #[arg(long, value_name = "FILE.svg", requires = "drawn")]
     pub plot: Option<PathBuf>,
 }
 

@@ -46,12 +46,12 @@ pub(super) struct DemoArgs {
 pub(super) fn run(args: &DemoArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     let model = args.model.clone().map_or_else(find_model, Ok)?;
     let script = Situation::read_all(&model)?;
-    let ros = own_network();
+    let ros = own_network("takt_demo");
     if !args.json {
         sayln!("{}\n", headline());
     }
     let engine = prepare(&model, interrupt)?;
-    let mut node = NodeProcess::start(&engine.dir, &ros)?;
+    let mut node = NodeProcess::start(&engine.dir, &ros, &[])?;
     if !args.json {
         say!("{}", introduction(&model, &engine, &node, &ros));
     }
@@ -72,12 +72,12 @@ pub(super) fn run(args: &DemoArgs, interrupt: &Interrupt) -> Result<ExitCode, Cl
 }
 
 /// Loopback, in a domain that other nodes of this machine hardly use. Domains above 101 would overlap Linux's ephemeral ports.
-fn own_network() -> RosOptions {
+pub(super) fn own_network(node_name: &str) -> RosOptions {
     let domain_id = 40 + u16::try_from(std::process::id() % 60).unwrap_or(0);
-    RosOptions { domain_id, node_name: "takt_demo".into(), localhost_only: true, ..RosOptions::default() }
+    RosOptions { domain_id, node_name: node_name.into(), localhost_only: true, ..RosOptions::default() }
 }
 
-fn prepare(model: &std::path::Path, interrupt: &Interrupt) -> Result<PreparedEngine, CliError> {
+pub(super) fn prepare(model: &std::path::Path, interrupt: &Interrupt) -> Result<PreparedEngine, CliError> {
     let style = ProgressStyle::with_template("  building the engine  {bar:32} {pos}/{len} tensors");
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let prepared = prepare_engine(model, &cache_folder(), interrupt.flag(), &mut |progress| {

@@ -10,6 +10,7 @@ mod ask;
 mod bag_report;
 mod bench;
 mod bench_deadlines;
+mod bench_ros;
 mod bench_speculation;
 #[cfg(test)]
 mod board_fit;

@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     request::Form,
     ros::{AskDefaults, Engine, Ready, message::EngineInfo},
+    rt::{self, Told},
     scheduler::{bandwidth_server::Bandwidth, class::Class},
     worker::{Drafting, Facts, Worker, WorkerOptions},
 };
@@ -47,11 +48,13 @@ impl SharedWorker {
 pub(super) struct ServedEngine {
     config: Arc<Mutex<Config>>,
     worker: SharedWorker,
+    /// A node that is configured again is refused the same again.
+    told: Told,
 }
 
 impl ServedEngine {
     pub fn new(config: Arc<Mutex<Config>>, worker: SharedWorker) -> Self {
-        Self { config, worker }
+        Self { config, worker, told: Told::default() }
     }
 }
 
@@ -69,12 +72,14 @@ impl Engine for ServedEngine {
             // Now rather than with the first sentence: it is refused here, and nobody waits for it later.
             requests.prepare(form).map_err(|error| in_schema_file(&config, &error.to_string()))?;
         }
-        for refusal in &worker.facts().refused {
-            tracing::warn!("real time: {refusal}");
+        let refused = worker.facts().refused.clone();
+        let facts = rt::cautions(&config.realtime()).into_iter().chain(refused.iter().cloned());
+        for news in self.told.news(facts) {
+            tracing::warn!("real time: {news}");
         }
         let info = engine_info(&dir, worker.facts(), drafting(&config));
         *self.worker.lock() = Some(worker);
-        Ok(Ready { requests, info })
+        Ok(Ready { requests, info, refused })
     }
 
     fn close(&mut self) {

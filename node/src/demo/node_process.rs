@@ -35,16 +35,17 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts `takt serve` on `engine` and waits until it says that it is up.
+    /// Starts `takt serve` on `engine` with further arguments, and waits until it says that it is up.
     ///
     /// # Errors
     /// [`DemoError::Node`] with the end of its log.
-    pub fn start(engine: &Path, ros: &RosOptions) -> Result<Self, DemoError> {
+    pub fn start(engine: &Path, ros: &RosOptions, further: &[String]) -> Result<Self, DemoError> {
         let failed = |error: std::io::Error| DemoError::Node(format!("cannot start the node: {error}"));
         let started = Instant::now();
         let mut child = Command::new(std::env::current_exe().map_err(failed)?)
             .args(["serve", "--engine"])
             .arg(engine)
+            .args(further)
             .args(["--ros-args", "-r", &format!("__node:={}", ros.node_name)])
             .env("ROS_DOMAIN_ID", ros.domain_id.to_string())
             .env("ROS_LOCALHOST_ONLY", "1")
@@ -65,6 +66,12 @@ impl NodeProcess {
         }
         node.ready_after = started.elapsed();
         Ok(node)
+    }
+
+    /// The process's.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// True while it runs.

@@ -8,18 +8,24 @@ use takt_engine::backend::cpu::kernels::Isa;
 use super::{Finding, field, read};
 
 pub(super) fn examine() -> Vec<Finding> {
-    let mut findings = vec![processor(), simd()];
+    let mut findings = vec![cores(), simd()];
     findings.extend(clocks());
     findings
 }
 
-fn processor() -> Finding {
+/// Name of the board, where there is one, and of its processor.
+#[must_use]
+pub fn processor() -> String {
     let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
     let name =
         field(&cpuinfo, "model name").or_else(|| field(&cpuinfo, "Hardware")).unwrap_or("unknown processor");
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let board = read("/proc/device-tree/model").map(|model| format!("{model}, ")).unwrap_or_default();
-    Finding::good("cpu", format!("{board}{name}, {} cores, {threads} threads usable", num_cores(threads)))
+    format!("{board}{name}")
+}
+
+fn cores() -> Finding {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Finding::good("cpu", format!("{}, {} cores, {threads} threads usable", processor(), num_cores(threads)))
 }
 
 /// Physical cores: distinct sibling lists; `fallback` where the kernel does not tell.

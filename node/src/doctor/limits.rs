@@ -28,9 +28,20 @@ fn memory() -> Finding {
 }
 
 fn realtime_priority() -> Finding {
+    /// What board files ask for: below the control loop.
+    const USUAL: u64 = 40;
     let allowed = getrlimit(Resource::RLIMIT_RTPRIO).map_or(0, |(soft, _)| soft);
-    if allowed > 0 || has_capability(CAP_SYS_NICE) {
+    if allowed >= USUAL || has_capability(CAP_SYS_NICE) {
         return Finding::good("real-time priority", "SCHED_FIFO is allowed");
+    }
+    if allowed > 0 {
+        return Finding::note(
+            "real-time priority",
+            format!("SCHED_FIFO is allowed up to {allowed}"),
+            format!(
+                "board files ask for {USUAL}, which would be refused; raise the rtprio limit, or LimitRTPRIO= in the unit"
+            ),
+        );
     }
     Finding::note(
         "real-time priority",

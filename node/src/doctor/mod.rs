@@ -14,6 +14,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use board::compare;
+pub use cpu::processor;
 
 /// How good a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -1,5 +1,6 @@
 //! Asking a running node, as `takt ask` and `takt demo` do.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answering::NOT_ACTIVE;
@@ -13,6 +14,9 @@ const FIRST_REPLY: Duration = Duration::from_secs(1);
 
 /// How often a node that is not active yet is asked whether it is.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Clients that this process has had: each is a node with a name of its own.
+static NUM_CLIENTS: AtomicU32 = AtomicU32::new(0);
 
 /// A client of one node's service.
 #[derive(Debug)]
@@ -39,7 +43,8 @@ impl AskClient {
     pub fn connect(options: &RosOptions, timeout: Duration) -> Result<Self, RosError> {
         let node = options.node()?;
         // A leading underscore hides a node from `ros2 node list`.
-        let own_name = format!("_{}_client_{}", options.node_name, std::process::id());
+        let num_before = NUM_CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let own_name = format!("_{}_client_{}_{num_before}", options.node_name, std::process::id());
         let transport = DdsTransport::join(&RosOptions { node_name: own_name, ..options.clone() })?;
         let call = transport.client(&options.names()?.resolve_service("~/ask")?, ASK)?;
         transport.announce()?;

@@ -68,7 +68,7 @@ pub trait Engine: Send {
 /// An engine that was opened elsewhere.
 impl Engine for RequestSender {
     fn open(&mut self) -> Result<Ready, String> {
-        Ok(Ready { requests: self.clone(), info: EngineInfo::default() })
+        Ok(Ready::new(self.clone(), EngineInfo::default()))
     }
 
     fn close(&mut self) {}

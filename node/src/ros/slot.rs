@@ -12,6 +12,16 @@ pub struct Ready {
     pub requests: RequestSender,
     /// What it is.
     pub info: EngineInfo,
+    /// Real-time settings that the kernel refused, with their effect.
+    pub refused: Vec<String>,
+}
+
+impl Ready {
+    /// An engine that got every real-time setting it asked for.
+    #[must_use]
+    pub fn new(requests: RequestSender, info: EngineInfo) -> Self {
+        Self { requests, info, refused: Vec::new() }
+    }
 }
 
 /// Where everybody finds it.

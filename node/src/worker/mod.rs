@@ -24,7 +24,7 @@ use crate::{
 
 pub use core::{Drafting, Parts, Turn, WorkerCore};
 pub use desk::{Admission, Desk, Seat};
-pub use thread::{Facts, Opened, Opener, Worker};
+pub use thread::{Facts, Opened, Opener, THREAD_NAME, Worker};
 
 /// How the worker schedules.
 #[derive(Debug, Clone)]

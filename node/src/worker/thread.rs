@@ -34,6 +34,8 @@ use crate::{
     scheduler::cost_table::{CostTable, SectionKind, SectionShape, StoredTable},
 };
 
+/// Name of the worker's thread, by which the kernel's files tell it.
+pub const THREAD_NAME: &str = "takt-worker";
 /// A decode step from which on asking the draft head for its record's prompt at the start would take too long.
 const SLOW_STEP: Duration = Duration::from_millis(50);
 /// Failures without a complete answer in between after which the worker gives up.
@@ -121,7 +123,7 @@ impl Worker {
         let channels = Channels { requests, cancels, stop, heart: Arc::clone(&heart) };
         let system_root = options.system_root.clone();
         let thread = std::thread::Builder::new()
-            .name("takt-worker".into())
+            .name(THREAD_NAME.into())
             .spawn(move || work(opener, &options, &channels, &ready_in))
             .map_err(|error| EngineError::Backend(format!("cannot start the worker thread: {error}")))?;
         let facts = ready.recv().unwrap_or_else(|_| {
@@ -258,6 +260,9 @@ fn open(
     desk: Option<Arc<Desk>>,
 ) -> Result<(WorkerCore, Facts), EngineError> {
     let Opened { mut backend, text, manifest, draft, costs } = opener()?;
+    if options.realtime.lock_memory {
+        rt::memory::settle_heap(); // what measuring allocates below is then kept for requests
+    }
     text.check_vocab_size(manifest.spec.vocab_size)?;
     let clock = MonotonicClock;
     // The tokenizer compiles its patterns on first use.

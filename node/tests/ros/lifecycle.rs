@@ -28,7 +28,7 @@ impl Engine for NotingEngine {
             Some(reason) => Err(reason),
             None => {
                 let info = EngineInfo { architecture: "echo".to_owned(), ..EngineInfo::default() };
-                Ok(Ready { requests: self.requests.clone(), info })
+                Ok(Ready::new(self.requests.clone(), info))
             }
         }
     }

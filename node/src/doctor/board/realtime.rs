@@ -11,6 +11,7 @@ pub(super) fn compare(file: &BoardFile, machine: &Machine<'_>) -> Vec<Finding> {
     }
     if settings.fifo_priority.is_some() {
         findings.extend([throttling(machine), kernel(machine)]);
+        findings.extend(priority(&settings));
         if !settings.cores.is_empty() {
             findings.push(isolation(&settings.cores, machine));
         }
@@ -55,6 +56,12 @@ fn limits(settings: &RealtimeSettings, machine: &Machine<'_>) -> Finding {
              what is refused is logged when the node starts"
         ),
     )
+}
+
+/// Whether the worker stays below the control loop.
+fn priority(settings: &RealtimeSettings) -> Option<Finding> {
+    let caution = crate::rt::cautions(settings).pop()?;
+    Some(Finding::bad("worker priority", settings.fifo_priority.unwrap_or(0).to_string(), caution))
 }
 
 /// The kernel's emergency brake for real-time threads, which a computing worker meets after 0.95 s.

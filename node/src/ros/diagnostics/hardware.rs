@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use crate::rt::InForce;
+use crate::worker::THREAD_NAME;
+
 /// Temperature from which on a board is about to slow itself down.
 const HOT_C: f64 = 85.0;
 
@@ -18,6 +21,8 @@ pub(super) struct Hardware {
     pub resident_mib: Option<u64>,
     /// Memory the system could still give.
     pub available_mib: Option<u64>,
+    /// How the worker's thread runs, while there is one.
+    pub worker: Option<InForce>,
 }
 
 impl Hardware {
@@ -37,6 +42,7 @@ impl Hardware {
             gpu_mhz: gpu_hz.iter().find_map(|path| number(path)).map(|hz| hz / 1_000_000),
             resident_mib: kib("proc/self/status", "VmRSS").map(|kib| kib / 1024),
             available_mib: kib("proc/meminfo", "MemAvailable").map(|kib| kib / 1024),
+            worker: InForce::read(&root.join("proc/self"), THREAD_NAME),
         }
     }
 

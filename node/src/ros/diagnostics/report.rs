@@ -56,7 +56,8 @@ impl Source {
             parts.push(("engine", engine(ready)));
             parts.push(("speculation", self.speculation(ready)));
         }
-        parts.push(("hardware", hardware(&Hardware::read(&self.system_root))));
+        let refused = ready.as_ref().map(|ready| ready.refused.as_slice()).unwrap_or_default();
+        parts.push(("hardware", hardware(&Hardware::read(&self.system_root), refused)));
         self.last = counts;
         let device = ready.map(|ready| ready.info.device).unwrap_or_default();
         let node = self.node.trim_start_matches('/');
@@ -191,8 +192,9 @@ fn engine(ready: &Ready) -> Part {
     (Level::Ok, message, values)
 }
 
-fn hardware(hardware: &Hardware) -> Part {
-    let (level, message) = match hardware.too_hot() {
+/// Temperatures, clocks, memory, and how the worker runs.
+fn hardware(hardware: &Hardware, refused: &[String]) -> Part {
+    let (mut level, mut message) = match hardware.too_hot() {
         Some((zone, celsius)) => {
             (Level::Warn, format!("{zone} has {celsius:.0} °C: the board is about to slow down"))
         }
@@ -213,5 +215,37 @@ fn hardware(hardware: &Hardware) -> Part {
     ] {
         values.extend(figure.map(|figure| (name, figure.to_string())));
     }
+    if let Some(worker) = &hardware.worker {
+        values.push(("worker's scheduling", worker.policy.clone()));
+        values.push(("worker's cores", worker.cores.clone()));
+        values.push(("locked memory (MiB)", (worker.locked_kib >> 10).to_string()));
+    }
+    if !refused.is_empty() {
+        level = level.max(Level::Warn);
+        message += &format!("; {} real-time settings were refused", refused.len());
+        values.push(("refused by the kernel", refused.join("; ")));
+    }
     (level, message, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::InForce;
+
+    #[test]
+    fn real_time_settings_in_force_and_refused_are_told() {
+        let worker =
+            InForce { policy: "SCHED_FIFO 40".into(), cores: "4-7".into(), locked_kib: 2048, page_faults: 0 };
+        let found = Hardware { worker: Some(worker), ..Hardware::default() };
+        let (level, message, values) = hardware(&found, &[]);
+        assert!(level == Level::Ok && !message.contains("refused"));
+        let told = |name, value: &str| values.contains(&(name, value.to_owned()));
+        assert!(told("worker's scheduling", "SCHED_FIFO 40") && told("worker's cores", "4-7"));
+        assert!(told("locked memory (MiB)", "2"));
+        let refusals = ["cores [9]: EINVAL".to_owned(), "lock_memory: EPERM".to_owned()];
+        let (level, message, values) = hardware(&found, &refusals);
+        assert!(level == Level::Warn && message.contains("2 real-time settings were refused"));
+        assert_eq!(values.last().unwrap().1, "cores [9]: EINVAL; lock_memory: EPERM");
+    }
 }
