@@ -1,0 +1,26 @@
+//! Qualities of service in rcl's terms.
+
+use r2r_rcl::{
+    rmw_qos_durability_policy_e, rmw_qos_history_policy_e, rmw_qos_profile_t, rmw_qos_reliability_policy_e,
+};
+
+use crate::ros::transport::{Durability, Qos, Reliability};
+
+/// `default` with what `qos` says.
+pub(super) fn profile(default: rmw_qos_profile_t, qos: Qos) -> rmw_qos_profile_t {
+    rmw_qos_profile_t {
+        history: rmw_qos_history_policy_e::RMW_QOS_POLICY_HISTORY_KEEP_LAST,
+        depth: qos.depth.into(),
+        reliability: match qos.reliability {
+            Reliability::Reliable => rmw_qos_reliability_policy_e::RMW_QOS_POLICY_RELIABILITY_RELIABLE,
+            Reliability::BestEffort => rmw_qos_reliability_policy_e::RMW_QOS_POLICY_RELIABILITY_BEST_EFFORT,
+        },
+        durability: match qos.durability {
+            Durability::Volatile => rmw_qos_durability_policy_e::RMW_QOS_POLICY_DURABILITY_VOLATILE,
+            Durability::TransientLocal => {
+                rmw_qos_durability_policy_e::RMW_QOS_POLICY_DURABILITY_TRANSIENT_LOCAL
+            }
+        },
+        ..default
+    }
+}
