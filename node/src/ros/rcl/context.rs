@@ -3,12 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use r2r_rcl::{
-    rcl_context_fini, rcl_context_t, rcl_get_node_names, rcl_get_zero_initialized_context,
-    rcl_get_zero_initialized_init_options, rcl_get_zero_initialized_node, rcl_init, rcl_init_options_fini,
-    rcl_init_options_get_rmw_init_options, rcl_init_options_init, rcl_init_options_set_domain_id,
-    rcl_init_options_t, rcl_node_fini, rcl_node_get_default_options, rcl_node_init, rcl_node_t, rcl_shutdown,
-    rcutils_get_default_allocator, rcutils_get_zero_initialized_string_array, rcutils_string_array_fini,
-    rcutils_string_array_t, rmw_get_implementation_identifier, rmw_localhost_only_e,
+    rcl_context_fini, rcl_context_t, rcl_get_zero_initialized_context, rcl_get_zero_initialized_init_options,
+    rcl_get_zero_initialized_node, rcl_init, rcl_init_options_fini, rcl_init_options_get_rmw_init_options,
+    rcl_init_options_init, rcl_init_options_set_domain_id, rcl_init_options_t, rcl_node_fini,
+    rcl_node_get_default_options, rcl_node_init, rcl_node_t, rcl_shutdown, rcutils_get_default_allocator,
+    rmw_get_implementation_identifier, rmw_localhost_only_e,
 };
 
 use super::handle::{Handle, c_name, check, copy_string};
@@ -108,7 +107,6 @@ impl Node {
         // SAFETY: both take nothing and return a value.
         let (zero, mut node_options) =
             unsafe { (rcl_get_zero_initialized_node(), rcl_node_get_default_options()) };
-        node_options.use_global_arguments = false;
         node_options.enable_rosout = false;
         let handle = Handle::new(zero);
         let _opening = opening();
@@ -136,20 +134,6 @@ impl Node {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         change(self.handle.ptr())
     }
-
-    /// How many nodes of this name the network has, this one among them.
-    pub fn num_namesakes(&self) -> Result<usize, RosError> {
-        let (names, namespaces) = (Strings::new(), Strings::new());
-        // SAFETY: the node lives, the arrays are zero.
-        let listed = unsafe {
-            rcl_get_node_names(self.ptr(), rcutils_get_default_allocator(), names.0.ptr(), namespaces.0.ptr())
-        };
-        check(listed, "listing nodes")?;
-        let both = names.to_vec().into_iter().zip(namespaces.to_vec());
-        Ok(both
-            .filter(|(name, namespace)| name == self.name.name() && namespace == self.name.namespace())
-            .count())
-    }
 }
 
 impl Drop for Node {
@@ -157,34 +141,6 @@ impl Drop for Node {
         let _opening = opening();
         // SAFETY: every entity of the node keeps it alive, so none is left.
         unsafe { rcl_node_fini(self.handle.ptr()) };
-    }
-}
-
-/// A list of strings that rcl fills; freed when dropped.
-struct Strings(Handle<rcutils_string_array_t>);
-
-impl Strings {
-    fn new() -> Self {
-        // SAFETY: takes nothing and returns a value.
-        Self(Handle::new(unsafe { rcutils_get_zero_initialized_string_array() }))
-    }
-
-    fn to_vec(&self) -> Vec<String> {
-        // SAFETY: nobody writes to it meanwhile.
-        let array = unsafe { &*self.0.ptr() };
-        if array.data.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: rcutils holds `size` strings at `data`.
-        unsafe { std::slice::from_raw_parts(array.data, array.size).iter().map(|text| copy_string(*text)) }
-            .collect()
-    }
-}
-
-impl Drop for Strings {
-    fn drop(&mut self) {
-        // SAFETY: zero or filled by rcl, and not used after.
-        unsafe { rcutils_string_array_fini(self.0.ptr()) };
     }
 }
 

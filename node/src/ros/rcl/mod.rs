@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "rcl is a C library")]
 
+mod census;
+mod claim;
 mod client;
 mod context;
 mod dispatcher;
@@ -30,9 +32,6 @@ use self::server::{Requests, Service};
 use self::topic::{Messages, Publisher, Subscriber};
 use super::transport::{Call, OnMessage, OnRequest, Publish, Qos, Subscription, Transport};
 use super::{NodeName, RosError, RosOptions, TypeName};
-
-/// How often the list of nodes is looked at while a name is claimed.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// One node in one domain.
 pub struct RclTransport {
@@ -78,20 +77,12 @@ impl Transport for RclTransport {
         &self.node.name
     }
 
-    /// Of two that claim a name at once, both give up: rcl tells nothing by which one could be preferred.
+    /// Of two that claim a name at once, the one that began first keeps it.
     fn claim_name(&self, window: Duration) -> Result<(), RosError> {
-        let started = Instant::now();
-        loop {
-            if self.node.num_namesakes()? > 1 {
-                let node = self.node.name.to_string();
-                return Err(RosError::NameTaken { node, domain_id: self.domain_id });
-            }
-            let left = window.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return Ok(());
-            }
-            self.graph.wait_for(left.min(LOOK_AGAIN), || false);
+        if claim::claim(&self.node, &self.graph, window)? {
+            return Ok(());
         }
+        Err(RosError::NameTaken { node: self.node.name.to_string(), domain_id: self.domain_id })
     }
 
     fn publisher(&self, topic: &str, message: TypeName, qos: Qos) -> Result<Box<dyn Publish>, RosError> {
