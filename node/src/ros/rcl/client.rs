@@ -16,6 +16,7 @@ use super::dispatcher::Source;
 use super::graph::Graph;
 use super::handle::{Handle, c_name, check, is, take_error};
 use super::message::{Buffer, CMessage};
+use super::qos::service_profile;
 use super::type_support::{self, ServiceType};
 use super::wait_set::Waitable;
 use crate::ros::transport::{Call, PendingCall};
@@ -41,8 +42,9 @@ impl Client {
     pub fn new(node: &Arc<Node>, graph: &Arc<Graph>, service: &str, ty: TypeName) -> Result<Self, RosError> {
         let (ty, name) = (type_support::service(ty)?, c_name("service", service)?);
         // SAFETY: both take nothing and return a value.
-        let (zero, options) =
+        let (zero, mut options) =
             unsafe { (rcl_get_zero_initialized_client(), rcl_client_get_default_options()) };
+        options.qos = service_profile(options.qos);
         let handle = Handle::new(zero);
         // SAFETY: the client is zero, the node lives, the type is never freed, the rest is copied.
         let made = node.change(|node| unsafe {

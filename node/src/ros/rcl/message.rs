@@ -12,6 +12,9 @@ use super::handle::{Handle, check};
 use super::type_support::MessageType;
 use crate::ros::RosError;
 
+/// Byte order and options.
+const HEADER_LEN: usize = 4;
+
 /// A message as its C structure; freed when dropped.
 pub(super) struct CMessage {
     ty: MessageType,
@@ -32,6 +35,13 @@ impl CMessage {
 
     /// Reads `bytes`, a CDR message with its 4-byte header.
     pub fn from_cdr(ty: MessageType, bytes: &[u8]) -> Result<Self, RosError> {
+        // What comes after the header middlewares check; that there is one, rmw_cyclonedds 2.2 does not.
+        if bytes.len() < HEADER_LEN {
+            return Err(RosError::Transport {
+                what: "reading a message".to_owned(),
+                reason: format!("{} bytes are less than its header", bytes.len()),
+            });
+        }
         let message = Self::new(ty)?;
         // SAFETY: the middleware reads the bytes and writes a whole message of `ty` into one of `ty`.
         let read = unsafe { rmw_deserialize(&raw const *borrowed(bytes), ty.support, message.ptr()) };

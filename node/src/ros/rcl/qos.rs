@@ -6,6 +6,14 @@ use r2r_rcl::{
 
 use crate::ros::transport::{Durability, Qos, Reliability};
 
+/// Requests that wait for the dispatcher, and replies for their clients: as many as calls may be in flight. rcl's 10 lose some of a burst.
+const SERVICE_DEPTH: usize = 1024;
+
+/// `default`, of a service or a client, with room for every call.
+pub(super) fn service_profile(default: rmw_qos_profile_t) -> rmw_qos_profile_t {
+    rmw_qos_profile_t { depth: SERVICE_DEPTH, ..default }
+}
+
 /// `default` with what `qos` says.
 pub(super) fn profile(default: rmw_qos_profile_t, qos: Qos) -> rmw_qos_profile_t {
     rmw_qos_profile_t {

@@ -14,6 +14,7 @@ use super::dispatcher::Source;
 use super::handle::{Handle, c_name, check, is, take_error};
 use super::message::{Buffer, CMessage};
 use super::outbox::{Outbox, Reply};
+use super::qos::service_profile;
 use super::type_support::{self, ServiceType};
 use super::wait_set::Waitable;
 use crate::ros::transport::{OnRequest, Respond};
@@ -39,8 +40,9 @@ impl Service {
     pub fn new(node: &Arc<Node>, service: &str, ty: TypeName) -> Result<Self, RosError> {
         let (ty, name) = (type_support::service(ty)?, c_name("service", service)?);
         // SAFETY: both take nothing and return a value.
-        let (zero, options) =
+        let (zero, mut options) =
             unsafe { (rcl_get_zero_initialized_service(), rcl_service_get_default_options()) };
+        options.qos = service_profile(options.qos);
         let handle = Handle::new(zero);
         // SAFETY: the service is zero, the node lives, the type is never freed, the rest is copied.
         let made = node.change(|node| unsafe {
