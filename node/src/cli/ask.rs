@@ -49,6 +49,9 @@ pub(super) struct AskArgs {
     /// ROS 2 domain [default: ROS_DOMAIN_ID, or 0]
     #[arg(long, value_name = "ID")]
     domain: Option<u64>,
+    /// What carries the question: dds (built in), rcl (the sourced ROS 2; feature `r2r`)
+    #[arg(long, value_name = "NAME")]
+    transport: Option<String>,
     /// How long to look for the node
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
     wait: Duration,
@@ -78,6 +81,9 @@ pub(super) fn run(args: &AskArgs, ros_args: &RosArgs) -> Result<ExitCode, CliErr
                 &format!("--{}", name.trim_end_matches("_name")),
             );
         }
+    }
+    if let Some(name) = &args.transport {
+        layers.set_argument("ros", "transport", Value::Text(name.clone()), "--transport");
     }
     if let Some(id) = args.domain {
         layers.set_argument("ros", "domain_id", Value::Whole(id), "--domain");

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{Config, Layers, RosArgs, Value, process_environment},
     ros::{
-        NodeSettings, RosNode, RosOptions, dds::DdsTransport, endpoints::Endpoints, lifecycle::Change,
+        NodeSettings, RosNode, RosOptions, TransportKind, endpoints::Endpoints, join, lifecycle::Change,
         parameters::Fixed, qos_overrides::QosOverride, transport::Transport,
     },
     systemd::Service,
@@ -64,6 +64,9 @@ pub(super) struct ServeArgs {
     /// The CPU's arithmetic: auto, f32, int8
     #[arg(long, value_name = "NAME")]
     activations: Option<String>,
+    /// What carries the node: dds (built in), rcl (the sourced ROS 2; feature `r2r`)
+    #[arg(long, value_name = "NAME")]
+    transport: Option<String>,
 }
 
 pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
@@ -78,9 +81,6 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
             "which engine? give --engine DIR, or `dir` in [engine] of the configuration".into(),
         ));
     }
-    for consequence in RosOptions::unsupported(process_environment) {
-        tracing::warn!("{consequence}");
-    }
     for notice in config.notices() {
         tracing::warn!("{notice}");
     }
@@ -94,18 +94,23 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     }
     let service = Service::from_lookup(process_environment, std::process::id());
     let ros = RosOptions { remaps: ros_args.remaps.clone(), ..config.ros(process_environment)? };
+    if ros.transport == TransportKind::Dds {
+        for consequence in RosOptions::unsupported(process_environment) {
+            tracing::warn!("{consequence}");
+        }
+    }
     // The name first: a second node must not spend minutes loading an engine to learn that it may not start.
-    let transport = DdsTransport::join(&ros)?;
+    let transport = join(&ros)?;
     transport.claim_name(NAME_CLAIM)?;
     let worker = SharedWorker::default();
     let settings = NodeSettings {
         endpoints: Endpoints::new(ros.names()?, config.qos_overrides().clone()),
         rosout: ros_args.log_outputs.rosout,
-        ..node_settings(&transport, config, &worker)?
+        ..node_settings(transport.as_ref(), config, &worker)?
     };
     let config = Arc::clone(&settings.config);
     let node_name = transport.node().to_string();
-    let node = RosNode::start(Box::new(transport), settings)?;
+    let node = RosNode::start(transport, settings)?;
     if autostart {
         service.status("opening the engine");
         node.bring_up().map_err(CliError::Failed)?;
@@ -180,6 +185,9 @@ fn configuration(args: &ServeArgs, ros_args: &RosArgs) -> Result<Config, CliErro
             layers.set_argument("engine", name, Value::Text(text.clone()), &format!("--{name}"));
         }
     }
+    if let Some(name) = &args.transport {
+        layers.set_argument("ros", "transport", Value::Text(name.clone()), "--transport");
+    }
     for (name, flag, value) in [
         ("threads", "--threads", args.threads),
         ("lanes", "--lanes", args.lanes),
@@ -226,6 +234,7 @@ fn banner(node: &str, ros: &RosOptions, facts: &Facts, config: &Config) -> Strin
     let dir = config.engine_dir().unwrap_or_default();
     let (backend, spec) = (&facts.capabilities, &facts.manifest.spec);
     let where_ = if ros.localhost_only { "this machine only" } else { "the local network" };
+    let through = if ros.transport == TransportKind::Rcl { ", through rcl" } else { "" };
     let deadline = config.default_deadline().map_or("none".into(), |time| format!("{} ms", time.as_millis()));
     let rows = paint::facts(&[
         (
@@ -267,7 +276,7 @@ fn banner(node: &str, ros: &RosOptions, facts: &Facts, config: &Config) -> Strin
                 }
             ),
         ),
-        ("ros 2", format!("{node} in domain {}, {where_}", ros.domain_id)),
+        ("ros 2", format!("{node} in domain {}, {where_}{through}", ros.domain_id)),
         ("topics", format!("{node}/ask → {node}/answer, {node}/tokens, {node}/status (std_msgs/String)")),
         ("typed", format!("{node}/prompt → {node}/stream, {node}/sentence, {node}/reply (takt_msgs)")),
         ("service", format!("{node}/ask (takt_msgs/srv/Ask)")),

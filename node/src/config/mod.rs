@@ -19,7 +19,9 @@ pub use ros_args::{
 };
 pub use value::{Origin, Value};
 
-use crate::ros::{QosOverrides, RosOptions, qos_overrides::QosOverride};
+use crate::ros::{
+    QosOverrides, RosOptions, TransportKind, options::EnvironmentRange, qos_overrides::QosOverride,
+};
 use schema::{KEYS, position};
 
 /// The value of an environment variable of this process: the one place that reads them.
@@ -141,10 +143,9 @@ fn localhost_only(name: &str, text: &str) -> Result<bool, String> {
         "0" if !range => Ok(false),
         "LOCALHOST" if range => Ok(true),
         "SUBNET" | "SYSTEM_DEFAULT" | "NOT_SET" if range => Ok(false),
-        "OFF" if range => Err(format!(
-            "{name}={text:?}: the built-in DDS cannot switch discovery off; use LOCALHOST or SUBNET"
-        )),
-        _ if range => Err(format!("{name}={text:?}: LOCALHOST, SUBNET or SYSTEM_DEFAULT is expected")),
+        // The built-in DDS cannot, and refuses it when it joins.
+        "OFF" if range => Ok(true),
+        _ if range => Err(format!("{name}={text:?}: LOCALHOST, SUBNET, OFF or SYSTEM_DEFAULT is expected")),
         _ => Err(format!("{name}={text:?}: 0 or 1 is expected")),
     }
 }
@@ -257,6 +258,12 @@ impl Config {
             node_name: self.text("ros", "node_name").to_owned(),
             namespace: self.text("ros", "namespace").to_owned(),
             localhost_only: self.flag("ros", "localhost_only"),
+            environment_range: if self.is_from_environment("ros", "localhost_only") {
+                base.environment_range
+            } else {
+                EnvironmentRange::Unset
+            },
+            transport: TransportKind::named(self.text("ros", "transport")),
             ..base
         })
     }
@@ -312,6 +319,11 @@ impl Config {
             text += &format!("# {name} = {value}  # {origin}\n");
         }
         text
+    }
+
+    fn is_from_environment(&self, section: &str, name: &str) -> bool {
+        let origin = position(section, name).and_then(|key_idx| self.settings.get(key_idx));
+        matches!(origin, Some((_, Origin::Environment(_))))
     }
 
     fn value(&self, section: &str, name: &str) -> Option<&Value> {

@@ -1,5 +1,7 @@
 //! Every key there is: its section, what it accepts, its built-in value and one line of explanation.
 
+use crate::ros::TransportKind;
+
 /// One configuration key.
 #[derive(Debug)]
 pub struct Key {
@@ -270,6 +272,13 @@ pub const KEYS: &[Key] = &[
     key("ros", "namespace", Accepts::Text, BuiltIn::Text("/"), "namespace"),
     key("ros", "domain_id", Accepts::Whole(0, 232), BuiltIn::Whole(0), "DDS domain"),
     key("ros", "localhost_only", Accepts::Flag, BuiltIn::Flag(false), "only processes on this machine"),
+    key(
+        "ros",
+        "transport",
+        Accepts::Word(TransportKind::NAMES),
+        BuiltIn::Text("dds"),
+        "what carries the node: the built-in DDS, or the sourced ROS 2's rcl",
+    ),
     key(
         "ros",
         "autostart",

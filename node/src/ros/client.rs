@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answering::NOT_ACTIVE;
-use super::dds::DdsTransport;
+use super::join::join;
 use super::message::{ASK, Answer, Message as _, Question};
 use super::transport::{Call, PendingCall, Transport};
 use super::{NodeName, RosError, RosOptions};
@@ -45,14 +45,14 @@ impl AskClient {
         // A leading underscore hides a node from `ros2 node list`.
         let num_before = NUM_CLIENTS.fetch_add(1, Ordering::Relaxed);
         let own_name = format!("_{}_client_{}_{num_before}", options.node_name, std::process::id());
-        let transport = DdsTransport::join(&RosOptions { node_name: own_name, ..options.clone() })?;
+        let transport = join(&RosOptions { node_name: own_name, ..options.clone() })?;
         let call = transport.client(&options.names()?.resolve_service("~/ask")?, ASK)?;
         transport.announce()?;
         if !call.wait_for_server(timeout) {
             let (node, domain_id) = (node.to_string(), options.domain_id);
             return Err(RosError::NoNode { node, domain_id, waited: timeout });
         }
-        let client = Self { call, node, _transport: Box::new(transport) };
+        let client = Self { call, node, _transport: transport };
         // A server holds its first reply to a new reader back until that reader is known to listen, 50 to 150 ms. An empty question,
         // which is refused before the model hears of it, takes that wait; should its reply get lost, only the wait is not saved.
         // A node that is still opening its engine says so, and is asked again.

@@ -1,6 +1,7 @@
 //! ROS 2: the node's topics, services and action, and the clients that ask it.
 //!
-//! `transport` is the seam; `dds` the implementation that needs nothing installed. Above the seam everything is plain messages and names:
+//! `transport` is the seam; `dds` the implementation that needs nothing installed, `rcl` (feature `r2r`) the one through the robot's own
+//! ROS 2. Above the seam everything is plain messages and names:
 //! `answering` (questions to answers), `action`, `lifecycle`, `parameters`, `diagnostics`, `rosout`, `clock`.
 
 mod action;
@@ -13,6 +14,7 @@ mod diagnostics;
 pub mod endpoints;
 mod error;
 mod governed;
+mod join;
 pub mod lifecycle;
 pub mod message;
 pub mod name;
@@ -23,6 +25,8 @@ mod parameter_value;
 pub mod parameters;
 pub mod presence;
 pub mod qos_overrides;
+#[cfg(feature = "r2r")]
+pub mod rcl;
 pub mod rosout;
 mod service;
 mod slot;
@@ -31,11 +35,12 @@ pub mod transport;
 pub use answering::AskDefaults;
 pub use client::AskClient;
 pub use error::RosError;
+pub use join::join;
 pub use message::{Answer, Question, RosDuration};
 pub use name::{NodeName, TypeName};
 pub use names::{Names, Remap};
 pub use node::{Engine, NodeSettings, RosNode, serve};
-pub use options::RosOptions;
+pub use options::{RosOptions, TransportKind};
 pub use parameter_value::ParameterValue;
 pub use qos_overrides::QosOverrides;
 pub use slot::Ready;

@@ -30,10 +30,10 @@ use crossbeam_channel::Sender;
 use super::action::{self, Goals};
 use super::answering::{AskDefaults, Command, Gate, Intake, OpenCounts, Outlet, Topics};
 use super::clock::RosClock;
-use super::dds::DdsTransport;
 use super::diagnostics::{Diagnostics, Source, Tally};
 use super::endpoints::{self as at, Endpoints};
 use super::governed::Governed;
+use super::join::join;
 use super::lifecycle::{self, Change, Lifecycle, State};
 use super::message::{
     ASK, Answer, ENGINE_INFO, EngineInfo, EngineInfoRequest, Message as _, TransitionEvent,
@@ -152,10 +152,10 @@ pub fn serve(
     requests: RequestSender,
     defaults: AskDefaults,
 ) -> Result<RosNode, RosError> {
-    let transport = DdsTransport::join(options)?;
+    let transport = join(options)?;
     transport.claim_name(CLAIM_WINDOW)?;
-    let settings = NodeSettings::new(&transport, Box::new(requests), defaults);
-    let node = RosNode::start(Box::new(transport), settings)?;
+    let settings = NodeSettings::new(transport.as_ref(), Box::new(requests), defaults);
+    let node = RosNode::start(transport, settings)?;
     node.bring_up().map_err(|reason| RosError::Lifecycle { reason })?;
     Ok(node)
 }

@@ -16,10 +16,48 @@ pub struct RosOptions {
     pub namespace: String,
     /// Only processes on this machine.
     pub localhost_only: bool,
+    /// What the environment says of that, where it has the last word.
+    pub environment_range: EnvironmentRange,
+    /// What carries the node.
+    pub transport: TransportKind,
     /// Rules that give topics and services other names.
     pub remaps: Vec<Remap>,
     /// Length of an endpoint's identity in `ros_discovery_info`, which changed with the ROS release.
     pub gid_len: GidLen,
+}
+
+/// What carries the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransportKind {
+    /// The built-in DDS: nothing has to be installed.
+    #[default]
+    Dds,
+    /// The robot's own ROS 2 (feature `r2r`).
+    Rcl,
+}
+
+impl TransportKind {
+    /// Their names in a configuration, the default first.
+    pub const NAMES: &[&str] = &["dds", "rcl"];
+
+    /// The transport called `name`, one of [`Self::NAMES`].
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        if name == "rcl" { Self::Rcl } else { Self::Dds }
+    }
+}
+
+/// What ROS 2's variables say of how far discovery reaches. rcl reads them itself, and knows more than
+/// [`localhost_only`](RosOptions::localhost_only) holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EnvironmentRange {
+    /// Nothing, or something that was overridden.
+    #[default]
+    Unset,
+    /// How far.
+    Set,
+    /// Nowhere: what the built-in DDS cannot do.
+    Off,
 }
 
 /// Bytes of an endpoint's identity in `rmw_dds_common/Gid`.
@@ -50,6 +88,8 @@ impl Default for RosOptions {
             node_name: "takt".to_owned(),
             namespace: "/".to_owned(),
             localhost_only: false,
+            environment_range: EnvironmentRange::Unset,
+            transport: TransportKind::Dds,
             remaps: Vec::new(),
             gid_len: GidLen::Bytes16,
         }
@@ -70,10 +110,11 @@ impl RosOptions {
             options.domain_id = parse_domain_id(&value)?;
         }
         if let Some(value) = set("ROS_AUTOMATIC_DISCOVERY_RANGE") {
-            options.localhost_only = parse_discovery_range(&value)?;
+            (options.localhost_only, options.environment_range) = parse_discovery_range(&value)?;
         }
         if let Some(value) = set("ROS_LOCALHOST_ONLY") {
             options.localhost_only = parse_localhost_only(&value)?;
+            options.environment_range = EnvironmentRange::Set;
         }
         if set("ROS_DISTRO").is_some_and(|distro| ["foxy", "galactic", "humble"].contains(&distro.as_str())) {
             options.gid_len = GidLen::Bytes24;
@@ -135,19 +176,16 @@ pub fn parse_domain_id(value: &str) -> Result<u16, RosError> {
     })
 }
 
-fn parse_discovery_range(value: &str) -> Result<bool, RosError> {
+/// Whether only this machine is reached.
+fn parse_discovery_range(value: &str) -> Result<(bool, EnvironmentRange), RosError> {
     match value.to_ascii_uppercase().as_str() {
-        "LOCALHOST" => Ok(true),
-        "SUBNET" | "SYSTEM_DEFAULT" | "NOT_SET" => Ok(false),
-        "OFF" => Err(RosError::Option {
-            name: "ROS_AUTOMATIC_DISCOVERY_RANGE",
-            value: value.to_owned(),
-            expected: "the built-in DDS cannot switch discovery off; use LOCALHOST or SUBNET",
-        }),
+        "LOCALHOST" => Ok((true, EnvironmentRange::Set)),
+        "SUBNET" | "SYSTEM_DEFAULT" | "NOT_SET" => Ok((false, EnvironmentRange::Set)),
+        "OFF" => Ok((true, EnvironmentRange::Off)),
         _ => Err(RosError::Option {
             name: "ROS_AUTOMATIC_DISCOVERY_RANGE",
             value: value.to_owned(),
-            expected: "LOCALHOST, SUBNET or SYSTEM_DEFAULT is expected",
+            expected: "LOCALHOST, SUBNET, OFF or SYSTEM_DEFAULT is expected",
         }),
     }
 }
@@ -191,6 +229,8 @@ mod tests {
         assert!(!read(&[("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")]).unwrap().localhost_only);
         let both = [("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET"), ("ROS_LOCALHOST_ONLY", "1")];
         assert!(read(&both).unwrap().localhost_only);
+        let off = read(&[("ROS_AUTOMATIC_DISCOVERY_RANGE", "off")]).unwrap();
+        assert_eq!(off.environment_range, EnvironmentRange::Off);
         assert_eq!(read(&[("ROS_DISTRO", "humble")]).unwrap().gid_len, GidLen::Bytes24);
         assert_eq!(read(&[("ROS_DISTRO", "jazzy")]).unwrap().gid_len, GidLen::Bytes16);
     }
@@ -203,7 +243,6 @@ mod tests {
             ("ROS_DOMAIN_ID", "zero"),
             ("ROS_LOCALHOST_ONLY", "yes"),
             ("ROS_AUTOMATIC_DISCOVERY_RANGE", "PLANET"),
-            ("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF"),
         ] {
             let error = read(&[(name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{name}={value:?}: ")), "{error}");

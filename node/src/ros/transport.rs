@@ -56,6 +56,12 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// The node's name.
     fn node(&self) -> &NodeName;
 
+    /// Claims the node's name: listens for `window` whether somebody has it. To be called before any endpoint is made.
+    ///
+    /// # Errors
+    /// [`RosError::NameTaken`], [`RosError::Transport`].
+    fn claim_name(&self, window: Duration) -> Result<(), RosError>;
+
     /// Starts publishing on `topic`, an absolute ROS name.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! A client of any service and any topic, for the suites of this folder.
 
 use crossbeam_channel::Receiver;
-use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::Message;
 use takt_node::ros::transport::{Call, Publish, Qos, Subscription, Transport};
 use takt_node::ros::{NodeName, RosOptions, TypeName};
@@ -10,7 +9,7 @@ use super::{PATIENCE, next};
 
 pub(crate) struct Peer {
     pub(crate) node: NodeName,
-    transport: DdsTransport,
+    transport: Box<dyn Transport>,
 }
 
 /// A service to call.
@@ -27,7 +26,7 @@ impl Peer {
     pub(crate) fn of(options: &RosOptions) -> Self {
         let node = options.node().unwrap();
         let options = RosOptions { node_name: "peer".to_owned(), ..options.clone() };
-        Self { node, transport: DdsTransport::join(&options).unwrap() }
+        Self { node, transport: takt_node::ros::join(&options).unwrap() }
     }
 
     pub(crate) fn service(&self, name: &str, ty: TypeName) -> Service {

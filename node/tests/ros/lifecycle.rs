@@ -1,7 +1,6 @@
 use std::sync::{Arc, Mutex};
 
 use takt_node::request::{RequestSender, Status};
-use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::lifecycle::State;
 use takt_node::ros::message::{
     ASK, Answer, ChangeStateRequest, ChangeStateResponse, ENGINE_INFO, EngineInfo, EngineInfoRequest,
@@ -48,15 +47,15 @@ struct Managed {
 
 impl Managed {
     fn start(options: &RosOptions, worker: &EchoWorker) -> Self {
-        let transport = DdsTransport::join(options).unwrap();
+        let transport = takt_node::ros::join(options).unwrap();
         let (log, refuses) = (Arc::default(), Arc::default());
         let engine = NotingEngine {
             requests: worker.sender.clone(),
             log: Arc::clone(&log),
             refuses: Arc::clone(&refuses),
         };
-        let settings = NodeSettings::new(&transport, Box::new(engine), AskDefaults::default());
-        let node = RosNode::start(Box::new(transport), settings).unwrap();
+        let settings = NodeSettings::new(transport.as_ref(), Box::new(engine), AskDefaults::default());
+        let node = RosNode::start(transport, settings).unwrap();
         let peer = Peer::of(options);
         let change = peer.service("change_state", TypeName::srv("lifecycle_msgs", "ChangeState"));
         Self { node, peer, change, log, refuses }
@@ -152,10 +151,10 @@ fn deactivating_answers_what_is_open() {
             }
         }
     });
-    let transport = DdsTransport::join(&options).unwrap();
+    let transport = takt_node::ros::join(&options).unwrap();
     let sender = RequestSender::new(queue).with_cancels(cancels);
-    let settings = NodeSettings::new(&transport, Box::new(sender), AskDefaults::default());
-    let node = RosNode::start(Box::new(transport), settings).unwrap();
+    let settings = NodeSettings::new(transport.as_ref(), Box::new(sender), AskDefaults::default());
+    let node = RosNode::start(transport, settings).unwrap();
     node.bring_up().unwrap();
     let peer = Peer::of(&options);
     let ask = peer.service("ask", ASK);

@@ -1,9 +1,11 @@
-//! The node over real DDS traffic on the loopback interface: two participants of one process, a domain per test.
+//! The node over real DDS traffic on the loopback interface: two participants of one process, a domain per test. With
+//! `TAKT_TEST_TRANSPORT=rcl` and the feature `r2r`, both go through rcl, whatever its middleware is.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod action;
 mod client;
+mod conformance;
 mod enhanced;
 mod lifecycle;
 mod names;
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use takt_engine::grammar::Closing;
 use takt_node::request::{Event, Prompt, Reply, Request, RequestSender, Status, Timings};
-use takt_node::ros::{AskDefaults, RosNode, RosOptions, serve};
+use takt_node::ros::{AskDefaults, RosNode, RosOptions, TransportKind, serve};
 
 /// Generous: discovery takes milliseconds, but the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,6 +36,7 @@ pub(crate) fn private_options() -> RosOptions {
         domain_id,
         namespace: format!("/test_{pid}_{n}"),
         localhost_only: true,
+        transport: TransportKind::named(&std::env::var("TAKT_TEST_TRANSPORT").unwrap_or_default()),
         ..RosOptions::default()
     }
 }

@@ -2,7 +2,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use takt_node::config::Config;
-use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::{
     DescribeParametersResponse, GetParametersResponse, ListParametersRequest, ListParametersResponse,
     NamesRequest, Parameter, ParameterEvent, ParameterValue, SetParametersAtomicallyResponse,
@@ -25,7 +24,7 @@ impl Tuned {
     fn start(bring_up: bool) -> Self {
         let options = private_options();
         let worker = EchoWorker::start();
-        let transport = DdsTransport::join(&options).unwrap();
+        let transport = takt_node::ros::join(&options).unwrap();
         let deadline = Arc::new(Mutex::new(None));
         let noted = Arc::clone(&deadline);
         let settings = NodeSettings {
@@ -33,9 +32,9 @@ impl Tuned {
                 *noted.lock().unwrap() = config.default_deadline();
                 Ok(AskDefaults { deadline: config.default_deadline(), ..AskDefaults::default() })
             }),
-            ..NodeSettings::new(&transport, Box::new(worker.sender.clone()), AskDefaults::default())
+            ..NodeSettings::new(transport.as_ref(), Box::new(worker.sender.clone()), AskDefaults::default())
         };
-        let node = RosNode::start(Box::new(transport), settings).unwrap();
+        let node = RosNode::start(transport, settings).unwrap();
         if bring_up {
             node.bring_up().unwrap();
         }

@@ -2,7 +2,6 @@ use std::time::{Duration, Instant};
 
 use takt_engine::grammar::{Closing, ClosingPolicy, GrammarSpec};
 use takt_node::request::{Form, Status};
-use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::{ASK, Message as _};
 use takt_node::ros::transport::{Call, Transport};
 use takt_node::ros::{Answer, AskClient, AskDefaults, Question, RosDuration, RosError, RosOptions, serve};
@@ -14,8 +13,8 @@ fn ask(prompt: &str) -> Question {
 }
 
 /// A client of the node's service that takes any bytes.
-fn raw_client(node: &RosOptions, name: &str) -> (DdsTransport, Box<dyn Call>) {
-    let transport = DdsTransport::join(&RosOptions { node_name: name.to_owned(), ..node.clone() }).unwrap();
+fn raw_client(node: &RosOptions, name: &str) -> (Box<dyn Transport>, Box<dyn Call>) {
+    let transport = takt_node::ros::join(&RosOptions { node_name: name.to_owned(), ..node.clone() }).unwrap();
     let client = transport.client(&node.node().unwrap().private("ask"), ASK).unwrap();
     assert!(client.wait_for_server(PATIENCE));
     (transport, client)

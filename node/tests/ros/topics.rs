@@ -3,7 +3,6 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use serde_json::Value;
 use takt_node::request::Status;
-use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::{DiagnosticArray, Message as _, STRING, encode_string};
 use takt_node::ros::transport::{Publish, Qos, Transport};
 use takt_node::ros::{AskDefaults, RosOptions, serve};
@@ -16,13 +15,13 @@ struct Robot {
     tokens: Receiver<String>,
     answer: Receiver<String>,
     status: Receiver<String>,
-    _transport: DdsTransport,
+    _transport: Box<dyn Transport>,
 }
 
 impl Robot {
     fn join(node: &RosOptions) -> Self {
         let transport =
-            DdsTransport::join(&RosOptions { node_name: "robot".to_owned(), ..node.clone() }).unwrap();
+            takt_node::ros::join(&RosOptions { node_name: "robot".to_owned(), ..node.clone() }).unwrap();
         let node = node.node().unwrap();
         let listen = |suffix: &str, qos| {
             let (sender, receiver) = crossbeam_channel::unbounded();
@@ -187,7 +186,7 @@ fn diagnostics_say_once_a_second_whether_deadlines_are_promised() {
     let options = private_options();
     let _node = serve_echo(&options);
     let transport =
-        DdsTransport::join(&RosOptions { node_name: "monitor".to_owned(), ..options.clone() }).unwrap();
+        takt_node::ros::join(&RosOptions { node_name: "monitor".to_owned(), ..options.clone() }).unwrap();
     let (sender, messages) = crossbeam_channel::unbounded();
     let on_message = Box::new(move |message: &[u8]| sender.send(message.to_vec()).unwrap());
     let _listening =

@@ -26,7 +26,7 @@ use self::payload::{AsIs, Payload};
 use self::peers::Peers;
 use self::server::Server;
 use super::name::{reply_topic, request_topic, topic};
-use super::options::{GidLen, RosOptions};
+use super::options::{EnvironmentRange, GidLen, RosOptions};
 use super::presence::{self, Guid, NodeEntities, ParticipantEntities};
 use super::transport::{
     Call, Durability, OnMessage, OnRequest, Publish, Qos, Reliability, Subscription, Transport,
@@ -81,6 +81,13 @@ impl DdsTransport {
     /// [`RosError::Name`], [`RosError::Transport`].
     pub fn join(options: &RosOptions) -> Result<Self, RosError> {
         let node = options.node()?;
+        if options.environment_range == EnvironmentRange::Off {
+            return Err(RosError::Option {
+                name: "ROS_AUTOMATIC_DISCOVERY_RANGE",
+                value: "OFF".to_owned(),
+                expected: "the built-in DDS cannot switch discovery off; use LOCALHOST or SUBNET",
+            });
+        }
         let mut builder = DomainParticipantBuilder::new(options.domain_id);
         if options.localhost_only {
             builder = builder.with_only_networks([Ipv4Addr::LOCALHOST]);
@@ -120,26 +127,6 @@ impl DdsTransport {
         })
     }
 
-    /// Claims the node's name: tells it and listens for `window` whether somebody has it. Of two that claim it at once, the
-    /// one with the smaller identity keeps it. To be called before any endpoint is made.
-    ///
-    /// # Errors
-    /// [`RosError::NameTaken`], [`RosError::Transport`].
-    pub fn claim_name(&self, window: Duration) -> Result<(), RosError> {
-        self.send_presence(NodeEntities::claim(&self.node))?;
-        let own = self.participant.guid().to_bytes();
-        let taken = self.peers.wait_for(window, |state| {
-            state.namesakes(&self.node).any(|(other, node)| !node.is_claim() || other < own)
-        });
-        if taken {
-            return Err(RosError::NameTaken {
-                node: self.node.to_string(),
-                domain_id: self.participant.domain_id(),
-            });
-        }
-        Ok(())
-    }
-
     fn send_presence(&self, node: NodeEntities) -> Result<(), RosError> {
         let entities =
             ParticipantEntities { participant: self.participant.guid().to_bytes(), nodes: vec![node] };
@@ -170,6 +157,22 @@ impl DdsTransport {
 impl Transport for DdsTransport {
     fn node(&self) -> &NodeName {
         &self.node
+    }
+
+    /// Of two that claim a name at once, the one with the smaller identity keeps it.
+    fn claim_name(&self, window: Duration) -> Result<(), RosError> {
+        self.send_presence(NodeEntities::claim(&self.node))?;
+        let own = self.participant.guid().to_bytes();
+        let taken = self.peers.wait_for(window, |state| {
+            state.namesakes(&self.node).any(|(other, node)| !node.is_claim() || other < own)
+        });
+        if taken {
+            return Err(RosError::NameTaken {
+                node: self.node.to_string(),
+                domain_id: self.participant.domain_id(),
+            });
+        }
+        Ok(())
     }
 
     fn publisher(&self, name: &str, message: TypeName, qos: Qos) -> Result<Box<dyn Publish>, RosError> {
