@@ -147,7 +147,7 @@ fn titles(out: &mut String, report: &Report) {
     };
     let _ = writeln!(
         out,
-        r##"<text x="24" y="47" fill="#555">busy: {} background requests open on {} lanes{busy_threads}; solid line: p50, dashed: p99, dot: largest; every row scaled to its own highest bar</text>"##,
+        r##"<text x="24" y="47" fill="#555">busy: {} background requests open on {} lanes{busy_threads}; solid line: p50, dashed: p99, dot: largest; each row to its own scale</text>"##,
         load.open_requests, load.lanes
     );
 }
