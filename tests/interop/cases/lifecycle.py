@@ -44,13 +44,16 @@ def a_node_at_rest_refuses_and_answers_what_was_open(stage):
         events = robot.listen("~/transition_event", "lifecycle_msgs/msg/TransitionEvent").wait()
         client = client_of(robot)
         introduce(robot)
+        long = request("Tell me all.", priority_class="interactive", **LONG)
+        # Its form is known from then on: the next are at work at once.
+        client.call(long)
         for _ in range(6):
-            client.send(request("Tell me all.", **LONG))
+            client.send(long)
         try:
             assert change(robot, DEACTIVATE) and state(robot) == (INACTIVE, "inactive")
             replies = [client.next().reply for _ in range(6)]
             assert "cancelled" in {reply.status for reply in replies}, replies
-            assert {reply.status for reply in replies} <= {"cancelled", "complete", "rejected"}, replies
+            assert {reply.status for reply in replies} <= {"cancelled", "complete"}, replies
             told = [(event.transition.label, event.goal_state.label) for event in (events.next(), events.next())]
             assert told == [("deactivate", "deactivating"), ("transition_success", "inactive")], told
             refused = client.call(request())

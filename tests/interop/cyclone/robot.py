@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cyclonedds.core import Policy, Qos
+from cyclonedds.internal import InvalidSample
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
@@ -19,7 +20,7 @@ from cyclonedds.util import duration
 from interfaces import interface, with_header
 from waiting import PATIENCE_S, dds_topic, service_base, until
 
-CRASH = Path(__file__).with_name("crash.py")
+CALLER = Path(__file__).with_name("caller.py")
 
 
 def qos(depth: int, is_reliable: bool = True, is_late: bool = False, more: tuple = ()) -> Qos:
@@ -74,9 +75,17 @@ class Robot:
     def client(self, name: str, kind: str, depth: int = 10, key: str = "") -> "Client":
         return Client(self, name, kind, depth, key)
 
+    @staticmethod
+    def call_once(domain: int, node: str) -> float:
+        """A process that calls as soon as it sees the node, and ends; milliseconds to the reply."""
+        command = [sys.executable, str(CALLER), str(domain), node, "once"]
+        caller = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert caller.returncode == 0, caller.stderr[-500:]
+        return float(caller.stdout)
+
     def crash_in_calls(self, num: int):
         """Another process makes `num` long calls and is killed before it has its replies."""
-        command = [sys.executable, str(CRASH), str(self.domain), self.node, str(num)]
+        command = [sys.executable, str(CALLER), str(self.domain), self.node, str(num)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout.readline() == "sent\n", "the process that is to be killed has ended"
@@ -98,7 +107,7 @@ class Listener:
 
     def next(self, patience_s: float = PATIENCE_S):
         if not self.taken:
-            self.taken = until(f"a message on {self.name}", lambda: self.reader.take(100), patience_s)
+            self.taken = until(f"a message on {self.name}", lambda: take(self.reader), patience_s)
         return self.taken.pop(0)
 
 
@@ -153,7 +162,7 @@ class Client:
         """The next reply to this client; replies to others come here too and are passed over."""
 
         def take_own():
-            return [reply for reply in self.reader.take(100) if reply.client == self.identity and reply.sequence]
+            return [reply for reply in take(self.reader) if reply.client == self.identity and reply.sequence]
 
         if not self.taken:
             self.taken = until(f"a reply of {self.name}", take_own, patience_s)
@@ -165,6 +174,11 @@ class Client:
         answer = self.next(patience_s)
         assert answer.sequence == sequence, f"reply {answer.sequence} to call {sequence}"
         return answer.reply
+
+
+def take(reader: DataReader) -> list:
+    """Messages that have come; without the news that their writer is gone."""
+    return [sample for sample in reader.take(100) if not isinstance(sample, InvalidSample)]
 
 
 def send_bytes(writer: DataWriter, message: bytes):

@@ -8,15 +8,18 @@ import os
 import queue
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 
 import cdr
 from definitions import definition
-from interfaces import interface, question
+from interfaces import LONG, interface, question
 from waiting import PATIENCE_S, dds_topic, service_base
 
 # Built by `build.sh`.
 PEER = os.environ.get("TAKT_FASTDDS_PEER", "")
+# How long before its first call a ROS 2 process has been on the network.
+SETTLE_S = 0.3
 
 
 @dataclass
@@ -55,13 +58,32 @@ class Robot:
         self.process.kill()
         self.process.wait(timeout=PATIENCE_S)
 
+    def settle(self):
+        """What a ROS 2 process does before it makes its client: it is known, has endpoints of its own, and knows the node."""
+        self.talk("/parameter_events", "rcl_interfaces/msg/ParameterEvent")
+        self.listen("/parameter_events", "rcl_interfaces/msg/ParameterEvent")
+        self.talk("/rosout", "rcl_interfaces/msg/Log")
+        time.sleep(SETTLE_S)
+
+    @classmethod
+    def call_once(cls, domain: int, node: str, is_settled: bool = True) -> float:
+        """A process that calls as soon as it sees the node, and ends; milliseconds to the reply."""
+        with cls(domain, node) as robot:
+            if is_settled:
+                robot.settle()
+            client = robot.client("~/ask", "takt_msgs/srv/Ask")
+            client.send(question("What is your battery level?", "takt_msgs/srv/Ask_Request"), command="call")
+            answer = client.next()
+            assert answer.reply.status == "complete", answer
+            return answer.elapsed_ms
+
     def crash_in_calls(self, num: int):
         """Another process makes `num` long calls and is killed before it has its replies."""
         robot = Robot(self.domain, self.node)
         try:
             client = robot.client("~/ask", "takt_msgs/srv/Ask").wait()
             for _ in range(num):
-                client.send(question("Tell me all you know. " * 8, "takt_msgs/srv/Ask_Request"))
+                client.send(question("Tell me all.", "takt_msgs/srv/Ask_Request", **LONG))
         finally:
             robot.kill()
 
