@@ -1,77 +1,80 @@
-"""ROS 2 interfaces as CycloneDDS types, read from the package's own definitions."""
+"""Interfaces as CycloneDDS structures; their values are what all cases handle, whichever vendor carries them."""
 
-import sys
+import functools
 import types
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from cyclonedds.idl import IdlStruct
+from cyclonedds.idl import types as idl
 from cyclonedds.idl.annotations import final
-from cyclonedds.idl.types import array, float64, int32, int64, sequence, uint8, uint32, uint64
 
-SRV = Path(__file__).resolve().parents[2] / "launch" / "takt_msgs" / "srv" / "Ask.srv"
+from definitions import Definition, FieldType, definition
+
+# What rmw_cyclonedds puts before a service's fields: the client's identity and the call's number.
+HEADER = [("client", FieldType("uint64")), ("sequence", FieldType("int64"))]
+PRIMITIVES = {"string": str, "bool": bool} | {
+    name: getattr(idl, name)
+    for name in "byte int8 uint8 int16 uint16 int32 uint32 int64 uint64 float32 float64".split()
+}
 
 
-def struct(typename: str, fields: list) -> type:
-    """A CycloneDDS structure of `typename` with `(name, type)` fields."""
-    name = typename.rsplit(".", 1)[-1]
+def idl_type(kind: FieldType):
+    base = PRIMITIVES.get(kind.base) or interface(kind.base)
+    if kind.bound is None:
+        return base
+    if kind.bound == "":
+        return idl.sequence[base]
+    if kind.bound.startswith("<="):
+        return idl.sequence[base, int(kind.bound[2:])]
+    return idl.array[base, int(kind.bound)]
+
+
+def zero(kind: FieldType):
+    if kind.bound is not None:
+        return [zero(FieldType(kind.base)) for _ in range(int(kind.bound) if kind.bound.isdigit() else 0)]
+    if kind.base == "string":
+        return ""
+    if kind.base in PRIMITIVES:
+        return 0.0 if kind.base.startswith("float") else 0
+    return interface(kind.base)()
+
+
+def struct(made_of: Definition, fields: list) -> type:
+    """A dataclass with `fields`, all of which are zero unless they are given."""
 
     def fill(namespace):
-        namespace["__annotations__"] = dict(fields)
+        namespace["__annotations__"] = {name: idl_type(kind) for name, kind in fields}
         namespace["__module__"] = __name__
+        for name, kind in fields:
+            namespace[name] = field(default_factory=functools.partial(zero, kind))
 
-    made = dataclass(final(types.new_class(name, (IdlStruct,), {"typename": typename}, fill)))
-    setattr(sys.modules[__name__], name, made)
+    name = made_of.name.replace("/", "_")
+    made = types.new_class(name, (IdlStruct,), {"typename": made_of.dds_name.replace("::", ".")}, fill)
+    made = dataclass(final(made))
+    made.definition = made_of
     return made
 
 
-Text = struct("std_msgs.msg.dds_.String_", [("data", str)])
-Duration = struct("builtin_interfaces.msg.dds_.Duration_", [("sec", int32), ("nanosec", uint32)])
-# The same bytes as a string, but any bytes: to send what a string may not hold.
-TextOfBytes = struct("std_msgs.msg.dds_.String_", [("data", sequence[uint8])])
-
-ROS_TYPES = {"string": str, "string[]": sequence[str], "bool": bool, "uint32": uint32, "float64": float64, "builtin_interfaces/Duration": Duration}
-
-
-def srv_fields() -> tuple:
-    """Fields of the request and of the reply, in order."""
-    halves = SRV.read_text().split("\n---\n")
-    lines = [[line.split("#")[0].split() for line in half.splitlines()] for half in halves]
-    request, reply = ([(name, ROS_TYPES[kind]) for kind, name in filter(None, half)] for half in lines)
-    return request, reply
+@functools.cache
+def interface(name: str) -> type:
+    """The structure of `package/kind/Name`; of a service's part `package/srv/Name_Request`."""
+    made_of = definition(name)
+    return struct(made_of, list(made_of.fields))
 
 
-# rmw_cyclonedds puts the client's identity and the call's number before the fields.
-HEADER = [("client", uint64), ("sequence", int64)]
-REQUEST_FIELDS, REPLY_FIELDS = srv_fields()
-AskRequest = struct("takt_msgs.srv.dds_.Ask_Request_", HEADER + REQUEST_FIELDS)
-AskReply = struct("takt_msgs.srv.dds_.Ask_Response_", HEADER + REPLY_FIELDS)
-# rmw_fastrtps puts nothing before them.
-PlainAskRequest = struct("takt_msgs.srv.dds_.Ask_Request_Plain_", REQUEST_FIELDS)
-PlainAskReply = struct("takt_msgs.srv.dds_.Ask_Response_Plain_", REPLY_FIELDS)
+@functools.cache
+def with_header(name: str) -> type:
+    """A service's part as rmw_cyclonedds writes it."""
+    made_of = definition(name)
+    return struct(made_of, HEADER + list(made_of.fields))
 
-Gid = struct("rmw_dds_common.msg.dds_.Gid_", [("data", array[uint8, 16])])
-NodeEntities = struct(
-    "rmw_dds_common.msg.dds_.NodeEntitiesInfo_",
-    [
-        ("node_namespace", str),
-        ("node_name", str),
-        ("reader_gid_seq", sequence[Gid]),
-        ("writer_gid_seq", sequence[Gid]),
-    ],
-)
-ParticipantEntities = struct(
-    "rmw_dds_common.msg.dds_.ParticipantEntitiesInfo_",
-    [("gid", Gid), ("node_entities_info_seq", sequence[NodeEntities])],
-)
 
-Time = struct("builtin_interfaces.msg.dds_.Time_", [("sec", int32), ("nanosec", uint32)])
-Header = struct("std_msgs.msg.dds_.Header_", [("stamp", Time), ("frame_id", str)])
-KeyValue = struct("diagnostic_msgs.msg.dds_.KeyValue_", [("key", str), ("value", str)])
-DiagnosticStatus = struct(
-    "diagnostic_msgs.msg.dds_.DiagnosticStatus_",
-    [("level", uint8), ("name", str), ("message", str), ("hardware_id", str), ("values", sequence[KeyValue])],
-)
-DiagnosticArray = struct(
-    "diagnostic_msgs.msg.dds_.DiagnosticArray_", [("header", Header), ("status", sequence[DiagnosticStatus])]
-)
+def question(prompt: str, name: str = "takt_msgs/msg/Prompt", deadline_s: float = 60.0, **demands):
+    """A question in one of its three shapes: `takt_msgs/msg/Prompt`, `takt_msgs/srv/Ask_Request`, `takt_msgs/action/Generate_Goal`."""
+    sec = int(deadline_s // 1)
+    deadline = interface("builtin_interfaces/Duration")(sec=sec, nanosec=round((deadline_s - sec) * 1e9))
+    return interface(name)(prompt=prompt, deadline=deadline, **demands)
+
+
+# Demands that keep the demo model busy for a second: it has to fill 900 tokens.
+LONG = {"regex": "[a-z ]{1500,}", "max_tokens": 900}

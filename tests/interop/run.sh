@@ -33,4 +33,4 @@ elif [ "$status" = 3 ] && [ -z "${TAKT_REQUIRE_FASTDDS:-}" ]; then
 else
   exit "$status"
 fi
-exec "$venv/bin/python" tests/interop/run.py "$takt"
+exec "$venv/bin/python" tests/interop/run.py "$takt" "${@:2}"

@@ -24,9 +24,9 @@ const fn topic(name: &'static str, ty: TypeName, qos: Qos) -> Topic {
 }
 
 /// Sentences in.
-pub const ASK: Topic = topic("~/ask", STRING, Qos::DEFAULT);
+pub const ASK: Topic = topic("~/ask", STRING, Qos::BURST);
 /// Questions in.
-pub const PROMPT: Topic = topic("~/prompt", PROMPT_TYPE, Qos::DEFAULT);
+pub const PROMPT: Topic = topic("~/prompt", PROMPT_TYPE, Qos::BURST);
 /// Answers to sentences, as they grow.
 pub const TOKENS: Topic = topic("~/tokens", STRING, Qos::STREAM);
 /// Answers to sentences.

@@ -43,6 +43,9 @@ impl Qos {
         Self { reliability: Reliability::Reliable, durability: Durability::Volatile, depth: 10 };
     /// Streams of tokens: a subscriber may stall for a second or two without losing any.
     pub const STREAM: Self = Self { depth: 1000, ..Self::DEFAULT };
+    /// Requests in, by topic or service. Of a burst, what finds no room in the reader's history is gone without a word: each is to be answered or
+    /// refused instead.
+    pub const BURST: Self = Self { depth: 1000, ..Self::DEFAULT };
 }
 
 /// Receives a topic's messages.

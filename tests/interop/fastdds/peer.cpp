@@ -3,16 +3,20 @@
 // `peer DOMAIN loopback|all`, then one command a line on standard input; bytes are hexadecimal and begin with the
 // encapsulation header:
 //
-//   write NAME TOPIC TYPE                    a publisher
-//   read NAME TOPIC TYPE DEPTH               a subscriber; prints `data NAME BYTES` for every message
-//   client NAME REQUEST-TOPIC REPLY-TOPIC REQUEST-TYPE REPLY-TYPE
+//   write NAME TOPIC TYPE DEPTH              a publisher
+//   read NAME TOPIC TYPE DEPTH RELIABILITY DURABILITY
+//                                            a subscriber, `reliable` or `best_effort`, `volatile` or `transient_local`; prints
+//                                            `data NAME BYTES` for every message
+//   client NAME REQUEST-TOPIC REPLY-TOPIC REQUEST-TYPE REPLY-TYPE DEPTH
 //   wait NAME                                until it is matched, a client both ways; prints `matched NAME`
+//   count NAME                               prints `counted NAME NUMBER`: how many it is matched with, a client the fewer way
 //   send NAME BYTES                          a message, or a client's request
 //   call NAME BYTES                          `wait` and `send` with nothing in between, as a client fresh from its start does
 //
 // A client prints `sent NAME SEQUENCE` and, for every reply to itself, `reply NAME SEQUENCE MILLISECONDS BYTES`, the time since
 // the request was written. `error TEXT` if a command was wrong. Ends with standard input.
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -129,6 +133,11 @@ public:
         changed_.notify_all();
     }
 
+    int count() {
+        std::lock_guard<std::mutex> guard(lock_);
+        return count_;
+    }
+
     void wait() {
         std::unique_lock<std::mutex> guard(lock_);
         changed_.wait(guard, [this] { return count_ > 0; });
@@ -145,7 +154,16 @@ class Endpoint {
 public:
     virtual ~Endpoint() = default;
     virtual void wait() = 0;
+    virtual int count() = 0;
     virtual void send(Bytes bytes) = 0;
+};
+
+// What a subscriber asks for.
+struct ReaderQos {
+    int depth;
+    bool is_reliable;
+    // Wants what was published before it came.
+    bool is_late;
 };
 
 class Peer {
@@ -170,24 +188,27 @@ public:
     }
 
     // As rmw_fastrtps_cpp: reliable, volatile, written in the caller's thread.
-    fdds::DataWriter* writer(const std::string& topic, const std::string& type, fdds::DataWriterListener* listener) {
+    fdds::DataWriter* writer(const std::string& topic, const std::string& type, int depth, fdds::DataWriterListener* listener) {
         auto qos = fdds::DATAWRITER_QOS_DEFAULT;
         qos.reliability().kind = fdds::RELIABLE_RELIABILITY_QOS;
         qos.durability().kind = fdds::VOLATILE_DURABILITY_QOS;
         qos.history().kind = fdds::KEEP_LAST_HISTORY_QOS;
-        qos.history().depth = 10;
+        qos.history().depth = depth;
+        // Without keys there is one instance; 400 messages of it by default.
+        qos.resource_limits().max_samples_per_instance = std::max(depth, 400);
         qos.publish_mode().kind = fdds::SYNCHRONOUS_PUBLISH_MODE;
         qos.endpoint().history_memory_policy = rtps::DYNAMIC_RESERVE_MEMORY_MODE;
         qos.data_sharing().off();
         return made(publisher_->create_datawriter(topic_of(topic, type), qos, listener), "a writer");
     }
 
-    fdds::DataReader* reader(const std::string& topic, const std::string& type, int depth, fdds::DataReaderListener* listener) {
+    fdds::DataReader* reader(const std::string& topic, const std::string& type, const ReaderQos& asked, fdds::DataReaderListener* listener) {
         auto qos = fdds::DATAREADER_QOS_DEFAULT;
-        qos.reliability().kind = fdds::RELIABLE_RELIABILITY_QOS;
-        qos.durability().kind = fdds::VOLATILE_DURABILITY_QOS;
+        qos.reliability().kind = asked.is_reliable ? fdds::RELIABLE_RELIABILITY_QOS : fdds::BEST_EFFORT_RELIABILITY_QOS;
+        qos.durability().kind = asked.is_late ? fdds::TRANSIENT_LOCAL_DURABILITY_QOS : fdds::VOLATILE_DURABILITY_QOS;
         qos.history().kind = fdds::KEEP_LAST_HISTORY_QOS;
-        qos.history().depth = depth;
+        qos.history().depth = asked.depth;
+        qos.resource_limits().max_samples_per_instance = std::max(asked.depth, 400);
         qos.endpoint().history_memory_policy = rtps::DYNAMIC_RESERVE_MEMORY_MODE;
         qos.data_sharing().off();
         return made(subscriber_->create_datareader(topic_of(topic, type), qos, listener), "a reader");
@@ -231,9 +252,11 @@ private:
 
 class Publication : public Endpoint, fdds::DataWriterListener {
 public:
-    Publication(Peer& peer, const std::string& topic, const std::string& type) : writer_(peer.writer(topic, type, this)) {}
+    Publication(Peer& peer, const std::string& topic, const std::string& type, int depth)
+        : writer_(peer.writer(topic, type, depth, this)) {}
 
     void wait() override { matches_.wait(); }
+    int count() override { return matches_.count(); }
 
     void send(Bytes bytes) override {
         if (!writer_->write(&bytes)) {
@@ -252,10 +275,11 @@ private:
 
 class Subscription : public Endpoint, fdds::DataReaderListener {
 public:
-    Subscription(Peer& peer, std::string name, const std::string& topic, const std::string& type, int depth)
-        : name_(std::move(name)), reader_(peer.reader(topic, type, depth, this)) {}
+    Subscription(Peer& peer, std::string name, const std::string& topic, const std::string& type, const ReaderQos& qos)
+        : name_(std::move(name)), reader_(peer.reader(topic, type, qos, this)) {}
 
     void wait() override { matches_.wait(); }
+    int count() override { return matches_.count(); }
     void send(Bytes) override { throw std::runtime_error("a subscriber cannot send"); }
 
 private:
@@ -281,15 +305,17 @@ private:
 // A service client as rmw_fastrtps_cpp's: the request says who reads its reply, the reply which request it is to.
 class Client : public Endpoint, fdds::DataWriterListener, fdds::DataReaderListener {
 public:
-    Client(Peer& peer, std::string name, const std::vector<std::string>& topics_and_types)
+    Client(Peer& peer, std::string name, const std::vector<std::string>& topics_and_types, int depth)
         : name_(std::move(name)),
-          reader_(peer.reader(topics_and_types[1], topics_and_types[3], 10, this)),
-          writer_(peer.writer(topics_and_types[0], topics_and_types[2], this)) {}
+          reader_(peer.reader(topics_and_types[1], topics_and_types[3], {depth, true, false}, this)),
+          writer_(peer.writer(topics_and_types[0], topics_and_types[2], depth, this)) {}
 
     void wait() override {
         servers_.wait();
         replies_.wait();
     }
+
+    int count() override { return std::min(servers_.count(), replies_.count()); }
 
     void send(Bytes bytes) override {
         rtps::WriteParams params;
@@ -352,16 +378,20 @@ public:
         std::string command, name;
         words >> command >> name;
         if (command == "write") {
-            auto rest = take(words, 2);
-            endpoints_[name] = std::make_unique<Publication>(peer_, rest[0], rest[1]);
-        } else if (command == "read") {
             auto rest = take(words, 3);
-            endpoints_[name] = std::make_unique<Subscription>(peer_, name, rest[0], rest[1], std::stoi(rest[2]));
+            endpoints_[name] = std::make_unique<Publication>(peer_, rest[0], rest[1], std::stoi(rest[2]));
+        } else if (command == "read") {
+            auto rest = take(words, 5);
+            ReaderQos qos{std::stoi(rest[2]), rest[3] == "reliable", rest[4] == "transient_local"};
+            endpoints_[name] = std::make_unique<Subscription>(peer_, name, rest[0], rest[1], qos);
         } else if (command == "client") {
-            endpoints_[name] = std::make_unique<Client>(peer_, name, take(words, 4));
+            auto rest = take(words, 5);
+            endpoints_[name] = std::make_unique<Client>(peer_, name, rest, std::stoi(rest[4]));
         } else if (command == "wait") {
             endpoints_.at(name)->wait();
             say("matched " + name);
+        } else if (command == "count") {
+            say("counted " + name + " " + std::to_string(endpoints_.at(name)->count()));
         } else if (command == "send") {
             endpoints_.at(name)->send(from_hex(take(words, 1)[0]));
         } else if (command == "call") {

@@ -201,7 +201,7 @@ impl Transport for DdsTransport {
         mut on_request: OnRequest,
     ) -> Result<(), RosError> {
         let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
-        let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
+        let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server = Arc::new(Server::new(service, writer, peers, waker, self.max_inline_reply_len));
         server.send_to_nobody(blank);

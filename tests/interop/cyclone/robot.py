@@ -1,0 +1,188 @@
+"""A robot on CycloneDDS: topics, services and messages as rmw_cyclonedds has them.
+
+The same classes and methods as in `fastdds/robot.py`, so that every case is written once.
+"""
+
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclonedds.core import Policy, Qos
+from cyclonedds.internal import InvalidSample
+from cyclonedds.domain import DomainParticipant
+from cyclonedds.pub import DataWriter
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+from cyclonedds.util import duration
+
+from interfaces import interface, with_header
+from waiting import PATIENCE_S, dds_topic, service_base, until
+
+CALLER = Path(__file__).with_name("caller.py")
+
+
+def qos(depth: int, is_reliable: bool = True, is_late: bool = False, more: tuple = ()) -> Qos:
+    """Keep last, plain CDR; reliable and volatile unless said otherwise: what ROS 2 uses."""
+    return Qos(
+        Policy.Reliability.Reliable(duration(seconds=1)) if is_reliable else Policy.Reliability.BestEffort,
+        Policy.Durability.TransientLocal if is_late else Policy.Durability.Volatile,
+        Policy.History.KeepLast(depth),
+        Policy.DataRepresentation(use_cdrv0_representation=True, use_xcdrv2_representation=False),
+        *more,
+    )
+
+
+@dataclass
+class Answer:
+    """A reply and the call that it is to."""
+
+    sequence: int
+    reply: object
+
+
+class Robot:
+    """One participant beside the node `node`; a context."""
+
+    vendor = "CycloneDDS"
+
+    def __init__(self, domain: int, node: str):
+        self.participant, self.domain, self.node = DomainParticipant(domain), domain, node
+        self.topics = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.topics.clear()
+        del self.participant
+
+    def topic(self, name: str, kind: type) -> Topic:
+        if name not in self.topics:
+            self.topics[name] = Topic(self.participant, name, kind)
+        return self.topics[name]
+
+    def listen(self, name: str, kind: str, depth: int = 10, is_reliable: bool = True, is_late: bool = False) -> "Listener":
+        """Without waiting for a publisher."""
+        topic = self.topic(dds_topic(self.node, name), interface(kind))
+        return Listener(DataReader(self.participant, topic, qos(depth, is_reliable, is_late)), name)
+
+    def talk(self, name: str, kind: str, depth: int = 10) -> "Talker":
+        topic = self.topic(dds_topic(self.node, name), interface(kind))
+        return Talker(DataWriter(self.participant, topic, qos(depth)), name)
+
+    def client(self, name: str, kind: str, depth: int = 10, key: str = "") -> "Client":
+        return Client(self, name, kind, depth, key)
+
+    @staticmethod
+    def call_once(domain: int, node: str) -> float:
+        """A process that calls as soon as it sees the node, and ends; milliseconds to the reply."""
+        command = [sys.executable, str(CALLER), str(domain), node, "once"]
+        caller = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert caller.returncode == 0, caller.stderr[-500:]
+        return float(caller.stdout)
+
+    def crash_in_calls(self, num: int):
+        """Another process makes `num` long calls and is killed before it has its replies."""
+        command = [sys.executable, str(CALLER), str(self.domain), self.node, str(num)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline() == "sent\n", "the process that is to be killed has ended"
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Listener:
+    def __init__(self, reader: DataReader, name: str):
+        self.reader, self.name, self.taken = reader, name, []
+
+    def wait(self) -> "Listener":
+        until(f"a publisher of {self.name}", self.is_matched)
+        return self
+
+    def is_matched(self) -> bool:
+        return bool(self.reader.get_matched_publications())
+
+    def next(self, patience_s: float = PATIENCE_S):
+        if not self.taken:
+            self.taken = until(f"a message on {self.name}", lambda: take(self.reader), patience_s)
+        return self.taken.pop(0)
+
+
+class Talker:
+    def __init__(self, writer: DataWriter, name: str):
+        self.writer, self.name = writer, name
+
+    def wait(self) -> "Talker":
+        until(f"a subscriber of {self.name}", self.writer.get_matched_subscriptions)
+        return self
+
+    def send(self, message):
+        self.writer.write(message)
+
+    def send_bytes(self, message: bytes):
+        """Any bytes, encapsulation header included."""
+        send_bytes(self.writer, message)
+
+
+class Client:
+    """A service client in rmw_cyclonedds's mapping; `key` is what rmw puts in USER_DATA, nothing without one."""
+
+    def __init__(self, robot: Robot, name: str, kind: str, depth: int, key: str):
+        more = (Policy.Userdata(f"clientid={key};".encode()),) if key else ()
+        base = service_base(robot.node, name)
+        self.kind = with_header(f"{kind}_Request")
+        requests = robot.topic(f"rq{base}Request", self.kind)
+        replies = robot.topic(f"rr{base}Reply", with_header(f"{kind}_Response"))
+        self.reader = DataReader(robot.participant, replies, qos(depth, more=more))
+        self.writer = DataWriter(robot.participant, requests, qos(depth, more=more))
+        self.name, self.identity, self.num_calls, self.taken = name, random.getrandbits(63), 0, []
+
+    def is_matched(self) -> bool:
+        return bool(self.writer.get_matched_subscriptions() and self.reader.get_matched_publications())
+
+    def wait(self) -> "Client":
+        """As rclpy's wait_for_service."""
+        until(f"a server of {self.name}", self.is_matched)
+        return self
+
+    def send(self, request) -> int:
+        self.num_calls += 1
+        self.writer.write(self.kind(client=self.identity, sequence=self.num_calls, **vars(request)))
+        return self.num_calls
+
+    def send_bytes(self, message: bytes):
+        """Any bytes, encapsulation header included; the service mapping's header is put behind it."""
+        header = self.identity.to_bytes(8, "little") + bytes(8)
+        send_bytes(self.writer, message[:4] + header + message[4:])
+
+    def next(self, patience_s: float = PATIENCE_S) -> Answer:
+        """The next reply to this client; replies to others come here too and are passed over."""
+
+        def take_own():
+            return [reply for reply in take(self.reader) if reply.client == self.identity and reply.sequence]
+
+        if not self.taken:
+            self.taken = until(f"a reply of {self.name}", take_own, patience_s)
+        reply = self.taken.pop(0)
+        return Answer(reply.sequence, reply)
+
+    def call(self, request, patience_s: float = PATIENCE_S):
+        sequence = self.send(request)
+        answer = self.next(patience_s)
+        assert answer.sequence == sequence, f"reply {answer.sequence} to call {sequence}"
+        return answer.reply
+
+
+def take(reader: DataReader) -> list:
+    """Messages that have come; without the news that their writer is gone."""
+    return [sample for sample in reader.take(100) if not isinstance(sample, InvalidSample)]
+
+
+def send_bytes(writer: DataWriter, message: bytes):
+    sample = object.__new__(writer.data_type)
+    # The writer sends what this returns, padded to 4 bytes.
+    sample.serialize = lambda **_: message
+    writer.write(sample)
