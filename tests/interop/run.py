@@ -23,7 +23,7 @@ CYCLONEDDS = """<CycloneDDS><Domain id="any">
 <Peers><Peer Address="127.0.0.1"/></Peers></Discovery>
 </Domain></CycloneDDS>"""
 # One file of `cases` each. The last restarts the node, so that all before it has to leave the node able to end well.
-DOORS = ("burst","restart") or (
+DOORS = (
     "sentences",
     "prompts",
     "service",
@@ -34,6 +34,7 @@ DOORS = ("burst","restart") or (
     "graph",
     "names",
     "simulated_time",
+    "command",
     "newcomers",
     "burst",
     "malformed",
