@@ -11,7 +11,7 @@ from interfaces import interface, question
 from waiting import introduce
 
 # Messages to each of the two topics and sixteen services.
-NUM_EACH = 150
+NUM_EACH = 250
 # Lengths, counts and values that are most often wrong.
 EDGES = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF]
 
@@ -66,9 +66,10 @@ def valid(name: str, kind: str) -> bytes:
     return cdr.encode(filled)
 
 
-def fuzz(send_bytes, message: bytes, rng: random.Random, barrier):
+def fuzz(send_bytes, message: bytes, rng: random.Random, step: int, barrier):
     for n in range(NUM_EACH):
-        send_bytes(mutated(message, rng))
+        data = mutated(message, rng)
+        send_bytes(data + bytes(-(len(data) - 4) % step))
         if n % 50 == 49:
             # So that no history overflows, and a node that has died is found where it did.
             barrier()
@@ -86,11 +87,11 @@ def no_bytes_on_any_topic_or_service_end_the_node(stage):
 
         for name, kind in HEARD.items():
             talker = robot.talk(name, kind, depth=100).wait()
-            fuzz(talker.send_bytes, valid(name, kind), rng, barrier)
+            fuzz(talker.send_bytes, valid(name, kind), rng, stage.vendor.raw_step, barrier)
         for name, kind in SERVICES.items():
             # Mutated headers bring replies to clients that are not there.
             fuzzer = robot.client(name, kind, depth=100).wait()
-            fuzz(fuzzer.send_bytes, valid(name, kind), rng, barrier)
+            fuzz(fuzzer.send_bytes, valid(name, kind), rng, stage.vendor.raw_step, barrier)
     with stage.robot() as robot:
         check_complete(client_of(robot).call(request()))
         replies, prompts = robot.listen("~/reply", REPLY, depth=1000).wait(), robot.talk("~/prompt", PROMPT).wait()

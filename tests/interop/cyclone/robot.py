@@ -3,6 +3,7 @@
 The same classes and methods as in `fastdds/robot.py`, so that every case is written once.
 """
 
+import functools
 import random
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cyclonedds.core import Policy, Qos
-from cyclonedds.internal import InvalidSample
 from cyclonedds.domain import DomainParticipant
+from cyclonedds.idl import make_idl_struct
+from cyclonedds.idl import types as idl
+from cyclonedds.internal import InvalidSample
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
 from cyclonedds.util import duration
 
+from definitions import definition
 from interfaces import interface, with_header
 from waiting import PATIENCE_S, dds_topic, service_base, until
 
@@ -46,6 +50,8 @@ class Robot:
     """One participant beside the node `node`; a context."""
 
     vendor = "CycloneDDS"
+    # Raw messages of the same length share a writer: with few lengths there are few.
+    raw_step = 64
 
     def __init__(self, domain: int, node: str):
         self.participant, self.domain, self.node = DomainParticipant(domain), domain, node
@@ -70,10 +76,11 @@ class Robot:
 
     def talk(self, name: str, kind: str, depth: int = 10) -> "Talker":
         topic = self.topic(dds_topic(self.node, name), interface(kind))
-        return Talker(DataWriter(self.participant, topic, qos(depth)), name)
+        raw = RawTopic(self, dds_topic(self.node, name), definition(kind).dds_name, depth)
+        return Talker(DataWriter(self.participant, topic, qos(depth)), name, raw)
 
-    def client(self, name: str, kind: str, depth: int = 10, key: str = "") -> "Client":
-        return Client(self, name, kind, depth, key)
+    def client(self, name: str, kind: str, depth: int = 10, has_key: bool = True) -> "Client":
+        return Client(self, name, kind, depth, has_key)
 
     @staticmethod
     def call_once(domain: int, node: str) -> float:
@@ -112,8 +119,8 @@ class Listener:
 
 
 class Talker:
-    def __init__(self, writer: DataWriter, name: str):
-        self.writer, self.name = writer, name
+    def __init__(self, writer: DataWriter, name: str, raw: "RawTopic"):
+        self.writer, self.name, self.raw = writer, name, raw
 
     def wait(self) -> "Talker":
         until(f"a subscriber of {self.name}", self.writer.get_matched_subscriptions)
@@ -123,21 +130,23 @@ class Talker:
         self.writer.write(message)
 
     def send_bytes(self, message: bytes):
-        """Any bytes, encapsulation header included."""
-        send_bytes(self.writer, message)
+        """Any bytes behind an encapsulation header."""
+        self.raw.send(message[4:])
 
 
 class Client:
-    """A service client in rmw_cyclonedds's mapping; `key` is what rmw puts in USER_DATA, nothing without one."""
+    """A service client in rmw_cyclonedds's mapping; with a key in USER_DATA, by which its two ends are known to belong together."""
 
-    def __init__(self, robot: Robot, name: str, kind: str, depth: int, key: str):
-        more = (Policy.Userdata(f"clientid={key};".encode()),) if key else ()
+    def __init__(self, robot: Robot, name: str, kind: str, depth: int, has_key: bool):
+        key = ".".join(f"{byte:x}" for byte in random.randbytes(16))
+        more = (Policy.Userdata(f"clientid={key};".encode()),) if has_key else ()
         base = service_base(robot.node, name)
         self.kind = with_header(f"{kind}_Request")
         requests = robot.topic(f"rq{base}Request", self.kind)
         replies = robot.topic(f"rr{base}Reply", with_header(f"{kind}_Response"))
         self.reader = DataReader(robot.participant, replies, qos(depth, more=more))
         self.writer = DataWriter(robot.participant, requests, qos(depth, more=more))
+        self.raw = RawTopic(robot, f"rq{base}Request", self.kind.definition.dds_name, depth)
         self.name, self.identity, self.num_calls, self.taken = name, random.getrandbits(63), 0, []
 
     def is_matched(self) -> bool:
@@ -154,9 +163,8 @@ class Client:
         return self.num_calls
 
     def send_bytes(self, message: bytes):
-        """Any bytes, encapsulation header included; the service mapping's header is put behind it."""
-        header = self.identity.to_bytes(8, "little") + bytes(8)
-        send_bytes(self.writer, message[:4] + header + message[4:])
+        """Any bytes behind an encapsulation header, with the service mapping's header put before them."""
+        self.raw.send(self.identity.to_bytes(8, "little") + bytes(8) + message[4:])
 
     def next(self, patience_s: float = PATIENCE_S) -> Answer:
         """The next reply to this client; replies to others come here too and are passed over."""
@@ -181,8 +189,24 @@ def take(reader: DataReader) -> list:
     return [sample for sample in reader.take(100) if not isinstance(sample, InvalidSample)]
 
 
-def send_bytes(writer: DataWriter, message: bytes):
-    sample = object.__new__(writer.data_type)
-    # The writer sends what this returns, padded to 4 bytes.
-    sample.serialize = lambda **_: message
-    writer.write(sample)
+class RawTopic:
+    """Sends any bytes on a topic. CycloneDDS sends nothing that is not of the topic's type, so the type is an array of just as many bytes."""
+
+    def __init__(self, robot: Robot, name: str, type_name: str, depth: int):
+        self.robot, self.name, self.type_name, self.depth, self.writers = robot, name, type_name, depth, {}
+
+    def send(self, body: bytes):
+        """What follows the encapsulation header, which is CycloneDDS's own; padded to 4 bytes, as all it sends, and never empty."""
+        body = body.ljust(max(4, len(body) + -len(body) % 4), b"\0")
+        if len(body) not in self.writers:
+            kind = array_of(len(body), self.type_name)
+            topic = Topic(self.robot.participant, self.name, kind)
+            writer = self.writers[len(body)] = DataWriter(self.robot.participant, topic, qos(self.depth))
+            until(f"a reader of {self.name}", writer.get_matched_subscriptions)
+        writer = self.writers[len(body)]
+        writer.write(writer.data_type(data=body))
+
+
+@functools.cache
+def array_of(num_bytes: int, type_name: str) -> type:
+    return make_idl_struct(f"Bytes{num_bytes}", type_name.replace("::", "."), {"data": idl.array[idl.uint8, num_bytes]})

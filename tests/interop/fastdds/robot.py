@@ -35,6 +35,8 @@ class Robot:
     """One process with one participant beside the node `node`; a context."""
 
     vendor = "Fast DDS"
+    # Raw messages may have any length.
+    raw_step = 1
 
     def __init__(self, domain: int, node: str, networks: str = "loopback"):
         self.domain, self.node, self.inboxes, self.num_endpoints = domain, node, {}, 0
