@@ -80,6 +80,28 @@ fn many_sentences_at_once_are_all_answered() {
 }
 
 #[test]
+fn a_burst_beyond_what_ros_keeps_by_default_loses_no_sentence() {
+    let options = private_options();
+    let _node = serve_echo(&options);
+    let transport =
+        DdsTransport::join(&RosOptions { node_name: "crowd".to_owned(), ..options.clone() }).unwrap();
+    let node = options.node().unwrap();
+    let (sender, statuses) = crossbeam_channel::unbounded();
+    let status =
+        transport.subscribe(&node.private("status"), STRING, Qos::BURST, strings_into(sender)).unwrap();
+    let ask = transport.publisher(&node.private("ask"), STRING, Qos::BURST).unwrap();
+    assert!(status.wait_for_publisher(PATIENCE) && ask.wait_for_subscriber(PATIENCE));
+    let sentences: Vec<String> = (0..300).map(|i| format!("sentence {i:03}")).collect();
+    let messages: Vec<_> = sentences.iter().map(|sentence| encode_string(sentence).unwrap()).collect();
+    messages.iter().for_each(|message| ask.publish(message).unwrap());
+    let ended =
+        |status: String| serde_json::from_str::<Value>(&status).unwrap()["ask"].as_str().unwrap().to_owned();
+    let mut ends: Vec<String> = sentences.iter().map(|_| ended(next(&statuses))).collect();
+    ends.sort();
+    assert_eq!(ends, sentences);
+}
+
+#[test]
 fn a_bad_sentence_is_refused_on_status_and_never_answered() {
     let options = private_options();
     let defaults = AskDefaults { max_prompt_bytes: 100, ..AskDefaults::default() };

@@ -22,6 +22,8 @@ def each_of_a_thousand_prompts_in_a_burst_is_answered_or_refused_once(stage):
         try:
             while len(counts) < NUM:
                 reply = replies.next(patience_s=10.0)
+                if not reply.request_id.startswith("burst-"):
+                    continue  # the end of what somebody else left behind
                 counts[reply.request_id] += 1
                 statuses[reply.status] += 1
         finally:
