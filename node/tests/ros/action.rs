@@ -10,7 +10,7 @@ use takt_node::ros::transport::{Durability, Qos};
 use takt_node::ros::{AskDefaults, RosNode, RosOptions, TypeName, serve};
 
 use super::client::{Peer, Service};
-use super::{PATIENCE, private_options, send_reply, send_tokens, user_text};
+use super::{PATIENCE, dds_options, private_options, send_reply, send_tokens, user_text};
 
 const ACCEPTED_STATUSES: [i8; 3] = [4, 5, 6];
 
@@ -124,7 +124,7 @@ fn a_goal_is_accepted_streamed_and_its_result_kept() {
 
 #[test]
 fn a_goal_that_cannot_be_pursued_is_not_accepted() {
-    let options = private_options();
+    let options = dds_options();
     let client = Client::start(&options);
     assert!(!client.goal(1, "  ").accepted);
     assert_eq!(client.result(1).status, 0);

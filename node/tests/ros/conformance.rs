@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use takt_node::ros::message::{ASK, Message as _, STRING, decode_string, encode_string};
 use takt_node::ros::transport::{
-    Call, Durability, OnRequest, Qos, Reliability, Respond, Subscription, Transport,
+    Call, Durability, OnRequest, Publish, Qos, Reliability, Respond, Subscription, Transport,
 };
 use takt_node::ros::{Answer, Question, RosError, RosOptions, TransportKind, join};
 
@@ -61,6 +61,18 @@ fn strings(transport: &dyn Transport, topic: &str, qos: Qos) -> (Receiver<String
     (messages, transport.subscribe(topic, STRING, qos, on_message).unwrap())
 }
 
+/// Publishes until something is heard: a CycloneDDS reader throws away what comes before the first heartbeat of a RustDDS writer, which is
+/// matched before it.
+fn open_way(publisher: &dyn Publish, heard: &Receiver<String>) {
+    let started = Instant::now();
+    while heard.recv_timeout(Duration::from_millis(20)).is_err() {
+        assert!(started.elapsed() < PATIENCE, "nothing is heard");
+        publisher.publish(&encode_string("?").unwrap()).unwrap();
+    }
+    publisher.publish(&encode_string("open").unwrap()).unwrap();
+    while next(heard) != "open" {}
+}
+
 fn question(text: &str) -> Vec<u8> {
     Question { prompt: text.to_owned(), ..Question::default() }.encode().unwrap()
 }
@@ -102,6 +114,7 @@ fn messages_of_any_size_arrive_whole_and_in_order(pair: Pair) {
     let publisher = server.publisher(&place.name("said"), STRING, Qos::STREAM).unwrap();
     let (heard, subscription) = strings(client.as_ref(), &place.name("said"), Qos::STREAM);
     assert!(publisher.wait_for_subscriber(PATIENCE) && subscription.wait_for_publisher(PATIENCE));
+    open_way(publisher.as_ref(), &heard);
     let sent: Vec<String> =
         (0..40).map(|i| "größer ".repeat([0, 1, 7, 300, 20_000][i % 5]) + &i.to_string()).collect();
     for text in &sent {
@@ -139,6 +152,7 @@ fn threads_publish_at_once(pair: Pair) {
     let publisher = server.publisher(&place.name("said"), STRING, Qos::STREAM).unwrap();
     let (heard, subscription) = strings(client.as_ref(), &place.name("said"), Qos::STREAM);
     assert!(publisher.wait_for_subscriber(PATIENCE) && subscription.wait_for_publisher(PATIENCE));
+    open_way(publisher.as_ref(), &heard);
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let publisher = &publisher;

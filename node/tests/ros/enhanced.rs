@@ -14,7 +14,7 @@ use rustdds::{
 use serde::{Deserialize, Serialize};
 use takt_node::ros::RosOptions;
 
-use super::{PATIENCE, private_options, serve_echo};
+use super::{PATIENCE, dds_options, serve_echo};
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Request {
@@ -133,7 +133,7 @@ impl Client {
 
 #[test]
 fn fresh_clients_that_name_their_reader_lose_no_reply() {
-    let options = private_options();
+    let options = dds_options();
     let _node = serve_echo(&options);
     for n in 0..10 {
         let mut client = Client::connect(&options);
@@ -151,7 +151,7 @@ fn fresh_clients_that_name_their_reader_lose_no_reply() {
 
 #[test]
 fn a_client_that_tells_nothing_is_answered_by_its_writer() {
-    let options = private_options();
+    let options = dds_options();
     let _node = serve_echo(&options);
     let mut client = Client::connect(&options);
     let (reply, related, sent) = client.call("hello", None);
@@ -161,7 +161,7 @@ fn a_client_that_tells_nothing_is_answered_by_its_writer() {
 
 #[test]
 fn a_reply_too_long_for_the_mapping_says_so() {
-    let options = private_options();
+    let options = dds_options();
     let _node = serve_echo(&options);
     let mut client = Client::connect(&options);
     let (reply, ..) = client.call(&"x".repeat(65_100), None);

@@ -41,6 +41,11 @@ pub(crate) fn private_options() -> RosOptions {
     }
 }
 
+/// The same over the built-in DDS, whatever is tested: bytes that are no message, or a service mapping of its own.
+pub(crate) fn dds_options() -> RosOptions {
+    RosOptions { transport: TransportKind::Dds, ..private_options() }
+}
+
 /// A stand-in for the worker: answers each request by a function of its prompt, in three sections.
 pub(crate) struct EchoWorker {
     pub(crate) sender: RequestSender,

@@ -6,7 +6,9 @@ use takt_node::ros::message::{ASK, Message as _};
 use takt_node::ros::transport::{Call, Transport};
 use takt_node::ros::{Answer, AskClient, AskDefaults, Question, RosDuration, RosError, RosOptions, serve};
 
-use super::{EchoWorker, PATIENCE, echo, next, private_options, send_closed, send_reply, serve_echo};
+use super::{
+    EchoWorker, PATIENCE, dds_options, echo, next, private_options, send_closed, send_reply, serve_echo,
+};
 
 fn ask(prompt: &str) -> Question {
     Question { prompt: prompt.to_owned(), ..Question::default() }
@@ -100,7 +102,7 @@ fn bad_requests_are_rejected_with_the_reason() {
 
 #[test]
 fn malformed_request_bytes_are_answered_and_the_node_lives_on() {
-    let options = private_options();
+    let options = dds_options();
     let _node = serve_echo(&options);
     let (_transport, client) = raw_client(&options, "fuzzer");
     let good = ask("whole").encode().unwrap();

@@ -7,7 +7,10 @@ use takt_node::ros::message::{DiagnosticArray, Message as _, STRING, encode_stri
 use takt_node::ros::transport::{Publish, Qos, Transport};
 use takt_node::ros::{AskDefaults, RosOptions, serve};
 
-use super::{EchoWorker, PATIENCE, next, private_options, send_reply, send_tokens, serve_echo, strings_into};
+use super::{
+    EchoWorker, PATIENCE, dds_options, next, private_options, send_reply, send_tokens, serve_echo,
+    strings_into,
+};
 
 /// A robot with all four topics matched.
 struct Robot {
@@ -84,7 +87,7 @@ fn a_burst_beyond_what_ros_keeps_by_default_loses_no_sentence() {
     let options = private_options();
     let _node = serve_echo(&options);
     let transport =
-        DdsTransport::join(&RosOptions { node_name: "crowd".to_owned(), ..options.clone() }).unwrap();
+        takt_node::ros::join(&RosOptions { node_name: "crowd".to_owned(), ..options.clone() }).unwrap();
     let node = options.node().unwrap();
     let (sender, statuses) = crossbeam_channel::unbounded();
     let status =
@@ -103,7 +106,7 @@ fn a_burst_beyond_what_ros_keeps_by_default_loses_no_sentence() {
 
 #[test]
 fn a_bad_sentence_is_refused_on_status_and_never_answered() {
-    let options = private_options();
+    let options = dds_options();
     let defaults = AskDefaults { max_prompt_bytes: 100, ..AskDefaults::default() };
     let _node = serve(&options, EchoWorker::start().sender, defaults).unwrap();
     let robot = Robot::join(&options);
