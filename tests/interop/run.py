@@ -24,6 +24,7 @@ CYCLONEDDS = """<CycloneDDS><Domain id="any">
 </Domain></CycloneDDS>"""
 # One file of `cases` each. The last restarts the node, so that all before it has to leave the node able to end well.
 DOORS = (
+    "encoding",
     "sentences",
     "prompts",
     "service",
