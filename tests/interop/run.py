@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ CYCLONEDDS = """<CycloneDDS><Domain id="any">
 </Domain></CycloneDDS>"""
 # One file of `cases` each. The last restarts the node, so that all before it has to leave the node able to end well.
 DOORS = (
+    "encoding",
     "sentences",
     "prompts",
     "service",
@@ -109,5 +111,7 @@ def run(takt: str, folder: Path, words: list) -> int:
 
 
 if __name__ == "__main__":
+    # Ends the node as well, as any other exception.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="takt-interop-") as temporary:
         sys.exit(1 if run(sys.argv[1], Path(temporary), sys.argv[2:]) else 0)

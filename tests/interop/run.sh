@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A running `takt serve` against CycloneDDS (its Python binding) and Fast DDS (a program built here), over real DDS traffic
 # on the loopback interface.
-# Usage: tests/interop/run.sh [PATH OF takt]; without one, the release build. Needs Python 3.9+ with venv; the binding is
-# installed into target/interop-venv. Without g++ and libfastrtps-dev the Fast DDS cases are left out, which is said, or
+# Usage: tests/interop/run.sh [PATH OF takt [WORDS]]; without one, the release build; with WORDS only the cases whose vendor, file
+# or name has one of them. Needs Python 3.9+ with venv; the binding is installed into target/interop-venv. Without g++ and libfastrtps-dev the Fast DDS cases are left out, which is said, or
 # an error if TAKT_REQUIRE_FASTDDS is set. Exits 1 if anything failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -2,6 +2,8 @@
 
 import time
 
+from interfaces import interface
+
 PATIENCE_S = 30.0
 
 
@@ -32,7 +34,5 @@ def introduce(robot):
 
     Endpoints are announced in their order, and a reply comes only to a reader that the node knows.
     """
-    from interfaces import interface
-
     client = robot.client("~/get_state", "lifecycle_msgs/srv/GetState").wait()
     client.call(interface("lifecycle_msgs/srv/GetState_Request")())

@@ -1,6 +1,10 @@
 """`ros_discovery_info` and the endpoints themselves: what `ros2 node info` shows."""
 
+from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
+
+from definitions import definition
 from stage import NAME
+from waiting import dds_topic, service_base, until
 
 PUBLISHED = {
     "~/tokens": "std_msgs/msg/String",
@@ -58,12 +62,6 @@ def the_node_and_all_its_endpoints_are_in_the_graph(stage):
 
 
 def every_endpoint_has_the_name_and_type_that_ros_gives_it(stage):
-    from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
-
-    from cyclone.robot import until
-    from definitions import definition
-    from waiting import dds_topic, service_base
-
     def topics(names: dict) -> set:
         return {(dds_topic(NAME, name), definition(kind).dds_name) for name, kind in names.items()}
 

@@ -20,6 +20,7 @@ from waiting import PATIENCE_S, dds_topic, service_base
 PEER = os.environ.get("TAKT_FASTDDS_PEER", "")
 # How long before its first call a ROS 2 process has been on the network.
 SETTLE_S = 0.3
+END_PATIENCE_S = 5.0
 
 
 @dataclass
@@ -51,9 +52,14 @@ class Robot:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.stdin.close()
-            self.process.wait(timeout=PATIENCE_S)
+        if self.process.poll() is not None:
+            return
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=END_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            # After a failure it may wait for a match that never comes.
+            self.kill()
 
     def kill(self):
         """As when a robot's process dies: nothing is told to anybody."""
