@@ -52,7 +52,8 @@ impl CMessage {
     /// The message in CDR with its 4-byte header, written to `buffer`.
     pub fn to_cdr<'a>(&self, buffer: &'a mut Buffer) -> Result<&'a [u8], RosError> {
         // SAFETY: the structure is a whole message of its type; the buffer grows as the middleware needs it.
-        check(unsafe { rmw_serialize(self.ptr(), self.ty.support, buffer.0.ptr()) }, "writing a message")?;
+        let written = unsafe { rmw_serialize(self.ptr(), self.ty.support, buffer.0.ptr()) };
+        check(written, "writing a message")?;
         Ok(buffer.bytes())
     }
 
@@ -79,10 +80,8 @@ impl Buffer {
             unsafe { (rcutils_get_zero_initialized_uint8_array(), rcutils_get_default_allocator()) };
         let buffer = Self(Handle::new(zero));
         // SAFETY: zero, as rcutils asks.
-        check(
-            unsafe { rcutils_uint8_array_init(buffer.0.ptr(), 0, &raw const allocator) },
-            "making a buffer",
-        )?;
+        let made = unsafe { rcutils_uint8_array_init(buffer.0.ptr(), 0, &raw const allocator) };
+        check(made, "making a buffer")?;
         Ok(buffer)
     }
 
