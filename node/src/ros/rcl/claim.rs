@@ -14,18 +14,25 @@ use crate::ros::RosError;
 use crate::ros::message::STRING;
 use crate::ros::transport::Qos;
 
+/// Below the node's name; hidden from `ros2 topic list`.
+const CLAIMS: &str = "_claim/";
 /// How often the network is looked at.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// Looks in a row that find the name taken: a node is heard of shortly before its topics are.
 const LOOKS_TO_BE_SURE: u32 = 4;
 
+/// The topics of those who claim the name of `node` now.
+pub(super) fn all(node: &Node) -> Result<Vec<String>, RosError> {
+    census::topics_under(node, &node.name.private(CLAIMS))
+}
+
 /// Claims the name of `node` for `window`; `false` if it is taken.
 pub(super) fn claim(node: &Arc<Node>, graph: &Arc<Graph>, window: Duration) -> Result<bool, RosError> {
-    let claims = node.name.private("_claim/");
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Compared as text, of one length. The address tells two nodes of one process apart.
     let own =
-        format!("{claims}t{:016x}_{:08x}_{:016x}", began.as_nanos(), std::process::id(), node.ptr().addr());
+        format!("{CLAIMS}t{:016x}_{:08x}_{:016x}", began.as_nanos(), std::process::id(), node.ptr().addr());
+    let own = node.name.private(&own);
     let _claiming = Publisher::new(node, graph, &own, STRING, Qos::DEFAULT)?;
     let started = Instant::now();
     let mut num_looks_taken = 0;
@@ -35,7 +42,7 @@ pub(super) fn claim(node: &Arc<Node>, graph: &Arc<Graph>, window: Duration) -> R
             return Ok(num_looks_taken == 0);
         }
         graph.wait_for(left.min(BETWEEN_LOOKS), || false);
-        let claims = census::topics_under(node, &claims)?;
+        let claims = all(node)?;
         let num_claiming = claims.iter().filter(|claim| **claim != own).count() + 1;
         let is_first = claims.iter().all(|claim| *claim >= own);
         let is_taken = !is_first || census::num_namesakes(node)? > num_claiming;

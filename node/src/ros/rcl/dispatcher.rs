@@ -15,6 +15,7 @@ use r2r_rcl::{
 use super::context::Node;
 use super::graph::Graph;
 use super::handle::{Handle, check};
+use super::name_watch::NameWatch;
 use super::wait_set::{Counts, WaitSet, Waitable};
 use crate::ros::RosError;
 use crate::ros::node::start_thread;
@@ -44,7 +45,7 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub fn start(node: &Arc<Node>, graph: Arc<Graph>) -> Result<Self, RosError> {
+    pub fn start(node: &Arc<Node>, graph: Arc<Graph>, watch: NameWatch) -> Result<Self, RosError> {
         let (news, new) = crossbeam_channel::unbounded();
         let wake = Arc::new(Guard::new(Arc::clone(node))?);
         let is_closing = Arc::new(AtomicBool::new(false));
@@ -55,6 +56,7 @@ impl Dispatcher {
             wake: Arc::clone(&wake),
             is_closing: Arc::clone(&is_closing),
             graph,
+            watch,
             node: Arc::clone(node),
         };
         let thread = Some(start_thread("takt-rcl", move || dispatching.run())?);
@@ -91,6 +93,7 @@ struct Dispatching {
     wake: Arc<Guard>,
     is_closing: Arc<AtomicBool>,
     graph: Arc<Graph>,
+    watch: NameWatch,
     node: Arc<Node>,
 }
 
@@ -104,6 +107,7 @@ impl Dispatching {
                 std::thread::sleep(AFTER_FAILURE);
                 continue;
             }
+            self.watch.look();
             for (source, _) in self.sources.iter_mut().zip(&is_ready).filter(|(_, ready)| **ready) {
                 for _ in 0..MAX_IN_A_ROW {
                     if !source.take() {
@@ -132,6 +136,7 @@ impl Dispatching {
         self.wait_set.wait(LONGEST_WAIT_NS)?;
         if self.wait_set.is_triggered(graph_place) {
             self.graph.note_change();
+            self.watch.note_change();
         }
         let both = waitables.iter().zip(places);
         is_ready.extend(both.map(|(waitable, place)| self.wait_set.is_ready(*waitable, place)));

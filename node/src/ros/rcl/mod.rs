@@ -13,6 +13,7 @@ mod dispatcher;
 mod graph;
 mod handle;
 mod message;
+mod name_watch;
 mod outbox;
 mod qos;
 mod server;
@@ -20,6 +21,7 @@ mod topic;
 mod type_support;
 mod wait_set;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,7 @@ use self::client::{Client, Replies};
 use self::context::Node;
 use self::dispatcher::Dispatcher;
 use self::graph::Graph;
+use self::name_watch::NameWatch;
 use self::outbox::Postman;
 use self::server::{Requests, Service};
 use self::topic::{Messages, Publisher, Subscriber};
@@ -41,6 +44,8 @@ pub struct RclTransport {
     publishers: Mutex<Vec<Arc<Publisher>>>,
     graph: Arc<Graph>,
     node: Arc<Node>,
+    /// Whether the name is this node's.
+    is_claimed: Arc<AtomicBool>,
     domain_id: u16,
 }
 
@@ -59,7 +64,9 @@ impl RclTransport {
         let node = Node::join(options)?;
         tracing::info!("ROS 2 through rcl and {}", context::middleware());
         let graph = Arc::new(Graph::default());
-        let dispatcher = Dispatcher::start(&node, Arc::clone(&graph))?;
+        let is_claimed = Arc::new(AtomicBool::new(false));
+        let watch = NameWatch::new(Arc::clone(&node), Arc::clone(&is_claimed));
+        let dispatcher = Dispatcher::start(&node, Arc::clone(&graph), watch)?;
         let postman = Postman::start()?;
         Ok(Self {
             dispatcher,
@@ -67,6 +74,7 @@ impl RclTransport {
             publishers: Mutex::default(),
             graph,
             node,
+            is_claimed,
             domain_id: options.domain_id,
         })
     }
@@ -80,6 +88,7 @@ impl Transport for RclTransport {
     /// Of two that claim a name at once, the one that began first keeps it.
     fn claim_name(&self, window: Duration) -> Result<(), RosError> {
         if claim::claim(&self.node, &self.graph, window)? {
+            self.is_claimed.store(true, Ordering::Release);
             return Ok(());
         }
         Err(RosError::NameTaken { node: self.node.name.to_string(), domain_id: self.domain_id })
