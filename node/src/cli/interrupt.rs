@@ -1,14 +1,19 @@
-//! Ctrl-C and SIGTERM as a flag and a message instead of a sudden death. A second one ends the process at once.
+//! Ctrl-C and SIGTERM as a flag and a message instead of a sudden death. Another, a second later, ends the process at once.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::CliError;
+
+/// Signals so soon after the first are the same wish, told twice: a terminal or a service manager ends a whole group of
+/// processes, and a launch file in it hands the signal on.
+const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Says when the user wants the command to end.
 #[derive(Debug, Clone)]
@@ -28,11 +33,17 @@ impl Interrupt {
         let (flag, (first_in, first)) = (Arc::new(AtomicBool::new(false)), crossbeam_channel::bounded(1));
         let raised = Arc::clone(&flag);
         let watch = move || {
+            let mut since: Option<Instant> = None;
             while let Ok(signal) = signals.wait() {
-                if raised.swap(true, Ordering::SeqCst) {
-                    std::process::exit(128 + signal as i32);
+                match since {
+                    None => {
+                        since = Some(Instant::now());
+                        raised.store(true, Ordering::SeqCst);
+                        let _ = first_in.try_send(());
+                    }
+                    Some(since) if since.elapsed() < ONE_WISH => {}
+                    Some(_) => std::process::exit(128 + signal as i32),
                 }
-                let _ = first_in.try_send(());
             }
         };
         std::thread::Builder::new()

@@ -1,7 +1,6 @@
 //! Services that are answered at once.
 
 use super::RosError;
-use super::cdr::CdrError;
 use super::message::Message;
 use super::name::TypeName;
 use super::transport::{Respond, Transport};
@@ -30,23 +29,15 @@ where
                 Response::default()
             }
         };
-        let mut message = response.encode();
-        let room = respond.max_len();
-        if let Some(num_bytes) = message.as_ref().ok().map(Vec::len).filter(|num_bytes| *num_bytes > room) {
-            tracing::warn!(
-                "a reply of {ty} has {num_bytes} bytes, and {room} reach a client of its DDS vendor: it gets an empty one"
-            );
-            message = Response::default().encode();
-        }
-        send(respond, ty, message);
+        send(respond, ty, &response, None);
     });
     transport.serve(service, ty, &blank::<Response>()?, on_request)
 }
 
-/// Sends a reply, if it could be encoded.
-pub(super) fn send(respond: Box<dyn Respond>, ty: TypeName, message: Result<Vec<u8>, CdrError>) {
-    match message {
-        Ok(message) => respond.respond(&message),
-        Err(error) => tracing::error!(%error, "a reply of {ty} cannot be encoded"),
+/// Sends `response`, if it could be encoded; `instead` where that does not arrive.
+pub(super) fn send<M: Message>(respond: Box<dyn Respond>, ty: TypeName, response: &M, instead: Option<&M>) {
+    match (response.encode(), instead.map(M::encode).transpose()) {
+        (Ok(message), Ok(instead)) => respond.respond(&message, instead.as_deref()),
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "a reply of {ty} cannot be encoded"),
     }
 }

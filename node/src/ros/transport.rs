@@ -128,11 +128,10 @@ pub trait Subscription: Send + Sync + std::fmt::Debug {
 
 /// The way back to one request's sender.
 pub trait Respond: Send {
-    /// Longest message that can reach the sender.
-    fn max_len(&self) -> usize;
-
-    /// Sends the reply, now or as soon as the sender can hear it; never blocks. A sender that left gets nothing.
-    fn respond(self: Box<Self>, message: &[u8]);
+    /// Sends the reply, now or as soon as the sender can hear it; never blocks. A sender that left gets nothing. Where a long
+    /// `message` can get lost for good, or cannot be sent, the sender gets `instead` in that case; without one, the service's
+    /// blank reply.
+    fn respond(self: Box<Self>, message: &[u8], instead: Option<&[u8]>);
 }
 
 /// A client of one service.

@@ -85,7 +85,7 @@ fn answer(text: &str) -> Vec<u8> {
 fn echo() -> OnRequest {
     Box::new(|message: &[u8], respond: Box<dyn Respond>| {
         let text = Question::decode(message).map_or("unreadable".to_owned(), |question| question.prompt);
-        respond.respond(&answer(&text));
+        respond.respond(&answer(&text), None);
     })
 }
 
@@ -221,7 +221,7 @@ fn many_clients_get_their_own_replies_in_any_order(pair: Pair) {
     // Answered on a thread of its own, the last one first.
     let answering = std::thread::spawn(move || {
         while let Some((text, respond)) = requests.pop() {
-            respond.respond(&answer(&text));
+            respond.respond(&answer(&text), None);
         }
     });
     for (i, call) in pending {
@@ -258,11 +258,11 @@ fn clients_that_left_and_replies_that_never_come_disturb_nobody(pair: Pair) {
     drop((forgotten, second));
     assert!(unanswered.wait(Duration::from_millis(50)).is_none());
     drop((unanswered, call, leaving));
-    first.respond(&answer("too late"));
+    first.respond(&answer("too late"), None);
     let client = place.client();
     let call = client_of(client.as_ref(), &place.name("echo"));
     let pending = call.call(&question("three")).unwrap();
-    next(&opened).respond(&answer("here"));
+    next(&opened).respond(&answer("here"), None);
     assert_eq!(Answer::decode(&pending.wait(PATIENCE).unwrap()).unwrap().text, "here");
 }
 
@@ -321,7 +321,7 @@ fn callbacks_run_one_at_a_time_on_one_thread(pair: Pair) {
         &place.name("echo"),
         Box::new(move |_, respond| {
             on_request();
-            respond.respond(&answer(""));
+            respond.respond(&answer(""), None);
         }),
     );
     let _subscription =

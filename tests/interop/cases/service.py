@@ -126,6 +126,16 @@ def requests_and_replies_larger_than_a_datagram_arrive(stage):
         assert reply.text == text, (reply.status, reply.reason, len(reply.text))
 
 
+def long_replies_reach_a_process_that_tells_all_its_addresses(stage):
+    """The DDS library would cut them into fragments that Fast DDS cannot read; as every ROS 2 Jazzy on one machine."""
+    with stage.vendor(stage.domain, stage.node.name, "all") as robot:
+        client = client_of(robot)
+        for num_words in (200, 1000, 3000, 1) * 3:
+            text = "left " * num_words
+            reply = client.call(request("Say it.", choices=[text]))
+            assert reply.text == text, (reply.status, reply.reason, len(reply.text))
+
+
 def the_engine_is_described(stage):
     with stage.robot() as robot:
         client = robot.client("~/engine_info", "takt_msgs/srv/EngineInfo").wait()
@@ -146,3 +156,5 @@ CASES = [
     requests_and_replies_larger_than_a_datagram_arrive,
     the_engine_is_described,
 ]
+
+FASTDDS_CASES = [long_replies_reach_a_process_that_tells_all_its_addresses]

@@ -105,7 +105,7 @@ impl Goals {
     /// A client's goal: entered in the table, not accepted yet.
     pub fn receive(&self, message: &[u8], respond: Box<dyn Respond>) -> SendGoal {
         let refuse = |respond, request_id: String, reason: String| {
-            send(respond, SEND_GOAL, SendGoalResponse::default().encode());
+            send(respond, SEND_GOAL, &SendGoalResponse::default(), None);
             SendGoal::Refused { request_id, reason }
         };
         let SendGoalRequest { goal_id, goal } = match SendGoalRequest::decode(message) {
@@ -177,7 +177,7 @@ impl Goals {
         if status == Status::Rejected
             && let Some(respond) = goal.accepting.take()
         {
-            send(respond, SEND_GOAL, SendGoalResponse::default().encode());
+            send(respond, SEND_GOAL, &SendGoalResponse::default(), None);
             // Who asked for its result before it was let in.
             goal.waiting.into_iter().for_each(answer_unknown);
             return;
@@ -242,7 +242,7 @@ impl Goal {
     fn accept(&mut self) -> bool {
         let Some(respond) = self.accepting.take() else { return false };
         let response = SendGoalResponse { accepted: true, stamp: self.accepted_at };
-        send(respond, SEND_GOAL, response.encode());
+        send(respond, SEND_GOAL, &response, None);
         if self.state == GoalState::Accepted {
             self.state = GoalState::Executing;
         }
@@ -252,19 +252,12 @@ impl Goal {
 
 /// There is no such goal.
 fn answer_unknown(respond: Box<dyn Respond>) {
-    send(respond, GET_RESULT, GetResultResponse::default().encode());
+    send(respond, GET_RESULT, &GetResultResponse::default(), None);
 }
 
 fn answer_result(respond: Box<dyn Respond>, state: GoalState, answer: Answer) {
-    let room = respond.max_len();
-    let message = match (GetResultResponse { status: state as i8, result: answer.clone() }).encode() {
-        Ok(message) if message.len() > room => {
-            let result = answer.too_long(message.len(), room);
-            GetResultResponse { status: GoalState::Aborted as i8, result }.encode()
-        }
-        other => other,
-    };
-    send(respond, GET_RESULT, message);
+    let instead = GetResultResponse { status: state as i8, result: answer.clone().not_heard() };
+    send(respond, GET_RESULT, &GetResultResponse { status: state as i8, result: answer }, Some(&instead));
 }
 
 /// Drops what ended long ago.

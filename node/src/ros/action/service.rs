@@ -55,7 +55,7 @@ pub(in crate::ros) fn offer(
             Ok(request) => results.result_for(request.goal_id, respond),
             Err(error) => {
                 tracing::warn!("not a request for a goal's result: {error}");
-                send(respond, GET_RESULT, GetResultResponse::default().encode());
+                send(respond, GET_RESULT, &GetResultResponse::default(), None);
             }
         });
     transport.serve(&service("get_result"), GET_RESULT, &blank::<GetResultResponse>()?, on_result)

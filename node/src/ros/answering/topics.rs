@@ -10,7 +10,8 @@ use crate::ros::action::Goals;
 use crate::ros::cdr::CdrError;
 use crate::ros::clock::RosClock;
 use crate::ros::diagnostics::Tally;
-use crate::ros::message::{About, Answer, Message as _, Token, Uuid, encode_string, millis};
+use crate::ros::message::{ASK, About, Answer, Message as _, Token, Uuid, encode_string, millis};
+use crate::ros::service::send;
 use crate::ros::transport::{Publish, Respond};
 
 /// The topics the node publishes, and its action's clients.
@@ -70,10 +71,7 @@ impl Topics {
                 publish(&*self.status, "std_msgs/String", encode_string(&status));
             }
             Asker::Prompt => {}
-            Asker::Service(respond) => match fitting(answer, respond.max_len()) {
-                Ok(message) => respond.respond(&message),
-                Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
-            },
+            Asker::Service(respond) => send(respond, ASK, &answer, Some(&answer.clone().not_heard())),
             Asker::Goal(goal) => self.goals.finish(goal, reply.status, answer),
         }
     }
@@ -97,24 +95,12 @@ impl Topics {
 /// Answers the empty question by which our own clients open the way for replies: a request of nobody's, told to nobody else.
 pub(super) fn answer_probe(respond: Box<dyn Respond>, reason: String) {
     let answer = Answer { status: Status::Rejected.name().to_owned(), reason, ..Answer::default() };
-    match answer.encode() {
-        Ok(message) => respond.respond(&message),
-        Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
-    }
+    send(respond, ASK, &answer, None);
 }
 
 /// Whether the model said something, as opposed to a refusal.
 pub(super) fn is_answer(status: Status) -> bool {
     matches!(status, Status::Complete | Status::TruncatedAtDeadline | Status::ClosedAtDeadline)
-}
-
-/// `answer` as a service's reply; in its place, if it has more than `max_len` bytes, that it does not reach the client.
-fn fitting(answer: Answer, max_len: usize) -> Result<Vec<u8>, CdrError> {
-    let message = answer.encode()?;
-    if message.len() <= max_len {
-        return Ok(message);
-    }
-    answer.too_long(message.len(), max_len).encode()
 }
 
 fn publish(topic: &dyn Publish, what: &'static str, message: Result<Vec<u8>, CdrError>) {

@@ -3,6 +3,7 @@
 mod client;
 mod dispatcher;
 mod first_message;
+mod long_reply;
 mod payload;
 mod peers;
 mod server;
@@ -22,6 +23,7 @@ use rustdds::{
 use self::client::{Calls, Client, write_error};
 use self::dispatcher::{Dispatcher, OnSample, Reader};
 use self::first_message::FirstMessages;
+use self::long_reply::LongReplies;
 use self::payload::{AsIs, Payload};
 use self::peers::Peers;
 use self::server::Server;
@@ -49,13 +51,13 @@ pub struct DdsTransport {
     endpoints: Mutex<Endpoints>,
     publisher: rustdds::Publisher,
     subscriber: rustdds::Subscriber,
-    participant: DomainParticipant,
+    participant: Arc<DomainParticipant>,
     peers: Arc<Peers>,
     node: NodeName,
     /// Whether the node is up, as opposed to claiming its name.
     announced: Arc<AtomicBool>,
     gid_len: GidLen,
-    max_inline_reply_len: usize,
+    long_replies: Arc<LongReplies>,
 }
 
 type Writer = Arc<DataWriter<Payload, AsIs>>;
@@ -93,11 +95,12 @@ impl DdsTransport {
             builder = builder.with_only_networks([Ipv4Addr::LOCALHOST]);
         }
         let joining = |error| create_error(&format!("joining domain {}", options.domain_id), &error);
-        let participant = builder.build().map_err(joining)?;
+        let participant = Arc::new(builder.build().map_err(joining)?);
         let publisher = participant.create_publisher(&policies(Qos::DEFAULT)).map_err(joining)?;
         let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
         let peers = Arc::new(Peers::default());
         let first_messages = FirstMessages::new(&participant, options)?;
+        let long_replies = Arc::new(LongReplies::new(&participant, options)?);
         let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers), first_messages)?;
         let ty = presence::TYPE.message();
         let presence = create_writer(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?;
@@ -111,7 +114,6 @@ impl DdsTransport {
         };
         dispatcher.listen(presences, Box::new(move |sample| watch.note(&sample.message)))?;
         let (endpoints, gid_len) = (Mutex::default(), options.gid_len);
-        let max_inline_reply_len = server::max_inline_reply_len(options);
         Ok(Self {
             dispatcher,
             presence,
@@ -123,7 +125,7 @@ impl DdsTransport {
             node,
             announced,
             gid_len,
-            max_inline_reply_len,
+            long_replies,
         })
     }
 
@@ -203,8 +205,9 @@ impl Transport for DdsTransport {
         let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
         let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
-        let server = Arc::new(Server::new(service, writer, peers, waker, self.max_inline_reply_len));
-        server.send_to_nobody(blank);
+        let server =
+            Arc::new(Server::new(service, blank, writer, peers, waker, Arc::clone(&self.long_replies)));
+        server.send_to_nobody();
         self.dispatcher.serve(Arc::clone(&server))?;
         self.endpoints().servers.push(Arc::clone(&server));
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));

@@ -8,19 +8,22 @@
 //! waits until the client's reader is matched, and longer: a CycloneDDS reader throws away what comes before the writer's
 //! first heartbeat. The sign that the heartbeat has arrived is that the reader acknowledges what was sent before it was
 //! there, which is why a server starts by sending a blank reply to nobody. Other clients do not wait meanwhile.
+//!
+//! Replies that name their request in the inline QoS go out by [`super::long_reply`] when they are long.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustdds::mio1::Waker;
 use rustdds::rpc::SampleIdentity;
-use rustdds::{GUID, RTPSEntity, WriteOptionsBuilder};
+use rustdds::{GUID, RTPSEntity, SequenceNumber, WriteOptionsBuilder};
 
 use super::Writer;
 use super::dispatcher::Sample;
+use super::long_reply::{LongReplies, LongReply, MAX_LONG_REPLY_LEN};
 use super::payload::Payload;
 use super::peers::{ClientIdentity, Peers};
-use crate::ros::RosOptions;
+use crate::ros::name::reply_topic;
 use crate::ros::transport::{OnRequest, Respond};
 
 /// Shortest time between the match and the first reply; alone it loses 1 of 100 first replies on a busy machine.
@@ -45,27 +48,41 @@ const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
 /// First half of the header that this crate's client puts before its requests, whatever the service. As the length of a
 /// string it would be 1.9 GB, so no request without a header starts like this.
 pub(super) const OWN_HEADER: [u8; 8] = *b"takt-cli";
-/// Longest reply that fits one datagram of 1,280 bytes, the least that IPv6 carries. RustDDS 0.15.1 writes one byte too many
-/// before the inline QoS of a sample it has to cut into fragments, so longer ones cannot be sent in that mapping.
+/// Longest reply that RustDDS sends in one datagram whatever the network, with its inline QoS: IPv6's smallest has 1,280 bytes.
 const MAX_INLINE_REPLY_LEN: usize = 1100;
-/// The same on the loopback interface alone, whose datagrams hold 64 KiB.
-const MAX_INLINE_REPLY_LEN_LOOPBACK: usize = 65_000;
 
 /// The sending side of one service.
 pub(super) struct Server {
     service: String,
+    /// A whole reply that says nothing.
+    blank: Payload,
     writer: Writer,
+    sent: Mutex<Sent>,
+    long_replies: Arc<LongReplies>,
     peers: Arc<Peers>,
     waker: Arc<Waker>,
     waiting: Mutex<Vec<Waiting>>,
     /// Told when `waiting` has become empty.
     flushed: Condvar,
-    max_inline_reply_len: usize,
+}
+
+/// What the writer has sent. Its samples are numbered from 1 on.
+#[derive(Debug, Default)]
+struct Sent {
+    num_samples: i64,
+    /// Whether a long reply went out under the next sample's number, and that sample did not.
+    is_next_taken: bool,
+}
+
+struct Reply {
+    message: Payload,
+    /// For a client that may lose the message.
+    instead: Option<Payload>,
 }
 
 /// A reply whose client cannot hear it yet.
 struct Waiting {
-    reply: Payload,
+    reply: Reply,
     to: Return,
 }
 
@@ -86,10 +103,7 @@ enum Mapping {
     Enhanced(SampleIdentity),
 }
 
-/// Longest reply in the Enhanced mapping.
-pub(super) fn max_inline_reply_len(options: &RosOptions) -> usize {
-    if options.localhost_only { MAX_INLINE_REPLY_LEN_LOOPBACK } else { MAX_INLINE_REPLY_LEN }
-}
+type WriteError = rustdds::dds::result::WriteError<Payload>;
 
 /// When a reply can be sent.
 enum Due {
@@ -100,18 +114,20 @@ enum Due {
 impl Server {
     pub fn new(
         service: &str,
+        blank: &[u8],
         writer: Writer,
         peers: Arc<Peers>,
         waker: Arc<Waker>,
-        max_inline_reply_len: usize,
+        long_replies: Arc<LongReplies>,
     ) -> Self {
-        let (service, waiting, flushed) = (service.to_owned(), Mutex::default(), Condvar::new());
-        Self { service, writer, peers, waker, waiting, flushed, max_inline_reply_len }
+        let (service, blank) = (service.to_owned(), Payload(blank.to_vec()));
+        let (sent, waiting, flushed) = (Mutex::default(), Mutex::default(), Condvar::new());
+        Self { service, blank, writer, sent, long_replies, peers, waker, waiting, flushed }
     }
 
-    /// Sends `blank` with a header that no client has: what a fresh client's reader acknowledges when it is ready.
-    pub fn send_to_nobody(&self, blank: &[u8]) {
-        if let Err(error) = self.writer.write(map(blank, &Mapping::Header([0; HEADER_LEN])), None) {
+    /// Sends a blank reply with a header that no client has: what a fresh client's reader acknowledges when it is ready.
+    pub fn send_to_nobody(&self) {
+        if let Err(error) = self.write_to_nobody(&mut self.lock_sent()) {
             tracing::warn!(service = %self.service, "the first reply to a new client may be lost: {error}");
         }
     }
@@ -132,7 +148,7 @@ impl Server {
         on_request(&message, Box::new(Responder { server: Arc::clone(self), to }));
     }
 
-    fn send_or_wait(&self, reply: Payload, to: Return) {
+    fn send_or_wait(&self, reply: Reply, to: Return) {
         let now = Instant::now();
         match self.due(&to, now) {
             Due::At(due) if due <= now => self.send(reply, &to),
@@ -211,15 +227,73 @@ impl Server {
         if heard { now } else { (now + LOOK_AGAIN).min(latest) }
     }
 
-    fn send(&self, reply: Payload, to: &Return) {
+    fn send(&self, reply: Reply, to: &Return) {
         tracing::trace!(service = %self.service, client = ?to.client.request_writer, waited = ?to.arrived.elapsed(), "reply");
-        let options = match &to.mapping {
-            Mapping::Header(_) => WriteOptionsBuilder::new(),
-            Mapping::Enhanced(identity) => WriteOptionsBuilder::new().related_sample_identity(*identity),
+        let sent = match &to.mapping {
+            Mapping::Header(_) => self.write(&mut self.lock_sent(), reply.message, None),
+            Mapping::Enhanced(related) if reply.message.0.len() <= MAX_INLINE_REPLY_LEN => {
+                self.write(&mut self.lock_sent(), reply.message, Some(*related))
+            }
+            Mapping::Enhanced(related) => self.send_long(reply, *related, to),
         };
-        if let Err(error) = self.writer.write_with_options(reply, options.build()) {
+        if let Err(error) = sent {
             tracing::warn!(service = %self.service, "a reply was not sent: {error}");
         }
+    }
+
+    /// Sends a reply past RustDDS, and what says that it was lost under the same number.
+    fn send_long(&self, reply: Reply, related: SampleIdentity, to: &Return) -> Result<(), WriteError> {
+        let Reply { message: Payload(message), instead } = reply;
+        let mut sent = self.lock_sent();
+        self.free_next(&mut sent)?;
+        let num_bytes = message.len();
+        if num_bytes <= MAX_LONG_REPLY_LEN {
+            let sequence_number = SequenceNumber::from(sent.num_samples + 1);
+            let sample = SampleIdentity { writer_guid: self.writer.guid(), sequence_number };
+            let reply = LongReply { sample, related, message: &message };
+            let (topic, client) = (reply_topic(&self.service), to.client.request_writer);
+            sent.is_next_taken = self.long_replies.send(reply, &topic, client);
+        } else {
+            tracing::warn!(service = %self.service, num_bytes, "a reply is too long for a client of its DDS vendor");
+        }
+        let instead = instead.filter(|instead| instead.0.len() <= MAX_INLINE_REPLY_LEN);
+        self.write_next(&mut sent, instead.unwrap_or_else(|| self.blank.clone()), Some(related))
+    }
+
+    /// Writes a sample of no meaning where the next number has been used.
+    fn free_next(&self, sent: &mut Sent) -> Result<(), WriteError> {
+        if sent.is_next_taken { self.write_to_nobody(sent) } else { Ok(()) }
+    }
+
+    fn write_to_nobody(&self, sent: &mut Sent) -> Result<(), WriteError> {
+        let blank = map(&self.blank.0, &Mapping::Header([0; HEADER_LEN]));
+        self.write_next(sent, blank, None)
+    }
+
+    fn write(
+        &self,
+        sent: &mut Sent,
+        message: Payload,
+        related: Option<SampleIdentity>,
+    ) -> Result<(), WriteError> {
+        self.free_next(sent)?;
+        self.write_next(sent, message, related)
+    }
+
+    fn write_next(
+        &self,
+        sent: &mut Sent,
+        message: Payload,
+        related: Option<SampleIdentity>,
+    ) -> Result<(), WriteError> {
+        let options = WriteOptionsBuilder::new().related_sample_identity_opt(related).build();
+        let sample = self.writer.write_with_options(message, options)?;
+        *sent = Sent { num_samples: sample.sequence_number.into(), is_next_taken: false };
+        Ok(())
+    }
+
+    fn lock_sent(&self) -> MutexGuard<'_, Sent> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn drop_reply(&self, to: &Return) {
@@ -270,15 +344,9 @@ struct Responder {
 }
 
 impl Respond for Responder {
-    fn max_len(&self) -> usize {
-        match self.to.mapping {
-            Mapping::Header(_) => usize::MAX,
-            Mapping::Enhanced(_) => self.server.max_inline_reply_len,
-        }
-    }
-
-    fn respond(self: Box<Self>, message: &[u8]) {
-        let reply = map(message, &self.to.mapping);
+    fn respond(self: Box<Self>, message: &[u8], instead: Option<&[u8]>) {
+        let mapped = |message| map(message, &self.to.mapping);
+        let reply = Reply { message: mapped(message), instead: instead.map(mapped) };
         self.server.send_or_wait(reply, self.to);
     }
 }

@@ -147,7 +147,7 @@ impl Asker {
                     tracing::warn!("a lifecycle transition did not happen: {reason}");
                 }
                 match (ChangeStateResponse { success: outcome.is_ok() }).encode() {
-                    Ok(message) => respond.respond(&message),
+                    Ok(message) => respond.respond(&message, None),
                     Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
                 }
             }

@@ -34,7 +34,7 @@ pub(in crate::ros) fn offer(
                 Err(error) => {
                     tracing::warn!("not a lifecycle_msgs/srv/ChangeState request: {error}");
                     if let Ok(refusal) = blank::<ChangeStateResponse>() {
-                        respond.respond(&refusal);
+                        respond.respond(&refusal, None);
                     }
                 }
             }

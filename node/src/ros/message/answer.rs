@@ -16,13 +16,14 @@ pub struct About {
 }
 
 impl Answer {
-    /// In place of an answer of `num_bytes` of which at most `max_len` reach the asker: that it does not.
+    /// In place of an answer that gets lost, or is too long to be sent: that it is.
     #[must_use]
-    pub fn too_long(self, num_bytes: usize, max_len: usize) -> Self {
+    pub fn not_heard(self) -> Self {
         let failed = Status::Failed.name().to_owned();
         let reason = format!(
-            "the reply has {num_bytes} bytes, and {max_len} reach a client of this DDS vendor: ask for fewer tokens, read it on \
-             the topic ~/reply, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp"
+            "the reply, a text of {} bytes, was lost on its way or is too long for a client of this DDS vendor: ask again or for fewer \
+             tokens, read it on the topic ~/reply, or call from RMW_IMPLEMENTATION=rmw_cyclonedds_cpp",
+            self.text.len()
         );
         let (defaulted_fields, cut_fields) = (Vec::new(), Vec::new());
         let text = String::new();

@@ -131,11 +131,7 @@ struct Return {
 }
 
 impl Respond for Return {
-    fn max_len(&self) -> usize {
-        usize::MAX
-    }
-
-    fn respond(self: Box<Self>, message: &[u8]) {
+    fn respond(self: Box<Self>, message: &[u8], _instead: Option<&[u8]>) {
         let Self { service, outbox, request } = *self;
         outbox.post(Reply { service, request, message: message.to_vec(), given_at: Instant::now() });
     }
