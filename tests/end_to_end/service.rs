@@ -30,7 +30,10 @@ fn a_service_manager_hears_that_the_node_is_ready_lives_and_stops() {
     assert!(ready.starts_with("READY=1\nSTATUS=/service_test is active"), "{ready}");
     assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
     let pid = i32::try_from(node.0.id()).unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    // As by a service manager that ends a group of processes, and by the launch file in it.
+    for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGINT] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    }
     while hear() != "STOPPING=1" {}
     assert!(node.0.wait().unwrap().success());
 }
