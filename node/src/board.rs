@@ -144,6 +144,19 @@ pub fn memory_bytes(root: &Path) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Folder of the GPU's clock below `root`: `17000000.gpu` or `17000000.ga10b` on Orin, by release, and `gpu-gpc-0` on Thor.
+#[must_use]
+pub fn gpu_clock_folder(root: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(root.join("sys/class/devfreq")).ok()?;
+    let is_gpu = |name: &str| name == "gpu-gpc-0" || name.ends_with(".gpu") || name.ends_with(".ga10b");
+    let mut folders: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_gpu))
+        .collect();
+    folders.sort();
+    folders.into_iter().next()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

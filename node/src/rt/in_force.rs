@@ -18,6 +18,12 @@ pub struct InForce {
 }
 
 impl InForce {
+    /// The first of its cores.
+    #[must_use]
+    pub fn first_core(&self) -> Option<usize> {
+        self.cores.split(['-', ',']).next()?.parse().ok()
+    }
+
     /// Of the first thread called `thread` of the process below `process`, as `/proc/self`; `None` where there is none, or no such file.
     #[must_use]
     pub fn read(process: &Path, thread: &str) -> Option<Self> {

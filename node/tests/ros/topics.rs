@@ -227,6 +227,8 @@ fn diagnostics_say_once_a_second_whether_deadlines_are_promised() {
         assert_eq!(part("deadlines").message, "deadlines are promised");
         assert_eq!(part("lifecycle").values[0].value, "active");
         assert_eq!(part("queue").message, "0 of at most 64 requests are open");
+        let version = part("engine").values.iter().find(|value| value.key == "takt").unwrap();
+        assert!(!version.value.is_empty());
         for name in ["costs", "engine", "speculation", "hardware"] {
             assert!(!part(name).message.is_empty());
         }

@@ -1,8 +1,7 @@
 //! Power mode and clocks: what every measured cost depends on.
 
-use std::path::PathBuf;
-
 use super::{BoardFile, Finding, Machine};
+use crate::board::gpu_clock_folder;
 
 /// Clocks come in steps, and tables round them: 816 MHz in one of NVIDIA's tables is 828.75 in another.
 const TOLERANCE: f64 = 0.03;
@@ -91,24 +90,11 @@ fn cpu(machine: &Machine<'_>, core: usize, expected: u64) -> Finding {
 }
 
 fn gpu(machine: &Machine<'_>, expected: u64) -> Finding {
-    let bounds = gpu_folder(machine).and_then(|folder| {
+    let bounds = gpu_clock_folder(machine.root).and_then(|folder| {
         let mhz = |name| Some(machine.number(folder.join(name))? as f64 / 1e6);
         Some(Bounds { least: mhz("min_freq").unwrap_or(0.0), most: mhz("max_freq")? })
     });
     rate("gpu clock", bounds, expected)
-}
-
-/// Named `17000000.gpu` or `17000000.ga10b` on Orin, by release, and `gpu-gpc-0` on Thor.
-fn gpu_folder(machine: &Machine<'_>) -> Option<PathBuf> {
-    let folder = PathBuf::from("sys/class/devfreq");
-    let entries = std::fs::read_dir(machine.root.join(&folder)).ok()?;
-    let is_gpu = |name: &str| name == "gpu-gpc-0" || name.ends_with(".gpu") || name.ends_with(".ga10b");
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| is_gpu(name))
-        .collect();
-    names.sort();
-    names.first().map(|name| folder.join(name))
 }
 
 /// The memory controller's clock, of which the kernel tells root only.

@@ -1,7 +1,8 @@
 //! Temperatures, clocks and memory, as far as the kernel tells them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::board::gpu_clock_folder;
 use crate::rt::InForce;
 use crate::worker::THREAD_NAME;
 
@@ -13,7 +14,7 @@ const HOT_C: f64 = 85.0;
 pub(super) struct Hardware {
     /// Thermal zones by name, in degrees Celsius.
     pub temperatures: Vec<(String, f64)>,
-    /// Current clock of the first processor.
+    /// Current clock of the first core that the worker runs on, or of the first there is.
     pub cpu_mhz: Option<u64>,
     /// Current clock of the GPU, where there is one that tells.
     pub gpu_mhz: Option<u64>,
@@ -28,21 +29,24 @@ pub(super) struct Hardware {
 impl Hardware {
     /// Reads below `root`, `/` outside tests; what cannot be read is left out.
     pub fn read(root: &Path) -> Self {
-        let text = |path: &str| std::fs::read_to_string(root.join(path)).ok();
-        let number = |path: &str| text(path)?.trim().parse::<u64>().ok();
+        let text = |path: &Path| std::fs::read_to_string(root.join(path)).ok();
+        let number = |path: PathBuf| text(&path)?.trim().parse::<u64>().ok();
         let kib = |path: &str, name: &str| {
-            let text = text(path)?;
+            let text = text(Path::new(path))?;
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             line.trim_start_matches(':').trim().strip_suffix(" kB")?.parse::<u64>().ok()
         };
-        let gpu_hz = ["sys/class/devfreq/17000000.gpu/cur_freq", "sys/class/devfreq/17000000.ga10b/cur_freq"];
+        let worker = InForce::read(&root.join("proc/self"), THREAD_NAME);
+        let core = worker.as_ref().and_then(InForce::first_core).unwrap_or(0);
+        let gpu_hz = gpu_clock_folder(root).and_then(|folder| number(folder.join("cur_freq")));
         Self {
             temperatures: temperatures(root),
-            cpu_mhz: number("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").map(|khz| khz / 1000),
-            gpu_mhz: gpu_hz.iter().find_map(|path| number(path)).map(|hz| hz / 1_000_000),
+            cpu_mhz: number(format!("sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq").into())
+                .map(|khz| khz / 1000),
+            gpu_mhz: gpu_hz.map(|hz| hz / 1_000_000),
             resident_mib: kib("proc/self/status", "VmRSS").map(|kib| kib / 1024),
             available_mib: kib("proc/meminfo", "MemAvailable").map(|kib| kib / 1024),
-            worker: InForce::read(&root.join("proc/self"), THREAD_NAME),
+            worker,
         }
     }
 
@@ -88,12 +92,22 @@ mod tests {
         write("sys/class/thermal/thermal_zone1/temp", "90000\n");
         write("sys/class/thermal/thermal_zone2/type", "off\n");
         write("sys/class/thermal/thermal_zone2/temp", "-256000\n");
-        write("sys/class/devfreq/17000000.gpu/cur_freq", "1300500000\n");
+        write("sys/class/devfreq/gpu-gpc-0/cur_freq", "1300500000\n");
+        write("proc/self/task/7/comm", &format!("{THREAD_NAME}\n"));
+        // Policy and page faults are not what is tested here.
+        write("proc/self/task/7/stat", &format!("7 ({THREAD_NAME}) S{}\n", " 0".repeat(49)));
+        write("proc/self/status", "VmRSS: 3072 kB\n");
+        write("proc/self/task/7/status", "Cpus_allowed_list:\t4-7\n");
+        write("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "800000\n");
+        write("sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq", "2200000\n");
         write("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:   2048 kB\n");
         let hardware = Hardware::read(root.path());
         let zones = [("cpu-thermal".to_owned(), 51.5), ("gpu-thermal".to_owned(), 90.0)];
         assert_eq!(hardware.temperatures, zones);
         assert_eq!(hardware.too_hot(), Some(&zones[1]));
-        assert_eq!((hardware.gpu_mhz, hardware.available_mib, hardware.cpu_mhz), (Some(1300), Some(2), None));
+        assert_eq!(
+            (hardware.gpu_mhz, hardware.available_mib, hardware.cpu_mhz),
+            (Some(1300), Some(2), Some(2200))
+        );
     }
 }

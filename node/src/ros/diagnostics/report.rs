@@ -86,16 +86,11 @@ impl Source {
     }
 
     fn deadlines(&self, ready: Option<&Ready>, counts: &Counts) -> Part {
-        let distrust = ready.and_then(|ready| ready.requests.distrust());
-        let newly_missed = counts.missed - self.last.missed;
-        let (level, message) = match (ready, distrust) {
-            (None, _) => (Level::Warn, "no deadline is promised: no engine is open".to_owned()),
-            (_, Some(reason)) => (Level::Warn, format!("no deadline is promised: {reason}")),
-            (_, None) if newly_missed > 0 => {
-                (Level::Error, format!("{newly_missed} promised deadlines were missed in the last second"))
-            }
-            (_, None) => (Level::Ok, "deadlines are promised".to_owned()),
+        let distrust = match ready {
+            Some(ready) => ready.requests.distrust(),
+            None => Some("no engine is open".to_owned()),
         };
+        let (level, message) = promises(distrust.as_deref(), counts.missed - self.last.missed);
         let kept = counts.promised - counts.missed;
         let share = if counts.promised > 0 { kept as f64 / counts.promised as f64 * 100.0 } else { 100.0 };
         let mut values = vec![
@@ -155,6 +150,19 @@ impl Source {
     }
 }
 
+/// How far deadlines are promised, and whether the last second kept the promises.
+fn promises(distrust: Option<&str>, newly_missed: u64) -> (Level, String) {
+    let (level, message) = match distrust {
+        Some(reason) => (Level::Warn, format!("no deadline is promised: {reason}")),
+        None => (Level::Ok, "deadlines are promised".to_owned()),
+    };
+    if newly_missed == 0 {
+        return (level, message);
+    }
+    // Above all: what made sections slow enough to miss one often ends the promises in the same moment.
+    (Level::Error, format!("{newly_missed} promised deadlines were missed in the last second; {message}"))
+}
+
 fn costs(ready: &Ready) -> Part {
     let distrust = ready.requests.distrust();
     let has_stored = ready.info.has_stored_costs;
@@ -187,7 +195,7 @@ fn engine(ready: &Ready) -> Part {
         ("kernels", info.kernels.clone()),
         ("lanes", info.num_lanes.to_string()),
         ("context (tokens)", info.max_context.to_string()),
-        ("takt", info.takt_version.clone()),
+        ("takt", env!("CARGO_PKG_VERSION").to_owned()),
     ];
     (Level::Ok, message, values)
 }
@@ -232,6 +240,16 @@ fn hardware(hardware: &Hardware, refused: &[String]) -> Part {
 mod tests {
     use super::*;
     use crate::rt::InForce;
+
+    #[test]
+    fn a_missed_promise_is_an_error_even_when_nothing_is_promised_any_more() {
+        assert_eq!(promises(None, 0), (Level::Ok, "deadlines are promised".to_owned()));
+        assert!(promises(Some("sections are slow"), 0).0 == Level::Warn);
+        let (level, message) = promises(Some("sections are slow"), 2);
+        assert!(
+            level == Level::Error && message.contains("2 promised") && message.contains("sections are slow")
+        );
+    }
 
     #[test]
     fn real_time_settings_in_force_and_refused_are_told() {
