@@ -5,9 +5,9 @@
 //! ordinary network: such a reply never arrived, and `ros2 param list` got nothing.
 //!
 //! So a long reply goes out in one datagram of our own, in the writer's name and under the sequence number of the next sample;
-//! the network cuts it, if it must. That sample then follows through RustDDS, short, and says that the reply was lost. A reader
-//! takes the first of two samples with one number: whoever got the reply throws the short one away, and whoever lost it learns
-//! that, and may ask again. Datagrams to one socket do not overtake each other.
+//! the network cuts it, if it must. A little later that sample follows through RustDDS, short, and says that the reply was lost.
+//! A reader takes the first of two samples with one number: whoever got the reply throws the short one away, and whoever lost it
+//! learns that, and may ask again.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -37,6 +37,9 @@ const MAX_GUESS: Duration = Duration::from_millis(500);
 /// How long a reply waits for a reader that does not come. Two processes that start at the same time may hear of each other's
 /// endpoints only when they are told again: Fast DDS does that once a second.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How long the sample that says so follows a long reply. Datagrams of two sockets may overtake each other, and a long one is
+/// there with its last fragment only.
+const LOST_AFTER: Duration = Duration::from_millis(40);
 /// Replies waiting at a time; beyond it the oldest is given up.
 const MAX_WAITING: usize = 256;
 /// Bytes before the body: the encapsulation header.
@@ -70,8 +73,16 @@ pub(super) struct Server {
 #[derive(Debug, Default)]
 struct Sent {
     num_samples: i64,
-    /// Whether a long reply went out under the next sample's number, and that sample did not.
-    is_next_taken: bool,
+    /// The next sample, if a long reply went out under its number.
+    owed: Option<Owed>,
+}
+
+/// What says that a long reply was lost.
+#[derive(Debug)]
+struct Owed {
+    message: Payload,
+    related: SampleIdentity,
+    due: Instant,
 }
 
 struct Reply {
@@ -127,7 +138,8 @@ impl Server {
 
     /// Sends a blank reply with a header that no client has: what a fresh client's reader acknowledges when it is ready.
     pub fn send_to_nobody(&self) {
-        if let Err(error) = self.write_to_nobody(&mut self.lock_sent()) {
+        let blank = map(&self.blank.0, &Mapping::Header([0; HEADER_LEN]));
+        if let Err(error) = self.write(&mut self.lock_sent(), blank, None) {
             tracing::warn!(service = %self.service, "the first reply to a new client may be lost: {error}");
         }
     }
@@ -165,6 +177,11 @@ impl Server {
         }
         all.push(waiting);
         drop(all);
+        self.wake();
+    }
+
+    /// Has [`Self::flush`] called.
+    fn wake(&self) {
         if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "cannot wake the ROS 2 dispatcher");
         }
@@ -176,7 +193,7 @@ impl Server {
 
     /// Sends what is due at `now`; when the next is.
     pub fn flush(&self, now: Instant) -> Option<Instant> {
-        let mut next_due: Option<Instant> = None;
+        let mut next_due = self.flush_owed(now);
         let mut all = self.lock_waiting();
         for waiting in std::mem::take(&mut *all) {
             match self.due(&waiting.to, now) {
@@ -197,7 +214,23 @@ impl Server {
     /// Waits until no reply waits for its client any more; `false` after `timeout`.
     pub fn wait_flushed(&self, timeout: Duration) -> bool {
         let waited = self.flushed.wait_timeout_while(self.lock_waiting(), timeout, |all| !all.is_empty());
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let is_flushed = !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
+        let due = self.lock_sent().owed.as_ref().map(|owed| owed.due);
+        if let Some(due) = due {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            self.flush_owed(due);
+        }
+        is_flushed
+    }
+
+    /// Sends what says that a long reply was lost, if it is time; when it will be.
+    fn flush_owed(&self, now: Instant) -> Option<Instant> {
+        let mut sent = self.lock_sent();
+        let due = sent.owed.as_ref()?.due;
+        if now < due {
+            return Some(due);
+        }
+        self.settle(&mut sent).is_err().then(|| now + LOST_AFTER)
     }
 
     fn due(&self, to: &Return, now: Instant) -> Due {
@@ -241,33 +274,35 @@ impl Server {
         }
     }
 
-    /// Sends a reply past RustDDS, and what says that it was lost under the same number.
+    /// Sends a reply past RustDDS, and owes what says that it was lost under the same number.
     fn send_long(&self, reply: Reply, related: SampleIdentity, to: &Return) -> Result<(), WriteError> {
         let Reply { message: Payload(message), instead } = reply;
         let mut sent = self.lock_sent();
-        self.free_next(&mut sent)?;
-        let num_bytes = message.len();
-        if num_bytes <= MAX_LONG_REPLY_LEN {
-            let sequence_number = SequenceNumber::from(sent.num_samples + 1);
-            let sample = SampleIdentity { writer_guid: self.writer.guid(), sequence_number };
-            let reply = LongReply { sample, related, message: &message };
-            let (topic, client) = (reply_topic(&self.service), to.client.request_writer);
-            sent.is_next_taken = self.long_replies.send(reply, &topic, client);
-        } else {
-            tracing::warn!(service = %self.service, num_bytes, "a reply is too long for a client of its DDS vendor");
-        }
+        self.settle(&mut sent)?;
         let instead = instead.filter(|instead| instead.0.len() <= MAX_INLINE_REPLY_LEN);
-        self.write_next(&mut sent, instead.unwrap_or_else(|| self.blank.clone()), Some(related))
+        let instead = instead.unwrap_or_else(|| self.blank.clone());
+        let num_bytes = message.len();
+        if num_bytes > MAX_LONG_REPLY_LEN {
+            tracing::warn!(service = %self.service, num_bytes, "a reply is too long for a client of its DDS vendor");
+            return self.write_next(&mut sent, instead, Some(related));
+        }
+        let sequence_number = SequenceNumber::from(sent.num_samples + 1);
+        let sample = SampleIdentity { writer_guid: self.writer.guid(), sequence_number };
+        let reply = LongReply { sample, related, message: &message };
+        if !self.long_replies.send(reply, &reply_topic(&self.service), to.client.request_writer) {
+            return self.write_next(&mut sent, instead, Some(related));
+        }
+        sent.owed = Some(Owed { message: instead, related, due: Instant::now() + LOST_AFTER });
+        drop(sent);
+        self.wake();
+        Ok(())
     }
 
-    /// Writes a sample of no meaning where the next number has been used.
-    fn free_next(&self, sent: &mut Sent) -> Result<(), WriteError> {
-        if sent.is_next_taken { self.write_to_nobody(sent) } else { Ok(()) }
-    }
-
-    fn write_to_nobody(&self, sent: &mut Sent) -> Result<(), WriteError> {
-        let blank = map(&self.blank.0, &Mapping::Header([0; HEADER_LEN]));
-        self.write_next(sent, blank, None)
+    /// Writes the sample that is owed. It stays so if it cannot be written: its number is taken.
+    fn settle(&self, sent: &mut Sent) -> Result<(), WriteError> {
+        let Some(Owed { message, related, .. }) = &sent.owed else { return Ok(()) };
+        let (message, related) = (message.clone(), *related);
+        self.write_next(sent, message, Some(related))
     }
 
     fn write(
@@ -276,7 +311,7 @@ impl Server {
         message: Payload,
         related: Option<SampleIdentity>,
     ) -> Result<(), WriteError> {
-        self.free_next(sent)?;
+        self.settle(sent)?;
         self.write_next(sent, message, related)
     }
 
@@ -288,7 +323,7 @@ impl Server {
     ) -> Result<(), WriteError> {
         let options = WriteOptionsBuilder::new().related_sample_identity_opt(related).build();
         let sample = self.writer.write_with_options(message, options)?;
-        *sent = Sent { num_samples: sample.sequence_number.into(), is_next_taken: false };
+        *sent = Sent { num_samples: sample.sequence_number.into(), owed: None };
         Ok(())
     }
 
