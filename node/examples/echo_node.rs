@@ -53,6 +53,7 @@ fn answer(request: &Request) -> Result<(), crossbeam_channel::SendError<Event>> 
         finish_reason: "stop",
         reason: None,
         earliest_deadline: None,
+        is_prompt_too_long: false,
         is_promised: false,
         speculation: None,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },

@@ -146,6 +146,8 @@ pub struct Reply {
     pub reason: Option<String>,
     /// For `rejected` for want of time: the shortest time from arrival to a deadline that could have been promised.
     pub earliest_deadline: Option<Duration>,
+    /// For `rejected`: whether a shorter prompt would have been let in, all else being as it was.
+    pub is_prompt_too_long: bool,
     /// Whether the deadline was promised.
     pub is_promised: bool,
     /// What speculation did for it; `None` when nothing was proposed.

@@ -156,6 +156,7 @@ fn what_cannot_be_served_is_rejected_with_the_reason() {
         let (reply, _) = finish(&events);
         assert_eq!(reply.status, Status::Rejected);
         assert!(reply.reason.as_ref().unwrap().contains(word), "{:?}", reply.reason);
+        assert_eq!(reply.is_prompt_too_long, word.starts_with("does not fit"));
     }
     let running = bench.submit(raw("a"), None, 8);
     bench.core.turn().unwrap();
@@ -315,6 +316,7 @@ fn a_deadline_that_cannot_be_kept_is_refused_with_the_earliest_that_could_and_th
     let mut bench = Bench::new(1, &WorkerOptions::default());
     let refused = finish(&bench.control(raw(LONG), Duration::from_millis(3), 8)).0;
     assert_eq!(refused.status, Status::Rejected, "{refused:?}");
+    assert!(refused.is_prompt_too_long, "there is nobody else");
     let earliest = refused.earliest_deadline.expect("one that could be promised");
     assert!(refused.reason.unwrap().contains("cannot be promised: the earliest is"));
     let kept = bench.control(raw(LONG), earliest, 100);

@@ -97,20 +97,20 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
     for notice in &ros_args.notices {
         tracing::warn!("{notice}");
     }
-    // Before any thread starts: signals must be blocked in all of them.
-    let interrupt = Interrupt::install()?;
+    // Before any thread starts: signals must be blocked in all of them. Only where they are listened to: they end the others at once.
+    let interrupt = Interrupt::install;
     match cli.command {
-        Command::Build(args) => build::run(&args, &interrupt),
+        Command::Build(args) => build::run(&args, &interrupt()?),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Generate(args) => generate::run(&args, &interrupt),
+        Command::Generate(args) => generate::run(&args, &interrupt()?),
         Command::Score(args) => score::run(&args),
-        Command::Bench(args) => bench::run(&args, &interrupt),
-        Command::Calibrate(args) => calibrate::run(&args, &interrupt),
+        Command::Bench(args) => bench::run(&args, &interrupt()?),
+        Command::Calibrate(args) => calibrate::run(&args, &interrupt()?),
         Command::Simulate(args) => simulate::run(&args),
-        Command::Serve(args) => serve::run(&args, &ros_args, &interrupt),
+        Command::Serve(args) => serve::run(&args, &ros_args, &interrupt()?),
         Command::Ask(args) => ask::run(&args, &ros_args),
-        Command::BagReport(args) => bag_report::run(&args, &interrupt),
-        Command::Demo(args) => demo::run(&args, &interrupt),
+        Command::BagReport(args) => bag_report::run(&args, &interrupt()?),
+        Command::Demo(args) => demo::run(&args, &interrupt()?),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -53,7 +53,12 @@ pub(super) enum Refusal {
     )]
     QueueFull { class: &'static str, num_slots: usize },
     #[error("a deadline of {allowed_ms:.1} ms cannot be promised: {}", earliest_text(*earliest))]
-    TooLate { allowed_ms: f64, earliest: Option<Duration> },
+    TooLate {
+        allowed_ms: f64,
+        earliest: Option<Duration>,
+        /// Whether the prompt alone takes longer.
+        is_prompt_too_long: bool,
+    },
     /// The prompt, the form or an option, as the engine words it.
     #[error("{0}")]
     Input(String),
@@ -202,12 +207,13 @@ impl Desk {
                 Some(request)
             }
             Err(refusal) => {
-                let earliest_deadline = match refusal {
-                    Refusal::TooLate { earliest, .. } => earliest,
-                    _ => None,
+                let (earliest_deadline, is_prompt_too_long) = match refusal {
+                    Refusal::TooLate { earliest, is_prompt_too_long, .. } => (earliest, is_prompt_too_long),
+                    Refusal::PromptTooLong { .. } => (None, true),
+                    _ => (None, false),
                 };
-                let outcome =
-                    Outcome { reason: Some(refusal.to_string()), earliest_deadline, ..Outcome::default() };
+                let reason = Some(refusal.to_string());
+                let outcome = Outcome { reason, earliest_deadline, is_prompt_too_long, ..Outcome::default() };
                 Asker::new(&request).reply(Status::Rejected, self.clock.now(), outcome);
                 None
             }
@@ -330,7 +336,7 @@ impl Desk {
             Some(deadline) => self.promise(mandatory, deadline, &bounds),
             None => self.ledger.enter(class),
         };
-        let slot = slot.map_err(|error| self.not_admitted(error, class, request))?;
+        let slot = slot.map_err(|error| self.not_admitted(error, class, request, mandatory))?;
         let seat = Seat { ledger: Arc::clone(&self.ledger), slot };
         let sequence = self.sequence(request, &prompt.tokens, grammar.as_ref()).map_err(refused)?;
         Ok(Admission { sequence, system_len: prompt.system_len, seat, is_promised, mandatory })
@@ -343,7 +349,14 @@ impl Desk {
         Some(u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX))
     }
 
-    fn not_admitted(&self, error: NotAdmitted, class: Class, request: &Request) -> Refusal {
+    fn not_admitted(
+        &self,
+        error: NotAdmitted,
+        class: Class,
+        request: &Request,
+        mandatory: Duration,
+    ) -> Refusal {
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
         match error {
             NotAdmitted::Full { num_slots } => Refusal::QueueFull { class: class.name(), num_slots },
             NotAdmitted::TooLate { earliest } => Refusal::TooLate {
@@ -353,6 +366,7 @@ impl Desk {
                 earliest: earliest
                     .and_then(|at| at.checked_add(self.limits.reply_margin))
                     .map(|at| at.saturating_duration_since(request.arrived)),
+                is_prompt_too_long: left.is_some_and(|left| left < mandatory + self.limits.reply_margin),
             },
         }
     }

@@ -102,6 +102,9 @@ pub(crate) fn send_tokens(request: &Request, answer: &str) {
     }
 }
 
+/// What a reply says that refuses a prompt for its length.
+pub(crate) const TOO_LONG: &str = "too long";
+
 pub(crate) fn send_reply(request: &Request, status: Status, answer: &str) {
     send(request, status, answer, None);
 }
@@ -124,6 +127,7 @@ fn send(request: &Request, status: Status, answer: &str, closing: Option<Closing
         finish_reason: "stop",
         reason: None,
         earliest_deadline: None,
+        is_prompt_too_long: status == Status::Rejected && answer == TOO_LONG,
         is_promised: false,
         speculation: None,
         timings: Timings { ttft: Some(total), total, deadline, ..Timings::default() },

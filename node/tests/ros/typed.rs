@@ -6,7 +6,7 @@ use takt_node::ros::transport::Qos;
 use takt_node::ros::{AskDefaults, TypeName, serve};
 
 use super::client::Peer;
-use super::{EchoWorker, private_options, send_reply, send_tokens, serve_echo};
+use super::{EchoWorker, TOO_LONG, private_options, send_reply, send_tokens, serve_echo};
 
 fn question(prompt: &str, request_id: &str) -> Question {
     Question { prompt: prompt.to_owned(), request_id: request_id.to_owned(), ..Question::default() }
@@ -113,7 +113,11 @@ fn a_session_remembers_what_was_said_before() {
         for request in requests {
             let takt_node::request::Prompt::Chat(messages) = &request.prompt else { panic!("no chat") };
             let said: Vec<&str> = messages.iter().map(|(_, text)| text.as_str()).collect();
-            send_reply(&request, takt_node::request::Status::Complete, &said.join("|"));
+            let refusal = said.last().copied().filter(|last| ["no time", TOO_LONG].contains(last));
+            match refusal {
+                Some(reason) => send_reply(&request, takt_node::request::Status::Rejected, reason),
+                None => send_reply(&request, takt_node::request::Status::Complete, &said.join("|")),
+            }
         }
     });
     let defaults = AskDefaults { system: "sys".to_owned(), ..AskDefaults::default() };
@@ -127,6 +131,11 @@ fn a_session_remembers_what_was_said_before() {
     assert_eq!(say("kitchen", "one"), "sys|one");
     assert_eq!(say("hall", "other"), "sys|other");
     assert_eq!(say("kitchen", "two"), "sys|one|sys|one|two");
+    // A refusal for want of time takes nothing away; one for the prompt's length the older half.
+    say("hall", "no time");
+    assert_eq!(say("hall", "again"), "sys|other|sys|other|again");
+    say("hall", TOO_LONG);
+    assert_eq!(say("hall", "third"), "sys|again|sys|other|sys|other|again|third");
     let chat = Question {
         messages: vec![ChatMessage { role: "user".to_owned(), content: "alone".to_owned() }],
         ..Question::default()

@@ -302,6 +302,7 @@ pub(super) fn refusal(status: Status, reason: String, arrived: Instant, deadline
         finish_reason: status.name(),
         reason: Some(reason),
         earliest_deadline: None,
+        is_prompt_too_long: false,
         is_promised: false,
         speculation: None,
         timings: Timings { total: arrived.elapsed(), deadline, ..Timings::default() },

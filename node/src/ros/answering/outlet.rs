@@ -154,10 +154,10 @@ impl Outlet {
             if is_answer(reply.status) {
                 self.sessions.note(session, question, &reply.text);
             }
-            // Half of what a lane holds is left for the next question and its answer; what did not fit at all is to fit when asked again.
+            // Half of what a lane holds is left for the next question and its answer; what was too long is to fit when asked again.
             let num_tokens = reply.prompt_token_ids.len() + reply.token_ids.len();
             let is_long = open.requests.max_context().is_some_and(|most| num_tokens > most / 2);
-            if is_long || reply.status == Status::Rejected {
+            if is_long || reply.is_prompt_too_long {
                 self.sessions.shorten(session);
             }
         }

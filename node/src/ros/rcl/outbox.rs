@@ -90,16 +90,19 @@ impl Drop for Postman {
 
 /// Sends replies in the order they come; those whose client cannot hear yet are tried again behind the others.
 fn deliver(posted: &Receiver<Reply>, outbox: &Outbox, is_closing: &AtomicBool) {
-    let mut early = VecDeque::new();
+    let (mut early, mut looked) = (VecDeque::new(), Instant::now());
     while !is_closing.load(Ordering::Acquire) {
         match posted.recv_timeout(LOOK_AGAIN) {
             Ok(reply) => try_send(reply, &mut early, outbox),
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(reply) = early.pop_front() {
-                    try_send(reply, &mut early, outbox);
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // However many others come meanwhile.
+        if looked.elapsed() >= LOOK_AGAIN {
+            looked = Instant::now();
+            if let Some(reply) = early.pop_front() {
+                try_send(reply, &mut early, outbox);
+            }
         }
     }
 }
