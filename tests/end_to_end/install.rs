@@ -94,6 +94,14 @@ fn it_sets_the_board_up_and_a_second_run_changes_nothing() {
         let text = machine.text(&format!("etc/systemd/system/{unit}.d/50-takt-cores.conf"));
         assert!(text.ends_with(&format!("{section}\nAllowedCPUs=0 1\n")), "{text}");
     }
+    let environment = machine.text("etc/takt/takt.env");
+    let set: Vec<&str> =
+        environment.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+    assert_eq!(
+        set,
+        ["TAKT_ENGINE=/var/lib/takt/engine", "TAKT_ARGS="],
+        "nothing that would win over the board file"
+    );
     let link = fs::read_link(machine.path("usr/local/bin/takt")).unwrap();
     assert_eq!(link, Path::new("/opt/takt/bin/takt"));
     for again in [machine.install(&["--isolate"]), machine.again(&[])] {
