@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Holds the Debian packages of `launch/package.sh` to what they promise: contents, installing, setting up and purging in a folder that plays
-# the machine, the programs starting, the unit being one that systemd understands.
+# Holds the Debian packages of `launch/package.sh` to what they promise: contents, installing, setting up, upgrading, removing and purging in a
+# folder that plays the machine, the programs starting, the unit being one that systemd understands.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,13 +17,13 @@ for architecture in amd64 arm64; do
   for path in usr/bin/takt usr/lib/systemd/system/takt.service usr/lib/systemd/system/takt.slice usr/share/takt/install.sh \
     usr/share/takt/systemd/takt.env usr/share/takt/jetson-configs/{host,thor-128gb,agx-orin-64gb,agx-orin-32gb,orin-nx-16gb,orin-nano-8gb}.toml \
     usr/share/takt/ros/takt_bringup/launch/takt.launch.py usr/share/takt/ros/takt_bringup/package.xml usr/share/takt/ros/takt_msgs/srv/Ask.srv \
-    usr/share/doc/takt/{deployment.md,copyright,LICENSE-MIT,LICENSE-APACHE}; do
+    usr/share/takt/jetson-configs/README.md usr/share/doc/takt/{deployment.md,ros2.md,copyright,LICENSE-MIT,LICENSE-APACHE}; do
     grep -qxF "./$path" <<<"$contents" || fail "$package lacks $path"
   done
   if grep -E '__pycache__|\.pyc$' <<<"$contents"; then fail "$package has compiled Python"; fi
   [ "$(dpkg-deb -f "$package" Architecture)" = "$architecture" ] || fail "$package is for another architecture"
-  scripts=$(dpkg-deb -I "$package" | grep -cE ' (preinst|postinst|prerm|postrm) ' || true)
-  [ "$scripts" = 0 ] || fail "$package has maintainer scripts, which nothing here tested"
+  scripts=$(dpkg-deb -I "$package" | grep -oE ' (preinst|postinst|prerm|postrm) ' | tr -d ' \n' || true)
+  [ "$scripts" = prerm ] || fail "$package has the maintainer scripts '$scripts'; prerm alone is tested here"
   dpkg-deb -x "$package" "$machine/$architecture"
 done
 
@@ -42,7 +42,7 @@ else
   echo "  the arm64 program was not started: no qemu-aarch64"
 fi
 
-echo "install, set up, purge"
+echo "install, set up, upgrade, remove, purge"
 native=$(dpkg --print-architecture)
 root=$machine/root
 mkdir -p "$root/var/lib/dpkg/info" "$root/var/lib/dpkg/updates" "$root/proc/device-tree" "$root/sys/devices/system/cpu"
@@ -50,14 +50,24 @@ touch "$root/var/lib/dpkg/status"
 printf 'NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0' >"$root/proc/device-tree/model"
 echo "MemTotal: 16000000 kB" >"$root/proc/meminfo"
 echo 0-7 >"$root/sys/devices/system/cpu/possible"
-as_root dpkg --root="$root" --force-depends --log=/dev/null -i "$folder/takt_$native.deb" 2>&1 | sed 's/^/  /'
+# The package's script runs with DPKG_ROOT: the folder has no shell to change root to.
+in_root() { as_root dpkg --root="$root" --force-depends --force-script-chrootless --log=/dev/null "$@" 2>&1 | sed 's/^/  /'; }
+in_root -i "$folder/takt_$native.deb"
 [ "$(dpkg-query --admindir="$root/var/lib/dpkg" -W -f '${Status}' takt)" = "install ok installed" ] || fail "not installed"
 as_root "$root/usr/share/takt/install.sh" --root "$root" --isolate >"$machine/told"
 grep -q "Takt on Jetson Orin NX 16 GB" "$machine/told" || fail "the installer did not know the board: $(cat "$machine/told")"
 grep -qx "CPUAffinity=3 4 5 6 7" "$root/etc/systemd/system/takt.service.d/10-board.conf" || fail "no core affinity"
 [ ! -e "$root/etc/systemd/system/takt.service" ] || fail "the package's unit was copied beside itself"
+in_root -i "$folder/takt_$native.deb"
+[ -e "$root/etc/systemd/system/user.slice.d/50-takt-cores.conf" ] || fail "an upgrade gave the cores back"
+in_root -r takt
+left=$(cd "$root/etc" && find . \( -type f -o -type l \) ! -path './takt/*')
+[ -z "$left" ] || fail "left behind after removing: $left"
+[ -e "$root/etc/takt/board.toml" ] || fail "removing took the settings along"
+in_root -i "$folder/takt_$native.deb"
+as_root "$root/usr/share/takt/install.sh" --root "$root" --isolate >/dev/null
 as_root "$root/usr/share/takt/install.sh" --root "$root" --uninstall --purge >/dev/null
-as_root dpkg --root="$root" --force-depends --log=/dev/null -P takt 2>&1 | sed 's/^/  /'
+in_root -P takt
 left=$(cd "$root" && find . -path ./var/lib/dpkg -prune -o -path ./proc -prune -o -path ./sys -prune -o \( -type f -o -type l \) -print)
 [ -z "$left" ] || fail "left behind after purging: $left"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueCoroutine, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
@@ -23,6 +24,11 @@ from lifecycle_msgs.srv import ChangeState, GetState
 
 # Seconds: between two looks at the node; until it is asked again. A transition that takes longer (opening an engine) shows in the state meanwhile.
 PAUSE, PATIENCE = 0.2, 5.0
+
+NEXT_TRANSITION = {
+    State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
+    State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_ACTIVATE,
+}
 
 # As `takt doctor` looks for them, without what only makes sense beside the binary.
 BOARD_FOLDERS = ["jetson-configs", "/etc/takt", "/usr/share/takt/jetson-configs", "/opt/takt/jetson-configs"]
@@ -103,7 +109,7 @@ def lifecycle_handlers(node, is_driven):
 
 
 async def bring_up(context, node, pid, running):
-    """Configures and activates the node of process `pid`, asking again until it answers.
+    """Configures and activates the node of process `pid`, asking again until it answers, and stopping at the first refusal.
 
     An event of launch_ros would ask once: after a crash the middleware still knows the dead process's service, so that the request is sent before
     the new process can hear it, and its answer is waited for in vain.
@@ -111,25 +117,38 @@ async def bring_up(context, node, pid, running):
     ros_node = get_ros_node(context)
     state_of = ros_node.create_client(GetState, f"{node.node_name}/get_state")
     change = ros_node.create_client(ChangeState, f"{node.node_name}/change_state")
-    next_transition = {
-        State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
-        State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_ACTIVATE,
-    }
+    asked, quiet_since = None, 0.0  # the transition that is waited for; since when the node has stood where it would begin
     try:
         while running["pid"] == pid:
+            if asked and asked.done():
+                if not asked.result().success:
+                    return tell_refusal(node.node_name)
+                asked = None
             state = await ask(state_of, GetState.Request())
             state_id = state.current_state.id if state else None
             if state_id in (State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_FINALIZED):
                 return
-            if state_id in next_transition:
-                request = ChangeState.Request(transition=Transition(id=next_transition[state_id]))
-                await ask(change, request)
+            if state_id not in NEXT_TRANSITION:
+                quiet_since = time.monotonic()  # a transition runs; its answer comes after it
+            elif (not asked or time.monotonic() > quiet_since + PATIENCE) and change.service_is_ready():
+                if asked:
+                    change.remove_pending_request(asked)
+                asked = change.call_async(ChangeState.Request(transition=Transition(id=NEXT_TRANSITION[state_id])))
+                quiet_since = time.monotonic()
             await asyncio.sleep(PAUSE)
     except asyncio.CancelledError:
         pass  # shutting down: passed on, it would end `ros2 launch` before it has ended the node
     finally:
         ros_node.destroy_client(state_of)
         ros_node.destroy_client(change)
+
+
+def tell_refusal(name):
+    """Asked again it would refuse again: an engine that does not open opens no better in a moment."""
+    get_logger("takt.launch").error(
+        f"{name} refused to be configured or activated and is not asked again; its log says why. Mend it, then start this launch file again, "
+        f"or: ros2 lifecycle set {name} configure && ros2 lifecycle set {name} activate"
+    )
 
 
 async def ask(client, request):
