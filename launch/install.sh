@@ -242,7 +242,8 @@ install_all() {
 next:
   takt build CHECKPOINT -o /var/lib/takt/engines/NAME     then TAKT_ENGINE=… in /etc/takt/takt.env, chown -R takt: /var/lib/takt/engines
   takt doctor --board /etc/takt/board.toml                what the board still lacks
-  sudo -u takt takt calibrate /var/lib/takt/engines/NAME --config /etc/takt/board.toml
+  sudo systemd-run --pty --uid=takt --slice=takt.slice -p LimitRTPRIO=60 -p LimitMEMLOCK=infinity \\
+    takt calibrate /var/lib/takt/engines/NAME --config /etc/takt/board.toml
   sudo systemctl enable --now takt
 END
 }

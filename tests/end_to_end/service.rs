@@ -87,6 +87,21 @@ fn a_node_that_is_told_to_end_while_it_opens_its_engine_ends_in_order() {
 }
 
 #[test]
+fn costs_are_not_measured_on_other_cores_than_the_nodes() {
+    let folder = copy_of(Path::new(engine()));
+    let config = folder.path().join("robot.toml");
+    let config = config.to_str().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    // One that is there beside one that is not would be measured on the first alone.
+    for cores in ["[1023]", "[0, 1023]"] {
+        std::fs::write(config, format!("[realtime]\ncores = {cores}\n")).unwrap();
+        let words = [cores, "nothing was measured", "--slice=takt.slice", "[realtime]"];
+        fail(["calibrate", dir, "--config", config, "--samples", "10"], 1, &words);
+        assert!(!folder.path().join("costs").exists());
+    }
+}
+
+#[test]
 fn every_board_file_is_a_configuration_and_an_engine_over_its_budget_is_refused() {
     for name in ["thor-128gb", "agx-orin-64gb", "agx-orin-32gb", "orin-nx-16gb", "orin-nano-8gb", "host"] {
         let printed = succeed(["serve", "--config", &board_file(&format!("{name}.toml")), "--print-config"]);
