@@ -56,6 +56,9 @@ pub enum EngineError {
     /// The backend failed while running a step.
     #[error("backend: {0}")]
     Backend(String),
+    /// Whoever wanted the engine ended before it was open.
+    #[error("interrupted while the engine was being opened")]
+    Interrupted,
 }
 
 impl EngineError {

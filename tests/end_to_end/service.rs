@@ -1,11 +1,24 @@
 //! `takt serve` under a service manager, on board files, within a memory budget.
 
-use std::{os::unix::net::UnixDatagram, time::Duration};
+use std::{
+    io::Read as _,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use super::harness::*;
 
 fn board_file(name: &str) -> String {
     fixture("../../jetson-configs").join(name).display().to_string()
+}
+
+/// The next notification.
+fn told(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 512];
+    let len = manager.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..len]).into_owned()
 }
 
 #[test]
@@ -20,11 +33,7 @@ fn a_service_manager_hears_that_the_node_is_ready_lives_and_stops() {
     let mut node = Node(
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap(),
     );
-    let hear = || {
-        let mut buffer = [0; 512];
-        let len = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
-    };
+    let hear = || told(&manager);
     assert!(hear().starts_with("STATUS=opening "));
     let ready = hear();
     assert!(ready.starts_with("READY=1\nSTATUS=/service_test is active"), "{ready}");
@@ -36,6 +45,60 @@ fn a_service_manager_hears_that_the_node_is_ready_lives_and_stops() {
     }
     while hear() != "STOPPING=1" {}
     assert!(node.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_node_that_is_told_to_end_while_it_opens_its_engine_ends_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = copy_of(Path::new(engine()));
+    let dir = engine.path().to_str().unwrap();
+    let config = folder.path().join("robot.toml");
+    std::fs::write(&config, "[engine]\nthreads = 1\nlanes = 1\nmax_context = 16\n").unwrap();
+    let config = config.to_str().unwrap();
+    let table = succeed_json(["calibrate", dir, "--config", config, "--samples", "10", "--json"]);
+    // A cost table that can be read only once somebody writes it: the engine is never open.
+    let table = table["path"].as_str().unwrap();
+    std::fs::remove_file(table).unwrap();
+    assert!(Command::new("mkfifo").arg(table).status().unwrap().success());
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    for is_opening_for_sure in [false, true] {
+        let args = ["serve", "--engine", dir, "--config", config, "--ros-args", "-r", "__node:=opening_test"];
+        let child = on_loopback(&args)
+            .env("NOTIFY_SOCKET", &path)
+            .env_remove("WATCHDOG_USEC")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut node = Node(child);
+        assert!(told(&manager).starts_with("STATUS=opening "));
+        // Returns once the other end is opened for reading.
+        let _writer = is_opening_for_sure.then(|| std::fs::File::options().write(true).open(table).unwrap());
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(node.0.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(told(&manager), "STOPPING=1");
+        let mut log = String::new();
+        node.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        assert!(node.0.wait().unwrap().success(), "{log}");
+        assert!(log.contains("stopped; 0 open requests"), "{log}");
+    }
+}
+
+#[test]
+fn costs_are_not_measured_on_other_cores_than_the_nodes() {
+    let folder = copy_of(Path::new(engine()));
+    let config = folder.path().join("robot.toml");
+    let config = config.to_str().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    // One that is there beside one that is not would be measured on the first alone.
+    for cores in ["[1023]", "[0, 1023]"] {
+        std::fs::write(config, format!("[realtime]\ncores = {cores}\n")).unwrap();
+        let words = [cores, "nothing was measured", "--slice=takt.slice", "[realtime]"];
+        fail(["calibrate", dir, "--config", config, "--samples", "10"], 1, &words);
+        assert!(!folder.path().join("costs").exists());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,8 @@ pub struct StepLog {
     pub num_levels: Arc<AtomicUsize>,
     /// Steps that will fail from now on.
     pub failures: Arc<AtomicUsize>,
+    /// The next step panics.
+    pub panics: Arc<AtomicBool>,
     /// Steps take this many times longer, and once more: 0 as they should.
     slow_down: Arc<AtomicUsize>,
 }
@@ -85,6 +87,7 @@ impl Backend for VirtualBackend {
         let extra = plan.tokens.len() - plan.segments.len();
         let factor = u32::try_from(self.log.slow_down.load(Ordering::SeqCst) + 1).unwrap_or(u32::MAX);
         self.clock.advance((self.step + self.token * u32::try_from(extra).unwrap_or(u32::MAX)) * factor);
+        assert!(!self.log.panics.swap(false, Ordering::SeqCst), "the test pulled the plug");
         if self.log.failures.load(Ordering::SeqCst) > 0 {
             self.log.failures.fetch_sub(1, Ordering::SeqCst);
             return Err(EngineError::Backend("the test pulled the plug".into()));

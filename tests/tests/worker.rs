@@ -6,13 +6,15 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, bounded};
-use takt_engine::{engine::Engine, text::Text};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use takt_engine::{EngineError, engine::Engine, text::Text};
 use takt_node::{
+    clock::VirtualClock,
     request::{Event, Prompt, Request, RequestId, Status},
     scheduler::{class::Class, cost_table::NoPromise},
     worker::{Opened, Worker, WorkerOptions},
 };
+use takt_tests::virtual_backend::{StepLog, VirtualBackend};
 use takt_tests::worker_bench::{Bench, Demand, STEP, engine_dir, engine_options, finish};
 
 fn raw(text: &str) -> Prompt {
@@ -216,6 +218,23 @@ fn an_asker_that_does_not_read_loses_tokens_but_never_the_reply() {
     );
 }
 
+/// Five tokens, without a deadline.
+fn request(events: Sender<Event>) -> Request {
+    Request {
+        id: RequestId::next(),
+        prompt: raw("pick the red cup"),
+        arrived: std::time::Instant::now(),
+        deadline: None,
+        class: Class::Background,
+        max_tokens: Some(5),
+        sampling: None,
+        stop: Vec::new(),
+        form: None,
+        events,
+        admission: None,
+    }
+}
+
 #[test]
 fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
     let dir = engine_dir();
@@ -234,19 +253,6 @@ fn shutting_the_thread_down_answers_open_requests_and_closes_the_queue() {
     assert!(worker.facts().decode_step > Duration::ZERO, "measured while warming up");
     let sender = worker.sender();
     let (events_in, events) = bounded(1024);
-    let request = |events| Request {
-        id: RequestId::next(),
-        prompt: raw("pick the red cup"),
-        arrived: std::time::Instant::now(),
-        deadline: None,
-        class: Class::Background,
-        max_tokens: Some(5),
-        sampling: None,
-        stop: Vec::new(),
-        form: None,
-        events,
-        admission: None,
-    };
     sender.submit(request(events_in)).unwrap();
     let reply = events.iter().find_map(|event| match event {
         Event::Reply(reply) => Some(*reply),
@@ -300,6 +306,65 @@ fn a_change_of_the_clocks_ends_all_promises_until_costs_are_measured_again() {
         sender.distrust().is_none()
     });
     assert!(is_trusted_again);
+}
+
+#[test]
+fn an_engine_that_is_being_opened_is_not_waited_for_when_the_process_ends() {
+    let (end, process_end) = bounded(0);
+    let (release, released) = bounded::<()>(0);
+    let mut end = Some(end);
+    let opener = move || {
+        end.take(); // only once the engine is being opened
+        let _ = released.recv();
+        Err(EngineError::Text("opened too late".into()))
+    };
+    let options = WorkerOptions { process_end, ..WorkerOptions::default() };
+    let error = Worker::spawn(Box::new(opener), options).unwrap_err();
+    assert!(matches!(error, EngineError::Interrupted), "{error}");
+    drop(release);
+}
+
+#[test]
+fn an_engine_that_is_being_opened_again_is_not_waited_for_when_the_process_ends() {
+    let (end, process_end) = bounded(0);
+    let (release, released) = bounded::<()>(0);
+    let (again_in, again) = bounded::<()>(1);
+    let log = StepLog::default();
+    let (mut end, mut num_opened, dir, panics) = (Some(end), 0, engine_dir(), Arc::clone(&log.panics));
+    let opener = move || {
+        num_opened += 1;
+        if num_opened == 2 {
+            end.take();
+            again_in.send(()).unwrap();
+            let _ = released.recv();
+        }
+        let engine = Engine::open(&dir, &engine_options(1))?;
+        let backend = VirtualBackend {
+            inner: engine.backend,
+            clock: VirtualClock::default(),
+            step: STEP,
+            token: Duration::ZERO,
+            level: Duration::ZERO,
+            log: log.clone(),
+        };
+        let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
+        Ok(Opened {
+            backend: Box::new(backend),
+            text,
+            manifest: engine.manifest,
+            draft: engine.draft,
+            costs: None,
+        })
+    };
+    let options = WorkerOptions { process_end, ..WorkerOptions::default() };
+    let worker = Worker::spawn(Box::new(opener), options).unwrap();
+    panics.store(true, Ordering::SeqCst);
+    let (events_in, events) = bounded(8);
+    worker.sender().submit(request(events_in)).unwrap();
+    again.recv().unwrap();
+    assert_eq!(finish(&events).0.status, Status::Failed);
+    worker.shut_down();
+    drop(release);
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     // Longer than a node at its start: what is measured here is how promises are kept, not how a brief calibration is.
     let effort = Effort { num_samples: 200, most: Duration::from_secs(20) };
-    let worker_options = WorkerOptions { effort, ..WorkerOptions::default() };
+    let worker_options =
+        WorkerOptions { effort, process_end: interrupt.receiver().clone(), ..WorkerOptions::default() };
     let slice = worker_options.max_prefill_slice_tokens;
     let num_lanes = NUM_LANES;
     let options = EngineOptions { num_lanes, max_step_tokens: num_lanes + slice, ..options };

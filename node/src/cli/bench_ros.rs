@@ -71,7 +71,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     let engine = match dir {
         Some(dir) => dir.to_owned(),
-        None => demo::prepare(&find_model()?, interrupt)?.dir,
+        None => demo::prepare(&find_model("name an engine directory: takt bench --ros DIR")?, interrupt)?.dir,
     };
     let settings = Settings {
         engine: &engine,

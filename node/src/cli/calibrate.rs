@@ -16,10 +16,14 @@ use super::{
 use crate::{
     calibrate::{DeviceKey, Effort, grid_of, measure},
     clock::MonotonicClock,
-    config::{Layers, process_environment},
+    config::{Layers, RealtimeSettings, process_environment},
     rt,
     scheduler::cost_table::{Cost, CostTable, SectionKind, SectionShape, StoredTable},
 };
+
+/// The worker's cores and limits, for a command.
+const AS_THE_SERVICE: &str =
+    "sudo systemd-run --pty --uid=takt --slice=takt.slice -p LimitRTPRIO=60 -p LimitMEMLOCK=infinity";
 
 /// Measure what sections cost on this device, so that deadlines can be promised
 #[derive(Debug, Args)]
@@ -47,7 +51,7 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
         layers = layers.file(path);
     }
     let config = layers.environment(process_environment).resolve()?;
-    let refused = rt::apply(&config.realtime());
+    let refused = take_the_workers_place(&config.realtime())?;
     let (options, worker) = (options_for(&args.dir, &config)?, worker_options(&config));
     let mut backend = Engine::open(&args.dir, &options)?.backend;
     let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
@@ -68,12 +72,27 @@ pub(super) fn run(args: &CalibrateArgs, interrupt: &Interrupt) -> Result<ExitCod
     if args.json {
         return print_json(&to_json(&table, &key, &path, &refused));
     }
-    for refusal in &refused {
-        sayln!("{} real time: {refusal}", paint::yellow("!"));
-    }
     show(&table);
     sayln!("\nwritten to {}; every node on this device and configuration promises by it", path.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs on as the node's worker would. Costs of other cores would be promised as if they were the worker's; what else is refused makes them
+/// longer at most, and is returned.
+fn take_the_workers_place(settings: &RealtimeSettings) -> Result<Vec<String>, CliError> {
+    if !settings.cores.is_empty() {
+        rt::pin(&settings.cores).map_err(|refusal| {
+            CliError::Failed(format!(
+                "{refusal}; nothing was measured, because the node would promise by what other cores take: calibrate where the service runs \
+                 (`{AS_THE_SERVICE} takt calibrate …`), or name cores that are there, `cores` in [realtime] of the configuration"
+            ))
+        })?;
+    }
+    let refused = rt::apply(settings);
+    for refusal in &refused {
+        tracing::warn!("real time: {refusal}; costs are measured without it");
+    }
+    Ok(refused)
 }
 
 fn bar(num_cells: usize, is_silent: bool) -> ProgressBar {

@@ -25,6 +25,8 @@ use crate::{
 const LEFT_WIDTH: usize = 60;
 /// Columns of a latency bar.
 const BAR_WIDTH: usize = 16;
+/// From when on the user is told that the node is still starting.
+const LONG_START: Duration = Duration::from_secs(5);
 /// Longest wait for the node to be found once it is up.
 const DISCOVERY: Duration = Duration::from_secs(10);
 
@@ -44,14 +46,14 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
-    let model = args.model.clone().map_or_else(find_model, Ok)?;
+    let model = args.model.clone().map_or_else(|| find_model("give --model FOLDER"), Ok)?;
     let script = Situation::read_all(&model)?;
     let ros = own_network("takt_demo");
     if !args.json {
         sayln!("{}\n", headline());
     }
     let engine = prepare(&model, interrupt)?;
-    let mut node = NodeProcess::start(&engine.dir, &ros, &[])?;
+    let mut node = start_node(&engine, &ros, interrupt)?;
     if !args.json {
         say!("{}", introduction(&model, &engine, &node, &ros));
     }
@@ -96,6 +98,22 @@ fn cache_folder() -> PathBuf {
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(std::env::temp_dir)
         .join("takt")
+}
+
+fn start_node(
+    engine: &PreparedEngine,
+    ros: &RosOptions,
+    interrupt: &Interrupt,
+) -> Result<NodeProcess, CliError> {
+    let mut is_told = false;
+    let node = NodeProcess::start(&engine.dir, ros, &[], |waited| {
+        if waited >= LONG_START && !is_told {
+            is_told = true;
+            eprintln!("{}", paint::dim("the node is still opening its engine; Ctrl-C ends both"));
+        }
+        !interrupt.is_raised()
+    });
+    Ok(node?)
 }
 
 /// Plays the script and shows what happens.

@@ -112,7 +112,13 @@ pub(super) fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<ExitCode
     options.speculation = drafting == Drafting::Head;
     let worker = Worker::spawn(
         opener(args.dir.clone(), options),
-        WorkerOptions { queue_len: 1, effort: Effort::LEAST, drafting, ..WorkerOptions::default() },
+        WorkerOptions {
+            queue_len: 1,
+            effort: Effort::LEAST,
+            drafting,
+            process_end: interrupt.receiver().clone(),
+            ..WorkerOptions::default()
+        },
     )?;
     let sender = worker.sender();
     if let Some(form) = &form {

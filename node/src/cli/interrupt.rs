@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as a flag and a message instead of a sudden death. Another, a second later, ends the process at once.
+//! Ctrl-C and SIGTERM as a flag and a closed channel instead of a sudden death. Another, a second later, ends the process at once.
 
 use std::sync::{
     Arc,
@@ -19,6 +19,7 @@ const ONE_WISH: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Interrupt {
     flag: Arc<AtomicBool>,
+    /// Closed by the first signal.
     first: Receiver<()>,
 }
 
@@ -30,16 +31,16 @@ impl Interrupt {
         signals.add(Signal::SIGTERM);
         let failed = |error| CliError::Failed(format!("cannot watch for Ctrl-C: {error}"));
         signals.thread_block().map_err(failed)?;
-        let (flag, (first_in, first)) = (Arc::new(AtomicBool::new(false)), crossbeam_channel::bounded(1));
+        let (flag, (first_in, first)) = (Arc::new(AtomicBool::new(false)), crossbeam_channel::bounded(0));
         let raised = Arc::clone(&flag);
         let watch = move || {
-            let mut since: Option<Instant> = None;
+            let (mut since, mut first_in): (Option<Instant>, _) = (None, Some(first_in));
             while let Ok(signal) = signals.wait() {
                 match since {
                     None => {
                         since = Some(Instant::now());
                         raised.store(true, Ordering::SeqCst);
-                        let _ = first_in.try_send(());
+                        first_in.take(); // SYNC POINT: closed for all who wait
                     }
                     Some(since) if since.elapsed() < ONE_WISH => {}
                     Some(_) => std::process::exit(128 + signal as i32),
@@ -63,7 +64,7 @@ impl Interrupt {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// Receives once, when the user wants the command to end.
+    /// Closed when the user wants the command to end; nothing is ever sent.
     pub(super) fn receiver(&self) -> &Receiver<()> {
         &self.first
     }

@@ -106,14 +106,18 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     let settings = NodeSettings {
         endpoints: Endpoints::new(ros.names()?, config.qos_overrides().clone()),
         rosout: ros_args.log_outputs.rosout,
-        ..node_settings(transport.as_ref(), config, &worker)?
+        ..node_settings(transport.as_ref(), config, &worker, interrupt)?
     };
     let config = Arc::clone(&settings.config);
     let node_name = transport.node().to_string();
     let node = RosNode::start(transport, settings)?;
     if autostart {
         service.status("opening the engine");
-        node.bring_up().map_err(CliError::Failed)?;
+        if let Err(reason) = node.bring_up()
+            && !interrupt.is_raised()
+        {
+            return Err(CliError::Failed(reason));
+        }
         if let Some(facts) = worker.facts() {
             eprint!("{}", banner(&node_name, &ros, &facts, &lock(&config)));
         }
@@ -122,7 +126,9 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
             "{node_name} is unconfigured: `ros2 lifecycle set {node_name} configure` opens the engine, `activate` makes it answer"
         );
     }
-    service.ready(&format!("{node_name} is {}", node.state().label()));
+    if !interrupt.is_raised() {
+        service.ready(&format!("{node_name} is {}", node.state().label()));
+    }
     let outcome = wait(&worker, interrupt, &service);
     service.stopping();
     node.stop_accepting();
@@ -145,12 +151,14 @@ fn node_settings(
     transport: &dyn Transport,
     config: Config,
     worker: &SharedWorker,
+    interrupt: &Interrupt,
 ) -> Result<NodeSettings, CliError> {
     let form = SentenceForm::default();
     let defaults = ask_defaults(&config, &form).map_err(CliError::Failed)?;
     let (use_sim_time, fixed) = (config.flag("ros", "use_sim_time"), qos_parameters(&config));
     let config = Arc::new(Mutex::new(config));
-    let engine = Box::new(ServedEngine::new(Arc::clone(&config), worker.clone()));
+    let engine =
+        Box::new(ServedEngine::new(Arc::clone(&config), worker.clone(), interrupt.receiver().clone()));
     Ok(NodeSettings {
         config,
         derive: Box::new(move |config| ask_defaults(config, &form)),

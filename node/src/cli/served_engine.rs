@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use crossbeam_channel::Receiver;
 use takt_engine::{dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy, sampler::SamplingParams};
 
 use super::{CliError, form::read_schema, generate::opener};
@@ -48,13 +49,15 @@ impl SharedWorker {
 pub(super) struct ServedEngine {
     config: Arc<Mutex<Config>>,
     worker: SharedWorker,
+    process_end: Receiver<()>,
     /// A node that is configured again is refused the same again.
     told: Told,
 }
 
 impl ServedEngine {
-    pub fn new(config: Arc<Mutex<Config>>, worker: SharedWorker) -> Self {
-        Self { config, worker, told: Told::default() }
+    /// `process_end` is closed when the node is to end, even while an engine is being opened.
+    pub fn new(config: Arc<Mutex<Config>>, worker: SharedWorker, process_end: Receiver<()>) -> Self {
+        Self { config, worker, process_end, told: Told::default() }
     }
 }
 
@@ -65,8 +68,8 @@ impl Engine for ServedEngine {
         let dir = config.engine_dir().ok_or("which engine? set the parameter engine.dir")?;
         let options = options_for(&dir, &config).map_err(|error| error.to_string())?;
         let defaults = ask_defaults(&config, &SentenceForm::default())?;
-        let worker = Worker::spawn(opener(dir.clone(), options), worker_options(&config))
-            .map_err(|error| error.to_string())?;
+        let how = WorkerOptions { process_end: self.process_end.clone(), ..worker_options(&config) };
+        let worker = Worker::spawn(opener(dir.clone(), options), how).map_err(|error| error.to_string())?;
         let requests = worker.sender();
         if let Some(form) = &defaults.form {
             // Now rather than with the first sentence: it is refused here, and nobody waits for it later.

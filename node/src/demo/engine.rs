@@ -32,19 +32,21 @@ pub struct PreparedEngine {
 /// The shipped model's folder: below the current directory or one above it, or beside the running program.
 ///
 /// # Errors
-/// [`DemoError::NoModel`] with what to do.
-pub fn find_model() -> Result<PathBuf, DemoError> {
+/// [`DemoError::NoModel`] with what to do: `otherwise` is what the command does without it.
+pub fn find_model(otherwise: &str) -> Result<PathBuf, DemoError> {
     let program = std::env::current_exe().ok();
     let here = std::env::current_dir().ok();
-    let found = [here, program]
-        .iter()
-        .flatten()
+    find_from(here.iter().chain(&program), otherwise)
+}
+
+fn find_from<'a>(starts: impl Iterator<Item = &'a PathBuf>, otherwise: &str) -> Result<PathBuf, DemoError> {
+    let found = starts
         .flat_map(|start| start.ancestors().map(|folder| folder.join(MODEL)))
         .find(|folder| folder.join("config.json").is_file());
     found.ok_or_else(|| {
         DemoError::NoModel(format!(
             "the demo model {MODEL} is neither below this directory nor beside the program: run `cargo run --release -- demo` \
-             in a clone of the repository, or give --model FOLDER"
+             in a clone of the repository, or {otherwise}"
         ))
     })
 }
@@ -107,4 +109,22 @@ fn fingerprint(model: &Path) -> Result<String, DemoError> {
         digests += &format!("\n{} {}", path.display(), sha256_hex(&bytes));
     }
     Ok(sha256_hex(digests.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_found_from_below_and_where_there_is_none_the_command_says_what_it_takes_instead() {
+        let root = tempfile::tempdir().unwrap();
+        let start = root.path().join("deep/down");
+        let find = || find_from(std::iter::once(&start), "name the engine");
+        let told = find().unwrap_err().to_string();
+        assert!(told.contains(MODEL) && told.ends_with("or name the engine"), "{told}");
+        let model = root.path().join(MODEL);
+        std::fs::create_dir_all(&model).unwrap();
+        std::fs::write(model.join("config.json"), "{}").unwrap();
+        assert_eq!(find().unwrap(), model);
+    }
 }

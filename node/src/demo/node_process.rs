@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -18,8 +18,10 @@ use nix::{
 use super::DemoError;
 use crate::ros::RosOptions;
 
-/// Longest wait for the node to be up.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for the node to be up, as `TimeoutStartSec` of the unit: opening a large engine takes minutes.
+const START_PATIENCE: Duration = Duration::from_secs(900);
+/// How often whoever waits is asked whether to go on.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Longest wait for it to end by itself.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// Lines of its log kept for an error message.
@@ -35,11 +37,17 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Starts `takt serve` on `engine` with further arguments, and waits until it says that it is up.
+    /// Starts `takt serve` on `engine` with further arguments, and waits until it says that it is up. Meanwhile `goes_on` is told how long
+    /// that has taken; when it says false, the node is ended.
     ///
     /// # Errors
     /// [`DemoError::Node`] with the end of its log.
-    pub fn start(engine: &Path, ros: &RosOptions, further: &[String]) -> Result<Self, DemoError> {
+    pub fn start(
+        engine: &Path,
+        ros: &RosOptions,
+        further: &[String],
+        goes_on: impl FnMut(Duration) -> bool,
+    ) -> Result<Self, DemoError> {
         let failed = |error: std::io::Error| DemoError::Node(format!("cannot start the node: {error}"));
         let started = Instant::now();
         let mut child = Command::new(std::env::current_exe().map_err(failed)?)
@@ -60,11 +68,10 @@ impl NodeProcess {
         let stderr = child.stderr.take().ok_or_else(|| DemoError::Node("the node has no log".into()))?;
         let up = follow_log(stderr, Arc::clone(&log)).map_err(failed)?;
         let mut node = Self { child, log, ready_after: Duration::ZERO };
-        // Disconnected when the process has ended.
-        if up.recv_timeout(START_PATIENCE).is_err() {
-            return Err(DemoError::Node(format!("the node did not start:\n{}", node.last_words())));
+        match wait_until_up(&up, || started.elapsed(), goes_on) {
+            Ok(took) => node.ready_after = took,
+            Err(why) => return Err(DemoError::Node(format!("{why}:\n{}", node.last_words()))),
         }
-        node.ready_after = started.elapsed();
         Ok(node)
     }
 
@@ -101,6 +108,31 @@ impl Drop for NodeProcess {
     }
 }
 
+/// Waits for the message in `up`, which is closed when the process has ended; `waited` is how long that has taken.
+///
+/// # Errors
+/// Why the node is not up.
+fn wait_until_up(
+    up: &Receiver<()>,
+    waited: impl Fn() -> Duration,
+    mut goes_on: impl FnMut(Duration) -> bool,
+) -> Result<Duration, &'static str> {
+    loop {
+        let news = up.recv_timeout(ASK_AGAIN);
+        let waited = waited();
+        match news {
+            Ok(()) => return Ok(waited),
+            // Before its end: Ctrl-C in a terminal is told to both processes.
+            Err(_) if !goes_on(waited) => return Err("interrupted while the node was starting"),
+            Err(RecvTimeoutError::Disconnected) => return Err("the node did not start"),
+            Err(RecvTimeoutError::Timeout) if waited >= START_PATIENCE => {
+                return Err("the node is not up after a quarter of an hour");
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
 /// Keeps the last lines of the log; sends once when the node says how to ask it.
 fn follow_log(stderr: ChildStderr, log: Arc<Mutex<VecDeque<String>>>) -> std::io::Result<Receiver<()>> {
     let (up_in, up) = bounded(1);
@@ -117,4 +149,33 @@ fn follow_log(stderr: ChildStderr, log: Arc<Mutex<VecDeque<String>>>) -> std::io
         }
     })?;
     Ok(up)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_waited_for_while_it_opens_its_engine_and_no_longer_than_it_lives_or_is_wanted() {
+        let (up_in, up) = bounded(1);
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let mut num_asked = 0;
+        let found = wait_until_up(
+            &up,
+            || minutes(14),
+            |_| {
+                num_asked += 1;
+                if num_asked == 2 {
+                    up_in.send(()).unwrap();
+                }
+                true
+            },
+        );
+        assert_eq!(found, Ok(minutes(14)));
+        assert!(wait_until_up(&up, || minutes(1), |_| false).unwrap_err().contains("interrupted"));
+        assert!(wait_until_up(&up, || minutes(15), |_| true).unwrap_err().contains("a quarter of an hour"));
+        drop(up_in);
+        assert!(wait_until_up(&up, || minutes(1), |_| true).unwrap_err().contains("did not start"));
+        assert!(wait_until_up(&up, || minutes(1), |_| false).unwrap_err().contains("interrupted"));
+    }
 }

@@ -3,6 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Finding, field, read};
+use crate::rt::{capabilities, memory::LockLimit};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -31,7 +32,8 @@ fn realtime_priority() -> Finding {
     /// What board files ask for: below the control loop.
     const USUAL: u64 = 40;
     let allowed = getrlimit(Resource::RLIMIT_RTPRIO).map_or(0, |(soft, _)| soft);
-    if allowed >= USUAL || has_capability(CAP_SYS_NICE) {
+    let status = read("/proc/self/status").unwrap_or_default();
+    if allowed >= USUAL || capabilities::holds(&status, capabilities::SYS_NICE) {
         return Finding::good("real-time priority", "SCHED_FIFO is allowed");
     }
     if allowed > 0 {
@@ -51,15 +53,15 @@ fn realtime_priority() -> Finding {
 }
 
 fn locked_memory() -> Finding {
-    let allowed = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-    if has_capability(CAP_IPC_LOCK) || allowed > 1 << 40 {
-        return Finding::good("locked memory", "unlimited");
+    match LockLimit::of_this_process() {
+        LockLimit::None => Finding::good("locked memory", "unlimited"),
+        LockLimit::Bytes(bytes) => Finding::note(
+            "locked memory",
+            format!("at most {} KiB", bytes / 1024),
+            "`lock_memory` will be refused and a page fault can delay an answer; set memlock unlimited in /etc/security/limits.d, or \
+             LimitMEMLOCK=infinity in the unit",
+        ),
     }
-    Finding::note(
-        "locked memory",
-        format!("at most {} KiB", allowed / 1024),
-        "`lock_memory` will be refused and a page fault can delay an answer; set a memlock limit or LimitMEMLOCK=",
-    )
 }
 
 fn kernel() -> Finding {
@@ -72,13 +74,4 @@ fn kernel() -> Finding {
         release,
         "not a PREEMPT_RT kernel: scheduling delays of a few milliseconds can occur under load",
     )
-}
-
-pub(super) const CAP_IPC_LOCK: u32 = 14;
-pub(super) const CAP_SYS_NICE: u32 = 23;
-
-fn has_capability(bit: u32) -> bool {
-    let status = read("/proc/self/status").unwrap_or_default();
-    let effective = field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
-    effective >> bit & 1 == 1
 }

@@ -4,6 +4,7 @@
 //! setting never stops the worker: it is told once, in words, and stays on `/diagnostics`.
 #![expect(unsafe_code, reason = "sched_setscheduler and mallopt have no safe wrapper in nix")]
 
+pub mod capabilities;
 mod in_force;
 pub mod memory;
 mod told;
@@ -29,9 +30,9 @@ pub const CONTROL_LOOP_PRIORITY: u8 = 50;
 pub fn apply(settings: &RealtimeSettings) -> Vec<String> {
     let mut refused = Vec::new();
     if !settings.cores.is_empty()
-        && let Err(reason) = pin(&settings.cores)
+        && let Err(refusal) = pin(&settings.cores)
     {
-        refused.push(format!("cores {:?}: {reason}", settings.cores));
+        refused.push(format!("{refusal}; {}", refusal.effect));
     }
     if let Some(priority) = settings.fifo_priority
         && let Err(errno) = set_fifo(priority)
@@ -41,12 +42,11 @@ pub fn apply(settings: &RealtimeSettings) -> Vec<String> {
         ));
     }
     if settings.lock_memory
-        && let Err(errno) = memory::lock_all()
+        && let Err(reason) = memory::lock_all()
     {
-        let reason =
-            if errno == Errno::ENOMEM { "beyond the memlock limit".into() } else { errno.to_string() };
         refused.push(format!(
-            "lock_memory: {reason}; a page fault can delay an answer (grant CAP_IPC_LOCK or raise the memlock limit)"
+            "lock_memory: {reason}; a page fault can delay an answer (LimitMEMLOCK=infinity in the unit, memlock unlimited in a shell's limits, or \
+             CAP_IPC_LOCK)"
         ));
     }
     memory::touch_stack();
@@ -77,23 +77,42 @@ pub fn set_fifo(priority: u8) -> Result<(), Errno> {
     Errno::result(status).map(drop)
 }
 
-/// The kernel passes over cores that are not there as long as one is: what it granted is compared with what was asked.
-fn pin(cores: &[usize]) -> Result<(), String> {
-    const EFFECT: &str = "the worker may run on any core";
+/// Cores that were asked for and not granted, or not all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cores {cores:?}: {reason}")]
+pub struct CoresRefused {
+    cores: Vec<usize>,
+    reason: String,
+    effect: &'static str,
+}
+
+/// Keeps the calling thread, and those it will start, on `cores`. The kernel passes over cores that are not there as long as one is: what it
+/// granted is compared with what was asked.
+///
+/// # Errors
+/// [`CoresRefused`]; of several cores those that are there are in use.
+pub fn pin(cores: &[usize]) -> Result<(), CoresRefused> {
+    const ANY: &str = "the worker may run on any core";
+    let refused = |reason: String, effect| CoresRefused { cores: cores.to_vec(), reason, effect };
     let mut set = CpuSet::new();
     for &core in cores {
-        set.set(core).map_err(|_| format!("core {core} is beyond what the kernel's set holds; {EFFECT}"))?;
+        set.set(core)
+            .map_err(|_| refused(format!("core {core} is beyond what the kernel's set holds"), ANY))?;
     }
     let this_thread = Pid::from_raw(0);
-    sched_setaffinity(this_thread, &set)
-        .map_err(|errno| format!("{errno}: none of them is there, or granted to this process; {EFFECT}"))?;
-    let granted = sched_getaffinity(this_thread).map_err(|errno| format!("{errno} when asked back"))?;
+    let none = |errno: Errno| format!("{errno}: none of them is there, or granted to this process");
+    sched_setaffinity(this_thread, &set).map_err(|errno| refused(none(errno), ANY))?;
+    let granted = sched_getaffinity(this_thread)
+        .map_err(|errno| refused(format!("{errno} when asked back"), "the worker may run on other cores"))?;
     let missing: Vec<usize> =
         cores.iter().copied().filter(|core| !granted.is_set(*core).unwrap_or(false)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    Err(format!("{missing:?} not there, or not granted to this process; the worker has the others"))
+    Err(refused(
+        format!("{missing:?} not there, or not granted to this process"),
+        "the worker has the others",
+    ))
 }
 
 #[cfg(test)]

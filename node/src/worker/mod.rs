@@ -16,6 +16,8 @@ mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
+use crossbeam_channel::{Receiver, never};
+
 use crate::{
     calibrate::Effort,
     config::RealtimeSettings,
@@ -49,6 +51,8 @@ pub struct WorkerOptions {
     pub drafting: Drafting,
     /// How the thread is to run.
     pub realtime: RealtimeSettings,
+    /// Closed when the process is about to end: an engine that is being opened then is not waited for. Nothing is ever sent.
+    pub process_end: Receiver<()>,
 }
 
 impl Default for WorkerOptions {
@@ -64,6 +68,7 @@ impl Default for WorkerOptions {
             system_root: PathBuf::from("/"),
             drafting: Drafting::default(),
             realtime: RealtimeSettings::default(),
+            process_end: never(),
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use takt_engine::{
     EngineError,
     backend::{Backend, Capabilities},
@@ -105,6 +108,10 @@ pub struct Worker {
     facts: Facts,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the thread ends.
+    ended: Receiver<()>,
+    process_end: Receiver<()>,
+    is_reopening: Arc<AtomicBool>,
     heart: Arc<Heartbeat>,
     _watch: Watch,
 }
@@ -113,22 +120,36 @@ impl Worker {
     /// Starts the thread, opens the engine on it, warms it up and waits until it is ready.
     ///
     /// # Errors
-    /// Whatever `opener` or the warm-up reports.
+    /// Whatever `opener` or the warm-up reports; [`EngineError::Interrupted`] when the process is about to end. The thread then goes on until
+    /// `opener` returns, or dies with the process: opening writes nothing.
     pub fn spawn(opener: Opener, options: WorkerOptions) -> Result<Self, EngineError> {
         let (requests_in, requests) = bounded(options.queue_len.max(1));
         let (cancels_in, cancels) = bounded(MAX_CANCELS);
         let (stop_in, stop) = bounded(0);
         let (ready_in, ready) = bounded(1);
         let heart = Arc::new(Heartbeat::new(OPEN_ALLOWANCE));
-        let channels = Channels { requests, cancels, stop, heart: Arc::clone(&heart) };
-        let system_root = options.system_root.clone();
+        let is_reopening = Arc::new(AtomicBool::new(false));
+        let channels = Channels {
+            requests,
+            cancels,
+            stop,
+            heart: Arc::clone(&heart),
+            is_reopening: Arc::clone(&is_reopening),
+        };
+        let (ended_in, ended) = bounded::<()>(0);
+        let (system_root, process_end) = (options.system_root.clone(), options.process_end.clone());
         let thread = std::thread::Builder::new()
             .name(THREAD_NAME.into())
-            .spawn(move || work(opener, &options, &channels, &ready_in))
+            .spawn(move || {
+                let _ended = ended_in;
+                work(opener, &options, &channels, &ready_in);
+            })
             .map_err(|error| EngineError::Backend(format!("cannot start the worker thread: {error}")))?;
-        let facts = ready.recv().unwrap_or_else(|_| {
-            Err(EngineError::Backend("the worker stopped while opening the engine".into()))
-        })?;
+        let stopped = || EngineError::Backend("the worker stopped while opening the engine".into());
+        let facts = select_biased! {
+            recv(ready) -> facts => facts.unwrap_or_else(|_| Err(stopped())),
+            recv(process_end) -> _ => Err(EngineError::Interrupted),
+        }?;
         Ok(Self {
             sender: RequestSender::new(requests_in)
                 .with_cancels(cancels_in)
@@ -142,6 +163,9 @@ impl Worker {
             facts,
             stop: Some(stop_in),
             thread: Some(thread),
+            ended,
+            process_end,
+            is_reopening,
             heart,
         })
     }
@@ -178,7 +202,13 @@ impl Worker {
 
     fn stop_and_join(&mut self) {
         self.stop.take(); // SYNC POINT: the worker sees the closed channel at the next section boundary
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        let is_left = select_biased! {
+            recv(self.ended) -> _ => false,
+            // A section is waited for, not the minutes until an engine that failed is open again.
+            recv(self.process_end) -> _ => self.is_reopening.load(Ordering::SeqCst),
+        };
+        if !is_left {
             let _ = thread.join(); // a panic was reported where it was caught
         }
     }
@@ -196,13 +226,18 @@ struct Channels {
     /// Closed for shutdown; nothing is ever sent.
     stop: Receiver<()>,
     heart: Arc<Heartbeat>,
+    is_reopening: Arc<AtomicBool>,
 }
 
 impl Channels {
+    /// The worker is still wanted.
+    fn are_open(&self) -> bool {
+        matches!(self.stop.try_recv(), Err(TryRecvError::Empty))
+    }
+
     /// Nobody wants anything.
     fn are_quiet(&self) -> bool {
-        let is_open = matches!(self.stop.try_recv(), Err(crossbeam_channel::TryRecvError::Empty));
-        self.requests.is_empty() && is_open
+        self.requests.is_empty() && self.are_open()
     }
 }
 
@@ -219,7 +254,7 @@ fn work(
     ready: &Sender<Result<Facts, EngineError>>,
 ) {
     let refused = rt::apply(&options.realtime);
-    let mut core = match open(&mut opener, options, None) {
+    let mut core = match open(&mut opener, options, channels, None) {
         Ok((core, facts)) => {
             let _ = ready.send(Ok(Facts { refused, ..facts }));
             core
@@ -244,8 +279,16 @@ fn work(
                 let desk = Arc::clone(core.desk());
                 channels.heart.beat(OPEN_ALLOWANCE);
                 drop(core); // two engines at once may not fit into memory
-                match open(&mut opener, options, Some(desk)) {
+                // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
+                channels.is_reopening.store(true, Ordering::SeqCst);
+                if !channels.are_open() {
+                    break None;
+                }
+                let reopened = open(&mut opener, options, channels, Some(desk));
+                channels.is_reopening.store(false, Ordering::SeqCst);
+                match reopened {
                     Ok((reopened, _)) => core = reopened,
+                    Err(EngineError::Interrupted) => break None,
                     Err(error) => break Some(format!("{reason}; opening the engine again failed: {error}")),
                 }
             }
@@ -257,6 +300,7 @@ fn work(
 fn open(
     opener: &mut Opener,
     options: &WorkerOptions,
+    channels: &Channels,
     desk: Option<Arc<Desk>>,
 ) -> Result<(WorkerCore, Facts), EngineError> {
     let Opened { mut backend, text, manifest, draft, costs } = opener()?;
@@ -276,7 +320,8 @@ fn open(
     // Both before measuring: what changes meanwhile is noticed afterwards.
     let device_key = DeviceKey::new(&facts, &options.system_root);
     let desk = desk.map(|desk| (Arc::clone(&desk), desk.num_withdrawals()));
-    let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| true)?.unwrap_or_default();
+    let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| channels.are_open())?;
+    let measured = measured.ok_or(EngineError::Interrupted)?;
     let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
@@ -415,7 +460,7 @@ fn receive(core: &mut WorkerCore, channels: &Channels) -> bool {
     for id in cancels {
         core.cancel(id);
     }
-    matches!(channels.stop.try_recv(), Err(crossbeam_channel::TryRecvError::Empty))
+    channels.are_open()
 }
 
 /// Answers what was queued but never read; whoever submits later finds the channel closed.

@@ -1,7 +1,8 @@
 use std::sync::{Arc, Mutex};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use takt_node::request::{RequestSender, Status};
-use takt_node::ros::lifecycle::State;
+use takt_node::ros::lifecycle::{Change, State};
 use takt_node::ros::message::{
     ASK, Answer, ChangeStateRequest, ChangeStateResponse, ENGINE_INFO, EngineInfo, EngineInfoRequest,
     GetAvailableStatesResponse, GetAvailableTransitionsResponse, GetStateRequest, GetStateResponse, Message,
@@ -193,4 +194,46 @@ fn the_state_machine_is_told_whole() {
         managed.peer.service("get_available_states", TypeName::srv("lifecycle_msgs", "GetAvailableStates"));
     let states: GetAvailableStatesResponse = states.call(&GetStateRequest::default());
     assert_eq!(states.available_states.len(), 11);
+}
+
+/// An engine that is open only when `wanted` is closed, and then no longer wanted.
+struct Endless {
+    opening: Sender<()>,
+    wanted: Receiver<()>,
+}
+
+impl Engine for Endless {
+    fn open(&mut self) -> Result<Ready, String> {
+        self.opening.send(()).unwrap();
+        let _ = self.wanted.recv();
+        Err("interrupted".to_owned())
+    }
+
+    fn close(&mut self) {}
+}
+
+#[test]
+fn a_node_that_gives_opening_up_is_shut_down_in_order_and_who_asked_for_it_is_told() {
+    let options = private_options();
+    let transport = takt_node::ros::join(&options).unwrap();
+    let (opening_in, opening) = bounded(1);
+    let (end, wanted) = bounded::<()>(0);
+    let engine = Endless { opening: opening_in, wanted };
+    let settings = NodeSettings::new(transport.as_ref(), Box::new(engine), AskDefaults::default());
+    let node = RosNode::start(transport, settings).unwrap();
+    let peer = Peer::of(&options);
+    let change = peer.service("change_state", TypeName::srv("lifecycle_msgs", "ChangeState"));
+    std::thread::scope(|scope| {
+        let configured = scope.spawn(|| {
+            let mut request = ChangeStateRequest::default();
+            request.transition.label = "configure".to_owned();
+            change.call::<ChangeStateResponse>(&request).success
+        });
+        opening.recv().unwrap();
+        drop(end);
+        node.change(Change::ShutDown).unwrap();
+        assert_eq!(node.state(), State::Finalized);
+        assert!(!configured.join().unwrap());
+    });
+    node.close();
 }

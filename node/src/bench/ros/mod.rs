@@ -102,7 +102,10 @@ pub fn measure(
     tick("control loop without a node", 0.0);
     let alone = control_loop::run(settings.effort.loop_length, settings.loop_priority, None, cancelled)?;
     let mut control_loop = vec![LoopRow::new("no node", alone)];
-    let node = NodeProcess::start(settings.engine, settings.ros, settings.node_args)?;
+    let node = NodeProcess::start(settings.engine, settings.ros, settings.node_args, |_| {
+        tick("the node opens its engine", 0.0);
+        !cancelled.load(Ordering::Relaxed)
+    })?;
     let info = engine_info(settings.ros)?;
     let mut report = Report::new(settings, machine, &info);
     let mut halves = Halves { settings, cancelled, tick: &mut tick, num_done: 0 };

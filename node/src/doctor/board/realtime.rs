@@ -1,7 +1,7 @@
 //! What the board file's real-time settings need of the system.
 
 use super::{BoardFile, Finding, Machine, core_list, core_ranges};
-use crate::config::RealtimeSettings;
+use crate::{config::RealtimeSettings, rt::capabilities};
 
 pub(super) fn compare(file: &BoardFile, machine: &Machine<'_>) -> Vec<Finding> {
     let settings = file.config.realtime();
@@ -31,17 +31,18 @@ fn limits(settings: &RealtimeSettings, machine: &Machine<'_>) -> Finding {
     };
     let soft = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
     let (rtprio, memlock) = (soft("Max realtime priority"), soft("Max locked memory"));
-    let capabilities = machine.text("proc/self/status").unwrap_or_default();
-    let capabilities =
-        super::super::field(&capabilities, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    let holds = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
+    let status = machine.text("proc/self/status").unwrap_or_default();
+    let holds = |bit| capabilities::holds(&status, bit);
     let priority = settings.fifo_priority.unwrap_or(0);
-    let may_fifo = holds(super::super::limits::CAP_SYS_NICE)
+    let may_fifo = holds(capabilities::SYS_NICE)
         || rtprio.is_some_and(|most| {
             most == "unlimited" || most.parse::<u64>().is_ok_and(|most| most >= priority.into())
         });
-    let may_lock =
-        !settings.lock_memory || holds(super::super::limits::CAP_IPC_LOCK) || memlock == Some("unlimited");
+    let is_of_the_machine =
+        machine.text("proc/self/uid_map").is_none_or(|map| capabilities::is_of_the_machine(&map));
+    let may_lock = !settings.lock_memory
+        || memlock == Some("unlimited")
+        || holds(capabilities::IPC_LOCK) && is_of_the_machine;
     let found =
         format!("rtprio {}, memlock {} here", rtprio.unwrap_or("unknown"), memlock.unwrap_or("unknown"));
     if may_fifo && may_lock {
