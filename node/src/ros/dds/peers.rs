@@ -116,6 +116,20 @@ impl Peers {
         }
     }
 
+    /// Since when whoever is matched with `old` is matched with `new` too, the last of them; `None` while somebody is not.
+    pub fn follow(&self, old: GUID, new: GUID) -> Option<Option<Instant>> {
+        let state = self.lock();
+        let (old, new) = (state.matched.get(&old), state.matched.get(&new));
+        let since = |remote| new.and_then(|new| new.get(remote)).copied();
+        let all: Option<Vec<Instant>> = old.into_iter().flat_map(HashMap::keys).map(since).collect();
+        all.map(|all| all.into_iter().max())
+    }
+
+    /// Forgets an endpoint of this participant that is gone.
+    pub fn forget_local(&self, local: GUID) {
+        self.lock().matched.remove(&local);
+    }
+
     /// Whether `local` is matched with any endpoint of the client's participant.
     pub fn participant_matched(&self, local: GUID, client: &ClientIdentity) -> bool {
         self.lock().has_match(local, |guid| guid.prefix == client.request_writer.prefix)
