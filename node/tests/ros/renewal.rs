@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use rustdds::{DomainParticipant, DomainParticipantBuilder};
+use rustdds::no_key::DataReader;
+use rustdds::policy::{Durability, History};
+use rustdds::{DomainParticipant, DomainParticipantBuilder, QosPolicyBuilder, TopicKind};
+use serde::Deserialize;
 use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::{ASK, Message as _, STRING, encode_string};
 use takt_node::ros::presence::Guid;
@@ -98,22 +101,52 @@ fn clients_old_and_new_get_their_replies_across_renewals() {
     }
 }
 
+/// `rmw_dds_common/msg/ParticipantEntitiesInfo`.
+#[derive(Debug, Deserialize)]
+struct Entities {
+    _participant: Guid,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    _namespace: String,
+    _name: String,
+    _readers: Vec<Guid>,
+    writers: BTreeSet<Guid>,
+}
+
+fn announcements(onlooker: &DomainParticipant) -> DataReader<Entities> {
+    let qos = QosPolicyBuilder::new()
+        .reliable(rustdds::Duration::from_millis(100))
+        .durability(Durability::TransientLocal)
+        .history(History::KeepLast { depth: 1000 })
+        .build();
+    let ty = "rmw_dds_common::msg::dds_::ParticipantEntitiesInfo_".to_owned();
+    let topic = onlooker.create_topic("ros_discovery_info".to_owned(), ty, &qos, TopicKind::NoKey).unwrap();
+    onlooker.create_subscriber(&qos).unwrap().create_datareader_no_key_cdr(&topic, None).unwrap()
+}
+
 #[test]
 fn the_announcement_names_the_writers_that_are_there() {
     let options = dds_options();
     let (node, onlooker) = (node(&options), onlooker(&options));
+    let mut announcements = announcements(&onlooker);
     let publisher = node.publisher("/said", STRING, Qos::STREAM).unwrap();
     node.announce().unwrap();
-    let (robot, started) = (peer(&options, "robot"), Instant::now());
-    let mut writers = BTreeSet::new();
+    let (mut writers, started) = (BTreeSet::new(), Instant::now());
     while writers.len() < 3 {
         assert!(started.elapsed() < PATIENCE, "{} writers", writers.len());
         publisher.publish(&encode_string("?").unwrap()).unwrap();
         writers.extend(writers_of(&onlooker, "rt/said"));
+        std::thread::sleep(Duration::from_micros(500));
     }
-    let told = || robot.nodes_writers();
-    while told() != writers_of(&onlooker, "rt/said") {
-        assert!(started.elapsed() < PATIENCE, "told: {:?}", told());
-        std::thread::yield_now();
+    let mut told = BTreeSet::new();
+    while told.is_empty() || told != writers_of(&onlooker, "rt/said") {
+        assert!(started.elapsed() < PATIENCE, "told: {told:?}");
+        if let Some(sample) = announcements.take_next_sample().unwrap() {
+            told = sample.into_value().nodes.remove(0).writers;
+        }
+        std::thread::sleep(Duration::from_micros(500));
     }
 }

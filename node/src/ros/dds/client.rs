@@ -96,7 +96,9 @@ impl Call for Client {
         let entry = Entry { calls: Arc::clone(&self.calls), header };
         let (encapsulation, body) = message.split_at(message.len().min(4));
         let request = Payload([encapsulation, &header, body].concat());
-        self.writer.write(request, WriteOptions::default()).map_err(|error| write_error(&self.service, &error))?;
+        self.writer
+            .write(request, WriteOptions::default())
+            .map_err(|error| write_error(&self.service, &error))?;
         Ok(PendingCall { reply, _entry: Box::new(entry) })
     }
 }

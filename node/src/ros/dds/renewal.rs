@@ -9,6 +9,7 @@
 //!   what comes before a writer's first heartbeat, and only where there is a sample are heartbeats sent and answered. So the new
 //!   writer starts with a sample addressed to a reader that does not exist: every real one is told that it will not get it, and
 //!   acknowledges that.
+//!   A subscriber that is just coming may have heard of the old writer only: while somebody is, nothing changes.
 //! - *Nothing is reordered or doubled:* the old writer's last sample is acknowledged before the new one's first is written.
 //!
 //! As long as a reader stalls, or samples follow each other faster than they are acknowledged, the old writer goes on.
@@ -43,6 +44,8 @@ const NUM_FOR_NOBODY: i64 = 1;
 pub(super) struct Overlap {
     /// At least, from the last match on: best-effort readers give no sign.
     pub min: Duration,
+    /// At least since a participant came, which may know the old writer only.
+    pub arrival: Duration,
     /// After which readers that have not answered are taken to be there; `None` to wait for them.
     pub settled: Option<Duration>,
     /// At most; then the new one is given up.
@@ -50,9 +53,14 @@ pub(super) struct Overlap {
 }
 
 impl Overlap {
-    /// Readers that do not ask for a heartbeat get the first one after 1 s.
-    pub const TOPIC: Self =
-        Self { min: Duration::from_millis(100), settled: None, max: Duration::from_secs(3) };
+    /// Readers that do not ask for a heartbeat get the first one after 1 s. To tell each other all their endpoints takes two
+    /// participants less than that.
+    pub const TOPIC: Self = Self {
+        min: Duration::from_millis(100),
+        arrival: Duration::from_secs(1),
+        settled: None,
+        max: Duration::from_secs(5),
+    };
 }
 
 /// How a writer is made.
@@ -213,9 +221,7 @@ impl RenewedWriter {
         let mut renewal = self.lock_renewal();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let successor = match std::mem::take(&mut *renewal) {
-            Renewal::Beside { successor, since }
-                if self.is_caught_up(&current, &successor, since, now) =>
-            {
+            Renewal::Beside { successor, since } if self.is_caught_up(&current, &successor, since, now) => {
                 successor
             }
             other => {
@@ -257,27 +263,18 @@ impl RenewedWriter {
         }
     }
 
-    /// Whether whoever reads `old` has been matched with `new` for a while.
-    fn is_known(
-        &self,
-        old: &Writer,
-        new: &Writer,
-        since: Instant,
-        now: Instant,
-    ) -> bool {
+    /// Whether whoever reads `old`, or is about to, has been matched with `new` for a while.
+    fn is_known(&self, old: &Writer, new: &Writer, since: Instant, now: Instant) -> bool {
+        if self.peers.last_arrival().is_some_and(|arrival| now < arrival + self.overlap.arrival) {
+            return false;
+        }
         let matched = self.peers.follow(old.guid(), new.guid());
         matched.is_some_and(|matched| now >= matched.unwrap_or(since) + self.overlap.min)
     }
 
     /// Whether everything on both is acknowledged. The old one comes first: a reader that has acknowledged a sample of it is
     /// matched with the new one by then, which counts it.
-    fn is_caught_up(
-        &self,
-        old: &Writer,
-        new: &Writer,
-        since: Instant,
-        now: Instant,
-    ) -> bool {
+    fn is_caught_up(&self, old: &Writer, new: &Writer, since: Instant, now: Instant) -> bool {
         let is_settled = self.overlap.settled.is_some_and(|settled| now >= since + settled);
         is_acknowledged(old) && (is_settled || is_acknowledged(new))
     }

@@ -46,9 +46,9 @@ const MAX_WAITING: usize = 256;
 const ENCAPSULATION_LEN: usize = 4;
 /// rmw_cyclonedds: `uint64 client`, `int64 sequence`.
 pub(super) const HEADER_LEN: usize = 16;
-/// How long two reply writers stand side by side. Fast DDS clients that just look for the service do not see it meanwhile.
+/// How long two reply writers stand side by side; a client that is just coming is waited for with each reply. Fast DDS clients that just look for the service do not see it meanwhile.
 pub(super) const OVERLAP: Overlap =
-    Overlap { min: SETTLE, settled: Some(MAX_SETTLE), max: Duration::from_secs(1) };
+    Overlap { min: SETTLE, arrival: Duration::ZERO, settled: Some(MAX_SETTLE), max: Duration::from_secs(1) };
 /// First bytes of every identity of an Eclipse CycloneDDS participant.
 const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
 /// First half of the header that this crate's client puts before its requests, whatever the service. As the length of a
