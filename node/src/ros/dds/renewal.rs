@@ -100,7 +100,7 @@ enum Renewal {
         until: Instant,
     },
     Beside {
-        successor: Writer,
+        successor: Arc<Writer>,
         since: Instant,
     },
 }
@@ -229,7 +229,7 @@ impl RenewedWriter {
                 return None;
             }
         };
-        let old = std::mem::replace(&mut *current, Arc::new(successor));
+        let old = std::mem::replace(&mut *current, successor);
         self.num_written.store(NUM_FOR_NOBODY, Ordering::Relaxed);
         tracing::debug!(topic = %self.blueprint.topic.name(), old = ?old.guid(), new = ?current.guid(), "a writer was renewed");
         drop(current);
@@ -247,7 +247,7 @@ impl RenewedWriter {
             Ok::<_, String>(successor)
         };
         match begin() {
-            Ok(successor) => Renewal::Beside { successor, since: now },
+            Ok(successor) => Renewal::Beside { successor: Arc::new(successor), since: now },
             Err(error) => {
                 tracing::warn!(topic = %self.blueprint.topic.name(), "a writer could not be renewed: {error}");
                 Renewal::Resting { until: now + REST }
