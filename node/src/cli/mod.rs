@@ -78,9 +78,10 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
-/// What is logged without `RUST_LOG`, after the level of `--log-level`. The two silenced parts of rustdds call every orderly end
-/// on loopback an error.
-const LOG_FILTER: &str = "rustdds=error,rustdds::network::udp_listener=off,rustdds::dds::pubsub=off";
+/// What is logged without `RUST_LOG`, after the level of `--log-level`. Of the silenced parts of rustdds, two call every orderly end
+/// on loopback an error, and the third each renewal of a writer (`ros::dds::renewal`).
+const LOG_FILTER: &str =
+    "rustdds=error,rustdds::network::udp_listener=off,rustdds::dds::pubsub=off,rustdds::rtps::writer=off";
 
 /// Parses `args` (with the program's name first) and runs the command.
 ///

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use takt_node::ros::dds::DdsTransport;
 use takt_node::ros::message::{ASK, Message as _, STRING, decode_string, encode_string};
 use takt_node::ros::transport::{
     Call, Durability, OnRequest, Publish, Qos, Reliability, Respond, Subscription, Transport,
@@ -21,6 +22,8 @@ use super::{PATIENCE, next, private_options};
 struct Pair {
     server: TransportKind,
     client: TransportKind,
+    /// Of the built-in DDS: samples after which writers are renewed, if it is not to be what it always is.
+    renew_after: Option<i64>,
 }
 
 /// A domain of its own, and names in it.
@@ -39,7 +42,11 @@ impl Place {
     }
 
     fn join(&self, node_name: &str, transport: TransportKind) -> Box<dyn Transport> {
-        join(&RosOptions { node_name: node_name.to_owned(), transport, ..self.options.clone() }).unwrap()
+        let options = RosOptions { node_name: node_name.to_owned(), transport, ..self.options.clone() };
+        match self.pair.renew_after {
+            Some(after) => Box::new(DdsTransport::join_renewing(&options, after).unwrap()),
+            None => join(&options).unwrap(),
+        }
     }
 
     /// The side that publishes and serves.
@@ -351,13 +358,14 @@ fn a_name_is_claimed_once(pair: Pair) {
 }
 
 macro_rules! suite {
-    ($pair:ident, $server:ident, $client:ident: $($case:ident)*) => {
+    ($pair:ident, $server:ident, $client:ident, $renew_after:expr; $($case:ident)*) => {
         mod $pair {
             use super::{Pair, TransportKind};
 
             $(#[test]
             fn $case() {
-                super::$case(Pair { server: TransportKind::$server, client: TransportKind::$client });
+                let (server, client) = (TransportKind::$server, TransportKind::$client);
+                super::$case(Pair { server, client, renew_after: $renew_after });
             })*
         }
     };
@@ -365,8 +373,8 @@ macro_rules! suite {
 
 /// The whole suite.
 macro_rules! suites {
-    ($($pair:ident: $server:ident, $client:ident;)*) => {
-        $(suite! { $pair, $server, $client:
+    ($($pair:ident: $server:ident, $client:ident, $renew_after:expr;)*) => {
+        $(suite! { $pair, $server, $client, $renew_after;
             messages_of_any_size_arrive_whole_and_in_order
             late_subscribers_get_the_last_message_where_it_is_kept
             threads_publish_at_once
@@ -384,6 +392,6 @@ macro_rules! suites {
     };
 }
 
-suites! { dds: Dds, Dds; }
+suites! { dds: Dds, Dds, None; dds_renewing_all_the_time: Dds, Dds, Some(5); }
 #[cfg(feature = "r2r")]
-suites! { rcl: Rcl, Rcl; dds_serves_rcl: Dds, Rcl; }
+suites! { rcl: Rcl, Rcl, None; dds_serves_rcl: Dds, Rcl, None; }

@@ -10,6 +10,7 @@ mod enhanced;
 mod lifecycle;
 mod names;
 mod parameters;
+mod renewal;
 mod service;
 mod topics;
 mod typed;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use rustdds::dds::result::WriteError;
-use rustdds::{GUID, RTPSEntity};
+use rustdds::{GUID, WriteOptions};
 
-use super::Writer;
 use super::payload::Payload;
 use super::peers::Peers;
+use super::renewal::RenewedWriter;
 use super::server::{HEADER_LEN, OWN_HEADER};
 use crate::ros::RosError;
 use crate::ros::transport::{Call, PendingCall};
@@ -63,7 +63,7 @@ impl Calls {
 
 pub(super) struct Client {
     pub service: String,
-    pub writer: Writer,
+    pub writer: Arc<RenewedWriter>,
     /// Reader of its replies.
     pub reader: GUID,
     pub calls: Arc<Calls>,
@@ -96,7 +96,9 @@ impl Call for Client {
         let entry = Entry { calls: Arc::clone(&self.calls), header };
         let (encapsulation, body) = message.split_at(message.len().min(4));
         let request = Payload([encapsulation, &header, body].concat());
-        self.writer.write(request, None).map_err(|error| write_error(&self.service, &error))?;
+        self.writer
+            .write(request, WriteOptions::default())
+            .map_err(|error| write_error(&self.service, &error))?;
         Ok(PendingCall { reply, _entry: Box::new(entry) })
     }
 }

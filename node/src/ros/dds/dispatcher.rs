@@ -12,9 +12,11 @@ use rustdds::no_key::SimpleDataReader;
 use rustdds::rpc::SampleIdentity;
 use rustdds::{DomainParticipant, DomainParticipantStatusListener, GUID, SequenceNumber, StatusEvented};
 
+use super::announcement::Announcement;
 use super::first_message::FirstMessages;
 use super::payload::{AsIs, Payload};
 use super::peers::Peers;
+use super::renewal::{Look, RenewedWriter};
 use super::server::Server;
 use crate::ros::RosError;
 
@@ -35,6 +37,8 @@ pub(super) type OnSample = Box<dyn FnMut(Sample) + Send>;
 enum Command {
     Listen(Box<Reader>, OnSample),
     Serve(Arc<Server>),
+    Renew(Arc<RenewedWriter>),
+    Repeat(Arc<Announcement>),
     Stop,
 }
 
@@ -65,8 +69,19 @@ impl Dispatcher {
             status.as_status_source_mio1().register(poll.registry(), STATUS, Interest::READABLE)?;
             // A handful of endpoints are made at start; nobody waits on this channel for long.
             let (commands, inbox) = crossbeam_channel::bounded(64);
-            let (readers, servers) = (Vec::new(), Vec::new());
-            let event_loop = EventLoop { poll, status, peers, first_messages, inbox, readers, servers };
+            let (readers, servers, writers) = (Vec::new(), Vec::new(), Vec::new());
+            let announcement = None;
+            let event_loop = EventLoop {
+                poll,
+                status,
+                peers,
+                first_messages,
+                inbox,
+                readers,
+                servers,
+                writers,
+                announcement,
+            };
             let thread =
                 std::thread::Builder::new().name("takt-ros".to_owned()).spawn(|| event_loop.run())?;
             Ok(Self { commands, waker, thread: Some(thread) })
@@ -85,6 +100,16 @@ impl Dispatcher {
     /// Sends `server`'s waiting replies when they become due.
     pub fn serve(&self, server: Arc<Server>) -> Result<(), RosError> {
         self.send(Command::Serve(server))
+    }
+
+    /// Renews `writer` when it is time.
+    pub fn renew(&self, writer: Arc<RenewedWriter>) -> Result<(), RosError> {
+        self.send(Command::Renew(writer))
+    }
+
+    /// Repeats `announcement` whenever a writer is renewed.
+    pub fn repeat(&self, announcement: Arc<Announcement>) -> Result<(), RosError> {
+        self.send(Command::Repeat(announcement))
     }
 
     /// Wakes the thread up from elsewhere.
@@ -122,6 +147,8 @@ struct EventLoop {
     inbox: Receiver<Command>,
     readers: Vec<(Box<Reader>, OnSample)>,
     servers: Vec<Arc<Server>>,
+    writers: Vec<Arc<RenewedWriter>>,
+    announcement: Option<Arc<Announcement>>,
 }
 
 impl EventLoop {
@@ -169,6 +196,8 @@ impl EventLoop {
                     self.readers.push((reader, on_sample));
                 }
                 Command::Serve(server) => self.servers.push(server),
+                Command::Renew(writer) => self.writers.push(writer),
+                Command::Repeat(announcement) => self.announcement = Some(announcement),
                 Command::Stop => return false,
             }
         }
@@ -179,8 +208,21 @@ impl EventLoop {
     fn flush(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let replies = self.servers.iter().filter_map(|server| server.flush(now));
-        let next_due = replies.chain(self.first_messages.flush(now)).min()?;
+        let next_due = replies.chain(self.first_messages.flush(now)).chain(self.renew(now)).min()?;
         Some(next_due.saturating_duration_since(now).max(Duration::from_millis(1)))
+    }
+
+    /// Renews the writers that are due; when the next is to be looked at.
+    fn renew(&self, now: Instant) -> Option<Instant> {
+        let of_servers = self.servers.iter().map(|server| server.renew(now));
+        let looks: Vec<Look> =
+            of_servers.chain(self.writers.iter().map(|writer| writer.renew(now))).collect();
+        if let Some(announcement) = &self.announcement
+            && looks.contains(&Look::Renewed)
+        {
+            announcement.repeat();
+        }
+        looks.iter().filter_map(Look::again_at).min()
     }
 }
 

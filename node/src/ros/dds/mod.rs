@@ -1,35 +1,39 @@
 //! The default transport: ROS 2's wire protocol through `rustdds`, with nothing of ROS 2 installed.
 
+mod announcement;
 mod client;
 mod dispatcher;
 mod first_message;
 mod long_reply;
 mod payload;
 mod peers;
+mod renewal;
 mod server;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustdds::dds::result::CreateError;
-use rustdds::no_key::DataWriter;
 use rustdds::policy;
 use rustdds::{
     DomainParticipant, DomainParticipantBuilder, GUID, QosPolicies, QosPolicyBuilder, RTPSEntity, TopicKind,
+    WriteOptions,
 };
 
+use self::announcement::Announcement;
 use self::client::{Calls, Client, write_error};
 use self::dispatcher::{Dispatcher, OnSample, Reader};
 use self::first_message::FirstMessages;
 use self::long_reply::LongReplies;
 use self::payload::{AsIs, Payload};
 use self::peers::Peers;
+use self::renewal::{Blueprint, NEVER, Overlap, RENEW_AFTER, RenewedWriter};
 use self::server::Server;
 use super::name::{reply_topic, request_topic, topic};
-use super::options::{EnvironmentRange, GidLen, RosOptions};
-use super::presence::{self, Guid, NodeEntities, ParticipantEntities};
+use super::options::{EnvironmentRange, RosOptions};
+use super::presence::{self, Guid, ParticipantEntities};
 use super::transport::{
     Call, Durability, OnMessage, OnRequest, Publish, Qos, Reliability, Subscription, Transport,
 };
@@ -47,27 +51,15 @@ const PRESENCES_QOS: Qos = Qos { depth: 1000, ..PRESENCE_QOS };
 pub struct DdsTransport {
     // Dropped first: it owns the readers and every callback.
     dispatcher: Dispatcher,
-    presence: DataWriter<Payload, AsIs>,
-    endpoints: Mutex<Endpoints>,
+    announcement: Arc<Announcement>,
     publisher: rustdds::Publisher,
     subscriber: rustdds::Subscriber,
     participant: Arc<DomainParticipant>,
     peers: Arc<Peers>,
     node: NodeName,
-    /// Whether the node is up, as opposed to claiming its name.
-    announced: Arc<AtomicBool>,
-    gid_len: GidLen,
     long_replies: Arc<LongReplies>,
-}
-
-type Writer = Arc<DataWriter<Payload, AsIs>>;
-
-/// What `ros2 node info` shows of this node.
-#[derive(Default)]
-struct Endpoints {
-    readers: Vec<GUID>,
-    writers: Vec<Writer>,
-    servers: Vec<Arc<Server>>,
+    /// Samples after which volatile writers are renewed.
+    renew_after: i64,
 }
 
 impl std::fmt::Debug for DdsTransport {
@@ -82,6 +74,15 @@ impl DdsTransport {
     /// # Errors
     /// [`RosError::Name`], [`RosError::Transport`].
     pub fn join(options: &RosOptions) -> Result<Self, RosError> {
+        Self::join_renewing(options, RENEW_AFTER)
+    }
+
+    /// As [`Self::join`], with writers that are replaced by fresh ones after `renew_after` samples each, which nobody should
+    /// notice: for tests.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub fn join_renewing(options: &RosOptions, renew_after: i64) -> Result<Self, RosError> {
         let node = options.node()?;
         if options.environment_range == EnvironmentRange::Off {
             return Err(RosError::Option {
@@ -103,7 +104,9 @@ impl DdsTransport {
         let long_replies = Arc::new(LongReplies::new(&participant, options)?);
         let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers), first_messages)?;
         let ty = presence::TYPE.message();
-        let presence = create_writer(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?;
+        let presence = blueprint(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?
+            .build()
+            .map_err(|error| writing(presence::TOPIC, &error))?;
         let presences = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;
         let announced = Arc::new(AtomicBool::new(false));
         let watch = Watch {
@@ -113,45 +116,48 @@ impl DdsTransport {
             peers: Arc::clone(&peers),
         };
         dispatcher.listen(presences, Box::new(move |sample| watch.note(&sample.message)))?;
-        let (endpoints, gid_len) = (Mutex::default(), options.gid_len);
+        let announcement = Arc::new(Announcement {
+            presence,
+            participant: participant.guid().to_bytes(),
+            node: node.clone(),
+            gid_len: options.gid_len,
+            announced,
+            endpoints: Mutex::default(),
+        });
+        dispatcher.repeat(Arc::clone(&announcement))?;
         Ok(Self {
             dispatcher,
-            presence,
-            endpoints,
+            announcement,
             publisher,
             subscriber,
             participant,
             peers,
             node,
-            announced,
-            gid_len,
             long_replies,
+            renew_after,
         })
     }
 
-    fn send_presence(&self, node: NodeEntities) -> Result<(), RosError> {
-        let entities =
-            ParticipantEntities { participant: self.participant.guid().to_bytes(), nodes: vec![node] };
-        let message = entities
-            .encode(self.gid_len)
-            .map_err(|error| RosError::Message { what: presence::TOPIC, error })?;
-        let sent = self.presence.write(Payload(message), None);
-        sent.map_err(|error| write_error(presence::TOPIC, &error))
-    }
-
-    fn create_writer(&self, topic: &str, ty: &str, qos: Qos) -> Result<Writer, RosError> {
-        let writer = Arc::new(create_writer(&self.participant, &self.publisher, topic, ty, qos)?);
-        self.endpoints().writers.push(Arc::clone(&writer));
+    fn create_writer(
+        &self,
+        topic: &str,
+        ty: &str,
+        qos: Qos,
+        renew_after: i64,
+        overlap: Overlap,
+    ) -> Result<Arc<RenewedWriter>, RosError> {
+        let blueprint = blueprint(&self.participant, &self.publisher, topic, ty, qos)?;
+        let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
+        let writer = RenewedWriter::new(blueprint, renew_after, overlap, peers, waker)
+            .map_err(|error| writing(topic, &error))?;
+        let writer = Arc::new(writer);
+        self.announcement.endpoints().writers.push(Arc::clone(&writer));
         Ok(writer)
-    }
-
-    fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn create_reader(&self, topic: &str, ty: &str, qos: Qos) -> Result<Reader, RosError> {
         let reader = create_reader(&self.participant, &self.subscriber, topic, ty, qos)?;
-        self.endpoints().readers.push(reader.guid());
+        self.announcement.endpoints().readers.push(reader.guid());
         Ok(reader)
     }
 }
@@ -163,7 +169,7 @@ impl Transport for DdsTransport {
 
     /// Of two that claim a name at once, the one with the smaller identity keeps it.
     fn claim_name(&self, window: Duration) -> Result<(), RosError> {
-        self.send_presence(NodeEntities::claim(&self.node))?;
+        self.announcement.claim()?;
         let own = self.participant.guid().to_bytes();
         let taken = self.peers.wait_for(window, |state| {
             state.namesakes(&self.node).any(|(other, node)| !node.is_claim() || other < own)
@@ -178,7 +184,11 @@ impl Transport for DdsTransport {
     }
 
     fn publisher(&self, name: &str, message: TypeName, qos: Qos) -> Result<Box<dyn Publish>, RosError> {
-        let writer = self.create_writer(&topic(name), &message.message(), qos)?;
+        let is_volatile = qos.durability == Durability::Volatile;
+        let renew_after = if is_volatile { self.renew_after } else { NEVER };
+        let writer =
+            self.create_writer(&topic(name), &message.message(), qos, renew_after, Overlap::TOPIC)?;
+        self.dispatcher.renew(Arc::clone(&writer))?;
         Ok(Box::new(Topic { name: name.to_owned(), endpoint: writer, peers: Arc::clone(&self.peers) }))
     }
 
@@ -202,21 +212,23 @@ impl Transport for DdsTransport {
         blank: &[u8],
         mut on_request: OnRequest,
     ) -> Result<(), RosError> {
-        let writer = self.create_writer(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
+        let (topic, overlap) = (reply_topic(service), server::OVERLAP);
+        let writer = self.create_writer(&topic, &ty.response(), Qos::DEFAULT, self.renew_after, overlap)?;
         let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server =
             Arc::new(Server::new(service, blank, writer, peers, waker, Arc::clone(&self.long_replies)));
         server.send_to_nobody();
         self.dispatcher.serve(Arc::clone(&server))?;
-        self.endpoints().servers.push(Arc::clone(&server));
+        self.announcement.endpoints().servers.push(Arc::clone(&server));
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));
         self.dispatcher.listen(reader, on_sample)
     }
 
     fn client(&self, service: &str, ty: TypeName) -> Result<Box<dyn Call>, RosError> {
         let reader = self.create_reader(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
-        let writer = self.create_writer(&request_topic(service), &ty.request(), Qos::DEFAULT)?;
+        let (topic, overlap) = (request_topic(service), Overlap::TOPIC);
+        let writer = self.create_writer(&topic, &ty.request(), Qos::DEFAULT, NEVER, overlap)?;
         let calls = Arc::new(Calls::new(self.participant.guid()));
         let waiting = Arc::clone(&calls);
         let (service, peers, reader_guid) = (service.to_owned(), Arc::clone(&self.peers), reader.guid());
@@ -225,26 +237,20 @@ impl Transport for DdsTransport {
     }
 
     fn announce(&self) -> Result<(), RosError> {
-        let mut node = NodeEntities::claim(&self.node);
-        let endpoints = self.endpoints();
-        node.readers = endpoints.readers.iter().map(|guid| guid.to_bytes()).collect();
-        node.writers = endpoints.writers.iter().map(|writer| writer.guid().to_bytes()).collect();
-        drop(endpoints);
-        self.announced.store(true, Ordering::Release);
-        self.send_presence(node)
+        self.announcement.tell()
     }
 
     fn wait_delivered(&self, timeout: Duration) -> bool {
         let end = Instant::now() + timeout;
         let (servers, writers) = {
-            let endpoints = self.endpoints();
+            let endpoints = self.announcement.endpoints();
             (endpoints.servers.clone(), endpoints.writers.clone())
         };
         let flushed =
             servers.iter().all(|server| server.wait_flushed(end.saturating_duration_since(Instant::now())));
         let acknowledged = writers.iter().all(|writer| {
             let left = end.saturating_duration_since(Instant::now());
-            writer.wait_for_acknowledgments(left).unwrap_or(false)
+            writer.wait_acknowledged(left)
         });
         flushed && acknowledged
     }
@@ -263,15 +269,15 @@ impl<E> std::fmt::Debug for Topic<E> {
     }
 }
 
-impl Publish for Topic<Writer> {
+impl Publish for Topic<Arc<RenewedWriter>> {
     fn publish(&self, message: &[u8]) -> Result<(), RosError> {
-        let sent = self.endpoint.write(Payload(message.to_vec()), None);
-        sent.map_err(|error| write_error(&self.name, &error))
+        let sent = self.endpoint.write(Payload(message.to_vec()), WriteOptions::default());
+        sent.map_err(|error| write_error(&self.name, &error))?;
+        Ok(())
     }
 
     fn wait_for_subscriber(&self, timeout: Duration) -> bool {
-        let writer = self.endpoint.guid();
-        self.peers.wait_for(timeout, |state| state.has_match(writer, |_| true))
+        self.peers.wait_for(timeout, |state| state.has_match(self.endpoint.guid(), |_| true))
     }
 }
 
@@ -335,19 +341,22 @@ fn policies(qos: Qos) -> QosPolicies {
         .build()
 }
 
-fn create_writer(
+fn blueprint(
     participant: &DomainParticipant,
     publisher: &rustdds::Publisher,
     name: &str,
     ty: &str,
     qos: Qos,
-) -> Result<DataWriter<Payload, AsIs>, RosError> {
-    let create = || {
-        let topic =
-            participant.create_topic(name.to_owned(), ty.to_owned(), &policies(qos), TopicKind::NoKey)?;
-        publisher.create_datawriter_no_key::<Payload, AsIs>(&topic, Some(policies(qos)))
-    };
-    create().map_err(|error| create_error(&format!("writing {name}"), &error))
+) -> Result<Blueprint, RosError> {
+    let qos = policies(qos);
+    let topic = participant
+        .create_topic(name.to_owned(), ty.to_owned(), &qos, TopicKind::NoKey)
+        .map_err(|error| writing(name, &error))?;
+    Ok(Blueprint { publisher: publisher.clone(), topic, qos })
+}
+
+fn writing(topic: &str, error: &CreateError) -> RosError {
+    create_error(&format!("writing {topic}"), error)
 }
 
 fn create_reader(

@@ -26,6 +26,8 @@ pub(super) struct PeerState {
     matched: HashMap<GUID, HashMap<GUID, Instant>>,
     /// rmw_cyclonedds marks a client's request writer and reply reader with the same key.
     client_keys: HashMap<GUID, Vec<u8>>,
+    /// When another participant was discovered last.
+    last_arrival: Option<Instant>,
     /// Nodes of each other participant, by its identity's prefix.
     nodes: HashMap<[u8; 12], ParticipantEntities>,
 }
@@ -64,6 +66,7 @@ impl Peers {
                     .entry(remote_writer)
                     .or_insert_with(Instant::now);
             }
+            Event::ParticipantDiscovered { .. } => state.last_arrival = Some(Instant::now()),
             Event::ReaderDetected { reader } => state.note_key(&reader),
             Event::WriterDetected { writer } => state.note_key(&writer),
             Event::ReaderLost { guid, .. } | Event::WriterLost { guid, .. } => {
@@ -114,6 +117,25 @@ impl Peers {
             Some(key) => latest(remotes, |guid| state.client_keys.get(&guid) == Some(key)),
             None => latest(remotes, |guid| guid.prefix == client.request_writer.prefix),
         }
+    }
+
+    /// Since when whoever is matched with `old` is matched with `new` too, the last of them; `None` while somebody is not.
+    pub fn follow(&self, old: GUID, new: GUID) -> Option<Option<Instant>> {
+        let state = self.lock();
+        let (old, new) = (state.matched.get(&old), state.matched.get(&new));
+        let since = |remote| new.and_then(|new| new.get(remote)).copied();
+        let all: Option<Vec<Instant>> = old.into_iter().flat_map(HashMap::keys).map(since).collect();
+        all.map(|all| all.into_iter().max())
+    }
+
+    /// When another participant came last.
+    pub fn last_arrival(&self) -> Option<Instant> {
+        self.lock().last_arrival
+    }
+
+    /// Forgets an endpoint of this participant that is gone.
+    pub fn forget_local(&self, local: GUID) {
+        self.lock().matched.remove(&local);
     }
 
     /// Whether `local` is matched with any endpoint of the client's participant.
@@ -215,6 +237,20 @@ mod tests {
         assert!(peers.client_matched_at(local, &untold).is_some());
         reader_matched(&peers, local, guid(2, 4));
         assert!(peers.client_matched_at(local, &told).is_some());
+    }
+
+    #[test]
+    fn a_writer_follows_another_once_all_its_readers_are_matched() {
+        let (peers, old, new) = (Peers::default(), guid(1, 1), guid(1, 2));
+        assert_eq!(peers.follow(old, new), Some(None), "nobody is left behind");
+        reader_matched(&peers, old, guid(2, 4));
+        reader_matched(&peers, old, guid(3, 4));
+        reader_matched(&peers, new, guid(2, 4));
+        assert_eq!(peers.follow(old, new), None);
+        reader_matched(&peers, new, guid(3, 4));
+        assert!(peers.follow(old, new).flatten().is_some());
+        peers.forget_local(new);
+        assert_eq!(peers.follow(old, new), None);
     }
 
     #[test]

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use rustdds::mio1::Waker;
 use rustdds::rpc::SampleIdentity;
-use rustdds::{GUID, RTPSEntity, SequenceNumber, WriteOptionsBuilder};
+use rustdds::{GUID, SequenceNumber, WriteOptionsBuilder};
 
-use super::Writer;
 use super::dispatcher::Sample;
 use super::long_reply::{LongReplies, LongReply, MAX_LONG_REPLY_LEN};
 use super::payload::Payload;
 use super::peers::{ClientIdentity, Peers};
+use super::renewal::{Look, Overlap, RenewedWriter};
 use crate::ros::name::reply_topic;
 use crate::ros::transport::{OnRequest, Respond};
 
@@ -46,6 +46,9 @@ const MAX_WAITING: usize = 256;
 const ENCAPSULATION_LEN: usize = 4;
 /// rmw_cyclonedds: `uint64 client`, `int64 sequence`.
 pub(super) const HEADER_LEN: usize = 16;
+/// How long two reply writers stand side by side; a client that is just coming is waited for with each reply. Fast DDS clients that just look for the service do not see it meanwhile.
+pub(super) const OVERLAP: Overlap =
+    Overlap { min: SETTLE, arrival: Duration::ZERO, settled: Some(MAX_SETTLE), max: Duration::from_secs(1) };
 /// First bytes of every identity of an Eclipse CycloneDDS participant.
 const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
 /// First half of the header that this crate's client puts before its requests, whatever the service. As the length of a
@@ -59,7 +62,7 @@ pub(super) struct Server {
     service: String,
     /// A whole reply that says nothing.
     blank: Payload,
-    writer: Writer,
+    writer: Arc<RenewedWriter>,
     sent: Mutex<Sent>,
     long_replies: Arc<LongReplies>,
     peers: Arc<Peers>,
@@ -126,7 +129,7 @@ impl Server {
     pub fn new(
         service: &str,
         blank: &[u8],
-        writer: Writer,
+        writer: Arc<RenewedWriter>,
         peers: Arc<Peers>,
         waker: Arc<Waker>,
         long_replies: Arc<LongReplies>,
@@ -233,6 +236,23 @@ impl Server {
         self.settle(&mut sent).is_err().then(|| now + LOST_AFTER)
     }
 
+    /// Takes the next step towards a fresh writer, if it is time; whether it has taken over, and when to look again otherwise.
+    pub fn renew(&self, now: Instant) -> Look {
+        let look = self.writer.look(now);
+        if look != Look::Ready {
+            return look;
+        }
+        // While nothing is held back under a number of the old one, or for a reader that may know the old one only.
+        let waiting = self.lock_waiting();
+        let mut sent = self.lock_sent();
+        let is_quiet = waiting.is_empty() && sent.owed.is_none();
+        let Some(num_samples) = is_quiet.then(|| self.writer.switch(now)).flatten() else {
+            return Look::again_after(now);
+        };
+        *sent = Sent { num_samples, owed: None };
+        Look::Renewed
+    }
+
     fn due(&self, to: &Return, now: Instant) -> Due {
         let give_up = to.arrived + MAX_WAIT;
         match self.peers.client_matched_at(self.writer.guid(), &to.client) {
@@ -256,7 +276,7 @@ impl Server {
         if matches!(mapping, Mapping::Enhanced(_)) {
             return now;
         }
-        let heard = now >= latest || self.writer.wait_for_acknowledgments(Duration::ZERO).unwrap_or(true);
+        let heard = now >= latest || self.writer.wait_acknowledged(Duration::ZERO);
         if heard { now } else { (now + LOOK_AGAIN).min(latest) }
     }
 
@@ -322,7 +342,7 @@ impl Server {
         related: Option<SampleIdentity>,
     ) -> Result<(), WriteError> {
         let options = WriteOptionsBuilder::new().related_sample_identity_opt(related).build();
-        let sample = self.writer.write_with_options(message, options)?;
+        let sample = self.writer.write(message, options)?;
         *sent = Sent { num_samples: sample.sequence_number.into(), owed: None };
         Ok(())
     }
