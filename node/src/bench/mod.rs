@@ -1,7 +1,8 @@
 //! `takt bench`: how fast a model runs here, beside how fast this machine reads memory; how well deadlines are kept; what speculation
-//! brings; and what asking over ROS 2 costs.
+//! brings; what asking over ROS 2 costs; and how a rival does beside it.
 
 mod busy_threads;
+pub mod compare;
 pub mod deadlines;
 pub mod forms;
 mod measure;

@@ -17,7 +17,7 @@ use takt_engine::{
 };
 
 use super::{
-    CliError,
+    CliError, bench_compare,
     bench_deadlines::{self, DeadlineBench},
     bench_ros::{self, RosBenchArgs},
     bench_speculation::{self, SpeculationArgs},
@@ -27,7 +27,9 @@ use super::{
     paint, print_json,
 };
 use crate::bench::{
-    Decode, PowerMeter, Prefill, Sustained, decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
+    Decode, PowerMeter, Prefill, Sustained,
+    compare::{Comparison, rival::LlamaBench},
+    decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
 };
 
 /// Prompts read; the median counts.
@@ -38,7 +40,7 @@ const NUM_WARM_STEPS: usize = 4;
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg\n          takt bench --ros --plot ros.svg"
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg\n          takt bench --ros --plot ros.svg\n          takt bench --shape qwen3-0.6b --compare llama-bench=llama.cpp/llama-bench,model=llama.cpp/qwen3-0.6b-q4_0.gguf"
 )]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
 #[command(group = clap::ArgGroup::new("drawn").args(["speculation", "ros"]))]
@@ -64,6 +66,12 @@ pub(super) struct BenchArgs {
     /// Then decode for this long and report speed over time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     sustained: Option<Duration>,
+    /// Instead: beside llama.cpp, in turn: llama-bench=PATH,model=FILE.gguf
+    #[arg(long, value_name = "RIVAL", conflicts_with_all = ["sustained", "deadlines", "speculation", "ros"])]
+    compare: Option<String>,
+    /// With --compare: how often each side is measured; medians count
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "compare", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
     /// Instead: how well deadlines are kept, in virtual time against other policies and in real time
     #[arg(long, requires = "dir")]
     deadlines: bool,
@@ -157,7 +165,14 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         let node_args = args.ros.node_args(&args.engine)?;
         return bench_ros::run(&args.ros, args.dir.as_deref(), &node_args, plot, args.json, interrupt);
     }
+    let rival = args.compare.as_deref().map(LlamaBench::parse).transpose();
+    let rival = rival.map_err(|error| CliError::Usage(error.to_string()))?;
     let mut loaded = load(args)?;
+    if let Some(rival) = rival {
+        let (prompt_len, num_tokens, num_rounds) = (args.prompt_len, args.tokens, usize::from(args.rounds));
+        let comparison = Comparison { rival, prompt_len, num_tokens, num_rounds };
+        return bench_compare::run(&loaded.name, loaded.backend.as_mut(), &comparison, args.json, interrupt);
+    }
     let measured = measure(args, &mut loaded, interrupt)?;
     if args.json {
         return print_json(&as_json(&loaded, &measured));

@@ -9,6 +9,7 @@ mod say;
 mod ask;
 mod bag_report;
 mod bench;
+mod bench_compare;
 mod bench_deadlines;
 mod bench_ros;
 mod bench_speculation;
