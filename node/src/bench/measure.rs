@@ -18,6 +18,10 @@ use takt_engine::{
 
 use crate::demo::percentile;
 
+/// Prompts read; the median counts.
+pub const NUM_PREFILLS: usize = 3;
+/// Decode steps before those that count.
+pub const NUM_WARM_STEPS: usize = 4;
 /// Bytes of the read probe: far beyond last-level caches of embedded processors and of most servers.
 const PROBE_BYTES: usize = 256 << 20;
 /// Reads of the probe; the best counts, since other processes can only slow it down.

@@ -11,5 +11,8 @@ pub mod speculation;
 mod svg;
 mod system;
 
-pub use measure::{Decode, Prefill, Sustained, Window, decode, prefill, read_bandwidth, sustain};
+pub use measure::{
+    Decode, NUM_PREFILLS, NUM_WARM_STEPS, Prefill, Sustained, Window, decode, prefill, read_bandwidth,
+    sustain,
+};
 pub use system::{PowerMeter, peak_rss_bytes};

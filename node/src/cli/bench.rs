@@ -27,15 +27,10 @@ use super::{
     paint, print_json,
 };
 use crate::bench::{
-    Decode, PowerMeter, Prefill, Sustained,
+    Decode, NUM_PREFILLS, NUM_WARM_STEPS, PowerMeter, Prefill, Sustained,
     compare::{Comparison, rival::LlamaBench},
     decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
 };
-
-/// Prompts read; the median counts.
-const NUM_PREFILLS: usize = 3;
-/// Decode steps before those that count.
-const NUM_WARM_STEPS: usize = 4;
 
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]

@@ -86,7 +86,7 @@ impl Compared {
             "model": name, "prompt_len": comparison.prompt_len, "tokens": comparison.num_tokens, "rounds": rounds.len(),
             "rival": {
                 "program": "llama-bench", "build": rival.map(|rival| &rival.build), "model": rival.map(|rival| &rival.model),
-                "file": comparison.rival.model_name(), "model_bytes": rival.map(|rival| rival.model_bytes),
+                "file": comparison.rival.model, "model_bytes": rival.map(|rival| rival.model_bytes),
             },
             "decode_tok_s": self.decode.as_json(), "prefill_tok_s": self.prefill.as_json(),
             "bandwidth_share": self.share.as_json(),

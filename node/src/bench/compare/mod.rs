@@ -2,15 +2,10 @@
 
 pub mod rival;
 
-use takt_engine::{EngineError, backend::Backend};
+use takt_engine::{EngineError, backend::Backend, kv::LaneId};
 
 use self::rival::{LlamaBench, RivalError, RivalRun};
-use super::{decode, prefill, read_bandwidth};
-
-/// Decode steps before those that count.
-const NUM_WARM_STEPS: usize = 4;
-/// Prompts read a round; the median counts.
-const NUM_PREFILLS: usize = 3;
+use super::{NUM_PREFILLS, NUM_WARM_STEPS, decode, prefill, read_bandwidth};
 
 /// What is compared.
 #[derive(Debug, Clone)]
@@ -34,7 +29,7 @@ pub struct Round {
     pub decode_tok_s: f64,
     /// The rival's.
     pub rival: RivalRun,
-    /// Bytes a second that the machine read between the two.
+    /// Bytes a second that the machine read right after ours.
     pub read_bandwidth: f64,
 }
 
@@ -91,16 +86,10 @@ impl Comparison {
         for round_idx in 0..self.num_rounds {
             let theirs = || self.rival.run(self.prompt_len, self.num_tokens, num_threads);
             // Who comes first changes: the first of a round may meet a cooler processor.
-            let (ours, rival, read_bandwidth) = if round_idx % 2 == 0 {
-                let ours = self.ours(backend)?;
-                let bandwidth = read_bandwidth(num_threads)?;
-                (ours, theirs()?, bandwidth)
-            } else {
-                let rival = theirs()?;
-                let bandwidth = read_bandwidth(num_threads)?;
-                (self.ours(backend)?, rival, bandwidth)
-            };
-            let (prefill_tok_s, decode_tok_s) = ours;
+            let rival_first = (round_idx % 2 == 1).then(theirs).transpose()?;
+            let (prefill_tok_s, decode_tok_s) = self.ours(backend)?;
+            let read_bandwidth = read_bandwidth(num_threads)?;
+            let rival = rival_first.map_or_else(theirs, Ok)?;
             let round = Round { prefill_tok_s, decode_tok_s, rival, read_bandwidth };
             let go_on = on_round(&round);
             rounds.push(round);
@@ -115,7 +104,7 @@ impl Comparison {
     fn ours(&self, backend: &mut dyn Backend) -> Result<(f64, f64), EngineError> {
         let prefill = prefill(backend, self.prompt_len, NUM_PREFILLS)?;
         // As llama-bench decodes: from an empty context.
-        backend.truncate(takt_engine::kv::LaneId(0), 0)?;
+        backend.truncate(LaneId(0), 0)?;
         decode(backend, NUM_WARM_STEPS)?;
         let decode = decode(backend, self.num_tokens)?;
         Ok((prefill.tok_s(), decode.tok_s()))

@@ -1,7 +1,7 @@
 //! llama.cpp's own benchmark, `llama-bench`, as a child process.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -149,12 +149,6 @@ impl LlamaBench {
         figures(&String::from_utf8_lossy(&output.stdout), prompt_len, num_tokens)
             .map_err(|fact| RivalError::Output { program: self.program.clone(), fact })
     }
-
-    /// Name of the model's file.
-    #[must_use]
-    pub fn model_name(&self) -> String {
-        self.model.file_name().map_or_else(String::new, |name| Path::new(name).display().to_string())
-    }
 }
 
 /// The two tests of a JSON report.
@@ -181,7 +175,7 @@ fn figures(report: &str, prompt_len: usize, num_tokens: usize) -> Result<RivalRu
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
     use super::*;
 
