@@ -1,10 +1,10 @@
 //! The right-hand side of every matrix product: a few rows of F32, and their 8-bit form when the arithmetic is integer.
-#![expect(unsafe_code, reason = "the tasks that fill rows each write their own")]
+#![expect(unsafe_code, reason = "the tasks that fill rows each write their own; blocks are plain numbers")]
 
 use std::ops::Range;
 
 use super::{
-    aligned::AlignedVec,
+    aligned::{AlignedVec, Plain},
     disjoint::Disjoint,
     kernels::{self, Isa},
     packed::BLOCK_COLS,
@@ -45,11 +45,8 @@ pub struct Activations {
     is_sealed: bool,
     /// `[max_rows, row_len]`: rows padded with zeros to whole blocks.
     rows: AlignedVec<f32>,
-    codes: AlignedVec<i8>,
-    /// `[max_rows, row_len / 16]`.
-    scales: AlignedVec<f32>,
-    /// `[max_rows, row_len / 16]`: what the kernels' weight offset of 12 adds to an integer sum, negated: `-12 · Σ codes`.
-    biases: AlignedVec<i32>,
+    /// `[max_rows, row_len / 16]`; empty unless the arithmetic is integer.
+    blocks: AlignedVec<QuantizedBlock>,
 }
 
 impl Default for Activations {
@@ -58,6 +55,20 @@ impl Default for Activations {
     }
 }
 
+/// 16 columns of a row in 8 bits. All of it in one place, so that a kernel needs one pointer a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub(crate) struct QuantizedBlock {
+    pub(crate) codes: [i8; BLOCK_COLS],
+    /// What one step of a code is worth.
+    pub(crate) scale: f32,
+    /// What the kernels' weight offset of 12 adds to an integer sum, negated: `-12 · Σ codes`.
+    pub(crate) bias: i32,
+}
+
+// SAFETY: numbers of 1 and 4 bytes without padding between them.
+unsafe impl Plain for QuantizedBlock {}
+
 /// A few rows of activations, borrowed by a kernel; every slice starts at the first of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tokens<'a> {
@@ -65,16 +76,8 @@ pub(crate) struct Tokens<'a> {
     /// Values of one row, a multiple of 16.
     pub(crate) row_len: usize,
     pub(crate) rows: &'a [f32],
-    pub(crate) codes: &'a [i8],
-    pub(crate) scales: &'a [f32],
-    pub(crate) biases: &'a [i32],
-}
-
-/// Where one row's quantized form goes.
-pub(crate) struct QuantizedRow<'a> {
-    pub(crate) codes: &'a mut [i8],
-    pub(crate) scales: &'a mut [f32],
-    pub(crate) biases: &'a mut [i32],
+    /// `[num_tokens, row_len / 16]`, or empty.
+    pub(crate) blocks: &'a [QuantizedBlock],
 }
 
 impl Activations {
@@ -92,25 +95,21 @@ impl Activations {
             num_cols: 0,
             is_sealed: false,
             rows: AlignedVec::zeroed(num_values),
-            codes: AlignedVec::zeroed(num_quantized),
-            scales: AlignedVec::zeroed(num_quantized / BLOCK_COLS),
-            biases: AlignedVec::zeroed(num_quantized / BLOCK_COLS),
+            blocks: AlignedVec::zeroed(num_quantized / BLOCK_COLS),
         }
     }
 
     /// Bytes that [`Self::new`] allocates.
     pub(super) fn bytes_for(arithmetic: Arithmetic, max_rows: usize, max_cols: usize) -> u64 {
         let num_values = max_rows * max_cols.next_multiple_of(BLOCK_COLS);
-        // A code each; a scale and a bias a block.
-        let codes = num_values + num_values / BLOCK_COLS * (size_of::<f32>() + size_of::<i32>());
-        (num_values * size_of::<f32>() + if arithmetic == Arithmetic::Int8 { codes } else { 0 }) as u64
+        let blocks = num_values / BLOCK_COLS * size_of::<QuantizedBlock>();
+        (num_values * size_of::<f32>() + if arithmetic == Arithmetic::Int8 { blocks } else { 0 }) as u64
     }
 
     /// Bytes it holds.
     #[cfg(test)]
     pub(super) fn num_bytes(&self) -> u64 {
-        let [rows, codes] = [self.rows.as_slice().len() * 4, self.codes.as_slice().len()];
-        (rows + codes + self.scales.as_slice().len() * 4 + self.biases.as_slice().len() * 4) as u64
+        (size_of_val(self.rows.as_slice()) + size_of_val(self.blocks.as_slice())) as u64
     }
 
     /// No room at all: what is left while the rows are lent.
@@ -158,23 +157,15 @@ impl Activations {
         let (row_len, is_int8, isa) = (self.row_len(), self.arithmetic == Arithmetic::Int8, Isa::detect());
         let num_blocks = row_len / BLOCK_COLS;
         let rows = Disjoint::new(self.rows.as_mut_slice());
-        let codes = Disjoint::new(self.codes.as_mut_slice());
-        let scales = Disjoint::new(self.scales.as_mut_slice());
-        let biases = Disjoint::new(self.biases.as_mut_slice());
+        let blocks = Disjoint::new(self.blocks.as_mut_slice());
         pool.run(num_rows, &|row_idx| {
             // SAFETY: the pool calls each `row_idx` once, and rows of equal length do not overlap.
             let row = unsafe { rows.part(row_idx * row_len, row_len) };
             write(row_idx, &mut row[..num_cols]);
             row[num_cols..].fill(0.0);
             if is_int8 {
-                // SAFETY: as above; the three buffers have their own rows.
-                let to = unsafe {
-                    QuantizedRow {
-                        codes: codes.part(row_idx * row_len, row_len),
-                        scales: scales.part(row_idx * num_blocks, num_blocks),
-                        biases: biases.part(row_idx * num_blocks, num_blocks),
-                    }
-                };
+                // SAFETY: as above.
+                let to = unsafe { blocks.part(row_idx * num_blocks, num_blocks) };
                 kernels::quantize_row(isa, row, to);
             }
         });
@@ -211,9 +202,7 @@ impl Activations {
             num_tokens: range.len(),
             row_len,
             rows: &self.rows.as_slice()[part(row_len)],
-            codes: &self.codes.as_slice()[part(quantized)],
-            scales: &self.scales.as_slice()[part(quantized / BLOCK_COLS)],
-            biases: &self.biases.as_slice()[part(quantized / BLOCK_COLS)],
+            blocks: &self.blocks.as_slice()[part(quantized / BLOCK_COLS)],
         }
     }
 }

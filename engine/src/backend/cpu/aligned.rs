@@ -10,17 +10,13 @@ pub(crate) const LINE_BYTES: usize = 64;
 #[repr(C, align(64))]
 struct Line([u8; LINE_BYTES]);
 
-/// A plain number: any bit pattern is a value, no padding, aligned to at most a line.
+/// A plain number, or several: any bit pattern is a value, no padding, aligned to at most a line.
 ///
 /// # Safety
 /// Implement only for such types.
 pub(crate) unsafe trait Plain: Copy {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u8 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for i8 {}
-// SAFETY: plain numbers.
-unsafe impl Plain for i32 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
 
@@ -36,7 +32,7 @@ impl<T: Plain> AlignedVec<T> {
     /// `len` zeros; sizes come from validated shapes, so the product of `len` and `size_of::<T>()` fits memory or the
     /// allocation fails as any allocation does.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let num_lines = len.div_ceil(LINE_BYTES / mem::size_of::<T>());
+        let num_lines = (len * mem::size_of::<T>()).div_ceil(LINE_BYTES);
         Self { lines: vec![Line([0; LINE_BYTES]); num_lines], len, values: PhantomData }
     }
 

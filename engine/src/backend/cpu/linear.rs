@@ -1,11 +1,13 @@
 //! Matrix times activations, over all threads.
 #![expect(unsafe_code, reason = "the tasks of one product each write their own columns of the output")]
 
+use std::ops::Range;
+
 use super::{
     activations::Activations,
     disjoint::Disjoint,
-    kernels::{self, Isa, MAX_TOKENS},
-    packed::{PackedMatrix, TILE_ROWS},
+    kernels::{self, Isa, MAX_TOKENS, PAIR_ROWS, PairOut, PairPart, PairPlan},
+    packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS},
     pool::ThreadPool,
 };
 
@@ -31,15 +33,46 @@ pub fn linear_on(isa: Isa, pool: &ThreadPool, w: &PackedMatrix, x: &Activations,
     let (num_tokens, num_rows) = (x.num_rows(), w.num_rows());
     assert_eq!(x.num_cols(), w.num_cols(), "activations and weights differ in columns");
     assert_eq!(out.len(), num_tokens * num_rows, "output of [{num_tokens}, {num_rows}]");
-    let num_tiles = w.num_tiles();
-    let num_tasks = num_tiles.min(pool.num_threads() * TASKS_PER_THREAD);
+    // Whole pairs of tiles; a matrix's last rows may be fewer.
+    let plan = PairPlan::of(isa, x.arithmetic(), w.kind()).filter(|plan| num_tokens >= plan.min_tokens);
+    let num_pairs = if plan.is_some() { num_rows / PAIR_ROWS } else { 0 };
+    let num_units = num_pairs + (w.num_tiles() - 2 * num_pairs);
+    let num_tasks = num_units.min(pool.num_threads() * TASKS_PER_THREAD);
     let out = Disjoint::new(out);
     pool.run(num_tasks, &|task_idx| {
-        let tiles = task_idx * num_tiles / num_tasks..(task_idx + 1) * num_tiles / num_tasks;
-        for tile_idx in tiles {
-            multiply_tile(isa, w, tile_idx, x, &out);
+        let units = task_idx * num_units / num_tasks..(task_idx + 1) * num_units / num_tasks;
+        if let Some(plan) = plan {
+            multiply_pairs(isa, plan, w, units.start..units.end.min(num_pairs), x, &out);
+        }
+        for tile_idx in units.start.max(num_pairs)..units.end {
+            multiply_tile(isa, w, num_pairs + tile_idx, x, &out);
         }
     });
+}
+
+/// Columns `[32 · pairs.start, 32 · pairs.end)` of the output, for all tokens. Pair after pair meets the same few columns of the
+/// activations, so that these stay in the second-level cache.
+fn multiply_pairs(
+    isa: Isa,
+    plan: PairPlan,
+    w: &PackedMatrix,
+    pairs: Range<usize>,
+    x: &Activations,
+    out: &Disjoint<'_, f32>,
+) {
+    let num_blocks = w.num_cols().div_ceil(BLOCK_COLS);
+    for first in (0..num_blocks).step_by(plan.max_blocks) {
+        for pair_idx in pairs.clone() {
+            let part = PairPart {
+                pair: &[w.tile(2 * pair_idx), w.tile(2 * pair_idx + 1)],
+                tokens: x.tokens(0..x.num_rows()),
+                blocks: first..num_blocks.min(first + plan.max_blocks),
+                // SAFETY: only the task that owns this pair writes these columns.
+                out: &unsafe { PairOut::new(out, w.num_rows(), pair_idx * PAIR_ROWS) },
+            };
+            kernels::multiply_pair(isa, x.arithmetic(), &part);
+        }
+    }
 }
 
 /// Columns `[16 · tile_idx, …)` of the output, for all tokens.

@@ -19,11 +19,15 @@ pub(super) const LANES: usize = 16;
 pub(super) trait Simd {
     /// Whether multiply-add is one instruction; elsewhere `f32::mul_add` would be a library call.
     const FMA: bool;
+    /// Whether 24 of the lanes' sets fit the registers: several rows times several queries at once.
+    const MANY_REGISTERS: bool = false;
     /// The lanes.
     type Lanes: Copy;
 
     /// All zero.
     fn zero() -> Self::Lanes;
+    /// All `value`.
+    fn splat(value: f32) -> Self::Lanes;
     /// The lanes of `values`.
     fn load(values: &[f32; LANES]) -> Self::Lanes;
     /// `a · b + sum`, lane by lane.
@@ -35,6 +39,13 @@ pub(super) trait Simd {
     #[inline(always)]
     fn sum(lanes: Self::Lanes) -> f32 {
         reduce(Self::to_array(lanes))
+    }
+
+    /// The sums of four times all lanes.
+    #[inline(always)]
+    fn sum_quad(lanes: [Self::Lanes; 4]) -> [f32; 4] {
+        let [a, b, c, d] = lanes;
+        [Self::sum(a), Self::sum(b), Self::sum(c), Self::sum(d)]
     }
 }
 
@@ -64,6 +75,11 @@ impl Simd for Plain {
     #[inline(always)]
     fn zero() -> Self::Lanes {
         [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Lanes {
+        [value; LANES]
     }
 
     #[inline(always)]
@@ -99,6 +115,12 @@ impl Simd for Avx2 {
     fn zero() -> Self::Lanes {
         // SAFETY: by the trait's invariant this machine has AVX2.
         unsafe { [x86::_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Lanes {
+        // SAFETY: by the trait's invariant this machine has AVX2.
+        unsafe { [x86::_mm256_set1_ps(value); 2] }
     }
 
     #[inline(always)]
@@ -139,12 +161,19 @@ pub(super) struct Avx512;
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx512 {
     const FMA: bool = true;
+    const MANY_REGISTERS: bool = true;
     type Lanes = x86::__m512;
 
     #[inline(always)]
     fn zero() -> Self::Lanes {
         // SAFETY: by the trait's invariant this machine has AVX-512.
         unsafe { x86::_mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Lanes {
+        // SAFETY: by the trait's invariant this machine has AVX-512.
+        unsafe { x86::_mm512_set1_ps(value) }
     }
 
     #[inline(always)]
@@ -174,6 +203,41 @@ impl Simd for Avx512 {
             let high = x86::_mm512_extractf32x8_ps::<1>(lanes);
             sum_8(x86::_mm256_add_ps(x86::_mm512_castps512_ps256(lanes), high))
         }
+    }
+
+    #[inline(always)]
+    fn sum_quad(lanes: [Self::Lanes; 4]) -> [f32; 4] {
+        // SAFETY: by the trait's invariant this machine has AVX-512.
+        unsafe { sum_quad(lanes) }
+    }
+}
+
+/// The trees of [`reduce`] of four times 16 lanes, side by side.
+///
+/// # Safety
+/// The machine must have AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sum_quad([a, b, c, d]: [x86::__m512; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Quarters of 128 bits: the first two of each operand, the last two of each.
+        let ab = x86::_mm512_add_ps(
+            x86::_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+            x86::_mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+        );
+        let cd = x86::_mm512_add_ps(
+            x86::_mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
+            x86::_mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
+        );
+        let even = x86::_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+        let four = x86::_mm512_add_ps(even, x86::_mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+        let two = x86::_mm512_add_ps(four, x86::_mm512_permute_ps::<0b01_00_11_10>(four));
+        let one = x86::_mm512_add_ps(two, x86::_mm512_permute_ps::<0b10_11_00_01>(two));
+        let firsts = x86::_mm512_maskz_compress_ps(0x1111, one);
+        let mut sums = [0.0; 4];
+        x86::_mm_storeu_ps(sums.as_mut_ptr(), x86::_mm512_castps512_ps128(firsts));
+        sums
     }
 }
 
@@ -206,6 +270,12 @@ impl Simd for Neon {
     #[inline(always)]
     fn zero() -> Self::Lanes {
         Self::load(&[0.0; LANES])
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Lanes {
+        // SAFETY: NEON is part of the architecture.
+        unsafe { [arm::vdupq_n_f32(value); 4] }
     }
 
     #[inline(always)]

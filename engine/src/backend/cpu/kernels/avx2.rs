@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{
     super::{
-        activations::{QuantizedRow, Tokens},
+        activations::{QuantizedBlock, Tokens},
         packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile},
     },
     check_quantized, check_shapes, for_num_tokens, quantize,
@@ -75,7 +75,7 @@ pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut Sum
 
 /// As [`quantize::quantize_row`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn quantize_row(row: &[f32], to: QuantizedRow<'_>) {
+pub(super) fn quantize_row(row: &[f32], to: &mut [QuantizedBlock]) {
     quantize::quantize_row(row, to);
 }
 
@@ -228,14 +228,9 @@ fn integers<const M: usize>(
         let [w2, w3] = look_up(half, block * 2 + 1, table);
         let scale = scale(block);
         for (m, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: `check_quantized`: `M` rows of `row_len` codes and of `num_blocks` scales and biases.
-            let (x, x_scale, bias) = unsafe {
-                (
-                    tokens.codes.as_ptr().add(m * tokens.row_len + block * BLOCK_COLS).cast::<i32>(),
-                    *tokens.scales.as_ptr().add(m * num_blocks + block),
-                    *tokens.biases.as_ptr().add(m * num_blocks + block),
-                )
-            };
+            // SAFETY: `check_quantized`: `M` rows of `num_blocks` blocks.
+            let x_block = unsafe { &*tokens.blocks.as_ptr().add(m * num_blocks + block) };
+            let x = x_block.codes.as_ptr().cast::<i32>();
             let pairs = |weights, quad: usize| {
                 // SAFETY: 4 of the block's 16 codes.
                 _mm256_maddubs_epi16(weights, _mm256_set1_epi32(unsafe { x.add(quad).read_unaligned() }))
@@ -243,8 +238,8 @@ fn integers<const M: usize>(
             let first = _mm256_add_epi16(pairs(w0, 0), pairs(w1, 1));
             let second = _mm256_add_epi16(pairs(w2, 2), pairs(w3, 3));
             let fours = _mm256_madd_epi16(_mm256_add_epi16(first, second), ones);
-            let part = _mm256_add_epi32(fours, _mm256_set1_epi32(bias));
-            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x_scale));
+            let part = _mm256_add_epi32(fours, _mm256_set1_epi32(x_block.bias));
+            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(x_block.scale));
             *sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(part), *sum);
         }
     }

@@ -22,8 +22,11 @@ mod neon;
 mod quantize;
 mod scalar;
 
+use std::ops::Range;
+
 use super::{
-    activations::{Arithmetic, QuantizedRow, Tokens},
+    activations::{Arithmetic, QuantizedBlock, Tokens},
+    disjoint::Disjoint,
     packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes},
 };
 use crate::quant::WeightKind;
@@ -33,6 +36,9 @@ pub use isa::Isa;
 
 /// Most tokens of one call of [`multiply_tile`].
 pub(crate) const MAX_TOKENS: usize = 8;
+
+/// Rows of two tiles.
+pub(crate) const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
 /// Calls `name` of the file of `isa`; values of [`Isa`] exist only for levels this machine has.
 macro_rules! on_isa {
@@ -71,7 +77,7 @@ pub(crate) fn multiply_tile(
     tokens: &Tokens<'_>,
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    if arithmetic == Arithmetic::Int8 && matches!(tile.kind, WeightKind::Nvfp4 | WeightKind::Int4) {
+    if is_integer(arithmetic, tile.kind) {
         #[cfg(target_arch = "aarch64")]
         match isa.0 {
             // SAFETY: the level was found on this machine.
@@ -86,8 +92,87 @@ pub(crate) fn multiply_tile(
     }
 }
 
+/// How `isa` multiplies pairs of tiles with many tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PairPlan {
+    /// Fewer tokens are multiplied faster tile by tile.
+    pub min_tokens: usize,
+    /// Most blocks of one call of [`multiply_pair`].
+    pub max_blocks: usize,
+}
+
+impl PairPlan {
+    /// `None` where no kernel does that.
+    pub(crate) fn of(isa: Isa, arithmetic: Arithmetic, kind: WeightKind) -> Option<Self> {
+        match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            isa::Level::Avx512 if is_integer(arithmetic, kind) => {
+                Some(Self { min_tokens: 4, max_blocks: avx512::INT8_CHUNK })
+            }
+            #[cfg(target_arch = "x86_64")]
+            isa::Level::Avx512 => Some(Self { min_tokens: 4, max_blocks: avx512::F32_CHUNK }),
+            _ => None,
+        }
+    }
+}
+
+/// Part of a product: two tiles, some of their blocks, all tokens.
+pub(crate) struct PairPart<'a> {
+    pub pair: &'a [Tile<'a>; 2],
+    pub tokens: Tokens<'a>,
+    /// A run of blocks; those before it have been multiplied into `out` already.
+    pub blocks: Range<usize>,
+    pub out: &'a PairOut<'a>,
+}
+
+/// [`multiply_tile`] of two tiles at once, by a [`PairPlan`]. The same bits.
+pub(crate) fn multiply_pair(isa: Isa, arithmetic: Arithmetic, part: &PairPart<'_>) {
+    match isa.0 {
+        // SAFETY: the level was found on this machine.
+        #[cfg(target_arch = "x86_64")]
+        isa::Level::Avx512 if is_integer(arithmetic, part.pair[0].kind) => unsafe {
+            avx512::multiply_pair_int8(part);
+        },
+        // SAFETY: the level was found on this machine.
+        #[cfg(target_arch = "x86_64")]
+        isa::Level::Avx512 => unsafe { avx512::multiply_pair_f32(part) },
+        _ => unreachable!("{isa} has no kernel for pairs of tiles, and its plan says so"),
+    }
+}
+
+fn is_integer(arithmetic: Arithmetic, kind: WeightKind) -> bool {
+    arithmetic == Arithmetic::Int8 && matches!(kind, WeightKind::Nvfp4 | WeightKind::Int4)
+}
+
+/// Where the sums of two tiles go: 32 columns of a product's output, which nobody else writes.
+pub(crate) struct PairOut<'a> {
+    out: &'a Disjoint<'a, f32>,
+    row_len: usize,
+    first_col: usize,
+}
+
+impl<'a> PairOut<'a> {
+    /// Columns `[first_col, first_col + 32)` of `out`, whose rows are `row_len` long.
+    ///
+    /// # Safety
+    /// Nobody else may touch these columns while it lives.
+    pub(crate) unsafe fn new(out: &'a Disjoint<'a, f32>, row_len: usize, first_col: usize) -> Self {
+        assert!(first_col + PAIR_ROWS <= row_len);
+        Self { out, row_len, first_col }
+    }
+
+    /// 32 values.
+    ///
+    /// # Panics
+    /// When the output has no such token.
+    fn row(&self, token_idx: usize) -> *mut f32 {
+        // SAFETY: by the promise of `new`; the borrow ends here.
+        unsafe { self.out.part(token_idx * self.row_len + self.first_col, PAIR_ROWS) }.as_mut_ptr()
+    }
+}
+
 /// Quantizes one row (a multiple of 16 values).
-pub(crate) fn quantize_row(isa: Isa, row: &[f32], to: QuantizedRow<'_>) {
+pub(crate) fn quantize_row(isa: Isa, row: &[f32], to: &mut [QuantizedBlock]) {
     on_isa!(isa, quantize_row(row, to), scalar: quantize::quantize_row(row, to));
 }
 
@@ -96,15 +181,28 @@ pub(crate) fn quantize_row(isa: Isa, row: &[f32], to: QuantizedRow<'_>) {
 /// # Panics
 /// When a length does not fit; packing and [`super::Activations`] make them fit.
 fn check_shapes(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &[[f32; TILE_ROWS]]) {
-    let (num_tokens, num_blocks) = (tokens.num_tokens, tile.num_blocks);
+    check_tile(tile, tokens);
+    assert!(sums.len() == tokens.num_tokens);
+}
+
+/// As [`check_shapes`], for two tiles of one matrix.
+#[cfg(target_arch = "x86_64")]
+fn check_pair(PairPart { pair: [a, b], tokens, blocks, .. }: &PairPart<'_>) {
+    check_tile(a, tokens);
+    check_tile(b, tokens);
+    assert!(a.kind == b.kind && blocks.start <= blocks.end && blocks.end <= a.num_blocks);
+}
+
+fn check_tile(tile: &Tile<'_>, tokens: &Tokens<'_>) {
+    let num_blocks = tile.num_blocks;
     let scale_bytes = match tile.kind {
         WeightKind::Bf16 | WeightKind::Fp8 => 0,
         WeightKind::Nvfp4 => num_blocks * TILE_ROWS,
         WeightKind::Int4 => num_blocks.div_ceil(BLOCKS_PER_GROUP) * TILE_ROWS * 2,
     };
     assert!(tile.codes.len() == num_blocks * block_bytes(tile.kind) && tile.scales.len() == scale_bytes);
-    assert!(tokens.row_len == num_blocks * BLOCK_COLS && sums.len() == num_tokens);
-    assert!(tokens.rows.len() == num_tokens * tokens.row_len);
+    assert!(tokens.row_len == num_blocks * BLOCK_COLS);
+    assert!(tokens.rows.len() == tokens.num_tokens * tokens.row_len);
 }
 
 /// What the integer kernels rely on besides: lengths of the quantized form.
@@ -112,7 +210,5 @@ fn check_shapes(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &[[f32; TILE_ROWS]])
 /// # Panics
 /// When a length does not fit.
 fn check_quantized(tile: &Tile<'_>, tokens: &Tokens<'_>) {
-    let num_scales = tokens.num_tokens * tile.num_blocks;
-    assert!(tokens.codes.len() == num_scales * BLOCK_COLS);
-    assert!(tokens.scales.len() == num_scales && tokens.biases.len() == num_scales);
+    assert!(tokens.blocks.len() == tokens.num_tokens * tile.num_blocks);
 }

@@ -1,6 +1,6 @@
 //! Activations to 8 bits: one scale for 16 columns, symmetric, nearest with ties to even.
 
-use super::super::{activations::QuantizedRow, packed::BLOCK_COLS};
+use super::super::{activations::QuantizedBlock, packed::BLOCK_COLS};
 
 /// Adding and subtracting 1.5·2^23 rounds an F32 below 2^22 to an integer, ties to even; its low bits are that integer.
 const ROUNDING: f32 = 12_582_912.0;
@@ -10,10 +10,9 @@ const WEIGHT_OFFSET: i32 = 12;
 /// Plain code that the compiler turns into vectors inside each caller's `#[target_feature]`: `scale = amax / 127`,
 /// `code = round(x · (127 / amax))`. A block with a non-finite value gets the scale NaN, so that NaN reaches the output.
 #[inline(always)]
-pub(super) fn quantize_row(row: &[f32], to: QuantizedRow<'_>) {
+pub(super) fn quantize_row(row: &[f32], to: &mut [QuantizedBlock]) {
     let (blocks, _) = row.as_chunks::<BLOCK_COLS>();
-    let (codes, _) = to.codes.as_chunks_mut::<BLOCK_COLS>();
-    for (((x, codes), scale), bias) in blocks.iter().zip(codes).zip(to.scales).zip(to.biases) {
+    for (x, QuantizedBlock { codes, scale, bias }) in blocks.iter().zip(to) {
         // The bit patterns of non-negative floats are ordered like the floats, with NaN above infinity.
         let amax_bits = x.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
         let amax = f32::from_bits(amax_bits);

@@ -31,17 +31,16 @@ pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f
     let num_blocks = tile.num_blocks;
     let unit = integer_unit(tile.kind);
     for (token_idx, token_sums) in sums.iter_mut().enumerate() {
-        let x = &tokens.codes[token_idx * tokens.row_len..][..tokens.row_len];
-        let x_scales = &tokens.scales[token_idx * num_blocks..][..num_blocks];
+        let x = &tokens.blocks[token_idx * num_blocks..][..num_blocks];
         for (row, out) in token_sums.iter_mut().enumerate() {
             let mut sum = 0.0;
-            for (block, x) in x.chunks_exact(BLOCK_COLS).enumerate() {
-                let products = x.iter().enumerate().map(|(k, &x)| {
+            for (block, x) in x.iter().enumerate() {
+                let products = x.codes.iter().enumerate().map(|(k, &x)| {
                     let doubled_or_plain = weight(tile, row, block, k) / unit;
                     doubled_or_plain as i32 * i32::from(x)
                 });
                 let part: i32 = products.sum();
-                let scale = block_scale(tile, row, block) * x_scales[block];
+                let scale = block_scale(tile, row, block) * x.scale;
                 sum = scale.mul_add(part as f32, sum);
             }
             *out = sum * (tile.row_scales[row] * unit);

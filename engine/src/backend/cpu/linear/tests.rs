@@ -8,9 +8,9 @@ use crate::{
     quant::{INT4_GROUP, MatrixData, MatrixView, WeightKind},
 };
 
-const ROW_COUNTS: [usize; 5] = [1, 15, 16, 17, 40];
+const ROW_COUNTS: [usize; 7] = [1, 15, 16, 17, 32, 40, 64];
 const COL_COUNTS: [usize; 7] = [16, 32, 48, 128, 144, 352, 1024];
-const TOKEN_COUNTS: [usize; 10] = [1, 2, 3, 4, 5, 7, 8, 9, 17, 64];
+const TOKEN_COUNTS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 64];
 /// Rounding of a sum of a thousand F32 products, relative to `Σ |w · x|`.
 const F32_BOUND: f64 = 1e-6;
 
@@ -196,10 +196,9 @@ fn bytes_without_an_integer_form_are_computed_in_float_under_int8_arithmetic() {
 fn a_token_gets_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruction_set() {
     let mut noise = Noise(4);
     let pools = [1, 2, 5].map(|num_threads| ThreadPool::new(num_threads).unwrap());
-    for kind in WeightKind::ALL {
-        let packed =
-            PackedMatrix::pack(&[Stored::random(kind, 40, 352 - 16 * 3, &mut noise).view()]).unwrap();
-        let num_cols = packed.num_cols();
+    // Pairs of tiles and a single one; columns of one chunk and of two.
+    for (kind, num_cols) in WeightKind::ALL.into_iter().flat_map(|kind| [(kind, 304), (kind, 1072)]) {
+        let packed = PackedMatrix::pack(&[Stored::random(kind, 104, num_cols, &mut noise).view()]).unwrap();
         let values = noise.values(64 * num_cols);
         for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
             let one_by_one = values.chunks_exact(num_cols);

@@ -59,11 +59,10 @@ fn pairs<const P: usize>(
         for step in 0..BLOCK_COLS / STEP_COLS {
             let rows = row_pairs(look_up(half, block * 2 + step, table));
             for (parts, partners) in parts.iter_mut().zip(partners) {
-                // SAFETY: `check_quantized`: a row of `row_len` codes for every token.
+                // SAFETY: `check_quantized`: a row of `num_blocks` blocks of 16 codes for every token.
                 let [a, b] = partners.map(|m| unsafe {
-                    vld1_s8(
-                        tokens.codes.as_ptr().add(m * tokens.row_len + block * BLOCK_COLS + step * STEP_COLS),
-                    )
+                    let x = &*tokens.blocks.as_ptr().add(m * num_blocks + block);
+                    vld1_s8(x.codes.as_ptr().add(step * STEP_COLS))
                 });
                 let x = vcombine_s8(a, b);
                 for (part, rows) in parts.iter_mut().zip(rows) {
@@ -79,8 +78,9 @@ fn pairs<const P: usize>(
             vzip2q_f32(scale[1], scale[1]),
         ];
         for ((sums, parts), partners) in sums.iter_mut().zip(parts).zip(partners) {
-            // SAFETY: `check_quantized`: `num_blocks` scales for every token.
-            let [a, b] = partners.map(|m| unsafe { *tokens.scales.as_ptr().add(m * num_blocks + block) });
+            // SAFETY: `check_quantized`: `num_blocks` blocks for every token.
+            let [a, b] =
+                partners.map(|m| unsafe { (*tokens.blocks.as_ptr().add(m * num_blocks + block)).scale });
             let x_scale = vzip1q_f32(vdupq_n_f32(a), vdupq_n_f32(b));
             for ((sum, part), row_scale) in sums.iter_mut().zip(parts).zip(row_scales) {
                 *sum = vfmaq_f32(*sum, vmulq_f32(row_scale, x_scale), vcvtq_f32_s32(part));

@@ -39,12 +39,10 @@ macro_rules! integer_kernel {
                     let [c, d] = look_up(half, block * 2 + 1, table);
                     let scale = scale(block);
                     for (m, sum) in sums.iter_mut().enumerate() {
-                        // SAFETY: `check_quantized`: `M` rows of `row_len` codes and of `num_blocks` scales.
+                        // SAFETY: `check_quantized`: `M` rows of `num_blocks` blocks of 16 codes.
                         let (x, x_scale) = unsafe {
-                            (
-                                vld1q_s8(tokens.codes.as_ptr().add(m * tokens.row_len + block * BLOCK_COLS)),
-                                *tokens.scales.as_ptr().add(m * num_blocks + block),
-                            )
+                            let x = &*tokens.blocks.as_ptr().add(m * num_blocks + block);
+                            (vld1q_s8(x.codes.as_ptr()), x.scale)
                         };
                         for i in 0..2 {
                             let part = vcvtq_f32_s32($dot([a[i], b[i], c[i], d[i]], x));

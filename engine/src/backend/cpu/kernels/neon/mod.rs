@@ -11,7 +11,7 @@ mod integer;
 
 use super::{
     super::{
-        activations::{QuantizedRow, Tokens},
+        activations::{QuantizedBlock, Tokens},
         packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile},
     },
     quantize,
@@ -41,7 +41,7 @@ struct Half<'a> {
 
 /// As [`quantize::quantize_row`].
 #[target_feature(enable = "neon")]
-pub(super) fn quantize_row(row: &[f32], to: QuantizedRow<'_>) {
+pub(super) fn quantize_row(row: &[f32], to: &mut [QuantizedBlock]) {
     quantize::quantize_row(row, to);
 }
 

@@ -4,11 +4,16 @@
 //! query of the task. Tiles start at multiples of [`tile_rows`], so the order of a query's arithmetic depends on its own
 //! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
 
+mod tile;
+
+use std::ops::Range;
+
+use self::tile::{accumulate, decode, scores};
 use super::{
     simd::{LANES, Simd, reduce},
-    vectors::{Kernel, dot, exp, finish_dot, mul_add},
+    vectors::{Kernel, exp, mul_add},
 };
-use crate::kv::{HeadRows, KvKind};
+use crate::kv::HeadRows;
 
 /// Most queries of one task: tokens × heads that share a key/value head.
 pub(super) const MAX_QUERIES: usize = 16;
@@ -50,6 +55,9 @@ pub(super) struct Query<'a> {
     pub path: &'a [usize],
 }
 
+/// What a tile's rows weigh for each query: scores first.
+type Weights = [[f32; MAX_TILE_ROWS]; MAX_QUERIES];
+
 /// Largest score so far and the sum of `exp(score - max)`.
 #[derive(Clone, Copy)]
 struct Softmax {
@@ -82,10 +90,10 @@ impl Kernel for Attention<'_> {
             let tile = &mut tile[..(tile_end - tile_start) * head_dim];
             let range = tile_start * head_dim..tile_end * head_dim;
             decode(self.rows.kind, self.rows.keys, range.clone(), tile);
+            scores_of_all::<S>(self.queries, tile, &mut weights);
             for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut weights).zip(&mut softmax) {
                 let seen = query.seen(tile_start, tile_end);
-                let weights = &mut weights[..seen.len()];
-                scores::<S>(query.q, &tile[(seen.start - tile_start) * head_dim..], weights);
+                let weights = &mut weights[seen.start - tile_start..seen.end - tile_start];
                 scale_scores(weights, self.scale, &self.rows.key_scales[seen.clone()]);
                 let shrink = softmax.add::<S>(weights);
                 query.out.iter_mut().for_each(|value| *value *= shrink);
@@ -93,11 +101,7 @@ impl Kernel for Attention<'_> {
                 weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
             }
             decode(self.rows.kind, self.rows.values, range, tile);
-            for (query, weights) in self.queries.iter_mut().zip(&weights) {
-                let seen = query.seen(tile_start, tile_end);
-                let values = &tile[(seen.start - tile_start) * head_dim..];
-                accumulate::<S>(&weights[..seen.len()], values, query.out);
-            }
+            accumulate_all::<S>(self.queries, &weights, tile, tile_start..tile_end);
             tile_start = tile_end;
         }
         if is_tree {
@@ -148,7 +152,7 @@ impl Query<'_> {
                 (scales[0][slot], scales[1][slot]) = (rows.key_scales[row], rows.value_scales[row]);
             }
             let weights = &mut weights[..seen.len()];
-            scores::<S>(self.q, &tile[..seen.len() * head_dim], weights);
+            scores::<S, 1>([self.q], &tile[..seen.len() * head_dim], [&mut *weights]);
             scale_scores(weights, scale, &scales[0][..seen.len()]);
             let shrink = softmax.add::<S>(weights);
             self.out.iter_mut().for_each(|value| *value *= shrink);
@@ -158,14 +162,14 @@ impl Query<'_> {
                 let out = &mut tile[slot * head_dim..][..head_dim];
                 decode(rows.kind, rows.values, row * head_dim..(row + 1) * head_dim, out);
             }
-            accumulate::<S>(weights, &tile[..seen.len() * head_dim], self.out);
+            accumulate::<S, 1>([weights], &tile[..seen.len() * head_dim], [&mut *self.out]);
             tile_start = tile_end;
         }
     }
 
     /// The rows of tile `[start, end)` this query sees; may be empty.
     #[inline(always)]
-    fn seen(&self, start: usize, end: usize) -> std::ops::Range<usize> {
+    fn seen(&self, start: usize, end: usize) -> Range<usize> {
         let first = self.first.clamp(start, end);
         first..self.end.clamp(first, end)
     }
@@ -194,42 +198,105 @@ impl Softmax {
     }
 }
 
-/// `scores[t] = q · keys[t]`, four rows at a time to hide the latency of additions; each row sums as [`dot`] does.
+/// A row's score of every query, seen or not: `weights[i][t] = q[i] · tile[t]`. Queries share each loaded key.
 #[inline(always)]
-fn scores<S: Simd>(q: &[f32], keys: &[f32], scores: &mut [f32]) {
-    let head_dim = q.len();
-    let (quads, rest) = scores.as_chunks_mut::<4>();
-    let (quad_keys, rest_keys) = keys.split_at(quads.len() * 4 * head_dim);
-    for (quad, keys) in quads.iter_mut().zip(quad_keys.chunks_exact(4 * head_dim)) {
-        *quad = dot_quad::<S>(q, keys);
-    }
-    for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(head_dim)) {
-        *score = dot::<S>(q, key);
+fn scores_of_all<S: Simd>(queries: &[Query<'_>], tile: &[f32], weights: &mut Weights) {
+    let Some(head_dim) = queries.first().map(|query| query.q.len()) else { return };
+    let num_rows = tile.len() / head_dim;
+    let mut first = 0;
+    while first < queries.len() {
+        let room = &mut weights[first..];
+        first += match &queries[first..] {
+            [a, b, c, d, ..] if S::MANY_REGISTERS => {
+                let q = [a, b, c, d].map(|query| query.q);
+                scores::<S, 4>(q, tile, first_rows(room, num_rows));
+                4
+            }
+            [a, b, ..] if S::MANY_REGISTERS => {
+                scores::<S, 2>([a.q, b.q], tile, first_rows(room, num_rows));
+                2
+            }
+            rest => {
+                scores::<S, 1>([rest[0].q], tile, first_rows(room, num_rows));
+                1
+            }
+        };
     }
 }
 
-/// Scalar products of `q` with four rows of `keys` `[4, head_dim]`.
+/// The first `num_rows` weights of the first `Q` queries.
 #[inline(always)]
-fn dot_quad<S: Simd>(q: &[f32], keys: &[f32]) -> [f32; 4] {
-    let (pairs, head_dim) = (keys.split_at(2 * q.len()), q.len());
-    let ((a, b), (c, d)) = (pairs.0.split_at(head_dim), pairs.1.split_at(head_dim));
-    let (q, q_rest) = q.as_chunks::<LANES>();
-    let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
-        [a, b, c, d].map(|row| row.as_chunks::<LANES>());
-    let mut sums = [S::zero(); 4];
-    for ((((q, a), b), c), d) in q.iter().zip(a).zip(b).zip(c).zip(d) {
-        let q = S::load(q);
-        sums[0] = S::mul_add(q, S::load(a), sums[0]);
-        sums[1] = S::mul_add(q, S::load(b), sums[1]);
-        sums[2] = S::mul_add(q, S::load(c), sums[2]);
-        sums[3] = S::mul_add(q, S::load(d), sums[3]);
+fn first_rows<const Q: usize>(weights: &mut [[f32; MAX_TILE_ROWS]], num_rows: usize) -> [&mut [f32]; Q] {
+    let mut weights = weights.iter_mut();
+    std::array::from_fn(|_| weights.next().map_or(&mut [][..], |weights| &mut weights[..num_rows]))
+}
+
+/// `out[i] += Σ weights[i][t] · tile[t]` over the rows that each query sees of those of positions `rows`, in order. Queries share
+/// each loaded value as far as they see the same rows.
+#[inline(always)]
+fn accumulate_all<S: Simd>(queries: &mut [Query<'_>], weights: &Weights, tile: &[f32], rows: Range<usize>) {
+    let mut first = 0;
+    while first < queries.len() {
+        let weights = &weights[first..];
+        first += match &mut queries[first..] {
+            [a, b, c, d, ..] if S::MANY_REGISTERS => {
+                accumulate_group::<S, 4>([a, b, c, d], weights, tile, rows.clone());
+                4
+            }
+            [a, b, ..] if S::MANY_REGISTERS => {
+                accumulate_group::<S, 2>([a, b], weights, tile, rows.clone());
+                2
+            }
+            rest => {
+                accumulate_group::<S, 1>([&mut rest[0]], weights, tile, rows.clone());
+                1
+            }
+        };
     }
-    [
-        finish_dot::<S>(sums[0], q_rest, a_rest),
-        finish_dot::<S>(sums[1], q_rest, b_rest),
-        finish_dot::<S>(sums[2], q_rest, c_rest),
-        finish_dot::<S>(sums[3], q_rest, d_rest),
-    ]
+}
+
+/// [`accumulate_all`] of `Q` queries: what only some see before, what all see, what only some see after.
+#[inline(always)]
+fn accumulate_group<S: Simd, const Q: usize>(
+    mut queries: [&mut Query<'_>; Q],
+    weights: &[[f32; MAX_TILE_ROWS]],
+    tile: &[f32],
+    rows: Range<usize>,
+) {
+    let head_dim = queries[0].q.len();
+    let seen: [Range<usize>; Q] = std::array::from_fn(|i| {
+        let seen = queries[i].seen(rows.start, rows.end);
+        seen.start - rows.start..seen.end - rows.start
+    });
+    let start = seen.iter().map(|seen| seen.start).max().unwrap_or(0);
+    let end = seen.iter().map(|seen| seen.end).min().unwrap_or(0);
+    let all = start..end.max(start);
+    let before = seen.clone().map(|seen| seen.start..seen.end.min(all.start));
+    let after = seen.map(|seen| seen.start.max(all.end)..seen.end);
+    accumulate_each::<S, Q>(&mut queries, weights, tile, before);
+    if !all.is_empty() {
+        let weights = std::array::from_fn(|i| &weights[i][all.clone()]);
+        let values = &tile[all.start * head_dim..all.end * head_dim];
+        accumulate::<S, Q>(weights, values, queries.each_mut().map(|query| &mut *query.out));
+    }
+    accumulate_each::<S, Q>(&mut queries, weights, tile, after);
+}
+
+/// Every query over rows of its own.
+#[inline(always)]
+fn accumulate_each<S: Simd, const Q: usize>(
+    queries: &mut [&mut Query<'_>; Q],
+    weights: &[[f32; MAX_TILE_ROWS]],
+    tile: &[f32],
+    rows: [Range<usize>; Q],
+) {
+    for ((query, weights), rows) in queries.iter_mut().zip(weights).zip(rows) {
+        if !rows.is_empty() {
+            let head_dim = query.q.len();
+            let values = &tile[rows.start * head_dim..rows.end * head_dim];
+            accumulate::<S, 1>([&weights[rows]], values, [&mut *query.out]);
+        }
+    }
 }
 
 #[inline(always)]
@@ -238,90 +305,14 @@ fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
     scores.iter_mut().zip(key_scales).for_each(|(score, key_scale)| *score *= key_scale);
 }
 
-/// `out += Σ weights[t] · values[t]`, a few columns at a time so that the sums stay in registers.
-#[inline(always)]
-fn accumulate<S: Simd>(weights: &[f32], values: &[f32], out: &mut [f32]) {
-    const COLUMNS: usize = 4 * LANES;
-    if weights.is_empty() {
-        return;
-    }
-    let head_dim = out.len();
-    let (wide, rest) = out.as_chunks_mut::<COLUMNS>();
-    let (narrow, rest) = rest.as_chunks_mut::<LANES>();
-    let mut start = 0;
-    for columns in wide {
-        accumulate_columns::<S, COLUMNS>(weights, &values[start..], head_dim, columns);
-        start += COLUMNS;
-    }
-    for columns in narrow {
-        accumulate_columns::<S, LANES>(weights, &values[start..], head_dim, columns);
-        start += LANES;
-    }
-    for (column, out) in rest.iter_mut().enumerate() {
-        for (&weight, value) in weights.iter().zip(values[start + column..].iter().step_by(head_dim)) {
-            *out = mul_add::<S>(weight, *value, *out);
-        }
-    }
-}
-
-/// `out += Σ weights[t] · values[t]` for `N` columns; `values` starts at the first of them, rows are `stride` apart.
-#[inline(always)]
-fn accumulate_columns<S: Simd, const N: usize>(
-    weights: &[f32],
-    values: &[f32],
-    stride: usize,
-    out: &mut [f32; N],
-) {
-    let mut sums = *out;
-    for (&weight, row) in weights.iter().zip(values.chunks(stride)) {
-        let Some(row) = row.first_chunk::<N>() else { break };
-        for (sum, &value) in sums.iter_mut().zip(row) {
-            *sum = mul_add::<S>(weight, value, *sum);
-        }
-    }
-    *out = sums;
-}
-
-/// Elements `range` of the stored rows as F32, without their scales.
-#[inline(always)]
-fn decode(kind: KvKind, stored: &[u8], range: std::ops::Range<usize>, out: &mut [f32]) {
-    match kind {
-        KvKind::Bf16 => {
-            let bytes = &stored[range.start * 2..range.end * 2];
-            for (out, raw) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *out = f32::from(i16::from_le_bytes([raw[0], raw[1]]));
-            }
-        }
-        KvKind::Fp8 => {
-            for (out, &code) in out.iter_mut().zip(&stored[range]) {
-                *out = decode_e4m3(code);
-            }
-        }
-        KvKind::Int8 => {
-            for (out, &code) in out.iter_mut().zip(&stored[range]) {
-                *out = f32::from(code.cast_signed());
-            }
-        }
-    }
-}
-
-/// E4M3 → F32 without a table, so that it vectorizes; NaN codes do not occur in a cache of finite values and read as 480.
-#[inline(always)]
-fn decode_e4m3(code: u8) -> f32 {
-    let code = u32::from(code);
-    let (sign, magnitude) = ((code & 0x80) << 24, code & 0x7f);
-    let normal = f32::from_bits((magnitude << 20) + (120 << 23));
-    let subnormal = magnitude as f32 * (1.0 / 512.0);
-    let value = if magnitude < 8 { subnormal } else { normal };
-    f32::from_bits(value.to_bits() | sign)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::{
         backend::cpu::vectors::Vectors,
-        kv::{load, store},
+        kv::{KvKind, load, store},
     };
 
     /// Stored rows `[num_rows, head_dim]` of values that differ in every element, and their scales.
@@ -338,7 +329,7 @@ mod tests {
     }
 
     /// Plain softmax over F64 of what [`load`] reads.
-    fn expected(rows: &HeadRows<'_>, q: &[f32], scale: f32, seen: std::ops::Range<usize>) -> Vec<f64> {
+    fn expected(rows: &HeadRows<'_>, q: &[f32], scale: f32, seen: Range<usize>) -> Vec<f64> {
         let width = q.len() * rows.kind.element_bytes();
         let value = |bytes: &[u8], scales: &[f32], t: usize, i: usize| {
             f64::from(load(rows.kind, &bytes[t * width..(t + 1) * width], i)) * f64::from(scales[t])
@@ -374,15 +365,29 @@ mod tests {
                 key_scales: &key_scales,
                 value_scales: &value_scales,
             };
-            let seen = [0..1, 0..150, 37..101, 63..64, 64..130];
+            // As groups of four and two: the second of queries that see the same.
+            let seen = [0..1, 0..150, 37..101, 63..64, 64..130, 64..130, 60..130, 64..132, 0..150, 0..150];
             let q: Vec<f32> = (0..seen.len() * head_dim).map(|i| (i as f32 * 0.91).cos()).collect();
             for vectors in Vectors::available() {
-                let mut out = vec![f32::NAN; q.len()];
-                let parts = q.chunks(head_dim).zip(out.chunks_mut(head_dim)).zip(&seen);
-                let mut queries: Vec<_> = parts
-                    .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end, path: &[] })
+                let attend = |q: &[f32], seen: &[Range<usize>]| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    let parts = q.chunks(head_dim).zip(out.chunks_mut(head_dim)).zip(seen);
+                    let mut queries: Vec<_> = parts
+                        .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end, path: &[] })
+                        .collect();
+                    vectors.run(Attention { rows, queries: &mut queries, scale: 0.3 });
+                    out
+                };
+                let out = attend(&q, &seen);
+                let alone: Vec<f32> = q
+                    .chunks(head_dim)
+                    .zip(&seen)
+                    .flat_map(|(q, seen)| attend(q, slice::from_ref(seen)))
                     .collect();
-                vectors.run(Attention { rows, queries: &mut queries, scale: 0.3 });
+                assert!(
+                    out.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{vectors:?} {kind} {head_dim}"
+                );
                 for ((q, out), seen) in q.chunks(head_dim).zip(out.chunks(head_dim)).zip(&seen) {
                     for (found, expected) in out.iter().zip(expected(&rows, q, 0.3, seen.clone())) {
                         let error = (f64::from(*found) - expected).abs();
