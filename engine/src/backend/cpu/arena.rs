@@ -38,6 +38,8 @@ pub(super) struct Arena {
     pub gate_up: Vec<f32>,
     /// Logits `[R, V]`.
     pub logits: Vec<f32>,
+    /// Rows of the residual stream: one a token, until [`Self::keep_wanted`].
+    pub num_rows: usize,
     /// Layers at whose input the residual stream is kept.
     pub captured: Vec<usize>,
     /// What is kept `[M, captured, D]`.
@@ -144,6 +146,7 @@ impl Arena {
             attended: vec![0.0; lens.attended],
             gate_up: vec![0.0; lens.gate_up],
             logits: vec![0.0; lens.logits],
+            num_rows: 0,
             captured: Vec::new(),
             features: Vec::new(),
             normed: Activations::new(arithmetic, max_tokens, hidden),
@@ -209,6 +212,7 @@ impl Arena {
                 _ => self.blocks.push(Block { tokens: idx..idx + 1, lane: place.lane }),
             }
         }
+        self.num_rows = self.places.len();
     }
 
     /// Notes where the tokens of a checked plan go.
@@ -234,6 +238,31 @@ impl Arena {
             self.logits_tokens.extend(tokens.end - num_logits_rows(segment)..tokens.end);
         }
         self.first_row.push(self.logits_tokens.len());
+        self.num_rows = self.places.len();
+    }
+
+    /// Keeps of the residual stream the rows whose logits are wanted, in their order.
+    pub(super) fn keep_wanted(&mut self, hidden: usize) {
+        // Ascending, so that no row is overwritten before it has moved.
+        for (row_idx, &token_idx) in self.logits_tokens.iter().enumerate() {
+            self.residual.copy_within(token_idx * hidden..(token_idx + 1) * hidden, row_idx * hidden);
+        }
+        self.num_rows = self.logits_tokens.len();
+    }
+
+    /// The token of a row of the residual stream.
+    pub(super) fn token_of_row(&self, row_idx: usize) -> usize {
+        if self.num_rows == self.places.len() { row_idx } else { self.logits_tokens[row_idx] }
+    }
+
+    /// The row of the residual stream that the logits of row `logits_row` come from.
+    fn row_of_logits(&self, logits_row: usize) -> usize {
+        if self.num_rows == self.places.len() { self.logits_tokens[logits_row] } else { logits_row }
+    }
+
+    /// What the logits of row `logits_row` come from.
+    pub(super) fn residual_of_logits(&self, logits_row: usize, hidden: usize) -> &[f32] {
+        &self.residual[self.row_of_logits(logits_row) * hidden..][..hidden]
     }
 }
 

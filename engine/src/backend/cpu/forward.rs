@@ -45,6 +45,13 @@ impl Forward<'_> {
             self.project_qkv(layer, &normed, arena);
             arena.normed = normed;
             self.store_kv(layer_idx, arena, lanes);
+            if layer_idx + 1 == model.layers.len() && !arena.captured.contains(&model.layers.len()) {
+                // Nobody attends to what the last layer gives: only the rows that become logits go on.
+                arena.keep_wanted(self.spec.hidden_size);
+                if arena.num_rows == 0 {
+                    return;
+                }
+            }
             self.attend(layer_idx, arena, lanes);
             self.project_output(layer, arena);
             self.feed_forward(layer, arena);
@@ -135,11 +142,13 @@ impl Forward<'_> {
 
     /// `attended` by task → `heads` by token.
     fn gather_heads(&self, tasks: AttentionTasks, arena: &mut Arena) {
-        let (spec, attended, blocks) = (self.spec, &arena.attended, &arena.blocks);
+        let spec = self.spec;
         let run_len = tasks.heads_per_task * spec.head_dim;
         let part_len = tasks.block_len * run_len;
-        let num_tokens = arena.places.len();
-        arena.heads.fill(self.pool, num_tokens, spec.q_dim(), |token_idx, row| {
+        let mut heads = std::mem::take(&mut arena.heads);
+        let (attended, blocks) = (&arena.attended, &arena.blocks);
+        heads.fill(self.pool, arena.num_rows, spec.q_dim(), |row_idx, row| {
+            let token_idx = arena.token_of_row(row_idx);
             let block_idx = blocks.partition_point(|block| block.tokens.end <= token_idx);
             let in_block = token_idx - blocks[block_idx].tokens.start;
             for (run_idx, run) in row.chunks_exact_mut(run_len).enumerate() {
@@ -147,16 +156,17 @@ impl Forward<'_> {
                 run.copy_from_slice(&attended[part * part_len + in_block * run_len..][..run_len]);
             }
         });
+        arena.heads = heads;
     }
 
     pub(super) fn project_output(&self, layer: &Layer, arena: &mut Arena) {
-        let delta = &mut arena.delta[..arena.places.len() * self.spec.hidden_size];
+        let delta = &mut arena.delta[..arena.num_rows * self.spec.hidden_size];
         linear(self.pool, &layer.o, &arena.heads, delta);
         self.add_delta(&layer.o_bias, arena);
     }
 
     pub(super) fn feed_forward(&self, layer: &Layer, arena: &mut Arena) {
-        let (num_tokens, inner) = (arena.places.len(), self.spec.intermediate_size);
+        let (num_tokens, inner) = (arena.num_rows, self.spec.intermediate_size);
         self.norm_rows(&layer.post_attention_norm, arena);
         let gate_up = &mut arena.gate_up[..num_tokens * 2 * inner];
         linear(self.pool, &layer.gate_up, &arena.normed, gate_up);
@@ -179,18 +189,19 @@ impl Forward<'_> {
         if num_rows == 0 {
             return;
         }
-        let (residual, tokens) = (&arena.residual, &arena.logits_tokens);
-        arena.last.fill(self.pool, num_rows, hidden, |row_idx, out| {
-            let x = &residual[tokens[row_idx] * hidden..][..hidden];
+        let mut last = std::mem::take(&mut arena.last);
+        last.fill(self.pool, num_rows, hidden, |row_idx, out| {
+            let x = arena.residual_of_logits(row_idx, hidden);
             self.vectors.run(RmsNorm { x, weight: &model.final_norm, eps: self.spec.norm_eps, out });
         });
+        arena.last = last;
         linear(self.pool, &model.lm_head, &arena.last, &mut arena.logits[..num_rows * vocab_size]);
     }
 
     /// `normed = RMSNorm(residual)` for every token.
     fn norm_rows(&self, weight: &[f32], arena: &mut Arena) {
         let (residual, hidden) = (&arena.residual, self.spec.hidden_size);
-        arena.normed.fill(self.pool, arena.places.len(), hidden, |token_idx, out| {
+        arena.normed.fill(self.pool, arena.num_rows, hidden, |token_idx, out| {
             let x = &residual[token_idx * hidden..][..hidden];
             self.vectors.run(RmsNorm { x, weight, eps: self.spec.norm_eps, out });
         });
@@ -198,7 +209,7 @@ impl Forward<'_> {
 
     /// `residual += delta + bias` for every token.
     fn add_delta(&self, bias: &[f32], arena: &mut Arena) {
-        let (hidden, num_tokens, delta) = (self.spec.hidden_size, arena.places.len(), &arena.delta);
+        let (hidden, num_tokens, delta) = (self.spec.hidden_size, arena.num_rows, &arena.delta);
         let residual = &mut arena.residual[..num_tokens * hidden];
         for_each_row(self.pool, hidden, residual, hidden, |token_idx, row| {
             add(row, &delta[token_idx * hidden..][..hidden]);

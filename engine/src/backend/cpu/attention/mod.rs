@@ -16,7 +16,7 @@ use super::{
 use crate::kv::HeadRows;
 
 /// Most queries of one task: tokens × heads that share a key/value head.
-pub(super) const MAX_QUERIES: usize = 16;
+pub(super) const MAX_QUERIES: usize = 32;
 /// F32 values of a decoded tile: 16 KB, half of a first-level cache.
 const TILE_VALUES: usize = 4096;
 /// Most rows of a tile.
@@ -179,7 +179,7 @@ impl Softmax {
     /// Turns a tile's scores into weights relative to the new maximum; gives the factor for everything accumulated so far.
     #[inline(always)]
     fn add<S: Simd>(&mut self, scores: &mut [f32]) -> f32 {
-        let max = scores.iter().fold(self.max, |max, &score| if score > max { score } else { max });
+        let max = largest(scores).max(self.max);
         if max == f32::NEG_INFINITY {
             // Nothing seen yet (or scores that are all -∞ or NaN, which then show as a sum of 0).
             return 1.0;
@@ -299,6 +299,23 @@ fn accumulate_each<S: Simd, const Q: usize>(
     }
 }
 
+/// The largest of the scores that are numbers, lane by lane so that it vectorizes; -∞ where there is none.
+#[inline(always)]
+fn largest(scores: &[f32]) -> f32 {
+    let larger = |max: f32, score: f32| if score > max { score } else { max };
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (max, &score) in maxima.iter_mut().zip(chunk) {
+            *max = larger(*max, score);
+        }
+    }
+    for (max, &score) in maxima.iter_mut().zip(rest) {
+        *max = larger(*max, score);
+    }
+    maxima.iter().fold(f32::NEG_INFINITY, |max, &score| larger(max, score))
+}
+
 #[inline(always)]
 fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
     scores.iter_mut().for_each(|score| *score *= scale);
@@ -354,7 +371,7 @@ mod tests {
     #[test]
     fn attention_matches_plain_softmax_for_every_format_width_window_and_instruction_set() {
         for (kind, head_dim) in
-            KvKind::ALL.into_iter().flat_map(|kind| [16, 36, 64, 80, 128].map(|d| (kind, d)))
+            KvKind::ALL.into_iter().flat_map(|kind| [16, 36, 64, 80, 96, 128, 256].map(|d| (kind, d)))
         {
             let ((keys, key_scales), (values, value_scales)) =
                 (stored(kind, 150, head_dim, 0.0), stored(kind, 150, head_dim, 1.0));

@@ -5,7 +5,7 @@
 
 use super::super::{
     simd::{LANES, Simd},
-    vectors::{dot, finish_dot, mul_add},
+    vectors::{dot, mul_add},
 };
 use crate::kv::KvKind;
 
@@ -17,56 +17,86 @@ const WIDE: usize = 4;
 /// `scores[i][t] = q[i] · keys[t]`: `q[i]` `[head_dim]`, `keys` `[num_rows, head_dim]`, `scores[i]` `[num_rows]`.
 #[inline(always)]
 pub(super) fn scores<S: Simd, const Q: usize>(q: [&[f32]; Q], keys: &[f32], scores: [&mut [f32]; Q]) {
-    let head_dim = q[0].len();
-    let mut scores = scores.map(|scores| scores.as_chunks_mut::<QUAD>());
-    let quads = keys.chunks_exact(QUAD * head_dim);
-    let rest = quads.remainder();
-    for (quad_idx, keys) in quads.enumerate() {
-        let sums = dot_quad::<S, Q>(q, keys);
-        for ((quads, _), sums) in scores.iter_mut().zip(sums) {
-            quads[quad_idx] = sums;
-        }
-    }
-    for (row_idx, key) in rest.chunks_exact(head_dim).enumerate() {
-        for ((_, scores), q) in scores.iter_mut().zip(q) {
-            scores[row_idx] = dot::<S>(q, key);
+    match q[0].len() {
+        64 => scores_of_width::<S, Q, 4>(q, keys, scores),
+        80 => scores_of_width::<S, Q, 5>(q, keys, scores),
+        96 => scores_of_width::<S, Q, 6>(q, keys, scores),
+        128 => scores_of_width::<S, Q, 8>(q, keys, scores),
+        256 => scores_of_width::<S, Q, 16>(q, keys, scores),
+        head_dim => {
+            for (q, scores) in q.into_iter().zip(scores) {
+                for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_dim)) {
+                    *score = dot::<S>(q, key);
+                }
+            }
         }
     }
 }
 
-/// Scalar products of each `q` with four rows of `keys` `[4, head_dim]`.
+/// [`scores`] of heads of `N` times 16 values.
 #[inline(always)]
-fn dot_quad<S: Simd, const Q: usize>(q: [&[f32]; Q], keys: &[f32]) -> [[f32; QUAD]; Q] {
-    let head_dim = q[0].len();
-    let (pairs, num_chunks) = (keys.split_at(2 * head_dim), head_dim / LANES);
-    let ((a, b), (c, d)) = (pairs.0.split_at(head_dim), pairs.1.split_at(head_dim));
-    let keys = [a, b, c, d].map(|row| row.as_chunks::<LANES>());
-    let q = q.map(|q| q.as_chunks::<LANES>());
-    let mut sums = [[S::zero(); QUAD]; Q];
-    for chunk in 0..num_chunks {
-        // No `map`: its closure would not be compiled for the instruction set.
-        let mut loaded = [S::zero(); QUAD];
-        for (loaded, (chunks, _)) in loaded.iter_mut().zip(&keys) {
-            *loaded = S::load(&chunks[chunk]);
-        }
-        for ((q, _), sums) in q.iter().zip(&mut sums) {
-            let q = S::load(&q[chunk]);
-            for (sum, key) in sums.iter_mut().zip(loaded) {
-                *sum = S::mul_add(q, key, *sum);
-            }
+fn scores_of_width<S: Simd, const Q: usize, const N: usize>(
+    q: [&[f32]; Q],
+    keys: &[f32],
+    mut scores: [&mut [f32]; Q],
+) {
+    let q: [&[[f32; LANES]; N]; Q] = q.map(whole::<N>);
+    let quads = keys.chunks_exact(QUAD * N * LANES);
+    let rest = quads.remainder();
+    let num_quads = quads.len();
+    for (quad_idx, keys) in quads.enumerate() {
+        let sums = dot_quad::<S, Q, N>(&q, keys);
+        for (scores, sums) in scores.iter_mut().zip(&sums) {
+            scores[quad_idx * QUAD..][..QUAD].copy_from_slice(sums);
         }
     }
+    for (row_idx, key) in rest.chunks_exact(N * LANES).enumerate() {
+        for (scores, q) in scores.iter_mut().zip(&q) {
+            scores[num_quads * QUAD + row_idx] = dot::<S>(q.as_flattened(), key);
+        }
+    }
+}
+
+/// Scalar products of each `q` with four rows of `keys` `[4, N · 16]`.
+#[inline(always)]
+fn dot_quad<S: Simd, const Q: usize, const N: usize>(
+    q: &[&[[f32; LANES]; N]; Q],
+    keys: &[f32],
+) -> [[f32; QUAD]; Q] {
+    let (rows, _) = whole_rows::<N>(keys).as_chunks::<QUAD>();
     let mut products = [[0.0; QUAD]; Q];
-    for ((products, sums), (_, q_rest)) in products.iter_mut().zip(sums).zip(q) {
-        if q_rest.is_empty() {
-            *products = S::sum_quad(sums);
-        } else {
-            for ((product, sum), (_, key_rest)) in products.iter_mut().zip(sums).zip(keys) {
-                *product = finish_dot::<S>(sum, q_rest, key_rest);
+    for rows in rows {
+        let mut sums = [[S::zero(); QUAD]; Q];
+        for chunk in 0..N {
+            // No `map`: its closure would not be compiled for the instruction set.
+            let mut keys = [S::zero(); QUAD];
+            for (key, row) in keys.iter_mut().zip(rows) {
+                *key = S::load(&row[chunk]);
             }
+            for (q, sums) in q.iter().zip(&mut sums) {
+                let q = S::load(&q[chunk]);
+                for (sum, key) in sums.iter_mut().zip(&keys) {
+                    *sum = S::mul_add(q, *key, *sum);
+                }
+            }
+        }
+        for (products, sums) in products.iter_mut().zip(&sums) {
+            *products = S::sum_quad(*sums);
         }
     }
     products
+}
+
+/// The values as `N` registers' worth, of which there must be as many.
+#[inline(always)]
+fn whole<const N: usize>(values: &[f32]) -> &[[f32; LANES]; N] {
+    &whole_rows::<N>(values)[0]
+}
+
+/// Rows of `N` registers' worth.
+#[inline(always)]
+fn whole_rows<const N: usize>(values: &[f32]) -> &[[[f32; LANES]; N]] {
+    values.as_chunks::<LANES>().0.as_chunks::<N>().0
 }
 
 /// `out[i] += Σ weights[i][t] · values[t]`: `weights[i]` `[num_rows]`, `values` `[num_rows, head_dim]`, `out[i]` `[head_dim]`;
@@ -110,18 +140,19 @@ fn accumulate_columns<S: Simd, const Q: usize, const N: usize>(
     for (sums, out) in sums.iter_mut().zip(&*out) {
         *sums = registers::<S, N>(&out[start..]);
     }
-    for (t, row) in values.chunks_exact(head_dim).enumerate().take(num_rows) {
+    for (t, row) in values.chunks_exact(head_dim).take(num_rows).enumerate() {
         let values = registers::<S, N>(&row[start..]);
-        for (sums, weights) in sums.iter_mut().zip(weights) {
+        for (sums, weights) in sums.iter_mut().zip(&weights) {
             let weight = S::splat(weights[t]);
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = S::mul_add(weight, value, *sum);
+            for (sum, value) in sums.iter_mut().zip(&values) {
+                *sum = S::mul_add(weight, *value, *sum);
             }
         }
     }
-    for (sums, out) in sums.into_iter().zip(out) {
-        for (sum, out) in sums.into_iter().zip(out[start..].as_chunks_mut::<LANES>().0) {
-            *out = S::to_array(sum);
+    for (sums, out) in sums.iter().zip(out) {
+        let out = &mut out[start..start + N * LANES];
+        for (sum, out) in sums.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            *out = S::to_array(*sum);
         }
     }
 }
@@ -130,7 +161,8 @@ fn accumulate_columns<S: Simd, const Q: usize, const N: usize>(
 #[inline(always)]
 fn registers<S: Simd, const N: usize>(values: &[f32]) -> [S::Lanes; N] {
     let mut registers = [S::zero(); N];
-    for (register, values) in registers.iter_mut().zip(values.as_chunks::<LANES>().0) {
+    // Of a length that the compiler knows, so that the loop disappears.
+    for (register, values) in registers.iter_mut().zip(values[..N * LANES].as_chunks::<LANES>().0) {
         *register = S::load(values);
     }
     registers

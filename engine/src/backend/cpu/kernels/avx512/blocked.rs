@@ -21,10 +21,10 @@ use crate::quant::WeightKind;
 
 /// Most tokens of a group: 2 · 6 partial sums and as many sums leave 8 of the 32 registers.
 const GROUP_TOKENS: usize = 6;
-/// Blocks that are decoded at a time: 40 KiB as integers.
-pub(in super::super) const INT8_CHUNK: usize = 64;
-/// The same in F32: 34 KiB.
-pub(in super::super) const F32_CHUNK: usize = 16;
+/// Most blocks that are decoded at a time: 20 KiB as integers, half of a first-level cache, which two threads may share.
+pub(in super::super) const INT8_CHUNK: usize = 32;
+/// The same in F32: 17 KiB.
+pub(in super::super) const F32_CHUNK: usize = 8;
 
 /// One block of both tiles as unsigned integers, 4 quads of columns each.
 #[repr(C, align(64))]
