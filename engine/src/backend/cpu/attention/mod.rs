@@ -313,7 +313,14 @@ fn largest(scores: &[f32]) -> f32 {
     for (max, &score) in maxima.iter_mut().zip(rest) {
         *max = larger(*max, score);
     }
-    maxima.iter().fold(f32::NEG_INFINITY, |max, &score| larger(max, score))
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            maxima[lane] = larger(maxima[lane], maxima[lane + width]);
+        }
+        width /= 2;
+    }
+    maxima[0]
 }
 
 #[inline(always)]

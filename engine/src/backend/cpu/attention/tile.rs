@@ -16,87 +16,52 @@ const WIDE: usize = 4;
 
 /// `scores[i][t] = q[i] · keys[t]`: `q[i]` `[head_dim]`, `keys` `[num_rows, head_dim]`, `scores[i]` `[num_rows]`.
 #[inline(always)]
-pub(super) fn scores<S: Simd, const Q: usize>(q: [&[f32]; Q], keys: &[f32], scores: [&mut [f32]; Q]) {
-    match q[0].len() {
-        64 => scores_of_width::<S, Q, 4>(q, keys, scores),
-        80 => scores_of_width::<S, Q, 5>(q, keys, scores),
-        96 => scores_of_width::<S, Q, 6>(q, keys, scores),
-        128 => scores_of_width::<S, Q, 8>(q, keys, scores),
-        256 => scores_of_width::<S, Q, 16>(q, keys, scores),
-        head_dim => {
-            for (q, scores) in q.into_iter().zip(scores) {
-                for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_dim)) {
-                    *score = dot::<S>(q, key);
-                }
-            }
-        }
-    }
-}
-
-/// [`scores`] of heads of `N` times 16 values.
-#[inline(always)]
-fn scores_of_width<S: Simd, const Q: usize, const N: usize>(
-    q: [&[f32]; Q],
-    keys: &[f32],
-    mut scores: [&mut [f32]; Q],
-) {
-    let q: [&[[f32; LANES]; N]; Q] = q.map(whole::<N>);
-    let quads = keys.chunks_exact(QUAD * N * LANES);
-    let rest = quads.remainder();
-    let num_quads = quads.len();
+pub(super) fn scores<S: Simd, const Q: usize>(q: [&[f32]; Q], keys: &[f32], mut scores: [&mut [f32]; Q]) {
+    let head_dim = q[0].len();
+    // Widths with a remainder are rare and go row by row.
+    let quad_len = if head_dim.is_multiple_of(LANES) { QUAD * head_dim } else { usize::MAX };
+    let quads = keys.chunks_exact(quad_len);
+    let (rest, num_rows) = (quads.remainder(), QUAD * quads.len());
     for (quad_idx, keys) in quads.enumerate() {
-        let sums = dot_quad::<S, Q, N>(&q, keys);
+        let sums = dot_quad::<S, Q>(q, keys);
         for (scores, sums) in scores.iter_mut().zip(&sums) {
             scores[quad_idx * QUAD..][..QUAD].copy_from_slice(sums);
         }
     }
-    for (row_idx, key) in rest.chunks_exact(N * LANES).enumerate() {
+    for (row_idx, key) in rest.chunks_exact(head_dim).enumerate() {
         for (scores, q) in scores.iter_mut().zip(&q) {
-            scores[num_quads * QUAD + row_idx] = dot::<S>(q.as_flattened(), key);
+            scores[num_rows + row_idx] = dot::<S>(q, key);
         }
     }
 }
 
-/// Scalar products of each `q` with four rows of `keys` `[4, N · 16]`.
+/// Scalar products of each `q` with four rows of `keys` `[4, head_dim]`; `head_dim` a multiple of 16.
 #[inline(always)]
-fn dot_quad<S: Simd, const Q: usize, const N: usize>(
-    q: &[&[[f32; LANES]; N]; Q],
-    keys: &[f32],
-) -> [[f32; QUAD]; Q] {
-    let (rows, _) = whole_rows::<N>(keys).as_chunks::<QUAD>();
+fn dot_quad<S: Simd, const Q: usize>(q: [&[f32]; Q], keys: &[f32]) -> [[f32; QUAD]; Q] {
+    let num_chunks = q[0].len() / LANES;
+    let (chunks, _) = keys.as_chunks::<LANES>();
+    // Slices of one length, which the compiler then sees to hold every index of the loop.
+    let rows: [_; QUAD] = std::array::from_fn(|row| &chunks[row * num_chunks..][..num_chunks]);
+    let q: [_; Q] = std::array::from_fn(|i| &q[i].as_chunks::<LANES>().0[..num_chunks]);
+    let mut sums = [[S::zero(); QUAD]; Q];
+    for chunk in 0..num_chunks {
+        // No `map`: its closure would not be compiled for the instruction set.
+        let mut keys = [S::zero(); QUAD];
+        for (key, row) in keys.iter_mut().zip(&rows) {
+            *key = S::load(&row[chunk]);
+        }
+        for (q, sums) in q.iter().zip(&mut sums) {
+            let q = S::load(&q[chunk]);
+            for (sum, key) in sums.iter_mut().zip(&keys) {
+                *sum = S::mul_add(q, *key, *sum);
+            }
+        }
+    }
     let mut products = [[0.0; QUAD]; Q];
-    for rows in rows {
-        let mut sums = [[S::zero(); QUAD]; Q];
-        for chunk in 0..N {
-            // No `map`: its closure would not be compiled for the instruction set.
-            let mut keys = [S::zero(); QUAD];
-            for (key, row) in keys.iter_mut().zip(rows) {
-                *key = S::load(&row[chunk]);
-            }
-            for (q, sums) in q.iter().zip(&mut sums) {
-                let q = S::load(&q[chunk]);
-                for (sum, key) in sums.iter_mut().zip(&keys) {
-                    *sum = S::mul_add(q, *key, *sum);
-                }
-            }
-        }
-        for (products, sums) in products.iter_mut().zip(&sums) {
-            *products = S::sum_quad(*sums);
-        }
+    for (products, sums) in products.iter_mut().zip(&sums) {
+        *products = S::sum_quad(*sums);
     }
     products
-}
-
-/// The values as `N` registers' worth, of which there must be as many.
-#[inline(always)]
-fn whole<const N: usize>(values: &[f32]) -> &[[f32; LANES]; N] {
-    &whole_rows::<N>(values)[0]
-}
-
-/// Rows of `N` registers' worth.
-#[inline(always)]
-fn whole_rows<const N: usize>(values: &[f32]) -> &[[[f32; LANES]; N]] {
-    values.as_chunks::<LANES>().0.as_chunks::<N>().0
 }
 
 /// `out[i] += Σ weights[i][t] · values[t]`: `weights[i]` `[num_rows]`, `values` `[num_rows, head_dim]`, `out[i]` `[head_dim]`;
@@ -134,14 +99,16 @@ fn accumulate_columns<S: Simd, const Q: usize, const N: usize>(
     start: usize,
     out: &mut [&mut [f32]; Q],
 ) {
-    let (head_dim, num_rows) = (out[0].len(), weights[0].len());
-    let weights = weights.map(|weights| &weights[..num_rows]);
+    let head_dim = out[0].len();
+    // Of one length with the rows, which the compiler then sees to hold every index of the loop.
+    let num_rows = weights[0].len().min(values.len() / head_dim);
+    let weights: [_; Q] = std::array::from_fn(|i| &weights[i][..num_rows]);
     let mut sums = [[S::zero(); N]; Q];
     for (sums, out) in sums.iter_mut().zip(&*out) {
         *sums = registers::<S, N>(&out[start..]);
     }
-    for (t, row) in values.chunks_exact(head_dim).take(num_rows).enumerate() {
-        let values = registers::<S, N>(&row[start..]);
+    for t in 0..num_rows {
+        let values = registers::<S, N>(&values[t * head_dim + start..]);
         for (sums, weights) in sums.iter_mut().zip(&weights) {
             let weight = S::splat(weights[t]);
             for (sum, value) in sums.iter_mut().zip(&values) {
