@@ -38,6 +38,15 @@ impl CorpusScore {
 /// # Errors
 /// [`EngineError::Input`] for no token or one outside the vocabulary, [`EngineError::Capacity`] when they exceed the lane.
 pub fn score(backend: &mut dyn Backend, tokens: &[TokenId]) -> Result<Score> {
+    score_after(backend, tokens, 1)
+}
+
+/// [`score`] of the tokens from `context_len` on alone: those before it, at least one, are given. The mean is over
+/// `tokens[context_len..]`.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_after(backend: &mut dyn Backend, tokens: &[TokenId], context_len: usize) -> Result<Score> {
     if tokens.is_empty() {
         return Err(EngineError::Input("nothing to score: at least one token is needed".into()));
     }
@@ -49,7 +58,7 @@ pub fn score(backend: &mut dyn Backend, tokens: &[TokenId]) -> Result<Score> {
         )));
     }
     backend.truncate(lane, 0)?;
-    let scored = score_slices(backend, lane, tokens);
+    let scored = score_slices(backend, lane, tokens, context_len.max(1));
     backend.truncate(lane, 0)?;
     scored
 }
@@ -75,7 +84,12 @@ pub fn score_corpus(backend: &mut dyn Backend, tokens: &[TokenId], chunk_len: us
     Ok(CorpusScore { num_predicted, nll: sum / num_predicted as f64 })
 }
 
-fn score_slices(backend: &mut dyn Backend, lane: LaneId, tokens: &[TokenId]) -> Result<Score> {
+fn score_slices(
+    backend: &mut dyn Backend,
+    lane: LaneId,
+    tokens: &[TokenId],
+    context_len: usize,
+) -> Result<Score> {
     let limits = backend.capabilities();
     let slice_len = limits.max_step_tokens.min(limits.max_logits_rows);
     let mut plan = StepPlan::with_capacity(slice_len, 1);
@@ -85,14 +99,15 @@ fn score_slices(backend: &mut dyn Backend, lane: LaneId, tokens: &[TokenId]) -> 
         plan.clear();
         plan.push(lane, &tokens[start..end], LogitsWanted::All);
         let output = backend.run_step(&plan)?;
-        for (row, &next) in output.logits.chunks_exact(output.vocab_size).zip(&tokens[start + 1..]) {
+        let rows = output.logits.chunks_exact(output.vocab_size).zip(&tokens[start + 1..]);
+        for (row, &next) in rows.skip(context_len.saturating_sub(start + 1)) {
             sum += negative_log_likelihood(row, next);
         }
         if end == tokens.len() {
             last_logits = output.last_logits(0).unwrap_or(&[]).to_vec();
         }
     }
-    let num_predicted = tokens.len() - 1;
+    let num_predicted = tokens.len().saturating_sub(context_len);
     Ok(Score { last_logits, nll: (num_predicted > 0).then(|| sum / num_predicted as f64) })
 }
 

@@ -8,8 +8,9 @@ use takt_engine::{
     backend::Backend,
     generate,
     kv::LaneId,
+    score::score_after,
     sequence::{Sequence, SequenceLimits, SequenceOptions},
-    text::{ChatOptions, Message, Text},
+    text::{ChatOptions, Message, SpecialTokens, Text},
 };
 
 /// Longest answer; every right one is shorter.
@@ -92,6 +93,29 @@ pub fn prompt(text: &Text, line: &Line) -> Result<Vec<TokenId>, Box<dyn Error>> 
         line.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", &line.user));
     Ok(text.encode_chat(&messages, &ChatOptions { add_generation_prompt: true, ..ChatOptions::default() })?)
+}
+
+/// Perplexity of the right answers, each after its prompt, their end included: e to the mean negative log-likelihood of a token.
+///
+/// # Errors
+/// Those of the text and of the backend.
+pub fn perplexity(backend: &mut dyn Backend, text: &Text, lines: &[Line]) -> Result<f64, Box<dyn Error>> {
+    let end = text.defaults().eos_token_ids.first().copied().ok_or("the model has no end of turn")?;
+    let (mut sum, mut num_predicted) = (0.0, 0);
+    for line in lines {
+        let mut tokens = prompt(text, line)?;
+        let context_len = tokens.len();
+        tokens.extend(text.encode(&line.answer, SpecialTokens::AsWritten)?);
+        tokens.push(end);
+        if let Some(nll) = score_after(backend, &tokens, context_len)?.nll {
+            sum += nll * (tokens.len() - context_len) as f64;
+            num_predicted += tokens.len() - context_len;
+        }
+    }
+    if num_predicted == 0 {
+        return Err("no answer to predict".into());
+    }
+    Ok((sum / num_predicted as f64).exp())
 }
 
 fn answer(backend: &mut dyn Backend, text: &Text, line: &Line) -> Result<String, Box<dyn Error>> {

@@ -4,7 +4,7 @@
 //! Two tiles, because a broadcast activation then serves two products: with one, loading activations is the limit, at a third
 //! of what the multipliers can do (Ice Lake, 2026-11-22: 130 of 370 G products a second and core; with two 313).
 
-use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range};
+use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range, slice};
 
 use super::{
     super::{
@@ -98,7 +98,7 @@ fn for_each_group<Block, const CHUNK: usize>(
         decode(block, room);
     }
     // SAFETY: `decode` has just written as many, each in all its parts.
-    let decoded = unsafe { room[..part.blocks.len()].assume_init_ref() };
+    let decoded = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), part.blocks.len()) };
     for group in 0..num_groups {
         multiply(group * num_tokens / num_groups..(group + 1) * num_tokens / num_groups, decoded);
     }
