@@ -1,7 +1,13 @@
-//! Whole steps of the CPU backend on random weights: decode steps and a prefill slice, against a plain read of the weights.
+//! Whole steps of the CPU backend on random weights, against a plain read of the weights.
 //!
-//! `cargo bench -p takt-engine --bench step` alternates each step with a read of as many bytes as the step's weights, so that
-//! what else runs on the machine hits both, and prints medians.
+//! `cargo bench -p takt-engine --bench step` takes every kind of step in turn with a read of as many bytes as the step's weights,
+//! so that what else runs on the machine hits all, and prints medians and their ratios:
+//!
+//! - **share**: how much of the decode step's time the read takes;
+//! - **lanes**: tokens a second of [`NUM_LANES`] lanes decoding together, over those of one lane;
+//! - **verify**: time of a step of [`VERIFY_LEN`] tokens of one lane, all logits wanted, over that of a decode step;
+//! - **again**: time to the first token of a prompt of [`PROMPT_LEN`] tokens of which a snapshot holds all but the last, over that
+//!   of a decode step.
 #![expect(clippy::unwrap_used, reason = "a benchmark has nobody to report an error to")]
 
 use std::{
@@ -25,87 +31,124 @@ use takt_engine::{
 
 /// Tokens in the lane before a measured step, and of the prefill slice.
 const CONTEXT_LEN: usize = 128;
+/// Lanes that decode together.
+const NUM_LANES: usize = 8;
+/// Tokens of a verify round.
+const VERIFY_LEN: usize = 8;
+/// Tokens of a prompt whose prefix is known.
+const PROMPT_LEN: usize = 64;
 
-/// A model to measure: a published shape with fewer layers, since all layers cost the same, and the shipped demo's.
+/// Models to measure: a published shape, the same with fewer layers for the formats that take long, and the shipped demo's.
 fn models() -> [(&'static str, DecoderSpec); 2] {
-    let mut small = decoder_spec("qwen3-0.6b").unwrap();
-    small.num_layers = 4;
-    small.vocab_size = 16_384;
     let mut demo = decoder_spec("qwen3-0.6b").unwrap();
     (demo.num_layers, demo.hidden_size, demo.intermediate_size) = (6, 256, 768);
     (demo.num_q_heads, demo.num_kv_heads, demo.head_dim, demo.vocab_size) = (4, 2, 64, 2048);
     demo.rope.inv_freq.truncate(32);
-    [("4 layers of qwen3-0.6b", small), ("the demo's shape", demo)]
+    [("qwen3-0.6b", decoder_spec("qwen3-0.6b").unwrap()), ("the demo's shape", demo)]
 }
 
-fn plan(len: usize) -> StepPlan {
-    let mut plan = StepPlan::with_capacity(len, 1);
-    plan.push(LaneId(0), &vec![7; len], LogitsWanted::Last);
+/// A step of `num_tokens` of each of the first `num_lanes` lanes.
+fn plan(num_lanes: usize, num_tokens: usize, logits: LogitsWanted) -> StepPlan {
+    let mut plan = StepPlan::with_capacity(num_lanes * num_tokens, num_lanes);
+    for lane in 0..num_lanes {
+        plan.push(LaneId(lane), &vec![7; num_tokens], logits);
+    }
     plan
 }
 
-/// Median times of a step that starts with `context_len` tokens in the lane, and of the read.
-fn measure(backend: &mut CpuBackend, plan: &StepPlan, context_len: usize, read: impl Fn()) -> (f64, f64) {
-    let (mut steps, mut reads) = (Vec::new(), Vec::new());
+/// Seconds, medians.
+struct Times {
+    prefill: f64,
+    decode: f64,
+    lanes: f64,
+    verify: f64,
+    again: f64,
+    read: f64,
+}
+
+/// Every kind of step in turn, until each was taken nine times and half a second has passed.
+fn measure(backend: &mut CpuBackend, read: impl Fn()) -> Times {
+    let plans = [
+        plan(1, CONTEXT_LEN, LogitsWanted::Last),
+        plan(1, 1, LogitsWanted::Last),
+        plan(NUM_LANES, 1, LogitsWanted::Last),
+        plan(1, VERIFY_LEN, LogitsWanted::All),
+    ];
+    backend.run_step(&plan(NUM_LANES, CONTEXT_LEN / NUM_LANES, LogitsWanted::None)).unwrap();
+    backend.run_step(&plan(NUM_LANES, CONTEXT_LEN - CONTEXT_LEN / NUM_LANES, LogitsWanted::None)).unwrap();
+    let snapshot = backend.save_snapshot(LaneId(0), PROMPT_LEN - 1).unwrap();
+    let mut times: [Vec<Duration>; 6] = Default::default();
     let start = Instant::now();
-    while steps.len() < 9 || start.elapsed() < Duration::from_millis(250) {
-        backend.truncate(LaneId(0), context_len).unwrap();
+    while times[0].len() < 9 || start.elapsed() < Duration::from_millis(500) {
+        for (kind, plan) in plans.iter().enumerate() {
+            let context_len = if kind == 0 { 0 } else { CONTEXT_LEN };
+            (0..NUM_LANES).for_each(|lane| backend.truncate(LaneId(lane), CONTEXT_LEN).unwrap());
+            backend.truncate(LaneId(0), context_len).unwrap();
+            let before = Instant::now();
+            black_box(backend.run_step(plan).unwrap());
+            times[kind].push(before.elapsed());
+        }
         let before = Instant::now();
-        black_box(backend.run_step(plan).unwrap());
-        steps.push(before.elapsed());
+        backend.truncate(LaneId(0), 0).unwrap();
+        backend.restore_snapshot(LaneId(0), snapshot).unwrap();
+        black_box(backend.run_step(&plans[1]).unwrap());
+        times[4].push(before.elapsed());
+        // As long as it was.
+        backend.truncate(LaneId(0), 0).unwrap();
+        backend.run_step(&plans[0]).unwrap();
         let before = Instant::now();
         read();
-        reads.push(before.elapsed());
+        times[5].push(before.elapsed());
     }
-    let median = |times: &mut Vec<Duration>| {
+    let [prefill, decode, lanes, verify, again, read] = times.map(|mut times| {
         times.sort_unstable();
         times[times.len() / 2].as_secs_f64()
-    };
-    (median(&mut steps), median(&mut reads))
+    });
+    Times { prefill, decode, lanes, verify, again, read }
 }
 
 fn main() {
-    let num_cores = thread::available_parallelism().map_or(1, usize::from);
+    let num_threads = thread::available_parallelism().map_or(1, usize::from);
+    println!("{num_threads} threads; medians of steps taken in turn");
     println!(
-        "{:>22} {:>5} {:>5} {:>7} {:>12} {:>12} {:>7}",
-        "model", "kind", "x", "threads", "prefill us/t", "decode us", "share"
+        "{:>16} {:>6} {:>5} {:>5} {:>12} {:>12} {:>7} {:>6} {:>7} {:>6}",
+        "model", "kind", "head", "x", "prefill us/t", "decode us", "share", "lanes", "verify", "again"
     );
+    let (int8, float) = (ActivationArithmetic::Int8, ActivationArithmetic::F32);
     for (name, spec) in models() {
-        for (kind, arithmetic) in [
-            (WeightKind::Nvfp4, ActivationArithmetic::Int8),
-            (WeightKind::Nvfp4, ActivationArithmetic::F32),
-            (WeightKind::Bf16, ActivationArithmetic::F32),
+        for (kind, head, arithmetic) in [
+            (WeightKind::Nvfp4, WeightKind::Nvfp4, int8),
+            (WeightKind::Nvfp4, WeightKind::Fp8, int8),
+            (WeightKind::Nvfp4, WeightKind::Nvfp4, float),
+            (WeightKind::Int4, WeightKind::Int4, int8),
+            (WeightKind::Fp8, WeightKind::Fp8, float),
+            (WeightKind::Bf16, WeightKind::Bf16, float),
         ] {
-            let weights = RandomWeights::new(
-                &spec,
-                kind,
-                if kind == WeightKind::Bf16 { kind } else { WeightKind::Fp8 },
-                1,
-            )
-            .unwrap();
-            for num_threads in [1, num_cores] {
-                let options = EngineOptions {
-                    threads: Some(num_threads),
-                    lane_capacity: Some(2 * CONTEXT_LEN),
-                    arithmetic,
-                    ..EngineOptions::default()
-                };
-                let cpu_options = options.cpu_options(&spec, KvKind::Bf16);
-                let mut backend = CpuBackend::new(&spec, &weights, &cpu_options).unwrap();
-                let pool = ThreadPool::new(num_threads).unwrap();
-                let probe = ReadProbe::new(backend.capabilities().weight_bytes_per_step as usize);
-                let read = || {
-                    black_box(probe.read(&pool));
-                };
-                let (prefill, _) = measure(&mut backend, &plan(CONTEXT_LEN), 0, read);
-                let (decode, read_seconds) = measure(&mut backend, &plan(1), CONTEXT_LEN, read);
-                println!(
-                    "{name:>22} {kind:>5} {arithmetic:>5?} {num_threads:>7} {:>12.1} {:>12.1} {:>6.0}%",
-                    prefill * 1e6 / CONTEXT_LEN as f64,
-                    decode * 1e6,
-                    100.0 * read_seconds / decode,
-                );
-            }
+            let weights = RandomWeights::new(&spec, kind, head, 1).unwrap();
+            let options = EngineOptions {
+                num_lanes: NUM_LANES,
+                num_snapshots: 1,
+                lane_capacity: Some(2 * CONTEXT_LEN),
+                arithmetic,
+                ..EngineOptions::default()
+            };
+            let mut backend =
+                CpuBackend::new(&spec, &weights, &options.cpu_options(&spec, KvKind::Bf16)).unwrap();
+            drop(weights);
+            let pool = ThreadPool::new(num_threads).unwrap();
+            let probe = ReadProbe::new(backend.capabilities().weight_bytes_per_step as usize);
+            let times = measure(&mut backend, || {
+                black_box(probe.read(&pool));
+            });
+            println!(
+                "{name:>16} {kind:>6} {head:>5} {arithmetic:>5?} {:>12.1} {:>12.1} {:>6.0}% {:>6.2} {:>7.2} {:>6.2}",
+                times.prefill * 1e6 / CONTEXT_LEN as f64,
+                times.decode * 1e6,
+                100.0 * times.read / times.decode,
+                NUM_LANES as f64 * times.decode / times.lanes,
+                times.verify / times.decode,
+                times.again / times.decode,
+            );
         }
     }
 }

@@ -104,14 +104,18 @@ pub(crate) struct PairPlan {
 impl PairPlan {
     /// `None` where no kernel does that.
     pub(crate) fn of(isa: Isa, arithmetic: Arithmetic, kind: WeightKind) -> Option<Self> {
+        let is_integer = is_integer(arithmetic, kind);
         match isa.0 {
+            // The oracle does what the others do, in smaller steps.
+            isa::Level::Scalar => Some(Self { min_tokens: 2, max_blocks: if is_integer { 6 } else { 5 } }),
             #[cfg(target_arch = "x86_64")]
-            isa::Level::Avx512 if is_integer(arithmetic, kind) => {
-                Some(Self { min_tokens: 4, max_blocks: avx512::INT8_CHUNK })
-            }
+            isa::Level::Avx512 if is_integer => Some(Self { min_tokens: 4, max_blocks: avx512::INT8_CHUNK }),
             #[cfg(target_arch = "x86_64")]
             isa::Level::Avx512 => Some(Self { min_tokens: 4, max_blocks: avx512::F32_CHUNK }),
+            #[cfg(not(target_arch = "x86_64"))]
             _ => None,
+            #[cfg(target_arch = "x86_64")]
+            isa::Level::Avx2 => None,
         }
     }
 }
@@ -127,16 +131,16 @@ pub(crate) struct PairPart<'a> {
 
 /// [`multiply_tile`] of two tiles at once, by a [`PairPlan`]. The same bits.
 pub(crate) fn multiply_pair(isa: Isa, arithmetic: Arithmetic, part: &PairPart<'_>) {
+    check_pair(part);
+    let is_integer = is_integer(arithmetic, part.pair[0].kind);
     match isa.0 {
         // SAFETY: the level was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        isa::Level::Avx512 if is_integer(arithmetic, part.pair[0].kind) => unsafe {
-            avx512::multiply_pair_int8(part);
-        },
+        isa::Level::Avx512 if is_integer => unsafe { avx512::multiply_pair_int8(part) },
         // SAFETY: the level was found on this machine.
         #[cfg(target_arch = "x86_64")]
         isa::Level::Avx512 => unsafe { avx512::multiply_pair_f32(part) },
-        _ => unreachable!("{isa} has no kernel for pairs of tiles, and its plan says so"),
+        _ => scalar::multiply_pair(is_integer, part),
     }
 }
 
@@ -161,10 +165,21 @@ impl<'a> PairOut<'a> {
         Self { out, row_len, first_col }
     }
 
+    /// One value of a token.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the promise of `new` keeps others away; each value is borrowed alone"
+    )]
+    fn value(&self, token_idx: usize, col: usize) -> &mut f32 {
+        // SAFETY: by the promise of `new`, and one at a time by its callers.
+        unsafe { &mut self.out.part(token_idx * self.row_len + self.first_col + col, 1)[0] }
+    }
+
     /// 32 values.
     ///
     /// # Panics
     /// When the output has no such token.
+    #[cfg(target_arch = "x86_64")]
     fn row(&self, token_idx: usize) -> *mut f32 {
         // SAFETY: by the promise of `new`; the borrow ends here.
         unsafe { self.out.part(token_idx * self.row_len + self.first_col, PAIR_ROWS) }.as_mut_ptr()
@@ -186,7 +201,6 @@ fn check_shapes(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &[[f32; TILE_ROWS]])
 }
 
 /// As [`check_shapes`], for two tiles of one matrix.
-#[cfg(target_arch = "x86_64")]
 fn check_pair(PairPart { pair: [a, b], tokens, blocks, .. }: &PairPart<'_>) {
     check_tile(a, tokens);
     check_tile(b, tokens);

@@ -1,51 +1,97 @@
 //! The oracle: every kernel written plainly, with the layout read element by element.
 
+use std::ops::Range;
+
 use half::f16;
 
-use super::super::{
-    activations::Tokens,
-    packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes, fp8_offset},
+use super::{
+    super::{
+        activations::Tokens,
+        packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes, fp8_offset},
+    },
+    PairPart,
 };
 use crate::quant::{WeightKind, e2m1};
 
 /// One tile times `tokens`, dequantized weights times F32 activations; `sums` `[num_tokens][16]`.
 pub(super) fn multiply_f32(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
     for (token_idx, token_sums) in sums.iter_mut().enumerate() {
-        let x = &tokens.rows[token_idx * tokens.row_len..][..tokens.row_len];
         for (row, out) in token_sums.iter_mut().enumerate() {
-            let mut sum = 0.0;
-            for (block, x) in x.chunks_exact(BLOCK_COLS).enumerate() {
-                let mut part = 0.0;
-                for (k, &x) in x.iter().enumerate() {
-                    part = x.mul_add(weight(tile, row, block, k), part);
-                }
-                sum = block_scale(tile, row, block).mul_add(part, sum);
-            }
-            *out = sum * tile.row_scales[row];
+            *out = sum_f32(tile, row, tokens, token_idx, 0..tile.num_blocks, 0.0) * tile.row_scales[row];
         }
     }
 }
 
 /// One tile times `tokens`, 4-bit weights times 8-bit activations.
 pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
-    let num_blocks = tile.num_blocks;
     let unit = integer_unit(tile.kind);
     for (token_idx, token_sums) in sums.iter_mut().enumerate() {
-        let x = &tokens.blocks[token_idx * num_blocks..][..num_blocks];
         for (row, out) in token_sums.iter_mut().enumerate() {
-            let mut sum = 0.0;
-            for (block, x) in x.iter().enumerate() {
-                let products = x.codes.iter().enumerate().map(|(k, &x)| {
-                    let doubled_or_plain = weight(tile, row, block, k) / unit;
-                    doubled_or_plain as i32 * i32::from(x)
-                });
-                let part: i32 = products.sum();
-                let scale = block_scale(tile, row, block) * x.scale;
-                sum = scale.mul_add(part as f32, sum);
-            }
+            let sum = sum_int8(tile, row, tokens, token_idx, 0..tile.num_blocks, 0.0);
             *out = sum * (tile.row_scales[row] * unit);
         }
     }
+}
+
+/// Some blocks of two tiles times all tokens; see [`super::multiply_pair`].
+pub(super) fn multiply_pair(is_integer: bool, part: &PairPart<'_>) {
+    for token_idx in 0..part.tokens.num_tokens {
+        for (tile_idx, tile) in part.pair.iter().enumerate() {
+            for row in 0..TILE_ROWS {
+                let out = part.out.value(token_idx, tile_idx * TILE_ROWS + row);
+                let before = if part.blocks.start > 0 { *out } else { 0.0 };
+                let (sum_blocks, unit): (SumBlocks, _) =
+                    if is_integer { (sum_int8, integer_unit(tile.kind)) } else { (sum_f32, 1.0) };
+                let sum = sum_blocks(tile, row, &part.tokens, token_idx, part.blocks.clone(), before);
+                let is_last = part.blocks.end == tile.num_blocks;
+                *out = if is_last { sum * (tile.row_scales[row] * unit) } else { sum };
+            }
+        }
+    }
+}
+
+/// `sum` and what the blocks of one row add to it for one token, without the row's scale.
+type SumBlocks = fn(&Tile<'_>, usize, &Tokens<'_>, usize, Range<usize>, f32) -> f32;
+
+fn sum_f32(
+    tile: &Tile<'_>,
+    row: usize,
+    tokens: &Tokens<'_>,
+    token_idx: usize,
+    blocks: Range<usize>,
+    mut sum: f32,
+) -> f32 {
+    let x = &tokens.rows[token_idx * tokens.row_len..][..tokens.row_len];
+    for block in blocks {
+        let mut part = 0.0;
+        for (k, &x) in x[block * BLOCK_COLS..][..BLOCK_COLS].iter().enumerate() {
+            part = x.mul_add(weight(tile, row, block, k), part);
+        }
+        sum = block_scale(tile, row, block).mul_add(part, sum);
+    }
+    sum
+}
+
+fn sum_int8(
+    tile: &Tile<'_>,
+    row: usize,
+    tokens: &Tokens<'_>,
+    token_idx: usize,
+    blocks: Range<usize>,
+    mut sum: f32,
+) -> f32 {
+    let unit = integer_unit(tile.kind);
+    for block in blocks {
+        let x = &tokens.blocks[token_idx * tile.num_blocks + block];
+        let products = x.codes.iter().enumerate().map(|(k, &x)| {
+            let doubled_or_plain = weight(tile, row, block, k) / unit;
+            doubled_or_plain as i32 * i32::from(x)
+        });
+        let part: i32 = products.sum();
+        let scale = block_scale(tile, row, block) * x.scale;
+        sum = scale.mul_add(part as f32, sum);
+    }
+    sum
 }
 
 /// What one step of the integer form of a code is worth.

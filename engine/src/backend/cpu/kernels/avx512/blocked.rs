@@ -12,7 +12,7 @@ use super::{
             activations::QuantizedBlock,
             packed::{BLOCK_COLS, TILE_ROWS, Tile},
         },
-        PairPart, check_pair, check_quantized, for_num_tokens,
+        PairPart, check_quantized, for_num_tokens,
         scalar::integer_unit,
     },
     decode,
@@ -45,7 +45,6 @@ type Sums<const M: usize> = [[__m512; 2]; M];
 /// As [`super::super::scalar::multiply_f32`], for two tiles, any number of tokens and at most [`F32_CHUNK`] blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
-    check_pair(part);
     let decode = |block, to: &mut MaybeUninit<F32Block>| {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
             decode_columns(tile, block, tile_idx, to);
@@ -60,7 +59,6 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
 /// As [`super::super::scalar::multiply_int8`], for two tiles of a 4-bit kind, any number of tokens and at most [`INT8_CHUNK`] blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
-    check_pair(part);
     check_quantized(&part.pair[0], &part.tokens);
     let table = decode::integer_table(part.pair[0].kind);
     let decode = |block, to: &mut MaybeUninit<Int8Block>| {

@@ -6,8 +6,7 @@ use std::arch::{aarch64::*, asm};
 
 use super::{
     super::{check_quantized, check_shapes, for_num_tokens, scalar::integer_unit},
-    BLOCK_COLS, Column, E2M1_TABLE, Half, INT4_TABLE, Sums, Tile, Tokens, int4_scale, look_up, nvfp4_scale,
-    store,
+    Column, E2M1_TABLE, Half, INT4_TABLE, Sums, Tile, Tokens, int4_scale, look_up, nvfp4_scale, store,
 };
 use crate::quant::WeightKind;
 
