@@ -299,7 +299,9 @@ fn put_nibbles(packed: &[u8], row: usize, codes: &mut [u8], flip: u8) {
 /// Scales are kept without their sign; a negative one (no builder writes it) turns the signs of its block's codes.
 fn put_nvfp4_scales(from: &[u8], row: usize, codes: &mut [u8], scales: &mut [u8]) -> Result<()> {
     for (block, &scale) in from.iter().enumerate() {
-        finite(e4m3::decode(scale))?;
+        if scale & 0x7f == 0x7f {
+            finite(e4m3::decode(scale))?;
+        }
         scales[block * TILE_ROWS + row] = scale & 0x7f;
         if scale & 0x80 != 0 {
             for line in codes[block * 128..(block + 1) * 128].chunks_exact_mut(LINE_BYTES) {
