@@ -7,6 +7,7 @@ mod action;
 mod client;
 mod conformance;
 mod enhanced;
+mod leaving;
 mod lifecycle;
 mod names;
 mod parameters;

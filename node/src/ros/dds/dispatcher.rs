@@ -6,36 +6,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use rustdds::dds::result::ReadError;
-use rustdds::mio1::{Events, Interest, Poll, Token, Waker, event::Source};
-use rustdds::no_key::SimpleDataReader;
-use rustdds::rpc::SampleIdentity;
-use rustdds::{DomainParticipant, DomainParticipantStatusListener, GUID, SequenceNumber, StatusEvented};
+use rustdds::mio1::{Events, Interest, Poll, Token, Waker};
+use rustdds::{
+    DomainParticipant, DomainParticipantStatusEvent, DomainParticipantStatusListener, StatusEvented,
+};
 
 use super::announcement::Announcement;
 use super::first_message::FirstMessages;
-use super::payload::{AsIs, Payload};
+use super::inbox::Inbox;
 use super::peers::Peers;
 use super::renewal::{Look, RenewedWriter};
 use super::server::Server;
 use crate::ros::RosError;
 
-pub(super) type Reader = SimpleDataReader<Payload, AsIs>;
-
-/// A message as it came, with where it came from.
-#[derive(Debug)]
-pub(super) struct Sample {
-    pub message: Vec<u8>,
-    pub writer: GUID,
-    pub sequence_number: SequenceNumber,
-    pub related: Option<SampleIdentity>,
-}
-
-pub(super) type OnSample = Box<dyn FnMut(Sample) + Send>;
-
 /// What other threads ask of the dispatcher.
 enum Command {
-    Listen(Box<Reader>, OnSample),
+    Listen(Box<Inbox>),
     Serve(Arc<Server>),
     Renew(Arc<RenewedWriter>),
     Repeat(Arc<Announcement>),
@@ -69,7 +55,7 @@ impl Dispatcher {
             status.as_status_source_mio1().register(poll.registry(), STATUS, Interest::READABLE)?;
             // A handful of endpoints are made at start; nobody waits on this channel for long.
             let (commands, inbox) = crossbeam_channel::bounded(64);
-            let (readers, servers, writers) = (Vec::new(), Vec::new(), Vec::new());
+            let (inboxes, servers, writers) = (Vec::new(), Vec::new(), Vec::new());
             let announcement = None;
             let event_loop = EventLoop {
                 poll,
@@ -77,7 +63,7 @@ impl Dispatcher {
                 peers,
                 first_messages,
                 inbox,
-                readers,
+                inboxes,
                 servers,
                 writers,
                 announcement,
@@ -92,9 +78,9 @@ impl Dispatcher {
         })
     }
 
-    /// Calls `on_sample` for every sample of `reader` from now on.
-    pub fn listen(&self, reader: Reader, on_sample: OnSample) -> Result<(), RosError> {
-        self.send(Command::Listen(Box::new(reader), on_sample))
+    /// Calls the callback of `inbox` for every sample from now on.
+    pub fn listen(&self, inbox: Inbox) -> Result<(), RosError> {
+        self.send(Command::Listen(Box::new(inbox)))
     }
 
     /// Sends `server`'s waiting replies when they become due.
@@ -145,7 +131,7 @@ struct EventLoop {
     peers: Arc<Peers>,
     first_messages: FirstMessages,
     inbox: Receiver<Command>,
-    readers: Vec<(Box<Reader>, OnSample)>,
+    inboxes: Vec<Inbox>,
     servers: Vec<Arc<Server>>,
     writers: Vec<Arc<RenewedWriter>>,
     announcement: Option<Arc<Announcement>>,
@@ -164,36 +150,44 @@ impl EventLoop {
             }
             // Before the samples: a request's client must be known when the request is looked at.
             while let Some(event) = self.status.try_recv_status() {
-                self.first_messages.note(&event, Instant::now());
-                self.peers.apply(event);
+                self.note(event, Instant::now());
             }
             if !self.obey() {
                 return;
             }
             for token in events.iter().map(|event| event.token().0) {
-                if let Some((reader, on_sample)) =
-                    token.checked_sub(FIRST_READER).and_then(|i| self.readers.get_mut(i))
-                {
-                    take_all(reader, on_sample);
+                if let Some(inbox) = token.checked_sub(FIRST_READER).and_then(|i| self.inboxes.get_mut(i)) {
+                    inbox.take_all(Instant::now());
                 }
             }
             timeout = self.flush();
         }
     }
 
+    /// Takes over what happened to other participants.
+    fn note(&mut self, event: DomainParticipantStatusEvent, now: Instant) {
+        self.first_messages.note(&event, now);
+        for inbox in &mut self.inboxes {
+            for writer in self.peers.departing(inbox.guid(), &event) {
+                inbox.note_departure(writer, now);
+            }
+        }
+        self.peers.apply(event);
+    }
+
     /// Carries out what other threads asked; `false` to stop.
     fn obey(&mut self) -> bool {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Listen(mut reader, mut on_sample) => {
-                    self.first_messages.note_reader(reader.guid(), Instant::now());
-                    let token = Token(FIRST_READER + self.readers.len());
-                    if let Err(error) = reader.register(self.poll.registry(), token, Interest::READABLE) {
+                Command::Listen(mut inbox) => {
+                    self.first_messages.note_reader(inbox.guid(), Instant::now());
+                    let token = Token(FIRST_READER + self.inboxes.len());
+                    if let Err(error) = inbox.register(self.poll.registry(), token) {
                         tracing::error!(%error, "cannot wait for a ROS 2 topic");
                     }
                     // What came before the registration raised no event here.
-                    take_all(&reader, &mut on_sample);
-                    self.readers.push((reader, on_sample));
+                    inbox.take_all(Instant::now());
+                    self.inboxes.push(*inbox);
                 }
                 Command::Serve(server) => self.servers.push(server),
                 Command::Renew(writer) => self.writers.push(writer),
@@ -207,8 +201,11 @@ impl EventLoop {
     /// Sends what is due; how long until the next is.
     fn flush(&mut self) -> Option<Duration> {
         let now = Instant::now();
+        // Before the replies: what they find may be answered at once.
+        let departed = self.inboxes.iter_mut().filter_map(|inbox| inbox.flush(now)).min();
         let replies = self.servers.iter().filter_map(|server| server.flush(now));
-        let next_due = replies.chain(self.first_messages.flush(now)).chain(self.renew(now)).min()?;
+        let others = self.first_messages.flush(now).into_iter().chain(self.renew(now)).chain(departed);
+        let next_due = replies.chain(others).min()?;
         Some(next_due.saturating_duration_since(now).max(Duration::from_millis(1)))
     }
 
@@ -223,29 +220,5 @@ impl EventLoop {
             announcement.repeat();
         }
         looks.iter().filter_map(Look::again_at).min()
-    }
-}
-
-/// Hands every sample that is there to `on_sample`.
-fn take_all(reader: &Reader, on_sample: &mut OnSample) {
-    reader.drain_read_notifications();
-    loop {
-        match reader.try_take_one() {
-            Ok(Some(change)) => on_sample(Sample {
-                related: change.related_sample_identity(),
-                writer: change.writer_guid,
-                sequence_number: change.sequence_number,
-                message: change.into_value().0,
-            }),
-            Ok(None) => return,
-            // RustDDS has stepped past the sample: the next one may be good.
-            Err(ReadError::Deserialization { reason }) => {
-                tracing::warn!("a ROS 2 message was dropped: {reason}")
-            }
-            Err(error) => {
-                tracing::warn!("reading a ROS 2 topic: {error}");
-                return;
-            }
-        }
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustdds::{DomainParticipant, DomainParticipantStatusEvent as Event, GUID};
 
 use super::peers::prefix_of;
+use super::ports::user_traffic_port;
 use crate::ros::presence::Guid;
 use crate::ros::{RosError, RosOptions};
 
@@ -56,7 +57,6 @@ impl FirstMessages {
             let socket = UdpSocket::bind((address, 0))?;
             // The dispatcher never waits for it.
             socket.set_nonblocking(true)?;
-            // If another program has the port, RustDDS took any other: then that program throws away what is not for it.
             let port = user_traffic_port(participant.domain_id(), participant.participant_id())?;
             socket.connect(SocketAddr::new(address, port))?;
             Ok(socket)
@@ -134,12 +134,6 @@ fn own_address(options: &RosOptions) -> IpAddr {
     of_network().map_or(loopback, |address| address.ip())
 }
 
-/// RTPS 2.3, 9.6.1.1: where a participant hears user data.
-fn user_traffic_port(domain_id: u16, participant_id: u16) -> io::Result<u16> {
-    let port = 7400 + 250 * u32::from(domain_id) + 11 + 2 * u32::from(participant_id);
-    u16::try_from(port).map_err(|_| io::Error::other(format!("no port {port}")))
-}
-
 /// RTPS 2.3, 8.3.7.5 and 9.4.5.6: `writer` tells `reader` that it has message 1, and wants an answer.
 fn heartbeat(writer: Guid, reader: Guid) -> [u8; HEARTBEAT_LEN] {
     let [writer_prefix, reader_prefix] = [&writer[..12], &reader[..12]];
@@ -197,13 +191,6 @@ mod tests {
         assert!(is_fast_dds_writer(guid(EPROSIMA_VENDOR, [0, 0, 2, 0x02])));
         assert!(!is_fast_dds_writer(guid(EPROSIMA_VENDOR, [0, 0, 3, 0xc2])), "of discovery");
         assert!(!is_fast_dds_writer(guid([0x01, 0x10], [0, 0, 2, 0x03])), "CycloneDDS");
-    }
-
-    #[test]
-    fn ports_are_those_of_the_specification() {
-        assert_eq!(user_traffic_port(0, 0).unwrap(), 7411);
-        assert_eq!(user_traffic_port(7, 3).unwrap(), 9167);
-        assert!(user_traffic_port(232, 119).is_err());
     }
 
     fn to(inbox: &UdpSocket) -> FirstMessages {

@@ -4,30 +4,31 @@ mod announcement;
 mod client;
 mod dispatcher;
 mod first_message;
+mod inbox;
 mod long_reply;
+mod participant;
 mod payload;
 mod peers;
+mod ports;
 mod renewal;
 mod server;
 
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustdds::dds::result::CreateError;
 use rustdds::policy;
-use rustdds::{
-    DomainParticipant, DomainParticipantBuilder, GUID, QosPolicies, QosPolicyBuilder, RTPSEntity, TopicKind,
-    WriteOptions,
-};
+use rustdds::{DomainParticipant, GUID, QosPolicies, QosPolicyBuilder, RTPSEntity, TopicKind, WriteOptions};
 
 use self::announcement::Announcement;
 use self::client::{Calls, Client, write_error};
-use self::dispatcher::{Dispatcher, OnSample, Reader};
+use self::dispatcher::Dispatcher;
 use self::first_message::FirstMessages;
+use self::inbox::{Cache, Inbox, OnSample, Reader};
 use self::long_reply::LongReplies;
-use self::payload::{AsIs, Payload};
+use self::participant::Departure;
+use self::payload::Payload;
 use self::peers::Peers;
 use self::renewal::{Blueprint, NEVER, Overlap, RENEW_AFTER, RenewedWriter};
 use self::server::Server;
@@ -55,6 +56,8 @@ pub struct DdsTransport {
     publisher: rustdds::Publisher,
     subscriber: rustdds::Subscriber,
     participant: Arc<DomainParticipant>,
+    // Dropped after it.
+    _departure: Departure,
     peers: Arc<Peers>,
     node: NodeName,
     long_replies: Arc<LongReplies>,
@@ -91,12 +94,8 @@ impl DdsTransport {
                 expected: "the built-in DDS cannot switch discovery off; use LOCALHOST or SUBNET",
             });
         }
-        let mut builder = DomainParticipantBuilder::new(options.domain_id);
-        if options.localhost_only {
-            builder = builder.with_only_networks([Ipv4Addr::LOCALHOST]);
-        }
         let joining = |error| create_error(&format!("joining domain {}", options.domain_id), &error);
-        let participant = Arc::new(builder.build().map_err(joining)?);
+        let participant = Arc::new(participant::build(options).map_err(joining)?);
         let publisher = participant.create_publisher(&policies(Qos::DEFAULT)).map_err(joining)?;
         let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
         let peers = Arc::new(Peers::default());
@@ -107,7 +106,7 @@ impl DdsTransport {
         let presence = blueprint(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?
             .build()
             .map_err(|error| writing(presence::TOPIC, &error))?;
-        let presences = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;
+        let (presences, _) = create_reader(&participant, &subscriber, presence::TOPIC, &ty, PRESENCES_QOS)?;
         let announced = Arc::new(AtomicBool::new(false));
         let watch = Watch {
             own: participant.guid().to_bytes(),
@@ -115,7 +114,9 @@ impl DdsTransport {
             announced: Arc::clone(&announced),
             peers: Arc::clone(&peers),
         };
-        dispatcher.listen(presences, Box::new(move |sample| watch.note(&sample.message)))?;
+        let on_presence: OnSample = Box::new(move |sample| watch.note(&sample.message));
+        // Whose last words nobody needs.
+        dispatcher.listen(Inbox::new(presences, None, on_presence))?;
         let announcement = Arc::new(Announcement {
             presence,
             participant: participant.guid().to_bytes(),
@@ -125,12 +126,14 @@ impl DdsTransport {
             endpoints: Mutex::default(),
         });
         dispatcher.repeat(Arc::clone(&announcement))?;
+        let departure = Departure::of(publisher.clone());
         Ok(Self {
             dispatcher,
             announcement,
             publisher,
             subscriber,
             participant,
+            _departure: departure,
             peers,
             node,
             long_replies,
@@ -155,10 +158,15 @@ impl DdsTransport {
         Ok(writer)
     }
 
-    fn create_reader(&self, topic: &str, ty: &str, qos: Qos) -> Result<Reader, RosError> {
-        let reader = create_reader(&self.participant, &self.subscriber, topic, ty, qos)?;
+    fn create_reader(&self, topic: &str, ty: &str, qos: Qos) -> Result<(Reader, Option<Cache>), RosError> {
+        let (reader, topic) = create_reader(&self.participant, &self.subscriber, topic, ty, qos)?;
         self.announcement.endpoints().readers.push(reader.guid());
-        Ok(reader)
+        let cache = (qos.reliability == Reliability::Reliable).then(|| {
+            let subscriber = self.subscriber.clone();
+            let qos = policies(Qos { reliability: Reliability::BestEffort, ..Qos::DEFAULT });
+            Cache { subscriber, topic, qos }
+        });
+        Ok((reader, cache))
     }
 }
 
@@ -199,9 +207,10 @@ impl Transport for DdsTransport {
         qos: Qos,
         mut on_message: OnMessage,
     ) -> Result<Box<dyn Subscription>, RosError> {
-        let reader = self.create_reader(&topic(name), &message.message(), qos)?;
+        let (reader, cache) = self.create_reader(&topic(name), &message.message(), qos)?;
         let endpoint = reader.guid();
-        self.dispatcher.listen(reader, Box::new(move |sample| on_message(&sample.message)))?;
+        let on_sample: OnSample = Box::new(move |sample| on_message(&sample.message));
+        self.dispatcher.listen(Inbox::new(reader, cache, on_sample))?;
         Ok(Box::new(Topic { name: name.to_owned(), endpoint, peers: Arc::clone(&self.peers) }))
     }
 
@@ -214,7 +223,7 @@ impl Transport for DdsTransport {
     ) -> Result<(), RosError> {
         let (topic, overlap) = (reply_topic(service), server::OVERLAP);
         let writer = self.create_writer(&topic, &ty.response(), Qos::DEFAULT, self.renew_after, overlap)?;
-        let reader = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
+        let (reader, cache) = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server =
             Arc::new(Server::new(service, blank, writer, peers, waker, Arc::clone(&self.long_replies)));
@@ -222,17 +231,18 @@ impl Transport for DdsTransport {
         self.dispatcher.serve(Arc::clone(&server))?;
         self.announcement.endpoints().servers.push(Arc::clone(&server));
         let on_sample: OnSample = Box::new(move |sample| server.receive(sample, &mut on_request));
-        self.dispatcher.listen(reader, on_sample)
+        self.dispatcher.listen(Inbox::new(reader, cache, on_sample))
     }
 
     fn client(&self, service: &str, ty: TypeName) -> Result<Box<dyn Call>, RosError> {
-        let reader = self.create_reader(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
+        let (reader, cache) = self.create_reader(&reply_topic(service), &ty.response(), Qos::DEFAULT)?;
         let (topic, overlap) = (request_topic(service), Overlap::TOPIC);
         let writer = self.create_writer(&topic, &ty.request(), Qos::DEFAULT, NEVER, overlap)?;
         let calls = Arc::new(Calls::new(self.participant.guid()));
         let waiting = Arc::clone(&calls);
         let (service, peers, reader_guid) = (service.to_owned(), Arc::clone(&self.peers), reader.guid());
-        self.dispatcher.listen(reader, Box::new(move |sample| waiting.receive(&sample.message)))?;
+        let on_sample: OnSample = Box::new(move |sample| waiting.receive(&sample.message));
+        self.dispatcher.listen(Inbox::new(reader, cache, on_sample))?;
         Ok(Box::new(Client { service, writer, reader: reader_guid, calls, peers }))
     }
 
@@ -365,11 +375,12 @@ fn create_reader(
     name: &str,
     ty: &str,
     qos: Qos,
-) -> Result<Reader, RosError> {
+) -> Result<(Reader, rustdds::Topic), RosError> {
     let create = || {
         let topic =
             participant.create_topic(name.to_owned(), ty.to_owned(), &policies(qos), TopicKind::NoKey)?;
-        subscriber.create_simple_datareader_no_key::<Payload, AsIs>(&topic, Some(policies(qos)))
+        let reader = subscriber.create_simple_datareader_no_key(&topic, Some(policies(qos)))?;
+        Ok((reader, topic))
     };
     create().map_err(|error| create_error(&format!("reading {name}"), &error))
 }

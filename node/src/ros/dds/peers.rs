@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID, QosPolicies};
+use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID, LostReason, QosPolicies};
 
 use crate::ros::NodeName;
 use crate::ros::presence::{Guid, NodeEntities, ParticipantEntities};
@@ -86,6 +86,17 @@ impl Peers {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Remote endpoints matched with `local` that leave for good by `event`, which is to be applied yet.
+    pub fn departing(&self, local: GUID, event: &Event) -> Vec<GUID> {
+        let has_left = |remote: &GUID| match event {
+            Event::WriterLost { guid, reason: LostReason::Disposed } => remote == guid,
+            Event::ParticipantLost { id, reason: LostReason::Disposed } => remote.prefix == *id,
+            _ => false,
+        };
+        let state = self.lock();
+        state.matched.get(&local).into_iter().flat_map(HashMap::keys).copied().filter(has_left).collect()
     }
 
     /// Takes over a participant's list of its nodes; the same participant's former list is replaced.
@@ -254,12 +265,31 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_learns_which_of_its_writers_leave_for_good() {
+        let (peers, local, reason) = (Peers::default(), guid(1, 2), LostReason::Disposed);
+        for (participant, entity) in [(2, 3), (2, 5), (3, 3)] {
+            let remote_writer = guid(participant, entity);
+            peers.apply(Event::RemoteWriterMatched { local_reader: local, remote_writer });
+        }
+        let writer_lost = Event::WriterLost { guid: guid(2, 3), reason };
+        assert_eq!(peers.departing(local, &writer_lost), [guid(2, 3)]);
+        assert!(peers.departing(guid(1, 3), &writer_lost).is_empty());
+        let participant_lost = |reason| Event::ParticipantLost { id: guid(2, 0).prefix, reason };
+        let mut left = peers.departing(local, &participant_lost(LostReason::Disposed));
+        left.sort();
+        assert_eq!(left, [guid(2, 3), guid(2, 5)]);
+        let [lease, elapsed] = [rustdds::Duration::from_secs(50); 2];
+        // It may come back, and its samples were taken long ago.
+        assert!(peers.departing(local, &participant_lost(LostReason::Timeout { lease, elapsed })).is_empty());
+    }
+
+    #[test]
     fn endpoints_that_left_are_forgotten() {
         let (peers, writer, reader) = (Peers::default(), guid(1, 1), guid(1, 2));
         reader_matched(&peers, writer, guid(2, 4));
         peers.apply(Event::RemoteWriterMatched { local_reader: reader, remote_writer: guid(2, 3) });
         assert!(peers.lock().has_server(writer, reader));
-        let reason = rustdds::LostReason::Disposed;
+        let reason = LostReason::Disposed;
         peers.apply(Event::ReaderLost { guid: guid(2, 4), reason });
         assert!(!peers.lock().has_server(writer, reader));
         assert!(!peers.wait_for(Duration::ZERO, |state| state.has_match(writer, |_| true)));

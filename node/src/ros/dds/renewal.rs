@@ -10,7 +10,8 @@
 //!   writer starts with a sample addressed to a reader that does not exist: every real one is told that it will not get it, and
 //!   acknowledges that.
 //!   A subscriber that is just coming may have heard of the old writer only: while somebody is, nothing changes.
-//! - *Nothing is reordered or doubled:* the old writer's last sample is acknowledged before the new one's first is written.
+//! - *Nothing is reordered or doubled:* the old writer's last sample is acknowledged before the new one's first is written. A
+//!   RustDDS reader that has it but has not taken it loses it as the old writer goes; ours do not ([`super::inbox`]).
 //!
 //! As long as a reader stalls, or samples follow each other faster than they are acknowledged, the old writer goes on.
 //! Transient-local writers stay: RustDDS sets nothing down for them, and who comes late needs what they sent.

@@ -18,7 +18,7 @@ use rustdds::mio1::Waker;
 use rustdds::rpc::SampleIdentity;
 use rustdds::{GUID, SequenceNumber, WriteOptionsBuilder};
 
-use super::dispatcher::Sample;
+use super::inbox::Sample;
 use super::long_reply::{LongReplies, LongReply, MAX_LONG_REPLY_LEN};
 use super::payload::Payload;
 use super::peers::{ClientIdentity, Peers};
