@@ -198,7 +198,7 @@ fn a_token_gets_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruct
     let pools = [1, 2, 5].map(|num_threads| ThreadPool::new(num_threads).unwrap());
     // Pairs of tiles and a single one; columns of one chunk and of two.
     for (kind, num_cols) in WeightKind::ALL.into_iter().flat_map(|kind| [(kind, 304), (kind, 1072)]) {
-        let packed = PackedMatrix::pack(&[Stored::random(kind, 104, num_cols, &mut noise).view()]).unwrap();
+        let packed = PackedMatrix::pack(&[Stored::random(kind, 72, num_cols, &mut noise).view()]).unwrap();
         let values = noise.values(64 * num_cols);
         for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
             let one_by_one = values.chunks_exact(num_cols);
