@@ -27,7 +27,7 @@ use self::dispatcher::Dispatcher;
 use self::first_message::FirstMessages;
 use self::inbox::{Cache, Inbox, OnSample, Reader};
 use self::long_reply::LongReplies;
-use self::participant::Departure;
+use self::participant::Participant;
 use self::payload::Payload;
 use self::peers::Peers;
 use self::renewal::{Blueprint, NEVER, Overlap, RENEW_AFTER, RenewedWriter};
@@ -55,9 +55,7 @@ pub struct DdsTransport {
     announcement: Arc<Announcement>,
     publisher: rustdds::Publisher,
     subscriber: rustdds::Subscriber,
-    participant: Arc<DomainParticipant>,
-    // Dropped after it.
-    _departure: Departure,
+    participant: Participant,
     peers: Arc<Peers>,
     node: NodeName,
     long_replies: Arc<LongReplies>,
@@ -95,12 +93,12 @@ impl DdsTransport {
             });
         }
         let joining = |error| create_error(&format!("joining domain {}", options.domain_id), &error);
-        let participant = Arc::new(participant::build(options).map_err(joining)?);
+        let peers = Arc::new(Peers::default());
+        let participant = Participant::join(options, Arc::clone(&peers)).map_err(joining)?;
         let publisher = participant.create_publisher(&policies(Qos::DEFAULT)).map_err(joining)?;
         let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
-        let peers = Arc::new(Peers::default());
         let first_messages = FirstMessages::new(&participant, options)?;
-        let long_replies = Arc::new(LongReplies::new(&participant, options)?);
+        let long_replies = Arc::new(LongReplies::new(participant.domain(), options)?);
         let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers), first_messages)?;
         let ty = presence::TYPE.message();
         let presence = blueprint(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?
@@ -126,14 +124,12 @@ impl DdsTransport {
             endpoints: Mutex::default(),
         });
         dispatcher.repeat(Arc::clone(&announcement))?;
-        let departure = Departure::of(publisher.clone());
         Ok(Self {
             dispatcher,
             announcement,
             publisher,
             subscriber,
             participant,
-            _departure: departure,
             peers,
             node,
             long_replies,
