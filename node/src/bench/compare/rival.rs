@@ -86,9 +86,6 @@ struct Test {
     model_size: u64,
     n_prompt: usize,
     n_gen: usize,
-    /// Tokens in the context before.
-    #[serde(default)]
-    n_depth: usize,
     avg_ts: f64,
 }
 
@@ -121,8 +118,7 @@ impl LlamaBench {
         Ok(Self { program, model })
     }
 
-    /// Reads a prompt of `prompt_len` tokens, and decodes `num_tokens` after such a prompt: each once, after llama-bench's own
-    /// warm-up.
+    /// Reads a prompt of `prompt_len` tokens and decodes `num_tokens`, each once after llama-bench's own warm-up.
     ///
     /// # Errors
     /// [`RivalError::Start`], [`RivalError::Ended`], [`RivalError::Output`].
@@ -132,19 +128,10 @@ impl LlamaBench {
         num_tokens: usize,
         num_threads: usize,
     ) -> Result<RivalRun, RivalError> {
-        let (prompt, generated) = (prompt_len.to_string(), num_tokens.to_string());
-        let prefill = self.measure(&["-p", &prompt, "-n", "0"], num_threads)?;
-        let decode = self.measure(&["-p", "0", "-n", &generated, "-d", &prompt], num_threads)?;
-        figures(&[prefill, decode], prompt_len, num_tokens)
-            .map_err(|fact| RivalError::Output { program: self.program.clone(), fact })
-    }
-
-    /// The report of the tests that `what` asks for.
-    fn measure(&self, what: &[&str], num_threads: usize) -> Result<String, RivalError> {
         let output = Command::new(&self.program)
             .arg("-m")
             .arg(&self.model)
-            .args(what)
+            .args(["-p", &prompt_len.to_string(), "-n", &num_tokens.to_string()])
             .args(["-t", &num_threads.to_string(), "-r", "1", "-o", "json"])
             .stdin(Stdio::null())
             .output()
@@ -159,29 +146,24 @@ impl LlamaBench {
                 last_words,
             });
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        figures(&String::from_utf8_lossy(&output.stdout), prompt_len, num_tokens)
+            .map_err(|fact| RivalError::Output { program: self.program.clone(), fact })
     }
 }
 
-/// The two tests of JSON reports.
-fn figures(reports: &[String], prompt_len: usize, num_tokens: usize) -> Result<RivalRun, String> {
-    let mut tests: Vec<Test> = Vec::new();
-    for report in reports {
-        tests.append(&mut serde_json::from_str(report).map_err(|error| error.to_string())?);
-    }
-    let of = |n_prompt, n_gen, n_depth| {
-        let wanted = (n_prompt, n_gen, n_depth);
-        let test = tests.iter().find(|test| (test.n_prompt, test.n_gen, test.n_depth) == wanted);
-        let test = test.ok_or_else(|| {
-            format!("no test with {n_prompt} prompt and {n_gen} new tokens after a context of {n_depth}")
-        })?;
+/// The two tests of a JSON report.
+fn figures(report: &str, prompt_len: usize, num_tokens: usize) -> Result<RivalRun, String> {
+    let tests: Vec<Test> = serde_json::from_str(report).map_err(|error| error.to_string())?;
+    let of = |n_prompt, n_gen| {
+        let test = tests.iter().find(|test| (test.n_prompt, test.n_gen) == (n_prompt, n_gen));
+        let test = test.ok_or_else(|| format!("no test with {n_prompt} prompt and {n_gen} new tokens"))?;
         if test.avg_ts.is_finite() && test.avg_ts > 0.0 {
             Ok(test)
         } else {
             Err(format!("{} tokens a second", test.avg_ts))
         }
     };
-    let (prefill, decode) = (of(prompt_len, 0, 0)?, of(0, num_tokens, prompt_len)?);
+    let (prefill, decode) = (of(prompt_len, 0)?, of(0, num_tokens)?);
     Ok(RivalRun {
         model: decode.model_type.clone(),
         model_bytes: decode.model_size,
@@ -197,20 +179,19 @@ mod tests {
 
     use super::*;
 
-    const PREFILL: &str = r#"[{"build_commit": "0c1e570", "model_type": "qwen3 0.6B Q4_0", "model_size": 375616512, "n_prompt": 256, "n_gen": 0, "avg_ts": 263.1, "extra": [1]}]"#;
-    const DECODE: &str = r#"[{"build_commit": "0c1e570", "model_type": "qwen3 0.6B Q4_0", "model_size": 375616512, "n_prompt": 0, "n_gen": 128, "n_depth": 256, "avg_ts": 67.5}]"#;
+    const REPORT: &str = r#"[
+        {"build_commit": "0c1e570", "model_type": "qwen3 0.6B Q4_0", "model_size": 375616512, "n_prompt": 256, "n_gen": 0, "avg_ts": 263.1, "extra": [1]},
+        {"build_commit": "0c1e570", "model_type": "qwen3 0.6B Q4_0", "model_size": 375616512, "n_prompt": 0, "n_gen": 128, "avg_ts": 67.5}
+    ]"#;
 
     #[test]
     fn both_tests_are_read_from_the_report() {
-        let figures = |reports: [&str; 2], prompt_len| figures(&reports.map(str::to_owned), prompt_len, 128);
-        let run = figures([PREFILL, DECODE], 256).unwrap();
+        let run = figures(REPORT, 256, 128).unwrap();
         assert_eq!((run.prefill_tok_s, run.decode_tok_s, run.model_bytes), (263.1, 67.5, 375_616_512));
         assert_eq!((run.build.as_str(), run.model.as_str()), ("0c1e570", "qwen3 0.6B Q4_0"));
-        assert!(figures([PREFILL, DECODE], 512).unwrap_err().contains("no test with 512 prompt"));
-        let shallow = DECODE.replace(r#""n_depth": 256, "#, "");
-        assert!(figures([PREFILL, &shallow], 256).unwrap_err().contains("after a context of 256"));
-        assert!(figures(["llama_model_load: error", DECODE], 256).is_err());
-        assert!(figures([PREFILL, &DECODE.replace("67.5", "0.0")], 256).unwrap_err().contains("0 tokens"));
+        assert!(figures(REPORT, 512, 128).unwrap_err().contains("no test with 512 prompt"));
+        assert!(figures("llama_model_load: error", 256, 128).is_err());
+        assert!(figures(&REPORT.replace("67.5", "0.0"), 256, 128).unwrap_err().contains("0 tokens"));
     }
 
     /// A program that answers as llama-bench does, with what it was asked in `asked`.
@@ -226,13 +207,11 @@ mod tests {
     fn it_is_asked_for_the_same_work_and_its_failure_is_told_in_its_words() {
         let folder = tempfile::tempdir().unwrap();
         let asked = folder.path().join("asked");
-        let answer = format!("case \"$*\" in *-d*) echo '{DECODE}';; *) echo '{PREFILL}';; esac");
-        let script = format!("echo \"$@\" >> {}\n{answer}", asked.display());
+        let script = format!("echo \"$@\" > {}\ncat <<'END'\n{REPORT}\nEND", asked.display());
         let run = stand_in(folder.path(), &script).run(256, 128, 2).unwrap();
         assert_eq!(run.decode_tok_s, 67.5);
         let asked = std::fs::read_to_string(asked).unwrap();
-        assert!(asked.contains("-p 256 -n 0 -t 2 -r 1 -o json"), "{asked}");
-        assert!(asked.contains("-p 0 -n 128 -d 256 -t 2 -r 1 -o json"), "{asked}");
+        assert!(asked.contains("-p 256 -n 128 -t 2 -r 1 -o json"), "{asked}");
         let error = stand_in(folder.path(), "echo 'unknown model architecture' >&2; exit 3").run(1, 1, 1);
         let message = error.unwrap_err().to_string();
         assert!(message.contains("3") && message.contains("unknown model architecture"), "{message}");
