@@ -15,19 +15,24 @@ use crate::quant::{WeightKind, e2m1};
 
 /// One tile times `tokens`, dequantized weights times F32 activations; `sums` `[num_tokens][16]`.
 pub(super) fn multiply_f32(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
-    for (token_idx, token_sums) in sums.iter_mut().enumerate() {
-        for (row, out) in token_sums.iter_mut().enumerate() {
-            *out = sum_f32(tile, row, tokens, token_idx, 0..tile.num_blocks, 0.0) * tile.row_scales[row];
-        }
-    }
+    multiply(tile, tokens, sums, sum_f32, 1.0);
 }
 
 /// One tile times `tokens`, 4-bit weights times 8-bit activations.
 pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f32; TILE_ROWS]]) {
-    let unit = integer_unit(tile.kind);
+    multiply(tile, tokens, sums, sum_int8, integer_unit(tile.kind));
+}
+
+fn multiply(
+    tile: &Tile<'_>,
+    tokens: &Tokens<'_>,
+    sums: &mut [[f32; TILE_ROWS]],
+    sum_blocks: SumBlocks,
+    unit: f32,
+) {
     for (token_idx, token_sums) in sums.iter_mut().enumerate() {
         for (row, out) in token_sums.iter_mut().enumerate() {
-            let sum = sum_int8(tile, row, tokens, token_idx, 0..tile.num_blocks, 0.0);
+            let sum = sum_blocks(tile, row, tokens, token_idx, 0..tile.num_blocks, 0.0);
             *out = sum * (tile.row_scales[row] * unit);
         }
     }
@@ -35,13 +40,13 @@ pub(super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut [[f
 
 /// Some blocks of two tiles times all tokens; see [`super::multiply_pair`].
 pub(super) fn multiply_pair(is_integer: bool, part: &PairPart<'_>) {
+    let unit = if is_integer { integer_unit(part.pair[0].kind) } else { 1.0 };
+    let sum_blocks: SumBlocks = if is_integer { sum_int8 } else { sum_f32 };
     for token_idx in 0..part.tokens.num_tokens {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
             for row in 0..TILE_ROWS {
                 let out = part.out.value(token_idx, tile_idx * TILE_ROWS + row);
                 let before = if part.blocks.start > 0 { *out } else { 0.0 };
-                let (sum_blocks, unit): (SumBlocks, _) =
-                    if is_integer { (sum_int8, integer_unit(tile.kind)) } else { (sum_f32, 1.0) };
                 let sum = sum_blocks(tile, row, &part.tokens, token_idx, part.blocks.clone(), before);
                 let is_last = part.blocks.end == tile.num_blocks;
                 *out = if is_last { sum * (tile.row_scales[row] * unit) } else { sum };
