@@ -126,12 +126,14 @@ def what_is_no_prompt_is_refused_with_the_reason(stage):
     with stage.robot() as robot:
         replies, prompts = robot.listen("~/reply", REPLY).wait(), robot.talk("~/prompt", PROMPT).wait()
         introduce(robot)
-        prompts.send_bytes(cdr.encode(interface("lifecycle_msgs/Transition")(label="configure")))
-        reply = replies.next()
-        assert reply.status == "rejected" and "not a takt_msgs/msg/Prompt" in reply.reason, reply
-        prompts.send_bytes(cdr.encode(question("Where are you?"))[:-20])
-        reply = replies.next()
-        assert reply.status == "rejected" and "truncated" in reply.reason, reply
+        for message, fact in (
+            (cdr.encode(interface("lifecycle_msgs/Transition")(label="configure")), "not a takt_msgs/msg/Prompt"),
+            (cdr.encode(question("Where are you?"))[:-20], "truncated"),
+        ):
+            prompts.send_bytes(message)
+            while (reply := replies.next()).status != "rejected":
+                pass  # the end of what somebody else left behind
+            assert fact in reply.reason, reply
 
 
 CASES = [what_is_no_prompt_is_refused_with_the_reason, no_bytes_on_any_topic_or_service_end_the_node]

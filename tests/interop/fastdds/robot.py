@@ -33,7 +33,10 @@ class Answer:
 
 
 class Robot:
-    """One process with one participant beside the node `node`; a context."""
+    """One process with one participant beside the node `node`; a context.
+
+    What it hears is kept deeper than ROS 2's 10: replies to every client come to each, and a slow machine is no reason to lose one.
+    """
 
     vendor = "Fast DDS"
     # Raw messages may have any length.
@@ -119,14 +122,14 @@ class Robot:
         self.num_endpoints += 1
         return f"e{self.num_endpoints}"
 
-    def listen(self, name: str, kind: str, depth: int = 10, is_reliable: bool = True, is_late: bool = False) -> "Listener":
+    def listen(self, name: str, kind: str, depth: int = 100, is_reliable: bool = True, is_late: bool = False) -> "Listener":
         """Without waiting for a publisher."""
         return Listener(self, name, kind, depth, qos_words(is_reliable, is_late))
 
     def talk(self, name: str, kind: str, depth: int = 10) -> "Talker":
         return Talker(self, name, kind, depth)
 
-    def client(self, name: str, kind: str, depth: int = 10) -> "Client":
+    def client(self, name: str, kind: str, depth: int = 100) -> "Client":
         return Client(self, name, kind, depth)
 
 
