@@ -32,6 +32,8 @@ pub(super) trait Simd {
     fn load(values: &[f32; LANES]) -> Self::Lanes;
     /// `a · b + sum`, lane by lane.
     fn mul_add(a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
+    /// `a ⊕ b` of all bits.
+    fn xor(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// The lanes as an array.
     fn to_array(lanes: Self::Lanes) -> [f32; LANES];
 
@@ -96,6 +98,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn xor(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        std::array::from_fn(|lane| f32::from_bits(a[lane].to_bits() ^ b[lane].to_bits()))
+    }
+
+    #[inline(always)]
     fn to_array(lanes: Self::Lanes) -> [f32; LANES] {
         lanes
     }
@@ -133,6 +140,12 @@ impl Simd for Avx2 {
     fn mul_add(a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes {
         // SAFETY: by the trait's invariant this machine has FMA.
         unsafe { [x86::_mm256_fmadd_ps(a[0], b[0], sum[0]), x86::_mm256_fmadd_ps(a[1], b[1], sum[1])] }
+    }
+
+    #[inline(always)]
+    fn xor(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: by the trait's invariant this machine has AVX2.
+        unsafe { [x86::_mm256_xor_ps(a[0], b[0]), x86::_mm256_xor_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -186,6 +199,12 @@ impl Simd for Avx512 {
     fn mul_add(a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes {
         // SAFETY: by the trait's invariant this machine has AVX-512.
         unsafe { x86::_mm512_fmadd_ps(a, b, sum) }
+    }
+
+    #[inline(always)]
+    fn xor(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: by the trait's invariant this machine has AVX-512 F and DQ.
+        unsafe { x86::_mm512_xor_ps(a, b) }
     }
 
     #[inline(always)]
@@ -288,6 +307,18 @@ impl Simd for Neon {
     fn mul_add(a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes {
         // SAFETY: NEON is part of the architecture.
         [0, 1, 2, 3].map(|quarter| unsafe { arm::vfmaq_f32(sum[quarter], a[quarter], b[quarter]) })
+    }
+
+    #[inline(always)]
+    fn xor(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let bits = |lanes| {
+            // SAFETY: NEON is part of the architecture.
+            unsafe { arm::vreinterpretq_u32_f32(lanes) }
+        };
+        [0, 1, 2, 3].map(|quarter| {
+            // SAFETY: NEON is part of the architecture.
+            unsafe { arm::vreinterpretq_f32_u32(arm::veorq_u32(bits(a[quarter]), bits(b[quarter]))) }
+        })
     }
 
     #[inline(always)]

@@ -19,6 +19,8 @@ mod bandwidth;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 mod quantize;
 mod scalar;
 

@@ -9,6 +9,7 @@ use super::{
             packed::{BLOCK_COLS, TILE_ROWS, Tile},
         },
         check_quantized, check_shapes, for_num_tokens,
+        prefetch::Prefetch,
         scalar::integer_unit,
     },
     decode,
@@ -63,7 +64,9 @@ fn sum_blocks<const M: usize>(
     out: &mut Sums,
 ) {
     let mut sums = [_mm512_setzero_ps(); M];
+    let prefetch = Prefetch::new(tile);
     for block in 0..tile.num_blocks {
+        prefetch.run(block);
         let mut parts = [_mm512_setzero_ps(); M];
         part(block, &mut parts);
         let scale = scale(block);
@@ -155,7 +158,9 @@ fn integers<const M: usize>(
     let table = decode::integer_table(tile.kind);
     let num_blocks = tile.num_blocks;
     let mut sums = [_mm512_setzero_ps(); M];
+    let prefetch = Prefetch::new(tile);
     for block in 0..num_blocks {
+        prefetch.run(block);
         let weights = decode::integer_quads(tile, block, table);
         let scale = scale(block);
         for (m, sum) in sums.iter_mut().enumerate() {
