@@ -54,10 +54,10 @@ pub(in super::super) fn multiply_int8(tile: &Tile<'_>, tokens: &Tokens<'_>, sums
     }
 }
 
-/// The loop of every F32 kernel: `part` adds one block's products to `M` partial sums.
+/// The loop of every F32 kernel: `part` adds the products of one block, `LINES` lines of codes, to `M` partial sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn sum_blocks<const M: usize>(
+fn sum_blocks<const M: usize, const LINES: usize>(
     tile: &Tile<'_>,
     part: impl Fn(usize, &mut [__m512; M]),
     scale: impl Fn(usize) -> __m512,
@@ -66,7 +66,7 @@ fn sum_blocks<const M: usize>(
     let mut sums = [_mm512_setzero_ps(); M];
     let prefetch = Prefetch::new(tile);
     for block in 0..tile.num_blocks {
-        prefetch.run(block);
+        prefetch.run::<LINES>(block);
         let mut parts = [_mm512_setzero_ps(); M];
         part(block, &mut parts);
         let scale = scale(block);
@@ -109,7 +109,7 @@ fn bf16<const M: usize>(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut Sums) {
             }
         }
     };
-    sum_blocks::<M>(tile, part, |_| _mm512_set1_ps(1.0), sums);
+    sum_blocks::<M, 8>(tile, part, |_| _mm512_set1_ps(1.0), sums);
 }
 
 #[inline]
@@ -123,7 +123,7 @@ fn fp8<const M: usize>(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &mut Sums) {
             }
         }
     };
-    sum_blocks::<M>(tile, part, |_| _mm512_set1_ps(1.0), sums);
+    sum_blocks::<M, 4>(tile, part, |_| _mm512_set1_ps(1.0), sums);
 }
 
 #[inline]
@@ -143,7 +143,7 @@ fn nibbles<const M: usize>(
             }
         }
     };
-    sum_blocks::<M>(tile, part, scale, sums);
+    sum_blocks::<M, 2>(tile, part, scale, sums);
 }
 
 /// 4-bit codes through a byte table, times 4 activations at once.
@@ -160,7 +160,7 @@ fn integers<const M: usize>(
     let mut sums = [_mm512_setzero_ps(); M];
     let prefetch = Prefetch::new(tile);
     for block in 0..num_blocks {
-        prefetch.run(block);
+        prefetch.run::<2>(block);
         let weights = decode::integer_quads(tile, block, table);
         let scale = scale(block);
         for (m, sum) in sums.iter_mut().enumerate() {
