@@ -61,10 +61,18 @@ fn multiply_pairs(
     out: &Disjoint<'_, f32>,
 ) {
     let num_blocks = w.num_cols().div_ceil(BLOCK_COLS);
+    let pair = |pair_idx| [w.tile(2 * pair_idx), w.tile(2 * pair_idx + 1)];
     for first in (0..num_blocks).step_by(plan.max_blocks) {
         for pair_idx in pairs.clone() {
+            // After the last pair of the range its first pair's next blocks.
+            let (next_pair, next_block) = if pair_idx + 1 < pairs.end {
+                (pair_idx + 1, first)
+            } else {
+                (pairs.start, first + plan.max_blocks)
+            };
             let part = PairPart {
-                pair: &[w.tile(2 * pair_idx), w.tile(2 * pair_idx + 1)],
+                pair: &pair(pair_idx),
+                next: (&pair(next_pair), next_block),
                 tokens: x.tokens(0..x.num_rows()),
                 blocks: first..num_blocks.min(first + plan.max_blocks),
                 // SAFETY: only the task that owns this pair writes these columns.

@@ -126,6 +126,8 @@ impl PairPlan {
 pub(crate) struct PairPart<'a> {
     pub pair: &'a [Tile<'a>; 2],
     pub tokens: Tokens<'a>,
+    /// What will be wanted after this part: two tiles, from a block on.
+    pub next: (&'a [Tile<'a>; 2], usize),
     /// A run of blocks; those before it have been multiplied into `out` already.
     pub blocks: Range<usize>,
     pub out: &'a PairOut<'a>,

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::super::packed::Tile;
+use super::super::packed::{Tile, block_bytes};
+use crate::quant::WeightKind;
 
 /// How long before its use a line is asked for, counted in bytes of weights. The processor by itself runs ahead within a page only,
 /// and less far the more instructions each line costs: without this, decoding took 1.28 to 1.33 times as long (Ice Lake, 2 cores, 2,
@@ -12,7 +13,7 @@ const LINE_BYTES: usize = 64;
 /// Lines of codes of a block of a 4-bit kind.
 const NIBBLE_LINES: usize = 2;
 
-/// Walks through a tile ahead of a kernel, codes and scales and what follows in memory: most often the kernel's next tile.
+/// Walks through a tile before a kernel does, through codes and scales.
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
     codes: *const u8,
@@ -21,17 +22,35 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
+    /// Of a tile that will be wanted soon, from block `first` on.
     #[inline(always)]
-    pub(super) fn new(tile: &Tile<'_>) -> Self {
+    pub(super) fn of(tile: &Tile<'_>, first: usize) -> Self {
+        let scale_bytes = tile.scales.len() / tile.num_blocks.max(1);
         Self {
-            codes: tile.codes.as_ptr().wrapping_add(AHEAD_BYTES),
-            scales: tile.scales.as_ptr().wrapping_add(AHEAD_BYTES),
-            scale_bytes: tile.scales.len() / tile.num_blocks.max(1),
+            codes: tile.codes.as_ptr().wrapping_add(first * block_bytes(tile.kind)),
+            scales: tile.scales.as_ptr().wrapping_add(first * scale_bytes),
+            scale_bytes,
         }
     }
 
-    /// To be called when the turn of `block`, which has `LINES` lines of codes, has come. Beyond the last tile it asks for lines that
-    /// nobody reads.
+    /// Of what follows in memory while a kernel works on `tile`: of the tile itself, and most often of the kernel's next.
+    #[inline(always)]
+    pub(super) fn ahead_of(tile: &Tile<'_>) -> Self {
+        let Self { codes, scales, scale_bytes } = Self::of(tile, 0);
+        Self { codes: codes.wrapping_add(AHEAD_BYTES), scales: scales.wrapping_add(AHEAD_BYTES), scale_bytes }
+    }
+
+    /// Asks for `block` of a tile of `kind`.
+    #[inline(always)]
+    pub(super) fn run_for(self, kind: WeightKind, block: usize) {
+        match kind {
+            WeightKind::Bf16 => self.run::<8>(block),
+            WeightKind::Fp8 => self.run::<4>(block),
+            WeightKind::Nvfp4 | WeightKind::Int4 => self.run::<NIBBLE_LINES>(block),
+        }
+    }
+
+    /// Asks for `block`, counted from the first, which has `LINES` lines of codes. Beyond the last tile it asks for lines that nobody reads.
     #[inline(always)]
     pub(super) fn run<const LINES: usize>(self, block: usize) {
         for line in 0..LINES {

@@ -13,6 +13,7 @@ use super::{
             packed::{BLOCK_COLS, TILE_ROWS, Tile},
         },
         PairPart, check_quantized, for_num_tokens,
+        prefetch::Prefetch,
         scalar::integer_unit,
     },
     decode,
@@ -45,8 +46,10 @@ type Sums<const M: usize> = [[__m512; 2]; M];
 /// As [`super::super::scalar::multiply_f32`], for two tiles, any number of tokens and at most [`F32_CHUNK`] blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
+    let next = upcoming(part);
     let decode = |block, to: &mut MaybeUninit<F32Block>| {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
+            next[tile_idx].run_for(tile.kind, block - part.blocks.start);
             decode_columns(tile, block, tile_idx, to);
         }
     };
@@ -61,8 +64,10 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
 pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
     check_quantized(&part.pair[0], &part.tokens);
     let table = decode::integer_table(part.pair[0].kind);
+    let next = upcoming(part);
     let decode = |block, to: &mut MaybeUninit<Int8Block>| {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
+            next[tile_idx].run_for(tile.kind, block - part.blocks.start);
             let quads = decode::integer_quads(tile, block, table);
             let scale = decode::block_scale(tile, block);
             // SAFETY: parts of `to`, which nobody else sees.
@@ -79,6 +84,12 @@ pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => integers::<M>(part, group.start, decoded));
     };
     for_each_group::<Int8Block, INT8_CHUNK>(part, decode, multiply);
+}
+
+/// With few tokens memory is the limit: while a part's blocks are decoded, those of the next are asked for.
+fn upcoming(part: &PairPart<'_>) -> [Prefetch; 2] {
+    let ([a, b], first) = part.next;
+    [Prefetch::of(a, first), Prefetch::of(b, first)]
 }
 
 /// Decodes the part's blocks, and multiplies them with all tokens, in groups of about equal size.

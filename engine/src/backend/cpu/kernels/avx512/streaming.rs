@@ -64,7 +64,7 @@ fn sum_blocks<const M: usize, const LINES: usize>(
     out: &mut Sums,
 ) {
     let mut sums = [_mm512_setzero_ps(); M];
-    let prefetch = Prefetch::new(tile);
+    let prefetch = Prefetch::ahead_of(tile);
     for block in 0..tile.num_blocks {
         prefetch.run::<LINES>(block);
         let mut parts = [_mm512_setzero_ps(); M];
@@ -158,7 +158,7 @@ fn integers<const M: usize>(
     let table = decode::integer_table(tile.kind);
     let num_blocks = tile.num_blocks;
     let mut sums = [_mm512_setzero_ps(); M];
-    let prefetch = Prefetch::new(tile);
+    let prefetch = Prefetch::ahead_of(tile);
     for block in 0..num_blocks {
         prefetch.run::<2>(block);
         let weights = decode::integer_quads(tile, block, table);
