@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 pub use lanes::KvLanes;
 pub(crate) use lanes::RowAddress;
 pub use memory::{check_kv_budget, kv_bytes, kv_bytes_per_token};
-pub(crate) use row::HeadRows;
 #[cfg(test)]
-pub(crate) use row::{load, store};
+pub(crate) use row::load;
+pub(crate) use row::{HeadRows, store};
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

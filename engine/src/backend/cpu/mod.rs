@@ -23,6 +23,7 @@ mod vectors;
 mod workspace;
 
 pub use activations::{Activations, Arithmetic};
+pub use attention::StoredHead;
 pub use backend::{ActivationArithmetic, CpuBackend, CpuOptions};
 pub use linear::{linear, linear_on};
 pub use packed::PackedMatrix;

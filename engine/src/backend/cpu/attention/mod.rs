@@ -5,6 +5,7 @@
 //! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
 
 mod groups;
+mod stored_head;
 mod tile;
 
 use std::ops::Range;
@@ -18,6 +19,8 @@ use super::{
     vectors::{Kernel, exp, mul_add},
 };
 use crate::kv::HeadRows;
+
+pub use stored_head::StoredHead;
 
 /// Most queries of one task: tokens × heads that share a key/value head.
 pub(super) const MAX_QUERIES: usize = 32;
@@ -239,20 +242,12 @@ mod tests {
     use super::*;
     use crate::{
         backend::cpu::vectors::Vectors,
-        kv::{KvKind, load, store},
+        kv::{KvKind, load},
     };
 
-    /// Stored rows `[num_rows, head_dim]` of values that differ in every element, and their scales.
-    fn stored(kind: KvKind, num_rows: usize, head_dim: usize, phase: f32) -> (Vec<u8>, Vec<f32>) {
-        let width = head_dim * kind.element_bytes();
-        let mut bytes = vec![0; num_rows * width];
-        let scale_of = |(at, row): (usize, &mut [u8])| {
-            let values: Vec<f32> =
-                (0..head_dim).map(|i| ((at * head_dim + i) as f32 * 0.37 + phase).sin() * 2.0).collect();
-            store(kind, &values, row)
-        };
-        let scales = bytes.chunks_exact_mut(width).enumerate().map(scale_of).collect();
-        (bytes, scales)
+    /// `[num_rows, head_dim]` values that differ in every element.
+    fn waves(num_rows: usize, head_dim: usize, phase: f32) -> Vec<f32> {
+        (0..num_rows * head_dim).map(|i| (i as f32 * 0.37 + phase).sin() * 2.0).collect()
     }
 
     /// Plain softmax over F64 of what [`load`] reads.
@@ -283,15 +278,9 @@ mod tests {
         for (kind, head_dim) in
             KvKind::ALL.into_iter().flat_map(|kind| [16, 36, 64, 80, 96, 128, 256].map(|d| (kind, d)))
         {
-            let ((keys, key_scales), (values, value_scales)) =
-                (stored(kind, 150, head_dim, 0.0), stored(kind, 150, head_dim, 1.0));
-            let rows = HeadRows {
-                kind,
-                keys: &keys,
-                values: &values,
-                key_scales: &key_scales,
-                value_scales: &value_scales,
-            };
+            let head =
+                StoredHead::new(kind, head_dim, &waves(150, head_dim, 0.0), &waves(150, head_dim, 1.0));
+            let rows = head.rows();
             // As groups of four and two: the second of queries that see the same.
             let seen = [0..1, 0..150, 37..101, 63..64, 64..130, 64..130, 60..130, 64..132, 0..150, 0..150];
             let q: Vec<f32> = (0..seen.len() * head_dim).map(|i| (i as f32 * 0.91).cos()).collect();
@@ -325,6 +314,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_stored_head_is_seen_causally() {
+        let (head_dim, num_rows, heads_per_token) = (32, 70, 2);
+        let head = StoredHead::new(
+            KvKind::Bf16,
+            head_dim,
+            &waves(num_rows, head_dim, 0.0),
+            &waves(num_rows, head_dim, 1.0),
+        );
+        let q = waves(3 * heads_per_token, head_dim, 2.0);
+        let mut out = vec![f32::NAN; q.len()];
+        head.attend(heads_per_token, &q, &mut out);
+        for (idx, (q, out)) in q.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
+            let seen = 0..num_rows - 2 + idx / heads_per_token;
+            let exact = expected(&head.rows(), q, (head_dim as f32).sqrt().recip(), seen);
+            assert!(out.iter().zip(exact).all(|(out, exact)| (f64::from(*out) - exact).abs() < 1e-5));
         }
     }
 }
