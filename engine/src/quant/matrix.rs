@@ -1,5 +1,7 @@
 //! A weight matrix as it lies in the mapped file.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::{WeightKind, e2m1, e4m3};
@@ -50,7 +52,21 @@ pub enum MatrixData<'a> {
     },
 }
 
-impl MatrixView<'_> {
+impl<'a> MatrixView<'a> {
+    /// The stored bytes of `rows`: codes, then scales (none for bf16). Rows lie within the matrix and byte lengths hold: callers have checked them.
+    pub(crate) fn bytes_of(&self, rows: Range<usize>) -> [&'a [u8]; 2] {
+        let k = self.num_cols;
+        let of = |bytes: &'a [u8], row_bytes: usize| &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        match self.data {
+            MatrixData::Bf16(values) => [of(values, 2 * k), &[]],
+            MatrixData::Fp8 { codes, scales } => [of(codes, k), of(scales, 4)],
+            MatrixData::Nvfp4 { packed, scales, .. } => [of(packed, k / 2), of(scales, k / NVFP4_BLOCK)],
+            MatrixData::Int4 { packed, scales } => {
+                [of(packed, k / 2), of(scales, 2 * k.div_ceil(INT4_GROUP))]
+            }
+        }
+    }
+
     /// The format.
     #[must_use]
     pub fn kind(&self) -> WeightKind {

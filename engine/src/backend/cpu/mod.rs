@@ -8,6 +8,7 @@ mod backend;
 mod disjoint;
 mod draft;
 mod forward;
+mod interleave;
 pub mod kernels;
 mod linear;
 mod model;

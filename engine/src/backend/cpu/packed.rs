@@ -14,12 +14,13 @@
 //! masking brings 4 consecutive columns to the 4 bytes that `vpdpbusd` and `sdot` sum (integer path).
 //! E4M3 is read as F16 (`code << 7`), which is exact and `2^-8` too small; hence the `2^8` in the row scale.
 
-use half::f16;
-
-use super::aligned::{AlignedVec, LINE_BYTES};
+use super::{
+    aligned::{AlignedVec, LINE_BYTES},
+    interleave::{self, finite, unsupported},
+};
 use crate::{
-    EngineError, Result,
-    quant::{INT4_GROUP, MatrixData, MatrixView, WeightKind, e4m3},
+    Result,
+    quant::{INT4_GROUP, MatrixData, MatrixView, WeightKind},
 };
 
 /// Rows of a tile.
@@ -87,12 +88,17 @@ pub(crate) const fn block_bytes(kind: WeightKind) -> usize {
     }
 }
 
+/// Offset of column `k` of row `row` in the codes of an FP8 tile.
+pub(crate) const fn fp8_offset(row: usize, k: usize) -> usize {
+    (k / 4) * 64 + 2 * (TILE_ROWS * (k % 2) + row) + (k % 4) / 2
+}
+
 impl PackedMatrix {
     /// Interleaves the rows of all `views`, one after another: Q, K and V, or gate and up, become one matrix.
     /// Each view keeps its own scales.
     ///
     /// # Errors
-    /// [`EngineError::Unsupported`] when there is no view, when views differ in format or columns, when a byte length does
+    /// [`crate::EngineError::Unsupported`] when there is no view, when views differ in format or columns, when a byte length does
     /// not match its shape, when NVFP4 columns are no multiple of 16, or when a scale is not finite.
     pub fn pack(views: &[MatrixView<'_>]) -> Result<Self> {
         let first = views.first().ok_or_else(|| unsupported("no matrix to pack"))?;
@@ -115,12 +121,12 @@ impl PackedMatrix {
             tiles: AlignedVec::zeroed(num_bytes),
             row_scales: vec![[0.0; TILE_ROWS]; num_tiles],
         };
-        let mut first_row = 0;
-        for view in views {
-            for row_idx in 0..view.num_rows {
-                packed.put_row(first_row + row_idx, view, row_idx)?;
-            }
-            first_row += view.num_rows;
+        let mut sources = views.iter().flat_map(|view| (0..view.num_rows).map(move |row| (*view, row)));
+        let mut rows = Vec::with_capacity(TILE_ROWS);
+        for tile_idx in 0..num_tiles {
+            rows.clear();
+            rows.extend(sources.by_ref().take(TILE_ROWS));
+            packed.put_tile(tile_idx, &rows)?;
         }
         Ok(packed)
     }
@@ -166,39 +172,33 @@ impl PackedMatrix {
         }
     }
 
-    /// Puts row `from` of `view` at row `to`.
-    fn put_row(&mut self, to: usize, view: &MatrixView<'_>, from: usize) -> Result<()> {
-        let (tile_idx, row, k) = (to / TILE_ROWS, to % TILE_ROWS, self.num_cols);
+    /// Puts up to 16 `rows`, each of its view, into a tile that is all zeros.
+    fn put_tile(&mut self, tile_idx: usize, rows: &[(MatrixView<'_>, usize)]) -> Result<()> {
         let at = tile_idx * self.layout.stride;
         let tile = &mut self.tiles.as_mut_slice()[at..at + self.layout.stride];
-        let (codes, scales) = tile.split_at_mut(self.layout.code_bytes);
-        self.row_scales[tile_idx][row] = match view.data {
-            MatrixData::Bf16(values) => {
-                put_bf16(&values[from * k * 2..(from + 1) * k * 2], row, codes);
-                1.0
-            }
-            MatrixData::Fp8 { codes: from_codes, scales } => {
-                put_fp8(&from_codes[from * k..(from + 1) * k], row, codes)?;
-                finite(f32::from_le_bytes([0, 1, 2, 3].map(|i| scales[from * 4 + i])) * E4M3_AS_F16)?
-            }
-            MatrixData::Nvfp4 { packed, scales: from_scales, scale_2 } => {
-                put_nibbles(&packed[from * k / 2..(from + 1) * k / 2], row, codes, 0);
-                let num_blocks = self.layout.num_blocks;
-                put_nvfp4_scales(
-                    &from_scales[from * num_blocks..(from + 1) * num_blocks],
-                    row,
-                    codes,
-                    scales,
-                )?;
-                finite(scale_2 * E4M3_AS_F16)?
-            }
-            MatrixData::Int4 { packed, scales: from_scales } => {
-                put_nibbles(&packed[from * k / 2..(from + 1) * k / 2], row, codes, 0x88);
-                let row_bytes = 2 * k.div_ceil(INT4_GROUP);
-                put_int4_scales(&from_scales[from * row_bytes..(from + 1) * row_bytes], row, scales)?;
-                1.0
-            }
-        };
+        let (codes, rest) = tile.split_at_mut(self.layout.code_bytes);
+        let mut row_codes: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
+        for (slot, (view, row)) in row_codes.iter_mut().zip(rows) {
+            [*slot, _] = view.bytes_of(*row..row + 1);
+        }
+        interleave::put_codes(self.kind, &row_codes[..rows.len()], codes)?;
+        for (row, (view, from)) in rows.iter().enumerate() {
+            let [_, row_scales] = view.bytes_of(*from..from + 1);
+            self.row_scales[tile_idx][row] = match view.data {
+                MatrixData::Bf16(_) => 1.0,
+                MatrixData::Fp8 { .. } => {
+                    finite(f32::from_le_bytes([0, 1, 2, 3].map(|i| row_scales[i])) * E4M3_AS_F16)?
+                }
+                MatrixData::Nvfp4 { scale_2, .. } => {
+                    interleave::put_nvfp4_scales(row_scales, row, codes, rest)?;
+                    finite(scale_2 * E4M3_AS_F16)?
+                }
+                MatrixData::Int4 { .. } => {
+                    interleave::put_int4_scales(row_scales, row, rest)?;
+                    1.0
+                }
+            };
+        }
         Ok(())
     }
 }
@@ -244,79 +244,3 @@ fn check(view: &MatrixView<'_>, kind: WeightKind, num_cols: usize) -> Result<()>
     Ok(())
 }
 
-fn unsupported(fact: &str) -> EngineError {
-    EngineError::Unsupported(fact.to_owned())
-}
-
-fn finite(scale: f32) -> Result<f32> {
-    if scale.is_finite() {
-        Ok(scale)
-    } else {
-        Err(unsupported(&format!("a weight scale is {scale}, expected a finite value")))
-    }
-}
-
-fn put_bf16(values: &[u8], row: usize, codes: &mut [u8]) {
-    for (k, value) in values.chunks_exact(2).enumerate() {
-        let at = (k / 2) * 64 + row * 4 + (k % 2) * 2;
-        codes[at..at + 2].copy_from_slice(value);
-    }
-}
-
-/// Offset of column `k` of row `row` in the codes of an FP8 tile.
-pub(crate) const fn fp8_offset(row: usize, k: usize) -> usize {
-    (k / 4) * 64 + 2 * (TILE_ROWS * (k % 2) + row) + (k % 4) / 2
-}
-
-fn put_fp8(from: &[u8], row: usize, codes: &mut [u8]) -> Result<()> {
-    for (k, &code) in from.iter().enumerate() {
-        if code & 0x7f == 0x7f {
-            return Err(unsupported(&format!(
-                "the fp8 weight of column {k} is NaN, expected a finite value"
-            )));
-        }
-        codes[fp8_offset(row, k)] = code;
-    }
-    Ok(())
-}
-
-/// 8 columns a time: 4 source bytes (even column low) become the row's 4 bytes of one line; `flip` is added by XOR.
-fn put_nibbles(packed: &[u8], row: usize, codes: &mut [u8], flip: u8) {
-    for (source, line) in packed.chunks(4).zip(codes.chunks_exact_mut(LINE_BYTES)) {
-        let mut b = [0u8; 4];
-        b[..source.len()].copy_from_slice(source);
-        let [b0, b1, b2, b3] = b;
-        let lanes = [
-            (b0 & 0xf) | (b2 << 4),
-            (b0 >> 4) | (b2 & 0xf0),
-            (b1 & 0xf) | (b3 << 4),
-            (b1 >> 4) | (b3 & 0xf0),
-        ];
-        line[row * 4..row * 4 + 4].copy_from_slice(&lanes.map(|byte| byte ^ flip));
-    }
-}
-
-/// Scales are kept without their sign; a negative one (no builder writes it) turns the signs of its block's codes.
-fn put_nvfp4_scales(from: &[u8], row: usize, codes: &mut [u8], scales: &mut [u8]) -> Result<()> {
-    for (block, &scale) in from.iter().enumerate() {
-        if scale & 0x7f == 0x7f {
-            finite(e4m3::decode(scale))?;
-        }
-        scales[block * TILE_ROWS + row] = scale & 0x7f;
-        if scale & 0x80 != 0 {
-            for line in codes[block * 128..(block + 1) * 128].chunks_exact_mut(LINE_BYTES) {
-                line[row * 4..row * 4 + 4].iter_mut().for_each(|byte| *byte ^= 0x88);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn put_int4_scales(from: &[u8], row: usize, scales: &mut [u8]) -> Result<()> {
-    for (group, scale) in from.chunks_exact(2).enumerate() {
-        finite(f16::from_le_bytes([scale[0], scale[1]]).to_f32())?;
-        let at = (group * TILE_ROWS + row) * 2;
-        scales[at..at + 2].copy_from_slice(scale);
-    }
-    Ok(())
-}
