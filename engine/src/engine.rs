@@ -8,7 +8,7 @@ use crate::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
     },
-    dir::{EngineDir, Manifest},
+    dir::{Manifest, UncheckedDir},
     draft::DraftManifest,
     kv::KvKind,
     memory::EngineMemory,
@@ -144,8 +144,17 @@ impl Engine {
     /// lacks, [`EngineError::Capacity`] when it exceeds the memory allowed or the lanes do not fit, [`EngineError::Input`] for an option out of range.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self> {
         options.backend.check_present()?;
-        let dir = EngineDir::open(path)?;
-        let manifest = dir.manifest().clone();
+        let dir = UncheckedDir::open(path)?;
+        let engine = Self::load(&dir, options);
+        // Whatever went wrong with damaged contents, the damage is what to tell of.
+        dir.check()?;
+        engine
+    }
+
+    /// The engine of a directory whose contents are checked meanwhile, or have still to be.
+    fn load(unchecked: &UncheckedDir, options: &EngineOptions) -> Result<Self> {
+        let dir = unchecked.contents();
+        let (path, manifest) = (dir.path(), dir.manifest().clone());
         let text = Text::open(path)?;
         if let Some(text) = &text {
             text.check_vocab_size(manifest.spec.vocab_size)?;
@@ -160,12 +169,12 @@ impl Engine {
             EngineMemory::of(&manifest.spec, &manifest.quantization, draft, options)?
                 .check(max_bytes, options)?;
         }
-        let mut backend = CpuBackend::new(&manifest.spec, &dir, &cpu_options)?;
+        let mut backend = CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?;
         if let Some(draft) = draft {
             backend.attach_draft(&draft.manifest().spec, draft)?;
         }
         let draft = draft.map(|draft| draft.manifest().clone());
-        // The backend owns packed copies, so the mapping ends here with `dir`.
+        // The backend owns packed copies, so the mapping ends with the directory.
         Ok(Self { manifest, text, draft, backend: Box::new(backend) })
     }
 }

@@ -7,13 +7,12 @@ use crate::{
     draft::{DraftManifest, MAX_DRAFT_ROWS},
     engine::EngineOptions,
     kv::kv_bytes,
-    quant::WeightKind,
     spec::DecoderSpec,
 };
 
 /// Memory that an engine takes once it is open, by part.
 ///
-/// While it is opened its file is mapped beside the backend's own copy of the weights: pages that the system can drop, unless memory is locked.
+/// While it is opened its file is mapped, and what has been packed of it is given back piece by piece: a few MiB a thread come on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineMemory {
     /// Weights of the model and of the draft head in use.
@@ -61,14 +60,8 @@ impl EngineMemory {
             })
         };
         let head_weights = draft.map_or(Ok(0), |draft| stored_bytes(&DraftDir::parts(draft)))?;
-        // A head that is the embedding is stored once and packed for its own use besides.
-        let shared = if spec.tied_embeddings && quantization.lm_head == WeightKind::Bf16 {
-            2 * (spec.vocab_size * spec.hidden_size) as u64
-        } else {
-            0
-        };
         Ok(Self {
-            weight_bytes: stored_bytes(&parts(spec, quantization))? + shared + head_weights,
+            weight_bytes: stored_bytes(&parts(spec, quantization))? + head_weights,
             kv_bytes: kv_of(num_lanes)?,
             snapshot_bytes: kv_of(options.num_snapshots)?,
             workspace_bytes: workspace_bytes(spec, &cpu_options, draft.map(|draft| &draft.spec)),
@@ -132,6 +125,7 @@ mod tests {
     use crate::{
         backend::{Backend as _, cpu::CpuBackend},
         kv::KvKind,
+        quant::WeightKind,
         shapes::{RandomWeights, decoder_spec},
     };
 
@@ -164,7 +158,8 @@ mod tests {
             assert_eq!(told.kv_bytes, held.kv_bytes);
             assert_eq!(told.snapshot_bytes * 3, told.kv_bytes * 2);
             let norms = (2 * spec.num_layers + 1) * spec.hidden_size * 4;
-            let embedding = spec.vocab_size * spec.hidden_size * 2;
+            // A head that is the embedding is held once.
+            let embedding = if lm_head == WeightKind::Bf16 { 0 } else { spec.vocab_size * spec.hidden_size * 2 };
             let taken = held.weight_bytes_per_step + (norms + embedding) as u64;
             let ratio = told.weight_bytes as f64 / taken as f64;
             assert!(

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Manifest, Part, TokensPart, corrupt, read_small, weights::Weights};
+use super::{FileEntry, Manifest, Part, TokensPart, corrupt, read_small, weights::Weights};
 use crate::{
     Result, TokenId,
     draft::{
@@ -68,8 +68,9 @@ impl DraftDir {
         parts
     }
 
-    pub(super) fn check_finite(&self) -> Result<()> {
-        self.weights.check_finite(&self.path)
+    /// Checks the file's hash, which is `entry`'s, and its values.
+    pub(super) fn check(&self, entry: &FileEntry) -> Result<()> {
+        self.weights.check(&self.path, entry)
     }
 
     /// What it is.
@@ -90,5 +91,9 @@ impl DraftSource for DraftDir {
 
     fn target_tokens(&self) -> Result<Vec<TokenId>> {
         self.weights.tokens(TARGET_TOKENS)
+    }
+
+    fn release(&self, bytes: &[u8]) {
+        self.weights.release(bytes);
     }
 }

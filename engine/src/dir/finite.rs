@@ -1,22 +1,35 @@
 //! Quick scans for values that are not numbers. Branch-free over whole slices, so that they run at memory speed.
 
+use safetensors::Dtype;
+
+/// Whether every value of `bytes` is a number; true of types without any that is not. For `bytes` that begin at an element.
+pub(super) fn all(dtype: Dtype, bytes: &[u8]) -> bool {
+    match dtype {
+        Dtype::F32 => f32(bytes),
+        Dtype::F16 => f16(bytes),
+        Dtype::BF16 => bf16(bytes),
+        Dtype::F8_E4M3 => e4m3(bytes),
+        _ => true,
+    }
+}
+
 /// Whether every E4M3 code is a number (`S.1111.111` is NaN; there is no infinity).
-pub(super) fn e4m3(codes: &[u8]) -> bool {
+fn e4m3(codes: &[u8]) -> bool {
     !chunked_any(codes, 1, |code| (code[0] & 0x7f) == 0x7f)
 }
 
 /// Whether every little-endian BF16 value is finite.
-pub(super) fn bf16(bytes: &[u8]) -> bool {
+fn bf16(bytes: &[u8]) -> bool {
     !chunked_any(bytes, 2, |raw| (u16::from_le_bytes([raw[0], raw[1]]) & 0x7f80) == 0x7f80)
 }
 
 /// Whether every little-endian F16 value is finite.
-pub(super) fn f16(bytes: &[u8]) -> bool {
+fn f16(bytes: &[u8]) -> bool {
     !chunked_any(bytes, 2, |raw| (u16::from_le_bytes([raw[0], raw[1]]) & 0x7c00) == 0x7c00)
 }
 
 /// Whether every little-endian F32 value is finite.
-pub(super) fn f32(bytes: &[u8]) -> bool {
+fn f32(bytes: &[u8]) -> bool {
     !chunked_any(bytes, 4, |raw| {
         (u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]) & 0x7f80_0000) == 0x7f80_0000
     })

@@ -10,12 +10,14 @@
 //! ```
 //!
 //! Architecture invariant: an [`EngineDir`] exists only after everything in it was checked (sizes, hashes, header, every
-//! tensor's shape and type, finiteness), so that reading from it cannot fail for reasons of content.
+//! tensor's shape and type, finiteness), so that reading from it cannot fail for reasons of content. An [`UncheckedDir`] is
+//! one whose contents are being looked at: it may be packed meanwhile, and what was packed counts when they held.
 
 mod draft;
 mod finite;
 mod layout;
 mod manifest;
+mod unchecked;
 mod verify;
 mod weights;
 
@@ -26,6 +28,7 @@ pub use layout::{
     MatrixPart, Part, Role, StoredTensor, TokensPart, VectorPart, expected_tensors, lay_out, parts,
 };
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
+pub use unchecked::UncheckedDir;
 pub use verify::{FileCheck, sha256_hex};
 pub use weights::safetensors_header;
 
@@ -66,23 +69,7 @@ impl EngineDir {
     /// # Errors
     /// [`EngineError::Corrupt`] with the offending file and the first fact that does not hold; [`EngineError::Io`].
     pub fn open(path: &Path) -> Result<Self> {
-        let manifest = Manifest::read(path)?;
-        verify::check_listing(path, &manifest)?;
-        let generation = GenerationDefaults::read(&path.join(GENERATION_FILE))?;
-        let weights_path = path.join(WEIGHTS_FILE);
-        let weights = Weights::map(&weights_path, parts(&manifest.spec, &manifest.quantization))?;
-        let draft = DraftDir::open(path, &manifest)?;
-        // Hashing is the slow part (about 1.5 GB/s a core with SHA extensions): the other checks run beside it.
-        let (hashes, values) = std::thread::scope(|scope| {
-            let hashes = scope.spawn(|| verify::check_hashes(path, &manifest, weights.file_bytes()));
-            let values = weights
-                .check_finite(&weights_path)
-                .and_then(|()| draft.as_ref().map_or(Ok(()), DraftDir::check_finite));
-            (hashes.join(), values)
-        });
-        hashes.unwrap_or_else(|_| Err(corrupt(path, "the hashing thread failed")))?;
-        values?;
-        Ok(Self { path: path.to_path_buf(), manifest, generation, weights, draft })
+        UncheckedDir::open(path)?.into_checked()
     }
 
     /// Checks all that [`Self::open`] checks but the contents of files (hashes, values), so nothing large is read: for the
@@ -172,6 +159,11 @@ impl EngineDir {
     #[must_use]
     pub fn weight_file_bytes(&self) -> u64 {
         self.weights.file_bytes().len() as u64
+    }
+
+    /// Gives back the memory behind `bytes` of a matrix of the engine; read again, they come from the file again.
+    pub fn release(&self, bytes: &[u8]) {
+        self.weights.release(bytes);
     }
 
     fn listed(&self, name: &str) -> Option<PathBuf> {

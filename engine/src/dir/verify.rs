@@ -4,8 +4,11 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use super::{FileEntry, MANIFEST_FILE, Manifest, RESERVED_FOLDERS, WEIGHTS_FILE, corrupt, io_error, weights};
-use crate::Result;
+use super::{
+    DraftDir, FileEntry, MANIFEST_FILE, Manifest, RESERVED_FOLDERS, WEIGHTS_FILE, corrupt, io_error,
+    weights::{self, Weights},
+};
+use crate::{Result, draft::DRAFT_WEIGHTS_FILE};
 
 /// Whether one listed file is what the manifest says.
 #[derive(Debug)]
@@ -31,7 +34,10 @@ impl Manifest {
 /// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(digest: &[u8]) -> String {
     digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
@@ -56,16 +62,18 @@ pub(super) fn check_listing(dir: &Path, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Checks the SHA-256 of every listed file; the weights come mapped already.
-pub(super) fn check_hashes(dir: &Path, manifest: &Manifest, weights: &[u8]) -> Result<()> {
-    for entry in &manifest.files {
-        if entry.name == WEIGHTS_FILE {
-            compare_hash(&dir.join(WEIGHTS_FILE), entry, weights)?;
-        } else {
-            check_mapped_hash(dir, entry)?;
-        }
-    }
-    Ok(())
+/// Checks the SHA-256 of every listed file and the values of all tensors; weights come mapped already.
+pub(super) fn check_contents(
+    dir: &Path,
+    manifest: &Manifest,
+    weights: &Weights,
+    draft: Option<&DraftDir>,
+) -> Result<()> {
+    manifest.files.iter().try_for_each(|entry| match draft {
+        _ if entry.name == WEIGHTS_FILE => weights.check(&dir.join(WEIGHTS_FILE), entry),
+        Some(draft) if entry.name == DRAFT_WEIGHTS_FILE => draft.check(entry),
+        _ => check_mapped_hash(dir, entry),
+    })
 }
 
 fn check_size(dir: &Path, entry: &FileEntry) -> Result<()> {
@@ -91,13 +99,14 @@ fn check_mapped_hash(dir: &Path, entry: &FileEntry) -> Result<()> {
     let path = dir.join(&entry.name);
     // Mapping an empty file fails on some systems.
     if entry.size_bytes == 0 {
-        return compare_hash(&path, entry, &[]);
+        return compare_hash(&path, entry, &Sha256::digest([]));
     }
-    compare_hash(&path, entry, &weights::map_file(&path)?)
+    compare_hash(&path, entry, &Sha256::digest(&weights::map_file(&path)?))
 }
 
-fn compare_hash(path: &Path, entry: &FileEntry, bytes: &[u8]) -> Result<()> {
-    let found = sha256_hex(bytes);
+/// Whether `digest` is the SHA-256 that `entry` tells of the file at `path`.
+pub(super) fn compare_hash(path: &Path, entry: &FileEntry, digest: &[u8]) -> Result<()> {
+    let found = hex(digest);
     if found == entry.sha256 {
         return Ok(());
     }

@@ -7,7 +7,9 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::{Part, StoredTensor, corrupt, finite, io_error, lay_out};
+use sha2::{Digest as _, Sha256};
+
+use super::{FileEntry, Part, StoredTensor, corrupt, finite, io_error, lay_out, verify};
 use crate::{
     EngineError, Result, TokenId,
     quant::{MatrixData, MatrixView, WeightKind},
@@ -15,6 +17,12 @@ use crate::{
 
 /// A safetensors file starts with the header's length in a little-endian u64.
 const LENGTH_BYTES: usize = 8;
+/// Bytes hashed and looked at together: they stay in the second-level cache in between. A multiple of every element's size.
+const CHECKED_BYTES: usize = 256 << 10;
+/// Checked bytes that are released together.
+const RELEASED_BYTES: usize = 4 << 20;
+/// The kernel maps up to so many bytes around a page that is asked for, aligned: giving back less would leave those behind.
+const FAULT_AROUND_BYTES: usize = 64 << 10;
 
 /// The mapped weights and where each tensor lies.
 #[derive(Debug)]
@@ -30,6 +38,10 @@ impl Weights {
     /// Maps `path` and checks its header: exactly the tensors of `parts` with their shapes, types and places.
     pub(super) fn map(path: &Path, parts: Vec<Part>) -> Result<Self> {
         let map = map_file(path)?;
+        // Where memory is locked, all of the file was made resident, to stay.
+        #[cfg(unix)]
+        let _ = map.unlock();
+        release(&map, &map);
         let expected = lay_out(&parts)?;
         let data_start = check_header(path, &map, &expected)?;
         let place = |tensor: StoredTensor| {
@@ -48,22 +60,37 @@ impl Weights {
         &self.map
     }
 
-    /// Checks that no value or scale is NaN or infinite.
-    pub(super) fn check_finite(&self, path: &Path) -> Result<()> {
-        for (name, (dtype, range)) in &self.tensors {
-            let bytes = &self.map[range.clone()];
-            let all_finite = match dtype {
-                Dtype::F32 => finite::f32(bytes),
-                Dtype::F16 => finite::f16(bytes),
-                Dtype::BF16 => finite::bf16(bytes),
-                Dtype::F8_E4M3 => finite::e4m3(bytes),
-                _ => true,
-            };
-            if !all_finite {
-                return Err(corrupt(path, format!("tensor {name:?} holds NaN or infinity")));
+    /// Checks that the file has the hash of `entry` and that no value or scale is NaN or infinite: in one pass, in the order of the file.
+    pub(super) fn check(&self, path: &Path, entry: &FileEntry) -> Result<()> {
+        let mut tensors: Vec<_> = self.tensors.iter().map(|(name, (dtype, range))| (range, *dtype, name)).collect();
+        tensors.sort_unstable_by_key(|(range, ..)| range.start);
+        let (mut hash, mut broken) = (Sha256::new(), None);
+        let (mut hashed, mut released) = (0, 0);
+        for (range, dtype, name) in tensors {
+            // The header is before the first tensor; between tensors there is nothing.
+            hash.update(&self.map[hashed..range.start]);
+            hashed = range.start;
+            for bytes in self.map[range.clone()].chunks(CHECKED_BYTES) {
+                hash.update(bytes);
+                if broken.is_none() && !finite::all(dtype, bytes) {
+                    broken = Some(name);
+                }
+                hashed += bytes.len();
+                if hashed - released >= RELEASED_BYTES {
+                    self.release(&self.map[released..hashed]);
+                    released = hashed;
+                }
             }
         }
-        Ok(())
+        hash.update(&self.map[hashed..]);
+        self.release(&self.map[released..]);
+        verify::compare_hash(path, entry, &hash.finalize())?;
+        broken.map_or(Ok(()), |name| Err(corrupt(path, format!("tensor {name:?} holds NaN or infinity"))))
+    }
+
+    /// Gives back the memory behind `bytes` of the file; read again, they come from the file again.
+    pub(super) fn release(&self, bytes: &[u8]) {
+        release(&self.map, bytes);
     }
 
     pub(super) fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
@@ -128,10 +155,24 @@ pub fn safetensors_header(tensors: &[StoredTensor]) -> Vec<u8> {
 /// Maps a file that nobody changes while it is open.
 pub(super) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| io_error(path, e))?;
-    // SAFETY: the mapping is read-only and private to us. A file changed underneath would change the bytes we see, never
+    // SAFETY: the mapping is read-only. A file changed underneath would change the bytes we see, never
     // memory we own; every read is of plain bytes, for which all bit patterns are valid. Truncating it while it is mapped
     // faults the process; the engine directory's documentation forbids that.
     unsafe { Mmap::map(&file) }.map_err(|e| io_error(path, e))
+}
+
+/// Drops the pages of `map` that `bytes` (of the map, or nothing happens) lie in. Neighbours on the same pages are read anew when they are wanted.
+fn release(map: &Mmap, bytes: &[u8]) {
+    let (first, len) = (map.as_ptr().addr(), map.len());
+    let from = (bytes.as_ptr().addr() / FAULT_AROUND_BYTES * FAULT_AROUND_BYTES).max(first);
+    let until = (bytes.as_ptr().addr() + bytes.len()).next_multiple_of(FAULT_AROUND_BYTES).min(first + len);
+    if bytes.is_empty() || from >= until {
+        return;
+    }
+    // SAFETY: the mapping is shared, read-only and of a file that nobody changes: a page that is dropped and read again has the bytes it had,
+    // so that no reader of any slice of it sees a change. Refused (where memory is locked), it costs memory alone.
+    #[cfg(unix)]
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from - first, until - from) };
 }
 
 /// Checks the header against `expected` and gives the data section's first byte.

@@ -43,6 +43,9 @@ pub trait DraftSource: Sync {
     /// # Errors
     /// When there is none or it does not hold.
     fn target_tokens(&self) -> Result<Vec<TokenId>>;
+
+    /// As [`crate::weights::WeightSource::release`].
+    fn release(&self, _bytes: &[u8]) {}
 }
 
 /// Fixed facts about an attached head.

@@ -11,6 +11,7 @@ mod forward;
 mod interleave;
 pub mod kernels;
 mod linear;
+mod load;
 mod model;
 mod norm;
 mod packed;

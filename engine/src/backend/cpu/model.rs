@@ -1,8 +1,9 @@
 //! A model's weights in memory, packed for the kernels.
 
-use std::thread::ScopedJoinHandle;
-
-use super::packed::PackedMatrix;
+use super::{
+    aligned::AlignedVec,
+    packed::{PackedMatrix, RELEASED_BYTES},
+};
 use crate::{
     EngineError, Result, TokenId,
     quant::{MatrixData, MatrixView, WeightKind},
@@ -13,7 +14,8 @@ use crate::{
 /// All weights of a decoder. Owns its memory: the source may be closed (unmapped) after loading.
 #[derive(Debug)]
 pub(super) struct Model {
-    embedding: Embedding,
+    /// `None` when it is the output head, whose packed rows then serve for both.
+    pub(super) embedding: Option<Embedding>,
     pub layers: Vec<Layer>,
     /// `[D]`.
     pub final_norm: Vec<f32>,
@@ -49,31 +51,12 @@ pub(super) struct Layer {
 }
 
 impl Model {
-    /// Loads and packs every tensor that `spec` (validated) needs, on up to `num_threads` threads.
-    pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource, num_threads: usize) -> Result<Self> {
-        std::thread::scope(|scope| {
-            let lm_head = scope.spawn(|| load_head(spec, source));
-            let layers_per_thread = spec.num_layers.div_ceil(num_threads.max(1));
-            let spawn_range = |first: usize| {
-                let range = first..spec.num_layers.min(first + layers_per_thread);
-                scope.spawn(move || {
-                    range.map(|idx| Layer::load(spec, source, idx)).collect::<Result<Vec<_>>>()
-                })
-            };
-            let ranges: Vec<_> = (0..spec.num_layers).step_by(layers_per_thread).map(spawn_range).collect();
-            let embedding = Embedding::load(spec, &source.embedding()?)?;
-            let final_norm = vector(source, "model.norm.weight", spec.hidden_size)?;
-            let mut layers = Vec::with_capacity(spec.num_layers);
-            for range in ranges {
-                layers.append(&mut join(range)?);
-            }
-            Ok(Self { embedding, layers, final_norm, lm_head: join(lm_head)? })
-        })
-    }
-
     /// Writes the embedding of `token` (in the vocabulary) to `out` `[D]`.
     pub(super) fn embed(&self, token: TokenId, out: &mut [f32]) {
-        self.embedding.row(token).dequantize_row(0, out);
+        match &self.embedding {
+            Some(embedding) => embedding.row(token).dequantize_row(0, out),
+            None => self.lm_head.read_bf16_row(token as usize, out),
+        }
     }
 
     /// How the layers' matrices are stored.
@@ -90,7 +73,7 @@ impl Model {
 }
 
 impl Layer {
-    fn load(spec: &DecoderSpec, source: &dyn WeightSource, layer_idx: usize) -> Result<Self> {
+    pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource, layer_idx: usize) -> Result<Self> {
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let name = |part: &str| format!("model.layers.{layer_idx}.{part}");
         let qkv = [("q_proj", spec.q_dim()), ("k_proj", spec.kv_dim()), ("v_proj", spec.kv_dim())]
@@ -122,25 +105,15 @@ impl Layer {
 
 /// The embedding, bf16 `[V, D]`: copied, so that no step can fault on the mapped file.
 #[derive(Debug)]
-struct Embedding {
-    rows: Vec<u8>,
+pub(super) struct Embedding {
+    rows: AlignedVec<u8>,
     hidden_size: usize,
 }
 
 impl Embedding {
-    fn load(spec: &DecoderSpec, view: &MatrixView<'_>) -> Result<Self> {
-        check_shape("model.embed_tokens", view, spec.vocab_size, spec.hidden_size)?;
-        let MatrixData::Bf16(bytes) = view.data else {
-            return Err(tensor_error(
-                "model.embed_tokens",
-                format!("{} embedding, expected bf16", view.kind()),
-            ));
-        };
-        let num_bytes = spec.vocab_size * spec.hidden_size * 2;
-        let rows = bytes.get(..num_bytes).ok_or_else(|| {
-            tensor_error("model.embed_tokens", format!("{} bytes, expected {num_bytes}", bytes.len()))
-        })?;
-        Ok(Self { rows: rows.to_vec(), hidden_size: spec.hidden_size })
+    pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<Self> {
+        let rows = copied(bf16_rows(spec, &source.embedding()?)?, &|bytes| source.release(bytes));
+        Ok(Self { rows, hidden_size: spec.hidden_size })
     }
 
     fn row(&self, token: TokenId) -> MatrixView<'_> {
@@ -149,31 +122,47 @@ impl Embedding {
         MatrixView {
             num_rows: 1,
             num_cols: self.hidden_size,
-            data: MatrixData::Bf16(&self.rows[at..at + width]),
+            data: MatrixData::Bf16(&self.rows.as_slice()[at..at + width]),
         }
     }
 }
 
-fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| Err(EngineError::Backend("a thread that packs weights failed".into())))
+/// The embedding's bytes, checked.
+pub(super) fn bf16_rows<'a>(spec: &DecoderSpec, view: &MatrixView<'a>) -> Result<&'a [u8]> {
+    check_shape("model.embed_tokens", view, spec.vocab_size, spec.hidden_size)?;
+    let MatrixData::Bf16(bytes) = view.data else {
+        return Err(tensor_error(
+            "model.embed_tokens",
+            format!("{} embedding, expected bf16", view.kind()),
+        ));
+    };
+    let num_bytes = spec.vocab_size * spec.hidden_size * 2;
+    bytes.get(..num_bytes).ok_or_else(|| {
+        tensor_error("model.embed_tokens", format!("{} bytes, expected {num_bytes}", bytes.len()))
+    })
 }
 
-fn load_head(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<PackedMatrix> {
-    let view = source.lm_head()?;
-    check_shape("lm_head", &view, spec.vocab_size, spec.hidden_size)?;
-    PackedMatrix::pack(&[view])
+/// A copy of `bytes`, which are released piece by piece.
+pub(super) fn copied(bytes: &[u8], release: &dyn Fn(&[u8])) -> AlignedVec<u8> {
+    let mut copy = AlignedVec::zeroed(bytes.len());
+    for (to, from) in copy.as_mut_slice().chunks_mut(RELEASED_BYTES).zip(bytes.chunks(RELEASED_BYTES)) {
+        to.copy_from_slice(from);
+        release(from);
+    }
+    copy
 }
 
 /// Matrices `(name, num_rows)` of `num_cols` columns as one packed matrix.
 fn fused(source: &dyn WeightSource, parts: &[(String, usize)], num_cols: usize) -> Result<PackedMatrix> {
-    fused_of(parts, num_cols, |name| source.matrix(name))
+    fused_of(parts, num_cols, |name| source.matrix(name), &|bytes| source.release(bytes))
 }
 
-/// [`fused`], of whatever gives a matrix by its name.
+/// [`fused`], of whatever gives a matrix by its name and takes back what has been read of it.
 pub(super) fn fused_of<'a, N: AsRef<str>>(
     parts: &[(N, usize)],
     num_cols: usize,
     matrix: impl Fn(&str) -> Result<MatrixView<'a>>,
+    release: &dyn Fn(&[u8]),
 ) -> Result<PackedMatrix> {
     let views = parts
         .iter()
@@ -184,7 +173,7 @@ pub(super) fn fused_of<'a, N: AsRef<str>>(
             Ok(view)
         })
         .collect::<Result<Vec<_>>>()?;
-    PackedMatrix::pack(&views)
+    PackedMatrix::pack_releasing(&views, release)
 }
 
 /// The biases of `parts` one after another; empty when the model has none.
@@ -196,7 +185,7 @@ fn fused_bias(source: &dyn WeightSource, parts: &[(String, usize)], has_bias: bo
     Ok(all)
 }
 
-fn vector(source: &dyn WeightSource, name: &str, len: usize) -> Result<Vec<f32>> {
+pub(super) fn vector(source: &dyn WeightSource, name: &str, len: usize) -> Result<Vec<f32>> {
     vector_of(name, source.vector(name)?, len)
 }
 

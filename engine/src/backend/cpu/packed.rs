@@ -14,6 +14,8 @@
 //! masking brings 4 consecutive columns to the 4 bytes that `vpdpbusd` and `sdot` sum (integer path).
 //! E4M3 is read as F16 (`code << 7`), which is exact and `2^-8` too small; hence the `2^8` in the row scale.
 
+use half::bf16;
+
 use super::{
     aligned::{AlignedVec, LINE_BYTES},
     interleave::{self, finite, unsupported},
@@ -29,6 +31,9 @@ pub(crate) const TILE_ROWS: usize = 16;
 pub(crate) const BLOCK_COLS: usize = 16;
 /// Blocks that share an INT4 group scale.
 pub(crate) const BLOCKS_PER_GROUP: usize = INT4_GROUP / BLOCK_COLS;
+/// Source bytes that are released together: few enough that what all threads hold is little beside a model, enough that telling the system
+/// costs nothing.
+pub(super) const RELEASED_BYTES: usize = 4 << 20;
 /// What reading E4M3 as F16 leaves out.
 const E4M3_AS_F16: f32 = 256.0;
 
@@ -101,6 +106,11 @@ impl PackedMatrix {
     /// [`crate::EngineError::Unsupported`] when there is no view, when views differ in format or columns, when a byte length does
     /// not match its shape, when NVFP4 columns are no multiple of 16, or when a scale is not finite.
     pub fn pack(views: &[MatrixView<'_>]) -> Result<Self> {
+        Self::pack_releasing(views, &|_| ())
+    }
+
+    /// [`Self::pack`], telling `release` of source bytes as soon as they have been read.
+    pub(crate) fn pack_releasing(views: &[MatrixView<'_>], release: &dyn Fn(&[u8])) -> Result<Self> {
         let first = views.first().ok_or_else(|| unsupported("no matrix to pack"))?;
         let (kind, num_cols) = (first.kind(), first.num_cols);
         let mut num_rows = 0usize;
@@ -123,10 +133,12 @@ impl PackedMatrix {
         };
         let mut sources = views.iter().flat_map(|view| (0..view.num_rows).map(move |row| (*view, row)));
         let mut rows = Vec::with_capacity(TILE_ROWS);
+        let mut behind = Behind { views, first_row: 0, released: 0, release };
         for tile_idx in 0..num_tiles {
             rows.clear();
             rows.extend(sources.by_ref().take(TILE_ROWS));
             packed.put_tile(tile_idx, &rows)?;
+            behind.read_until(num_rows.min((tile_idx + 1) * TILE_ROWS));
         }
         Ok(packed)
     }
@@ -172,6 +184,17 @@ impl PackedMatrix {
         }
     }
 
+    /// Writes row `row_idx` of a bf16 matrix, as it was packed, to `out` `[num_cols]`.
+    pub(crate) fn read_bf16_row(&self, row_idx: usize, out: &mut [f32]) {
+        debug_assert_eq!(self.kind, WeightKind::Bf16);
+        let (tile, row) = (self.tile(row_idx / TILE_ROWS), row_idx % TILE_ROWS);
+        for (pair, line) in out.chunks_mut(2).zip(tile.codes.chunks_exact(LINE_BYTES)) {
+            for (value, raw) in pair.iter_mut().zip(line[4 * row..].chunks_exact(2)) {
+                *value = bf16::from_le_bytes([raw[0], raw[1]]).to_f32();
+            }
+        }
+    }
+
     /// Puts up to 16 `rows`, each of its view, into a tile that is all zeros.
     fn put_tile(&mut self, tile_idx: usize, rows: &[(MatrixView<'_>, usize)]) -> Result<()> {
         let at = tile_idx * self.layout.stride;
@@ -200,6 +223,37 @@ impl PackedMatrix {
             };
         }
         Ok(())
+    }
+}
+
+/// What has been read of matrices and not been released yet.
+struct Behind<'a> {
+    /// From the one that is being read.
+    views: &'a [MatrixView<'a>],
+    /// Of the first view, in the packed matrix.
+    first_row: usize,
+    /// Rows of the first view.
+    released: usize,
+    release: &'a dyn Fn(&[u8]),
+}
+
+impl Behind<'_> {
+    /// The packed matrix has its rows `[0, num_rows)`.
+    fn read_until(&mut self, num_rows: usize) {
+        while let Some((view, later)) = self.views.split_first() {
+            let read = view.num_rows.min(num_rows - self.first_row);
+            let [codes, scales] = view.bytes_of(self.released..read);
+            if read < view.num_rows && codes.len() < RELEASED_BYTES {
+                return;
+            }
+            (self.release)(codes);
+            (self.release)(scales);
+            self.released = read;
+            if read < view.num_rows {
+                return;
+            }
+            (self.views, self.first_row, self.released) = (later, self.first_row + read, 0);
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl DraftModel {
             None => (host.embed)(token, out),
             Some(rows) => {
                 let width = out.len() * 2;
-                let row = &rows[token as usize * width..][..width];
+                let row = &rows.as_slice()[token as usize * width..][..width];
                 MatrixView { num_rows: 1, num_cols: out.len(), data: MatrixData::Bf16(row) }
                     .dequantize_row(0, out);
             }

@@ -3,7 +3,8 @@
 use crate::{
     EngineError, Result, TokenId,
     backend::cpu::{
-        model::{Layer, check_shape, fused_of, tensor_error, vector_of},
+        aligned::AlignedVec,
+        model::{Layer, check_shape, copied, fused_of, tensor_error, vector_of},
         packed::PackedMatrix,
     },
     draft::{DraftSource, DraftSpec, NUM_CAPTURED, TARGET_TOKENS},
@@ -29,15 +30,16 @@ pub(super) struct DraftModel {
     /// The target's token of every draft token.
     pub targets: Vec<TokenId>,
     /// Its own embedding, bf16 `[V, h]`.
-    pub embedding: Option<Vec<u8>>,
+    pub embedding: Option<AlignedVec<u8>>,
 }
 
 impl DraftModel {
     pub fn load(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Self> {
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
         let norm = |name: &str, len| vector_of(name, source.vector(name)?, len);
+        let release = |bytes: &[u8]| source.release(bytes);
         let packed =
-            |parts: &[(&str, usize)], num_cols| fused_of(parts, num_cols, |name| source.matrix(name));
+            |parts: &[(&str, usize)], num_cols| fused_of(parts, num_cols, |name| source.matrix(name), &release);
         let qkv = [
             ("layer.self_attn.q_proj", spec.q_dim()),
             ("layer.self_attn.k_proj", spec.kv_dim()),
@@ -92,11 +94,11 @@ fn target_tokens(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Vec<Token
     }
 }
 
-fn own_embedding(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Vec<u8>> {
+fn own_embedding(spec: &DraftSpec, source: &dyn DraftSource) -> Result<AlignedVec<u8>> {
     let view = source.matrix("embed_tokens")?;
     check_shape("embed_tokens", &view, spec.vocab_size, spec.hidden_size)?;
     match view.data {
-        MatrixData::Bf16(bytes) => Ok(bytes.to_vec()),
+        MatrixData::Bf16(bytes) => Ok(copied(bytes, &|bytes| source.release(bytes))),
         _ => {
             Err(EngineError::Unsupported(format!("a draft head's {} embedding, expected bf16", view.kind())))
         }
