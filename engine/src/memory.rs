@@ -1,4 +1,6 @@
-//! How much memory an engine takes, known before it is opened.
+//! How much memory an engine takes, known before it is opened; and how much the process has taken.
+
+use std::fs;
 
 use crate::{
     EngineError, Result,
@@ -114,6 +116,14 @@ impl EngineMemory {
     }
 }
 
+/// Largest resident size of this process so far; `None` where the kernel does not tell.
+#[must_use]
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Bytes of tensors as the engine's files hold them.
 fn stored_bytes(parts: &[Part]) -> Result<u64> {
     Ok(lay_out(parts)?.iter().map(|tensor| tensor.byte_len as u64).sum())
@@ -159,7 +169,8 @@ mod tests {
             assert_eq!(told.snapshot_bytes * 3, told.kv_bytes * 2);
             let norms = (2 * spec.num_layers + 1) * spec.hidden_size * 4;
             // A head that is the embedding is held once.
-            let embedding = if lm_head == WeightKind::Bf16 { 0 } else { spec.vocab_size * spec.hidden_size * 2 };
+            let embedding =
+                if lm_head == WeightKind::Bf16 { 0 } else { spec.vocab_size * spec.hidden_size * 2 };
             let taken = held.weight_bytes_per_step + (norms + embedding) as u64;
             let ratio = told.weight_bytes as f64 / taken as f64;
             assert!(
@@ -190,6 +201,12 @@ mod tests {
         }
         assert!(refused(needed.weight_bytes).contains("take a smaller model"));
         assert!(refused(0).contains("the memory budget is 0.0 MiB"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_has_used_memory() {
+        assert!(peak_rss_bytes().unwrap() > 1 << 20);
     }
 
     #[test]

@@ -218,7 +218,9 @@ fn bench_measures_what_its_contract_names() {
     for key in [
         "load_s",
         "engine_bytes",
+        "kv_bytes",
         "peak_rss_bytes",
+        "peak_ratio",
         "prefill_tok_s",
         "decode_tok_s",
         "ttft_ms",

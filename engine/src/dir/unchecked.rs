@@ -5,9 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::{
-    DraftDir, EngineDir, GENERATION_FILE, Manifest, WEIGHTS_FILE, parts, verify, weights::Weights,
-};
+use super::{DraftDir, EngineDir, GENERATION_FILE, Manifest, WEIGHTS_FILE, parts, verify, weights::Weights};
 use crate::{Result, text::GenerationDefaults};
 
 /// An engine directory that has the right files, sizes and tensors, whose hashes and values are still to be checked.
@@ -28,8 +26,7 @@ impl UncheckedDir {
         let manifest = Manifest::read(path)?;
         verify::check_listing(path, &manifest)?;
         let generation = GenerationDefaults::read(&path.join(GENERATION_FILE))?;
-        let weights =
-            Weights::map(&path.join(WEIGHTS_FILE), parts(&manifest.spec, &manifest.quantization))?;
+        let weights = Weights::map(&path.join(WEIGHTS_FILE), parts(&manifest.spec, &manifest.quantization))?;
         let draft = DraftDir::open(path, &manifest)?;
         let dir = EngineDir { path: path.to_path_buf(), manifest, generation, weights, draft };
         Ok(Self { dir, is_checked: AtomicBool::new(false) })

@@ -62,7 +62,8 @@ impl Weights {
 
     /// Checks that the file has the hash of `entry` and that no value or scale is NaN or infinite: in one pass, in the order of the file.
     pub(super) fn check(&self, path: &Path, entry: &FileEntry) -> Result<()> {
-        let mut tensors: Vec<_> = self.tensors.iter().map(|(name, (dtype, range))| (range, *dtype, name)).collect();
+        let mut tensors: Vec<_> =
+            self.tensors.iter().map(|(name, (dtype, range))| (range, *dtype, name)).collect();
         tensors.sort_unstable_by_key(|(range, ..)| range.start);
         let (mut hash, mut broken) = (Sha256::new(), None);
         let (mut hashed, mut released) = (0, 0);
@@ -172,7 +173,8 @@ fn release(map: &Mmap, bytes: &[u8]) {
     // SAFETY: the mapping is shared, read-only and of a file that nobody changes: a page that is dropped and read again has the bytes it had,
     // so that no reader of any slice of it sees a change. Refused (where memory is locked), it costs memory alone.
     #[cfg(unix)]
-    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from - first, until - from) };
+    let _ =
+        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from - first, until - from) };
 }
 
 /// Checks the header against `expected` and gives the data section's first byte.

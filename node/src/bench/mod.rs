@@ -15,4 +15,4 @@ pub use measure::{
     Decode, NUM_PREFILLS, NUM_WARM_STEPS, Prefill, Sustained, Window, decode, prefill, read_bandwidth,
     sustain,
 };
-pub use system::{PowerMeter, peak_rss_bytes};
+pub use system::PowerMeter;

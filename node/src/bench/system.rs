@@ -1,18 +1,10 @@
-//! What the operating system and the board tell: memory and power.
+//! What the operating system and the board tell of power.
 
 use std::{
     fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
-
-/// Largest resident size of this process so far; `None` where the kernel does not tell.
-#[must_use]
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
 
 /// Mean power between two readings of the processor's energy counter (RAPL) or of a power sensor.
 #[derive(Debug)]
@@ -70,14 +62,4 @@ impl PowerMeter {
 
 fn number(path: &PathBuf) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_process_has_used_memory() {
-        assert!(peak_rss_bytes().unwrap() > 1 << 20);
-    }
 }

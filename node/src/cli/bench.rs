@@ -12,6 +12,7 @@ use takt_engine::{
     backend::{Backend, cpu::CpuBackend},
     engine::Engine,
     kv::KvKind,
+    memory::peak_rss_bytes,
     quant::WeightKind,
     shapes,
 };
@@ -29,7 +30,7 @@ use super::{
 use crate::bench::{
     Decode, NUM_PREFILLS, NUM_WARM_STEPS, PowerMeter, Prefill, Sustained,
     compare::{Comparison, rival::LlamaBench},
-    decode, peak_rss_bytes, prefill, read_bandwidth, sustain,
+    decode, prefill, read_bandwidth, sustain,
 };
 
 /// Measure how fast a model runs on this machine
@@ -108,6 +109,8 @@ struct Loaded {
     backend: Box<dyn Backend>,
     load: Duration,
     engine_bytes: u64,
+    /// An engine directory, not a shape.
+    is_engine: bool,
 }
 
 /// Everything measured.
@@ -185,7 +188,7 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
         let dir = args.dir.clone().unwrap_or_default();
         let Engine { manifest, backend, .. } = Engine::open(&dir, &options)?;
         let (load, engine_bytes) = (started.elapsed(), manifest.total_bytes());
-        return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes });
+        return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes, is_engine: true });
     };
     let spec = shapes::decoder_spec(shape)?;
     let (weights, lm_head) = args.kinds();
@@ -194,7 +197,13 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
     let cpu_options = options.cpu_options(&spec, KvKind::Bf16);
     let backend = Box::new(CpuBackend::new(&spec, &source, &cpu_options)?);
     let (load, engine_bytes) = (started.elapsed(), backend.capabilities().weight_bytes_per_step);
-    Ok(Loaded { name: format!("{shape}, random {weights} weights"), backend, load, engine_bytes })
+    Ok(Loaded {
+        name: format!("{shape}, random {weights} weights"),
+        backend,
+        load,
+        engine_bytes,
+        is_engine: false,
+    })
 }
 
 fn measure(args: &BenchArgs, loaded: &mut Loaded, interrupt: &Interrupt) -> Result<Measured, CliError> {
@@ -218,6 +227,12 @@ fn measure(args: &BenchArgs, loaded: &mut Loaded, interrupt: &Interrupt) -> Resu
     Ok(Measured { prefill, decode, sustained, read_bandwidth, watts, peak_rss_bytes })
 }
 
+/// Peak memory over the engine's files and the KV cache, the least it could be; nothing for a shape, whose weights were made in this process.
+fn peak_ratio(loaded: &Loaded, measured: &Measured) -> Option<f64> {
+    let held = (loaded.engine_bytes + loaded.backend.capabilities().kv_bytes) as f64;
+    measured.peak_rss_bytes.filter(|_| loaded.is_engine).map(|peak| peak as f64 / held)
+}
+
 fn weight_bandwidth(loaded: &Loaded, measured: &Measured) -> f64 {
     loaded.backend.capabilities().weight_bytes_per_step as f64 * measured.decode.tok_s()
 }
@@ -234,7 +249,8 @@ fn as_json(loaded: &Loaded, measured: &Measured) -> Value {
     });
     json!({
         "model": loaded.name, "load_s": loaded.load.as_secs_f64(), "engine_bytes": loaded.engine_bytes,
-        "peak_rss_bytes": measured.peak_rss_bytes, "prompt_len": prefill.prompt_len, "prefill_tok_s": prefill.tok_s(),
+        "kv_bytes": facts.kv_bytes, "peak_rss_bytes": measured.peak_rss_bytes, "peak_ratio": peak_ratio(loaded, measured),
+        "prompt_len": prefill.prompt_len, "prefill_tok_s": prefill.tok_s(),
         "decode_tok_s": decode.tok_s(), "ttft_ms": ms(prefill.ttft),
         "itl_ms": {"p50": ms(decode.itl(0.5)), "p99": ms(decode.itl(0.99)), "max": ms(decode.itl(1.0))},
         "weight_bytes_per_token": facts.weight_bytes_per_step,
@@ -243,6 +259,15 @@ fn as_json(loaded: &Loaded, measured: &Measured) -> Value {
         "power_w": measured.watts, "backend": facts.backend, "kernels": facts.kernels, "kv": facts.kv,
         "threads": facts.num_threads, "device": facts.device, "sustained": sustained,
     })
+}
+
+fn peak_memory(loaded: &Loaded, measured: &Measured) -> String {
+    let Some(peak) = measured.peak_rss_bytes.map(paint::bytes) else { return "unknown".into() };
+    let [engine, kv] = [loaded.engine_bytes, loaded.backend.capabilities().kv_bytes].map(paint::bytes);
+    match peak_ratio(loaded, measured) {
+        Some(ratio) => format!("{peak}, {ratio:.2} of the engine's {engine} and {kv} of KV cache"),
+        None => format!("{peak}, with the random numbers that were packed"),
+    }
 }
 
 fn as_text(loaded: &Loaded, measured: &Measured) -> String {
@@ -289,7 +314,7 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
                 measured.read_bandwidth / 1e9
             ),
         ),
-        ("peak memory", measured.peak_rss_bytes.map_or("unknown".into(), paint::bytes)),
+        ("peak memory", peak_memory(loaded, measured)),
         (
             "power",
             measured

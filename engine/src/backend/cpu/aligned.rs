@@ -46,7 +46,8 @@ impl<T: Plain> AlignedVec<T> {
     /// allocation fails as any allocation does.
     pub(crate) fn zeroed(len: usize) -> Self {
         let num_bytes = len * mem::size_of::<T>();
-        let mapped = (num_bytes >= MAPPED_BYTES).then(|| MmapOptions::new().len(num_bytes).populate().map_anon());
+        let mapped =
+            (num_bytes >= MAPPED_BYTES).then(|| MmapOptions::new().len(num_bytes).populate().map_anon());
         let memory = match mapped {
             Some(Ok(map)) => Memory::Mapped(map),
             // Where the system gives no mapping, the allocator has the last word.

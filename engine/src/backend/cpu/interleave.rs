@@ -47,17 +47,18 @@ fn put_words(
     for (turn_idx, lines) in lines.chunks_mut(WORDS_A_TURN).enumerate() {
         for (row, bytes) in rows.iter().enumerate() {
             let from = bytes.get(turn_idx * LINE_BYTES..).unwrap_or_default();
-            let from = &from[..from.len().min(LINE_BYTES)];
-            let mut line = [0; LINE_BYTES];
-            line[..from.len()].copy_from_slice(from);
-            let (words, _) = line.as_chunks::<WORD_BYTES>();
-            let mut turned = [0; WORDS_A_TURN];
-            for (turned, word) in turned.iter_mut().zip(words) {
-                *turned = turn(u32::from_le_bytes(*word));
-            }
-            let num_words = from.len().div_ceil(WORD_BYTES);
-            for (line, word) in lines.iter_mut().zip(&turned[..num_words]) {
-                put(line, row, *word);
+            let turned = |line: &Line| {
+                let (words, _) = line.as_chunks::<WORD_BYTES>();
+                std::array::from_fn::<u32, WORDS_A_TURN, _>(|idx| turn(u32::from_le_bytes(words[idx])))
+            };
+            if let Some(line) = from.first_chunk() {
+                let words = turned(line);
+                lines.iter_mut().zip(words).for_each(|(line, word)| put(line, row, word));
+            } else {
+                let mut line = [0; LINE_BYTES];
+                line[..from.len()].copy_from_slice(from);
+                let words = turned(&line).into_iter().take(from.len().div_ceil(WORD_BYTES));
+                lines.iter_mut().zip(words).for_each(|(line, word)| put(line, row, word));
             }
         }
     }
@@ -101,12 +102,7 @@ fn all_finite(codes: &[u8]) -> Result<()> {
 }
 
 /// Scales are kept without their sign; a negative one (no builder writes it) turns the signs of its block's codes.
-pub(super) fn put_nvfp4_scales(
-    from: &[u8],
-    row: usize,
-    codes: &mut [u8],
-    scales: &mut [u8],
-) -> Result<()> {
+pub(super) fn put_nvfp4_scales(from: &[u8], row: usize, codes: &mut [u8], scales: &mut [u8]) -> Result<()> {
     for (block, &scale) in from.iter().enumerate() {
         if scale & 0x7f == 0x7f {
             finite(e4m3::decode(scale))?;
@@ -114,9 +110,7 @@ pub(super) fn put_nvfp4_scales(
         scales[block * TILE_ROWS + row] = scale & 0x7f;
         if scale & 0x80 != 0 {
             let block_bytes = block_bytes(WeightKind::Nvfp4);
-            for line in
-                codes[block * block_bytes..(block + 1) * block_bytes].chunks_exact_mut(LINE_BYTES)
-            {
+            for line in codes[block * block_bytes..(block + 1) * block_bytes].chunks_exact_mut(LINE_BYTES) {
                 line[row * 4..row * 4 + 4].iter_mut().for_each(|byte| *byte ^= 0x88);
             }
         }

@@ -48,7 +48,8 @@ impl Model {
             let others: Vec<_> = (0..num_others).map(|_| scope.spawn(|| loader.run())).collect();
             let mut parts = loader.run();
             for thread in others {
-                let found = thread.join().unwrap_or_else(|_| Err(failed("a thread that packs weights failed")));
+                let found =
+                    thread.join().unwrap_or_else(|_| Err(failed("a thread that packs weights failed")));
                 parts = parts.and_then(|mut parts| {
                     parts.extend(found?);
                     Ok(parts)
@@ -94,7 +95,8 @@ impl<'a> Loader<'a> {
     fn run(&self) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
         while let Some(&task) = self.tasks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let part = self.load(task).inspect_err(|_| self.next.store(self.tasks.len(), Ordering::Relaxed))?;
+            let part =
+                self.load(task).inspect_err(|_| self.next.store(self.tasks.len(), Ordering::Relaxed))?;
             parts.push(part);
         }
         Ok(parts)

@@ -131,10 +131,7 @@ impl Embedding {
 pub(super) fn bf16_rows<'a>(spec: &DecoderSpec, view: &MatrixView<'a>) -> Result<&'a [u8]> {
     check_shape("model.embed_tokens", view, spec.vocab_size, spec.hidden_size)?;
     let MatrixData::Bf16(bytes) = view.data else {
-        return Err(tensor_error(
-            "model.embed_tokens",
-            format!("{} embedding, expected bf16", view.kind()),
-        ));
+        return Err(tensor_error("model.embed_tokens", format!("{} embedding, expected bf16", view.kind())));
     };
     let num_bytes = spec.vocab_size * spec.hidden_size * 2;
     bytes.get(..num_bytes).ok_or_else(|| {

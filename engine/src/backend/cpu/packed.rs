@@ -297,4 +297,3 @@ fn check(view: &MatrixView<'_>, kind: WeightKind, num_cols: usize) -> Result<()>
     }
     Ok(())
 }
-

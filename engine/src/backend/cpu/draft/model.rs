@@ -38,8 +38,9 @@ impl DraftModel {
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
         let norm = |name: &str, len| vector_of(name, source.vector(name)?, len);
         let release = |bytes: &[u8]| source.release(bytes);
-        let packed =
-            |parts: &[(&str, usize)], num_cols| fused_of(parts, num_cols, |name| source.matrix(name), &release);
+        let packed = |parts: &[(&str, usize)], num_cols| {
+            fused_of(parts, num_cols, |name| source.matrix(name), &release)
+        };
         let qkv = [
             ("layer.self_attn.q_proj", spec.q_dim()),
             ("layer.self_attn.k_proj", spec.kv_dim()),
