@@ -55,9 +55,8 @@ impl UncheckedDir {
         Ok(self.dir)
     }
 
-    /// What may be wrong yet.
-    #[must_use]
-    pub fn contents(&self) -> &EngineDir {
+    /// What may be wrong yet: for what comes to nothing when [`Self::check`] fails.
+    pub(crate) fn contents(&self) -> &EngineDir {
         &self.dir
     }
 }

@@ -29,7 +29,7 @@ enum Part {
     Checked,
     Embedding(Embedding),
     Head(PackedMatrix),
-    Layer(usize, Layer),
+    Layer(usize, Box<Layer>),
 }
 
 struct Loader<'a> {
@@ -71,7 +71,7 @@ impl Model {
             }
         }
         layers.sort_by_key(|(idx, _)| *idx);
-        let layers = layers.into_iter().map(|(_, layer)| layer).collect();
+        let layers = layers.into_iter().map(|(_, layer)| *layer).collect();
         let lm_head = head.ok_or_else(|| failed("no thread packed the output head"))?;
         Ok(Self { embedding, layers, final_norm, lm_head })
     }
@@ -110,7 +110,9 @@ impl<'a> Loader<'a> {
                 let release = |bytes: &[u8]| self.source.release(bytes);
                 PackedMatrix::pack_releasing(&[self.source.lm_head()?], &release).map(Part::Head)
             }
-            Task::Layer(idx) => Layer::load(self.spec, self.source, idx).map(|layer| Part::Layer(idx, layer)),
+            Task::Layer(idx) => {
+                Layer::load(self.spec, self.source, idx).map(|layer| Part::Layer(idx, Box::new(layer)))
+            }
         }
     }
 }
