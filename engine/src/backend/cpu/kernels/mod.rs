@@ -19,28 +19,24 @@ mod bandwidth;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pair;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
 mod quantize;
 mod scalar;
 
-use std::ops::Range;
-
 use super::{
     activations::{Arithmetic, QuantizedBlock, Tokens},
-    disjoint::Disjoint,
     packed::{BLOCK_COLS, BLOCKS_PER_GROUP, TILE_ROWS, Tile, block_bytes},
 };
 use crate::quant::WeightKind;
 
 pub use bandwidth::ReadProbe;
 pub use isa::Isa;
+pub(crate) use pair::{PAIR_ROWS, PairOut, PairPart, PairPlan, multiply_pair};
 
 /// Most tokens of one call of [`multiply_tile`].
 pub(crate) const MAX_TOKENS: usize = 8;
-
-/// Rows of two tiles.
-pub(crate) const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
 /// Calls `name` of the file of `isa`; values of [`Isa`] exist only for levels this machine has.
 macro_rules! on_isa {
@@ -94,100 +90,8 @@ pub(crate) fn multiply_tile(
     }
 }
 
-/// How `isa` multiplies pairs of tiles with many tokens.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PairPlan {
-    /// Fewer tokens are multiplied faster tile by tile.
-    pub min_tokens: usize,
-    /// Most blocks of one call of [`multiply_pair`].
-    pub max_blocks: usize,
-}
-
-impl PairPlan {
-    /// `None` where no kernel does that.
-    pub(crate) fn of(isa: Isa, arithmetic: Arithmetic, kind: WeightKind) -> Option<Self> {
-        let is_integer = is_integer(arithmetic, kind);
-        match isa.0 {
-            // The oracle does what the others do, in smaller steps.
-            isa::Level::Scalar => Some(Self { min_tokens: 2, max_blocks: if is_integer { 6 } else { 5 } }),
-            #[cfg(target_arch = "x86_64")]
-            isa::Level::Avx512 if is_integer => Some(Self { min_tokens: 4, max_blocks: avx512::INT8_CHUNK }),
-            #[cfg(target_arch = "x86_64")]
-            isa::Level::Avx512 => Some(Self { min_tokens: 4, max_blocks: avx512::F32_CHUNK }),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => None,
-            #[cfg(target_arch = "x86_64")]
-            isa::Level::Avx2 => None,
-        }
-    }
-}
-
-/// Part of a product: two tiles, some of their blocks, all tokens.
-pub(crate) struct PairPart<'a> {
-    pub pair: &'a [Tile<'a>; 2],
-    pub tokens: Tokens<'a>,
-    /// What will be wanted after this part: two tiles, from a block on.
-    pub next: (&'a [Tile<'a>; 2], usize),
-    /// A run of blocks; those before it have been multiplied into `out` already.
-    pub blocks: Range<usize>,
-    pub out: &'a PairOut<'a>,
-}
-
-/// [`multiply_tile`] of two tiles at once, by a [`PairPlan`]. The same bits.
-pub(crate) fn multiply_pair(isa: Isa, arithmetic: Arithmetic, part: &PairPart<'_>) {
-    check_pair(part);
-    let is_integer = is_integer(arithmetic, part.pair[0].kind);
-    match isa.0 {
-        // SAFETY: the level was found on this machine.
-        #[cfg(target_arch = "x86_64")]
-        isa::Level::Avx512 if is_integer => unsafe { avx512::multiply_pair_int8(part) },
-        // SAFETY: the level was found on this machine.
-        #[cfg(target_arch = "x86_64")]
-        isa::Level::Avx512 => unsafe { avx512::multiply_pair_f32(part) },
-        _ => scalar::multiply_pair(is_integer, part),
-    }
-}
-
 fn is_integer(arithmetic: Arithmetic, kind: WeightKind) -> bool {
     arithmetic == Arithmetic::Int8 && matches!(kind, WeightKind::Nvfp4 | WeightKind::Int4)
-}
-
-/// Where the sums of two tiles go: 32 columns of a product's output, which nobody else writes.
-pub(crate) struct PairOut<'a> {
-    out: &'a Disjoint<'a, f32>,
-    row_len: usize,
-    first_col: usize,
-}
-
-impl<'a> PairOut<'a> {
-    /// Columns `[first_col, first_col + 32)` of `out`, whose rows are `row_len` long.
-    ///
-    /// # Safety
-    /// Nobody else may touch these columns while it lives.
-    pub(crate) unsafe fn new(out: &'a Disjoint<'a, f32>, row_len: usize, first_col: usize) -> Self {
-        assert!(first_col + PAIR_ROWS <= row_len);
-        Self { out, row_len, first_col }
-    }
-
-    /// One value of a token.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the promise of `new` keeps others away; each value is borrowed alone"
-    )]
-    fn value(&self, token_idx: usize, col: usize) -> &mut f32 {
-        // SAFETY: by the promise of `new`, and one at a time by its callers.
-        unsafe { &mut self.out.part(token_idx * self.row_len + self.first_col + col, 1)[0] }
-    }
-
-    /// 32 values.
-    ///
-    /// # Panics
-    /// When the output has no such token.
-    #[cfg(target_arch = "x86_64")]
-    fn row(&self, token_idx: usize) -> *mut f32 {
-        // SAFETY: by the promise of `new`; the borrow ends here.
-        unsafe { self.out.part(token_idx * self.row_len + self.first_col, PAIR_ROWS) }.as_mut_ptr()
-    }
 }
 
 /// Quantizes one row (a multiple of 16 values).
@@ -202,13 +106,6 @@ pub(crate) fn quantize_row(isa: Isa, row: &[f32], to: &mut [QuantizedBlock]) {
 fn check_shapes(tile: &Tile<'_>, tokens: &Tokens<'_>, sums: &[[f32; TILE_ROWS]]) {
     check_tile(tile, tokens);
     assert!(sums.len() == tokens.num_tokens);
-}
-
-/// As [`check_shapes`], for two tiles of one matrix.
-fn check_pair(PairPart { pair: [a, b], tokens, blocks, .. }: &PairPart<'_>) {
-    check_tile(a, tokens);
-    check_tile(b, tokens);
-    assert!(a.kind == b.kind && blocks.start <= blocks.end && blocks.end <= a.num_blocks);
 }
 
 fn check_tile(tile: &Tile<'_>, tokens: &Tokens<'_>) {

@@ -4,7 +4,7 @@
 //! Two tiles, because a broadcast activation then serves two products: with one, loading activations is the limit, at a third
 //! of what the multipliers can do (Ice Lake, 2026-11-22: 130 of 370 G products a second and core; with two 313).
 
-use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range, slice};
+use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range};
 
 use super::{
     super::{
@@ -12,7 +12,8 @@ use super::{
             activations::QuantizedBlock,
             packed::{BLOCK_COLS, TILE_ROWS, Tile},
         },
-        PairPart, check_quantized, for_num_tokens,
+        check_quantized, for_num_tokens,
+        pair::{F32_CHUNK, INT8_CHUNK, PairPart, for_each_group},
         prefetch::Prefetch,
         scalar::integer_unit,
     },
@@ -22,11 +23,6 @@ use crate::quant::WeightKind;
 
 /// Most tokens of a group: 2 · 6 partial sums and as many sums leave 8 of the 32 registers.
 const GROUP_TOKENS: usize = 6;
-/// Most blocks that are decoded at a time: 20 KiB as integers, half of a first-level cache, which two threads may share.
-pub(in super::super) const INT8_CHUNK: usize = 32;
-/// The same in F32: 17 KiB.
-pub(in super::super) const F32_CHUNK: usize = 8;
-
 /// One block of both tiles as unsigned integers, 4 quads of columns each.
 #[repr(C, align(64))]
 struct Int8Block {
@@ -56,7 +52,7 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
     let multiply = |group: Range<usize>, decoded: &[F32Block]| {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => floats::<M>(part, group.start, decoded));
     };
-    for_each_group::<F32Block, F32_CHUNK>(part, decode, multiply);
+    for_each_group::<F32Block, F32_CHUNK>(part, GROUP_TOKENS, decode, multiply);
 }
 
 /// As [`super::super::scalar::multiply_int8`], for two tiles of a 4-bit kind, any number of tokens and at most [`INT8_CHUNK`] blocks.
@@ -83,34 +79,13 @@ pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
     let multiply = |group: Range<usize>, decoded: &[Int8Block]| {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => integers::<M>(part, group.start, decoded));
     };
-    for_each_group::<Int8Block, INT8_CHUNK>(part, decode, multiply);
+    for_each_group::<Int8Block, INT8_CHUNK>(part, GROUP_TOKENS, decode, multiply);
 }
 
 /// With few tokens memory is the limit: while a part's blocks are decoded, those of the next are asked for.
 fn upcoming(part: &PairPart<'_>) -> [Prefetch; 2] {
     let ([a, b], first) = part.next;
     [Prefetch::of(a, first), Prefetch::of(b, first)]
-}
-
-/// Decodes the part's blocks, and multiplies them with all tokens, in groups of about equal size.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn for_each_group<Block, const CHUNK: usize>(
-    part: &PairPart<'_>,
-    decode: impl Fn(usize, &mut MaybeUninit<Block>),
-    multiply: impl Fn(Range<usize>, &[Block]),
-) {
-    let num_tokens = part.tokens.num_tokens;
-    let num_groups = num_tokens.div_ceil(GROUP_TOKENS);
-    let mut room: [MaybeUninit<Block>; CHUNK] = [const { MaybeUninit::uninit() }; CHUNK];
-    for (room, block) in room[..part.blocks.len()].iter_mut().zip(part.blocks.clone()) {
-        decode(block, room);
-    }
-    // SAFETY: `decode` has just written as many, each in all its parts.
-    let decoded = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), part.blocks.len()) };
-    for group in 0..num_groups {
-        multiply(group * num_tokens / num_groups..(group + 1) * num_tokens / num_groups, decoded);
-    }
 }
 
 #[inline]

@@ -10,7 +10,7 @@ mod blocked;
 mod decode;
 mod streaming;
 
-pub(super) use blocked::{F32_CHUNK, INT8_CHUNK, multiply_pair_f32, multiply_pair_int8};
+pub(super) use blocked::{multiply_pair_f32, multiply_pair_int8};
 pub(super) use streaming::{multiply_f32, multiply_int8};
 
 /// As [`quantize::quantize_row`].
