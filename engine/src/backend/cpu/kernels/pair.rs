@@ -2,6 +2,8 @@
 
 use std::{mem::MaybeUninit, ops::Range, slice};
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::{
     super::{
         activations::{Arithmetic, Tokens},
@@ -43,8 +45,12 @@ impl PairPlan {
             isa::Level::Avx2 => Some(Self { min_tokens: 5, max_blocks }),
             #[cfg(target_arch = "x86_64")]
             isa::Level::Avx512 => Some(Self { min_tokens: 4, max_blocks }),
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => None,
+            #[cfg(target_arch = "aarch64")]
+            isa::Level::Neon if is_integer => None,
+            #[cfg(target_arch = "aarch64")]
+            isa::Level::Neon | isa::Level::NeonDotprod | isa::Level::NeonI8mm => {
+                Some(Self { min_tokens: if is_integer { 8 } else { 5 }, max_blocks })
+            }
         }
     }
 }
@@ -78,21 +84,36 @@ pub(crate) fn multiply_pair(isa: Isa, arithmetic: Arithmetic, part: &PairPart<'_
         // SAFETY: the level was found on this machine.
         #[cfg(target_arch = "x86_64")]
         (isa::Level::Avx512, false) => unsafe { avx512::multiply_pair_f32(part) },
+        // SAFETY: the level was found on this machine.
+        #[cfg(target_arch = "aarch64")]
+        (isa::Level::NeonDotprod, true) => unsafe { neon::multiply_pair_int8_dotprod(part) },
+        // SAFETY: the level was found on this machine.
+        #[cfg(target_arch = "aarch64")]
+        (isa::Level::NeonI8mm, true) => unsafe { neon::multiply_pair_int8_i8mm(part) },
+        // SAFETY: the level was found on this machine.
+        #[cfg(target_arch = "aarch64")]
+        (isa::Level::Neon | isa::Level::NeonDotprod | isa::Level::NeonI8mm, false) => unsafe {
+            neon::multiply_pair_f32(part)
+        },
+        // The oracle, for itself and for whoever has no plan.
         _ => scalar::multiply_pair(is_integer, part),
     }
 }
 
-/// Decodes the part's blocks, and multiplies them with all tokens, in groups of about equal size, at most `max_tokens`.
+/// Decodes the part's blocks, and multiplies them with all tokens, in groups of about equal size: at most `max_tokens`, a
+/// multiple of `step`, and only the last of them no whole steps.
 /// Inlined, so that the closures become part of a caller that is compiled for its instruction set.
 #[inline(always)]
 pub(super) fn for_each_group<Block, const CHUNK: usize>(
     part: &PairPart<'_>,
     max_tokens: usize,
+    step: usize,
     decode: impl Fn(usize, &mut MaybeUninit<Block>),
     multiply: impl Fn(Range<usize>, &[Block]),
 ) {
     let num_tokens = part.tokens.num_tokens;
-    let num_groups = num_tokens.div_ceil(max_tokens);
+    let num_steps = num_tokens.div_ceil(step);
+    let num_groups = num_steps.div_ceil(max_tokens / step);
     let mut room: [MaybeUninit<Block>; CHUNK] = [const { MaybeUninit::uninit() }; CHUNK];
     for (room, block) in room[..part.blocks.len()].iter_mut().zip(part.blocks.clone()) {
         decode(block, room);
@@ -100,7 +121,9 @@ pub(super) fn for_each_group<Block, const CHUNK: usize>(
     // SAFETY: `decode` has just written as many, each in all its parts.
     let decoded = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), part.blocks.len()) };
     for group in 0..num_groups {
-        multiply(group * num_tokens / num_groups..(group + 1) * num_tokens / num_groups, decoded);
+        let start = group * num_steps / num_groups * step;
+        let end = (group + 1) * num_steps / num_groups * step;
+        multiply(start..end.min(num_tokens), decoded);
     }
 }
 
@@ -131,10 +154,11 @@ impl<'a> PairOut<'a> {
         unsafe { &mut self.out.part(token_idx * self.row_len + self.first_col + col, 1)[0] }
     }
 
-    /// 32 values.
+    /// 32 values of a token.
     ///
     /// # Panics
     /// When the output has no such token.
+    #[inline]
     pub(super) fn row(&self, token_idx: usize) -> *mut f32 {
         // SAFETY: by the promise of `new`; the borrow ends here.
         unsafe { self.out.part(token_idx * self.row_len + self.first_col, PAIR_ROWS) }.as_mut_ptr()

@@ -219,6 +219,46 @@ fn a_token_gets_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruct
     }
 }
 
+/// A matrix of two tiles times `x`, blocks up to each of `ends` at a time.
+fn pair_product(isa: Isa, w: &PackedMatrix, x: &Activations, ends: &[usize]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.num_rows() * PAIR_ROWS];
+    let columns = Disjoint::new(&mut out);
+    let mut start = 0;
+    for &end in ends {
+        let part = PairPart {
+            pair: &[w.tile(0), w.tile(1)],
+            tokens: x.tokens(0..x.num_rows()),
+            blocks: start..end,
+            // SAFETY: nobody else knows `out`.
+            out: &unsafe { PairOut::new(&columns, PAIR_ROWS, 0) },
+        };
+        kernels::multiply_pair(isa, x.arithmetic(), &part);
+        start = end;
+    }
+    out
+}
+
+#[test]
+fn a_pair_of_tiles_gets_the_same_bits_for_any_number_of_tokens_and_any_runs_of_blocks() {
+    let mut noise = Noise(12);
+    for kind in WeightKind::ALL {
+        let packed = PackedMatrix::pack(&[Stored::random(kind, PAIR_ROWS, 304, &mut noise).view()]).unwrap();
+        let values = noise.values(17 * 304);
+        for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
+            for num_tokens in 1..=17 {
+                let x = activations(arithmetic, num_tokens, &values[..num_tokens * 304]);
+                let expected = pair_product(Isa::SCALAR, &packed, &x, &[19]);
+                let has_plan = |isa: &Isa| PairPlan::of(*isa, arithmetic, kind).is_some();
+                for isa in Isa::available().filter(has_plan) {
+                    let found = pair_product(isa, &packed, &x, &[1, 6, 8, 16, 19]);
+                    let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{kind} {arithmetic:?} with {num_tokens} tokens on {isa}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn fused_matrices_keep_their_own_scales_and_order() {
     let (pool, mut noise) = (pool(), Noise(5));

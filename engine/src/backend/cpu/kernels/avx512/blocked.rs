@@ -52,7 +52,7 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
     let multiply = |group: Range<usize>, decoded: &[F32Block]| {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => floats::<M>(part, group.start, decoded));
     };
-    for_each_group::<F32Block, F32_CHUNK>(part, GROUP_TOKENS, decode, multiply);
+    for_each_group::<F32Block, F32_CHUNK>(part, GROUP_TOKENS, 1, decode, multiply);
 }
 
 /// As [`super::super::scalar::multiply_int8`], for two tiles of a 4-bit kind, any number of tokens and at most [`INT8_CHUNK`] blocks.
@@ -79,7 +79,7 @@ pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
     let multiply = |group: Range<usize>, decoded: &[Int8Block]| {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => integers::<M>(part, group.start, decoded));
     };
-    for_each_group::<Int8Block, INT8_CHUNK>(part, GROUP_TOKENS, decode, multiply);
+    for_each_group::<Int8Block, INT8_CHUNK>(part, GROUP_TOKENS, 1, decode, multiply);
 }
 
 /// With few tokens memory is the limit: while a part's blocks are decoded, those of the next are asked for.

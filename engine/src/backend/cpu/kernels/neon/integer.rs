@@ -5,13 +5,19 @@
 use std::arch::{aarch64::*, asm};
 
 use super::{
-    super::{check_quantized, check_shapes, for_num_tokens, scalar::integer_unit},
-    Column, E2M1_TABLE, Half, INT4_TABLE, Sums, Tile, Tokens, int4_scale, look_up, nvfp4_scale, store,
+    super::{
+        super::{activations::Tokens, packed::Tile},
+        check_quantized, check_shapes, for_num_tokens,
+        scalar::integer_unit,
+    },
+    Sums,
+    decode::{self, Column, Half},
+    store,
 };
 use crate::quant::WeightKind;
 
 /// What one block of 4 rows is: 4 registers of 4 rows × 4 columns.
-type BlockWeights = [int8x16_t; 4];
+pub(super) type BlockWeights = [int8x16_t; 4];
 
 /// The integer kernels for one way of multiplying. A macro because only code compiled for the same features is inlined,
 /// and a call for every block would cost more than the block.
@@ -25,17 +31,15 @@ macro_rules! integer_kernel {
             fn integers<const M: usize>(
                 half: Half<'_>,
                 tokens: &Tokens<'_>,
-                table: [i8; 16],
                 scale: impl Fn(usize) -> Column,
                 out: &mut Sums,
             ) {
-                // SAFETY: 16 bytes.
-                let table = unsafe { vld1q_s8(table.as_ptr()) };
+                let table = decode::value_table(half.tile.kind);
                 let num_blocks = half.tile.num_blocks;
                 let mut sums = [[vdupq_n_f32(0.0); 2]; M];
                 for block in 0..num_blocks {
-                    let [a, b] = look_up(half, block * 2, table);
-                    let [c, d] = look_up(half, block * 2 + 1, table);
+                    let [a, b] = decode::quads(half, block * 2, table);
+                    let [c, d] = decode::quads(half, block * 2 + 1, table);
                     let scale = scale(block);
                     for (m, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: `check_quantized`: `M` rows of `num_blocks` blocks of 16 codes.
@@ -57,11 +61,11 @@ macro_rules! integer_kernel {
             for idx in 0..2 {
                 let half = Half { tile, idx };
                 if tile.kind == WeightKind::Nvfp4 {
-                    let scale = |block| nvfp4_scale(half, block);
-                    for_num_tokens!(tokens.num_tokens, [1 2 3 4], M => integers::<M>(half, tokens, E2M1_TABLE, scale, sums));
+                    let scale = |block| decode::nvfp4_scale(half, block);
+                    for_num_tokens!(tokens.num_tokens, [1 2 3 4], M => integers::<M>(half, tokens, scale, sums));
                 } else {
-                    let scale = |block| int4_scale(half, block);
-                    for_num_tokens!(tokens.num_tokens, [1 2 3 4], M => integers::<M>(half, tokens, INT4_TABLE, scale, sums));
+                    let scale = |block| decode::int4_scale(half, block);
+                    for_num_tokens!(tokens.num_tokens, [1 2 3 4], M => integers::<M>(half, tokens, scale, sums));
                 }
             }
         }
@@ -80,7 +84,7 @@ integer_kernel!(
 /// Sums of 4 rows over 16 columns, each register of weights against its 4 activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sdot(weights: BlockWeights, x: int8x16_t) -> int32x4_t {
+pub(super) fn sdot(weights: BlockWeights, x: int8x16_t) -> int32x4_t {
     let mut sum = vdupq_n_s32(0);
     // SAFETY: register arithmetic only; `dotprod` is this function's target feature.
     unsafe {
