@@ -1,9 +1,9 @@
 //! Two tiles times many tokens: weights are decoded once into the first-level cache, then groups of tokens pass over them.
 //!
 //! 16 registers hold the sums of one tile and 6 tokens in F32, or of half a tile and 8 tokens of integers, so that a group
-//! passes over the pair in 2 or 4 parts. Against tile by tile (Ice Lake, 2026-11-22, `[3072, 1024]`, 64 tokens, G products a
-//! second and core): F32 38 to 40 for 24 to 30, where multiplying is all (45 is what the multipliers can do); integers 75 for
-//! 65, which 8 multiplications and conversions for 128 products bound to 90.
+//! passes over the pair in 2 or 4 parts. Against tile by tile (Ice Lake, 2026-11-22, `[3072, 1024]`, 64 tokens): in F32 38 to 40
+//! instead of 24 to 30 G products a second and core, 16 a cycle being the limit; integers 75 instead of 65, where 12
+//! operations for 128 products on three ports are.
 
 use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range};
 
