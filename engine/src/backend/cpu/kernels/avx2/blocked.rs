@@ -2,8 +2,8 @@
 //!
 //! 16 registers hold the sums of one tile and 6 tokens in F32, or of half a tile and 8 tokens of integers, so that a group
 //! passes over the pair in 2 or 4 parts. Against tile by tile (Ice Lake, 2026-11-22, `[3072, 1024]`, 64 tokens): in F32 38 to 40
-//! instead of 24 to 30 G products a second and core, 16 a cycle being the limit; integers 75 instead of 65, where 12
-//! operations for 128 products on three ports are.
+//! instead of 24 to 30 G products a second and core, with 45 the limit of the multipliers; integers 75 instead of 65, with 90 the
+//! limit of 12 operations for 128 products on three ports.
 
 use std::{arch::x86_64::*, array, mem::MaybeUninit, ops::Range};
 

@@ -1,6 +1,6 @@
 //! What half a tile holds, as registers: columns in F32, quads of columns in bytes, scales.
 //!
-//! No closure with intrinsics is handed to a function of `core` (`map`), here and in the kernels: that is compiled without
+//! No closure with intrinsics is handed to a function of `core` (`map`), here and in the integer kernels: that is compiled without
 //! `dotprod` and `i8mm`, so what it computes goes through memory: the tile kernel of `smmla` spent 44 instructions on a token and
 //! a block of 8 rows with such closures, 27 without.
 

@@ -24,6 +24,7 @@ pub(super) use i8mm::multiply_int8_i8mm;
 pub(super) use integer::{multiply_int8, multiply_int8_dotprod};
 
 type Sums = [[f32; TILE_ROWS]];
+
 /// As [`quantize::quantize_row`].
 #[target_feature(enable = "neon")]
 pub(super) fn quantize_row(row: &[f32], to: &mut [QuantizedBlock]) {

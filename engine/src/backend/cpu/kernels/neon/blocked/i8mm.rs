@@ -33,18 +33,13 @@ type Int8Block = [Int8Half; HALVES];
 #[target_feature(enable = "neon,dotprod,i8mm")]
 pub(in super::super::super) fn multiply_pair_int8_i8mm(part: &PairPart<'_>) {
     check_quantized(&part.pair[0], &part.tokens);
+    let decode = |block, to: &mut MaybeUninit<Int8Block>| decode_block(part, block, to);
     let multiply = |group: Range<usize>, decoded: &[Int8Block]| {
         for half_idx in 0..HALVES {
             for_num_tokens!(group.len().div_ceil(2), [1 2], P => pairs::<P>(part, half_idx, group.clone(), decoded));
         }
     };
-    for_each_group::<Int8Block, INT8_CHUNK>(
-        part,
-        GROUP_TOKENS,
-        2,
-        |block, to| decode_block(part, block, to),
-        multiply,
-    );
+    for_each_group::<Int8Block, INT8_CHUNK>(part, GROUP_TOKENS, 2, decode, multiply);
 }
 
 /// `P` pairs of tokens; where the last has no partner, it is paired with itself.

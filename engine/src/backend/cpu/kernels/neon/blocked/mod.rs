@@ -1,5 +1,5 @@
-//! Two tiles times many tokens: weights are decoded once into the first-level cache, then groups of up to 4 tokens
-//! pass over them.
+//! Two tiles times many tokens: weights are decoded once into the first-level cache, then groups of up to 4 tokens pass over
+//! them.
 //!
 //! None of it is timed: we have no Arm machine. What speaks for it is what the inner loops execute for 4 tokens and a block of
 //! 8 rows: instructions, and in parentheses those of the vector units, which limit cores that have two (Rust 1.95, 2026-11-22):
@@ -12,7 +12,7 @@
 //! | `sdot` | 100 (83) | 86 (64) |
 //! | `smmla` | 107 (89) | 79 (56) |
 //!
-//! Decoding for pairs comes on top once for all tokens: as much as 1 to 3 tokens cost, which sets the least number of tokens.
+//! Decoding for pairs comes on top, once for all tokens: about what 2 or 3 of them cost. Hence the least number of tokens.
 
 use std::arch::aarch64::*;
 
