@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::super::packed::{Tile, block_bytes};
+use super::{
+    super::packed::{Tile, block_bytes},
+    PairPart,
+};
 use crate::quant::WeightKind;
 
 /// How long before its use a line is asked for, counted in bytes of weights. The processor by itself runs ahead within a page only,
@@ -31,6 +34,14 @@ impl Prefetch {
             scales: tile.scales.as_ptr().wrapping_add(first * scale_bytes),
             scale_bytes,
         }
+    }
+
+    /// Of the tiles that are wanted after `part`: with few tokens memory is the limit, so they are asked for while the part's own
+    /// blocks are decoded.
+    #[inline(always)]
+    pub(super) fn after(part: &PairPart<'_>) -> [Self; 2] {
+        let ([a, b], first) = part.next;
+        [Self::of(a, first), Self::of(b, first)]
     }
 
     /// Of what follows in memory while a kernel works on `tile`: of the tile itself, and most often of the kernel's next.

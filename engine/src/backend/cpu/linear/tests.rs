@@ -223,10 +223,12 @@ fn a_token_gets_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruct
 fn pair_product(isa: Isa, w: &PackedMatrix, x: &Activations, ends: &[usize]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.num_rows() * PAIR_ROWS];
     let columns = Disjoint::new(&mut out);
+    let pair = [w.tile(0), w.tile(1)];
     let mut start = 0;
     for &end in ends {
         let part = PairPart {
-            pair: &[w.tile(0), w.tile(1)],
+            pair: &pair,
+            next: (&pair, end),
             tokens: x.tokens(0..x.num_rows()),
             blocks: start..end,
             // SAFETY: nobody else knows `out`.

@@ -12,6 +12,7 @@ use super::{
         super::{activations::QuantizedBlock, packed::BLOCK_COLS},
         check_quantized, for_num_tokens,
         pair::{F32_CHUNK, INT8_CHUNK, PairPart, for_each_group},
+        prefetch::Prefetch,
         scalar::integer_unit,
     },
     decode::{self, HALF_ROWS, Half},
@@ -47,7 +48,11 @@ struct F32Block {
 /// As [`super::super::scalar::multiply_f32`], for two tiles, any number of tokens and at most [`F32_CHUNK`] blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
+    let next = Prefetch::after(part);
     let decode = |block, to: &mut MaybeUninit<F32Block>| {
+        for tile in next {
+            tile.run_for(part.pair[0].kind, block - part.blocks.start);
+        }
         for idx in 0..HALVES {
             decode_columns(half_of(part, idx), block, idx, to);
         }
@@ -65,7 +70,11 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
 pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
     check_quantized(&part.pair[0], &part.tokens);
     let table = decode::integer_table(part.pair[0].kind);
+    let next = Prefetch::after(part);
     let decode = |block, to: &mut MaybeUninit<Int8Block>| {
+        for tile in next {
+            tile.run_for(part.pair[0].kind, block - part.blocks.start);
+        }
         for idx in 0..HALVES {
             let half = half_of(part, idx);
             let (quads, scale) =

@@ -42,7 +42,7 @@ type Sums<const M: usize> = [[__m512; 2]; M];
 /// As [`super::super::scalar::multiply_f32`], for two tiles, any number of tokens and at most [`F32_CHUNK`] blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
-    let next = upcoming(part);
+    let next = Prefetch::after(part);
     let decode = |block, to: &mut MaybeUninit<F32Block>| {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
             next[tile_idx].run_for(tile.kind, block - part.blocks.start);
@@ -60,7 +60,7 @@ pub(in super::super) fn multiply_pair_f32(part: &PairPart<'_>) {
 pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
     check_quantized(&part.pair[0], &part.tokens);
     let table = decode::integer_table(part.pair[0].kind);
-    let next = upcoming(part);
+    let next = Prefetch::after(part);
     let decode = |block, to: &mut MaybeUninit<Int8Block>| {
         for (tile_idx, tile) in part.pair.iter().enumerate() {
             next[tile_idx].run_for(tile.kind, block - part.blocks.start);
@@ -80,12 +80,6 @@ pub(in super::super) fn multiply_pair_int8(part: &PairPart<'_>) {
         for_num_tokens!(group.len(), [1 2 3 4 5 6], M => integers::<M>(part, group.start, decoded));
     };
     for_each_group::<Int8Block, INT8_CHUNK>(part, GROUP_TOKENS, 1, decode, multiply);
-}
-
-/// With few tokens memory is the limit: while a part's blocks are decoded, those of the next are asked for.
-fn upcoming(part: &PairPart<'_>) -> [Prefetch; 2] {
-    let ([a, b], first) = part.next;
-    [Prefetch::of(a, first), Prefetch::of(b, first)]
 }
 
 #[inline]
