@@ -9,6 +9,7 @@ use super::{
             packed::{BLOCK_COLS, TILE_ROWS, Tile},
         },
         check_quantized, check_shapes, for_num_tokens,
+        prefetch::Prefetch,
         scalar::integer_unit,
     },
     decode::{self, HALF_ROWS, Half},
@@ -70,7 +71,12 @@ fn sum_blocks<const M: usize>(
     out: &mut Sums,
 ) {
     let mut sums = [_mm256_setzero_ps(); M];
+    let prefetch = Prefetch::ahead_of(half.tile);
     for block in 0..half.tile.num_blocks {
+        // The second half is in the lines of the first.
+        if half.idx == 0 {
+            prefetch.run_for(half.tile.kind, block);
+        }
         let mut parts = [_mm256_setzero_ps(); M];
         part(block, &mut parts);
         let scale = scale(block);
@@ -163,7 +169,11 @@ fn integers<const M: usize>(
     let table = decode::integer_table(half.tile.kind);
     let num_blocks = half.tile.num_blocks;
     let mut sums = [_mm256_setzero_ps(); M];
+    let prefetch = Prefetch::ahead_of(half.tile);
     for block in 0..num_blocks {
+        if half.idx == 0 {
+            prefetch.run::<2>(block);
+        }
         let weights = decode::integer_quads(half, block, table);
         let scale = scale(block);
         for (m, sum) in sums.iter_mut().enumerate() {
