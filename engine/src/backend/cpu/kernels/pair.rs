@@ -41,7 +41,8 @@ impl PairPlan {
         match isa.0 {
             // The oracle does what the others do, in smaller steps.
             isa::Level::Scalar => Some(Self { min_tokens: 2, max_blocks: if is_integer { 6 } else { 5 } }),
-            // 5 to 8 tokens: 1.05 to 1.3 times as fast as tile by tile, 4 tokens 0.8 to 0.9 (Ice Lake, 2026-11-22).
+            // 5 to 8 tokens: 1.0 to 1.5 times as fast as tile by tile, 4 tokens 0.8 to 0.9 (Ice Lake, 2026-11-22; measured before the
+            // kernels for single tiles asked for weights ahead).
             #[cfg(target_arch = "x86_64")]
             isa::Level::Avx2 => Some(Self { min_tokens: 5, max_blocks }),
             // 8 tokens: as fast tile by tile with integers, in F32 0.8 to 0.94 of the time (eight lanes, Ice Lake, 2026-11-22).
