@@ -5,12 +5,11 @@
 //! criterion's own figures, kept between runs for comparison.
 #![expect(clippy::unwrap_used, reason = "a benchmark has nobody to report an error to")]
 
-use std::{
-    hint::black_box,
-    thread,
-    time::{Duration, Instant},
-};
+mod alternate;
 
+use std::{hint::black_box, thread, time::Duration};
+
+use alternate::alternate;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use takt_engine::{
     backend::cpu::{
@@ -78,27 +77,6 @@ fn random_activations(
         }
     });
     x
-}
-
-fn time(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
-}
-
-/// Medians of two kinds of work done alternately.
-fn alternate(mut a: impl FnMut(), mut b: impl FnMut()) -> (f64, f64) {
-    let (mut a_times, mut b_times) = (Vec::new(), Vec::new());
-    let start = Instant::now();
-    while a_times.len() < 9 || (start.elapsed() < Duration::from_millis(250) && a_times.len() < 2_000) {
-        a_times.push(time(&mut a));
-        b_times.push(time(&mut b));
-    }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        times[times.len() / 2].as_secs_f64()
-    };
-    (median(&mut a_times), median(&mut b_times))
 }
 
 fn print_shares(pool: &ThreadPool) {
