@@ -61,20 +61,22 @@ fn multiply_pairs(
     out: &Disjoint<'_, f32>,
 ) {
     let num_blocks = w.num_cols().div_ceil(BLOCK_COLS);
+    // Parts of about equal length.
+    let part_len = num_blocks.div_ceil(num_blocks.div_ceil(plan.max_blocks).max(1)).max(1);
     let pair = |pair_idx| [w.tile(2 * pair_idx), w.tile(2 * pair_idx + 1)];
-    for first in (0..num_blocks).step_by(plan.max_blocks) {
+    for first in (0..num_blocks).step_by(part_len) {
         for pair_idx in pairs.clone() {
             // After the last pair of the range its first pair's next blocks.
             let (next_pair, next_block) = if pair_idx + 1 < pairs.end {
                 (pair_idx + 1, first)
             } else {
-                (pairs.start, first + plan.max_blocks)
+                (pairs.start, first + part_len)
             };
             let part = PairPart {
                 pair: &pair(pair_idx),
                 next: (&pair(next_pair), next_block),
                 tokens: x.tokens(0..x.num_rows()),
-                blocks: first..num_blocks.min(first + plan.max_blocks),
+                blocks: first..num_blocks.min(first + part_len),
                 // SAFETY: only the task that owns this pair writes these columns.
                 out: &unsafe { PairOut::new(out, w.num_rows(), pair_idx * PAIR_ROWS) },
             };

@@ -5,6 +5,7 @@
 //! position only: it does not matter with which other tokens it runs. Accumulation is F32 for every cache format.
 
 mod groups;
+mod softmax;
 mod stored_head;
 mod tile;
 
@@ -12,12 +13,10 @@ use std::ops::Range;
 
 use self::{
     groups::{accumulate_all, scores_of_all},
+    softmax::{Softmax, TileScales},
     tile::{accumulate, decode, scores},
 };
-use super::{
-    simd::{LANES, Simd, reduce},
-    vectors::{Kernel, exp, mul_add},
-};
+use super::{simd::Simd, vectors::Kernel};
 use crate::kv::HeadRows;
 
 pub use stored_head::StoredHead;
@@ -65,13 +64,6 @@ pub(super) struct Query<'a> {
 /// What a tile's rows weigh for each query: scores first.
 type Weights = [[f32; MAX_TILE_ROWS]; MAX_QUERIES];
 
-/// Largest score so far and the sum of `exp(score - max)`.
-#[derive(Clone, Copy)]
-struct Softmax {
-    max: f32,
-    sum: f32,
-}
-
 impl Kernel for Attention<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
@@ -79,7 +71,7 @@ impl Kernel for Attention<'_> {
         let rows_per_tile = tile_rows(head_dim);
         let mut tile = [0.0f32; TILE_VALUES];
         let mut weights = [[0.0f32; MAX_TILE_ROWS]; MAX_QUERIES];
-        let mut softmax = [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES];
+        let mut softmax = [Softmax::EMPTY; MAX_QUERIES];
         let first = self.queries.iter().map(|query| query.first).min().unwrap_or(0);
         // Up to here rows lie in their positions' order for all queries: tiles are decoded once.
         let is_tree = self.queries.iter().any(|query| !query.path.is_empty());
@@ -98,14 +90,17 @@ impl Kernel for Attention<'_> {
             let range = tile_start * head_dim..tile_end * head_dim;
             decode(self.rows.kind, self.rows.keys, range.clone(), tile);
             scores_of_all::<S>(self.queries, tile, &mut weights);
+            let rows = tile_start..tile_end;
+            let scales = TileScales::new(
+                self.scale,
+                &self.rows.key_scales[rows.clone()],
+                &self.rows.value_scales[rows],
+            );
             for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut weights).zip(&mut softmax) {
                 let seen = query.seen(tile_start, tile_end);
-                let weights = &mut weights[seen.start - tile_start..seen.end - tile_start];
-                scale_scores(weights, self.scale, &self.rows.key_scales[seen.clone()]);
-                let shrink = softmax.add::<S>(weights);
-                query.out.iter_mut().for_each(|value| *value *= shrink);
-                let value_scales = &self.rows.value_scales[seen];
-                weights.iter_mut().zip(value_scales).for_each(|(weight, scale)| *weight *= scale);
+                let shrink =
+                    softmax.add::<S>(weights, seen.start - tile_start..seen.end - tile_start, &scales);
+                query.shrink(shrink);
             }
             decode(self.rows.kind, self.rows.values, range, tile);
             accumulate_all::<S>(self.queries, &weights, tile, tile_start..tile_end);
@@ -123,7 +118,7 @@ impl Kernel for Attention<'_> {
             }
         }
         for (query, softmax) in self.queries.iter_mut().zip(&softmax) {
-            let factor = 1.0 / softmax.sum;
+            let factor = softmax.factor();
             query.out.iter_mut().for_each(|value| *value *= factor);
         }
     }
@@ -150,27 +145,36 @@ impl Query<'_> {
         while tile_start < self.end {
             let tile_end = (tile_start + tile_rows(head_dim)).min(self.end);
             let seen = self.seen(tile_start, tile_end);
+            // As in a plain step, a row's place in the tile is that of its position.
+            let slots = seen.start - tile_start..seen.end - tile_start;
             let mut weights = [0.0f32; MAX_TILE_ROWS];
             let mut scales = [[0.0f32; MAX_TILE_ROWS]; 2];
-            for (slot, position) in seen.clone().enumerate() {
+            for (position, slot) in seen.clone().zip(slots.clone()) {
                 let row = row_of(position);
                 let out = &mut tile[slot * head_dim..][..head_dim];
                 decode(rows.kind, rows.keys, row * head_dim..(row + 1) * head_dim, out);
                 (scales[0][slot], scales[1][slot]) = (rows.key_scales[row], rows.value_scales[row]);
             }
-            let weights = &mut weights[..seen.len()];
-            scores::<S, 1>([self.q], &tile[..seen.len() * head_dim], [&mut *weights]);
-            scale_scores(weights, scale, &scales[0][..seen.len()]);
-            let shrink = softmax.add::<S>(weights);
-            self.out.iter_mut().for_each(|value| *value *= shrink);
-            weights.iter_mut().zip(&scales[1]).for_each(|(weight, scale)| *weight *= scale);
-            for (slot, position) in seen.clone().enumerate() {
+            let values = slots.start * head_dim..slots.end * head_dim;
+            scores::<S, 1>([self.q], &tile[values.clone()], [&mut weights[slots.clone()]]);
+            let scales = TileScales::new(scale, &scales[0], &scales[1]);
+            self.shrink(softmax.add::<S>(&mut weights, slots.clone(), &scales));
+            for (position, slot) in seen.zip(slots.clone()) {
                 let row = row_of(position);
                 let out = &mut tile[slot * head_dim..][..head_dim];
                 decode(rows.kind, rows.values, row * head_dim..(row + 1) * head_dim, out);
             }
-            accumulate::<S, 1>([weights], &tile[..seen.len() * head_dim], [&mut *self.out]);
+            accumulate::<S, 1>([&weights[slots]], &tile[values], [&mut *self.out]);
             tile_start = tile_end;
+        }
+    }
+
+    /// Multiplies what was accumulated so far.
+    #[inline(always)]
+    fn shrink(&mut self, factor: f32) {
+        // Most tiles hold no new maximum.
+        if factor != 1.0 {
+            self.out.iter_mut().for_each(|value| *value *= factor);
         }
     }
 
@@ -180,59 +184,6 @@ impl Query<'_> {
         let first = self.first.clamp(start, end);
         first..self.end.clamp(first, end)
     }
-}
-
-impl Softmax {
-    /// Turns a tile's scores into weights relative to the new maximum; gives the factor for everything accumulated so far.
-    #[inline(always)]
-    fn add<S: Simd>(&mut self, scores: &mut [f32]) -> f32 {
-        let max = largest(scores).max(self.max);
-        if max == f32::NEG_INFINITY {
-            // Nothing seen yet (or scores that are all -∞ or NaN, which then show as a sum of 0).
-            return 1.0;
-        }
-        let shrink = exp::<S>(self.max - max);
-        let mut sums = [0.0f32; LANES];
-        for chunk in scores.chunks_mut(LANES) {
-            for (score, sum) in chunk.iter_mut().zip(&mut sums) {
-                *score = exp::<S>(*score - max);
-                *sum += *score;
-            }
-        }
-        self.sum = mul_add::<S>(self.sum, shrink, reduce(sums));
-        self.max = max;
-        shrink
-    }
-}
-
-/// The largest of the scores that are numbers, lane by lane so that it vectorizes; -∞ where there is none.
-#[inline(always)]
-fn largest(scores: &[f32]) -> f32 {
-    let larger = |max: f32, score: f32| if score > max { score } else { max };
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (max, &score) in maxima.iter_mut().zip(chunk) {
-            *max = larger(*max, score);
-        }
-    }
-    for (max, &score) in maxima.iter_mut().zip(rest) {
-        *max = larger(*max, score);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            maxima[lane] = larger(maxima[lane], maxima[lane + width]);
-        }
-        width /= 2;
-    }
-    maxima[0]
-}
-
-#[inline(always)]
-fn scale_scores(scores: &mut [f32], scale: f32, key_scales: &[f32]) {
-    scores.iter_mut().for_each(|score| *score *= scale);
-    scores.iter_mut().zip(key_scales).for_each(|(score, key_scale)| *score *= key_scale);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Two tiles times many tokens: which instruction sets have a kernel for it, what it is given, and what their kernels share.
 
-use std::{mem::MaybeUninit, ops::Range, slice};
+use std::{array, mem::MaybeUninit, ops::Range, slice};
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
@@ -19,7 +19,7 @@ use crate::quant::WeightKind;
 /// Rows of two tiles.
 pub(crate) const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
-/// Most blocks that are decoded at a time: 20 KiB as integers, half of a first-level cache, which two threads may share.
+/// Most blocks that are decoded at a time, but for AVX-512: 20 KiB as integers, half of a first-level cache, which two threads may share.
 pub(super) const INT8_CHUNK: usize = 32;
 /// The same in F32: 17 KiB.
 pub(super) const F32_CHUNK: usize = 8;
@@ -47,7 +47,10 @@ impl PairPlan {
             isa::Level::Avx2 => Some(Self { min_tokens: 5, max_blocks }),
             // 8 tokens: as fast tile by tile with integers, in F32 0.8 to 0.94 of the time (eight lanes, Ice Lake, 2026-11-22).
             #[cfg(target_arch = "x86_64")]
-            isa::Level::Avx512 => Some(Self { min_tokens: 9, max_blocks }),
+            isa::Level::Avx512 => Some(Self {
+                min_tokens: 9,
+                max_blocks: if is_integer { avx512::INT8_CHUNK } else { avx512::F32_CHUNK },
+            }),
             #[cfg(target_arch = "aarch64")]
             isa::Level::Neon if is_integer => None,
             // From counting instructions, see `neon::blocked`.
@@ -156,6 +159,16 @@ impl<'a> PairOut<'a> {
     pub(super) fn value(&self, token_idx: usize, col: usize) -> &mut f32 {
         // SAFETY: by the promise of `new`, and one at a time by its callers.
         unsafe { &mut self.out.part(token_idx * self.row_len + self.first_col + col, 1)[0] }
+    }
+
+    /// 32 values of each of `M` tokens.
+    ///
+    /// # Panics
+    /// When the output has no such tokens.
+    #[inline]
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 only"))]
+    pub(super) fn rows<const M: usize>(&self, first_token: usize) -> [*mut f32; M] {
+        array::from_fn(|m| self.row(first_token + m))
     }
 
     /// 32 values of a token.

@@ -4,17 +4,11 @@
 //! [`blocked`] multiplies two tiles with many tokens and decodes each weight once for all of them.
 #![expect(unsafe_code, reason = "SIMD intrinsics on raw pointers; bounds are checked once a tile")]
 
-use super::{super::activations::QuantizedBlock, quantize};
-
 mod blocked;
 mod decode;
+mod quantize;
 mod streaming;
 
-pub(super) use blocked::{multiply_pair_f32, multiply_pair_int8};
+pub(super) use blocked::{F32_CHUNK, INT8_CHUNK, multiply_pair_f32, multiply_pair_int8};
+pub(super) use quantize::quantize_row;
 pub(super) use streaming::{multiply_f32, multiply_int8};
-
-/// As [`quantize::quantize_row`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-pub(super) fn quantize_row(row: &[f32], to: &mut [QuantizedBlock]) {
-    quantize::quantize_row(row, to);
-}
