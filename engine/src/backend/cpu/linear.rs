@@ -44,8 +44,9 @@ pub fn linear_on(isa: Isa, pool: &ThreadPool, w: &PackedMatrix, x: &Activations,
         if let Some(plan) = plan {
             multiply_pairs(isa, plan, w, units.start..units.end.min(num_pairs), x, &out);
         }
+        let mut sums = [[0.0; TILE_ROWS]; MAX_TOKENS];
         for tile_idx in units.start.max(num_pairs)..units.end {
-            multiply_tile(isa, w, num_pairs + tile_idx, x, &out);
+            multiply_tile(isa, w, num_pairs + tile_idx, x, &mut sums, &out);
         }
     });
 }
@@ -85,12 +86,18 @@ fn multiply_pairs(
     }
 }
 
-/// Columns `[16 · tile_idx, …)` of the output, for all tokens.
-fn multiply_tile(isa: Isa, w: &PackedMatrix, tile_idx: usize, x: &Activations, out: &Disjoint<'_, f32>) {
+/// Columns `[16 · tile_idx, …)` of the output, for all tokens; `sums` is room.
+fn multiply_tile(
+    isa: Isa,
+    w: &PackedMatrix,
+    tile_idx: usize,
+    x: &Activations,
+    sums: &mut [[f32; TILE_ROWS]; MAX_TOKENS],
+    out: &Disjoint<'_, f32>,
+) {
     let tile = w.tile(tile_idx);
     let first_col = tile_idx * TILE_ROWS;
     let num_cols = TILE_ROWS.min(w.num_rows() - first_col);
-    let mut sums = [[0.0; TILE_ROWS]; MAX_TOKENS];
     let step = isa.max_tokens();
     for first in (0..x.num_rows()).step_by(step) {
         let tokens = x.tokens(first..x.num_rows().min(first + step));

@@ -14,13 +14,16 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use crate::{EngineError, Result};
 
-/// How often a thread looks again before it sleeps: about 50 µs with x86's `pause`, longer than the serial work
-/// between two matrices of a decode step, short enough not to heat an idle robot.
-const SPINS_BEFORE_SLEEP: u32 = 1_000;
+/// How long a thread looks for work before it sleeps: longer than the serial work between two matrices of a decode step, short
+/// enough not to heat an idle robot. Waking a thread costs tens of microseconds in a virtual machine.
+const SPIN: Duration = Duration::from_micros(50);
+/// Looks between two readings of the clock: a `pause` takes from a few to 140 cycles, so counting them alone says little.
+const LOOKS_PER_READING: u32 = 32;
 /// Most threads of one pool; the gate counts them in 16 bits.
 const MAX_THREADS: usize = 1 << 10;
 
@@ -265,14 +268,20 @@ impl Shared {
     }
 }
 
+/// Whether `condition` came true before it was time to sleep.
 fn spin_until(condition: impl Fn() -> bool) -> bool {
-    for _ in 0..SPINS_BEFORE_SLEEP {
-        if condition() {
-            return true;
+    let mut start = None;
+    loop {
+        for _ in 0..LOOKS_PER_READING {
+            if condition() {
+                return true;
+            }
+            hint::spin_loop();
         }
-        hint::spin_loop();
+        if start.get_or_insert_with(Instant::now).elapsed() >= SPIN {
+            return condition();
+        }
     }
-    condition()
 }
 
 /// The locks guard no data that a panic could leave half-written.
