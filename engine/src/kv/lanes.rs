@@ -161,6 +161,7 @@ impl KvLanes {
     }
 
     /// Stores key and value `[head_dim]` of one head as row `position`.
+    #[inline(always)]
     pub(crate) fn store(&mut self, at: RowAddress, key: &[f32], value: &[f32]) {
         let plane = self.layout.plane(at.layer_idx, at.kv_head);
         let rows = &mut self.lanes[at.lane.0].rows;

@@ -20,6 +20,8 @@ pub(crate) struct HeadRows<'a> {
 
 /// Stores `values` `[head_dim]` in `out` `[head_dim · element_bytes]` and returns the scale:
 /// the largest magnitude maps to the format's largest value, elements round to nearest, ties to even.
+/// Plain code that the compiler turns into vectors of its caller's instruction set.
+#[inline(always)]
 pub(crate) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
     match kind {
         KvKind::Bf16 => {
@@ -48,6 +50,7 @@ pub(crate) fn store(kind: KvKind, values: &[f32], out: &mut [u8]) -> f32 {
 
 /// Nearest integer, ties to even, in two's complement; |value| < 2^22. Adding 1.5·2^23 leaves it in the low mantissa bits,
 /// which vectorizes everywhere (rounding proper is a library call without SSE4.1).
+#[inline(always)]
 fn round(value: f32) -> u32 {
     (value + 12_582_912.0).to_bits() & 0xffff
 }
@@ -63,10 +66,25 @@ pub(crate) fn load(kind: KvKind, row: &[u8], idx: usize) -> f32 {
 }
 
 /// `(scale, 1/scale)` mapping the largest magnitude of `values` to `largest`; an all-zero row gets `(0, 0)`.
+#[inline(always)]
 fn scale_to(values: &[f32], largest: f32) -> (f32, f32) {
-    let max = values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    let max = largest_magnitude(values);
     // A row of subnormals would overflow its own inverse; it is zero for every purpose of attention.
     if max < f32::MIN_POSITIVE * largest { (0.0, 0.0) } else { (max / largest, largest / max) }
+}
+
+/// Of the values that are numbers. In lanes: one maximum after another would wait for the one before.
+#[inline(always)]
+fn largest_magnitude(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut maxima = [0.0f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (max, value) in maxima.iter_mut().zip(chunk) {
+            *max = if value.abs() > *max { value.abs() } else { *max };
+        }
+    }
+    rest.iter().chain(&maxima).fold(0.0f32, |max, value| max.max(value.abs()))
 }
 
 #[cfg(test)]

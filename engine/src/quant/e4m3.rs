@@ -37,6 +37,7 @@ const fn value(code: u8) -> f32 {
 
 /// Nearest code, ties to even, saturating at ±448; NaN stays NaN.
 #[must_use]
+#[inline]
 pub fn encode(value: f32) -> u8 {
     let sign = if value.is_sign_negative() { 0x80 } else { 0 };
     if value.is_nan() {

@@ -14,8 +14,9 @@ use super::{
     pool::ThreadPool,
     rope::{PrepareHeads, RopeTable},
     rows::for_each_row,
+    simd::Simd,
     swiglu::SwiGlu,
-    vectors::Vectors,
+    vectors::{Kernel, Vectors},
 };
 use crate::{
     TokenId,
@@ -91,16 +92,7 @@ impl Forward<'_> {
     }
 
     pub(super) fn store_kv(&self, layer_idx: usize, arena: &Arena, lanes: &mut KvLanes) {
-        let (q_dim, kv_dim, head_dim) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.head_dim);
-        for (place, qkv) in arena.places.iter().zip(arena.qkv.chunks_exact(q_dim + 2 * kv_dim)) {
-            let (keys, values) = qkv[q_dim..].split_at(kv_dim);
-            for (kv_head, (key, value)) in
-                keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
-            {
-                let at = RowAddress { lane: place.lane, layer_idx, kv_head, position: place.row };
-                lanes.store(at, key, value);
-            }
-        }
+        self.vectors.run(StoreKv { spec: self.spec, layer_idx, arena, lanes });
     }
 
     /// Q and the lanes' keys and values → `attended`.
@@ -215,5 +207,30 @@ impl Forward<'_> {
             add(row, &delta[token_idx * hidden..][..hidden]);
             add(row, bias);
         });
+    }
+}
+
+/// Keys and values of every token into its lane.
+struct StoreKv<'a> {
+    spec: &'a DecoderSpec,
+    layer_idx: usize,
+    arena: &'a Arena,
+    lanes: &'a mut KvLanes,
+}
+
+impl Kernel for StoreKv<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (q_dim, kv_dim, head_dim) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.head_dim);
+        for (place, qkv) in self.arena.places.iter().zip(self.arena.qkv.chunks_exact(q_dim + 2 * kv_dim)) {
+            let (keys, values) = qkv[q_dim..].split_at(kv_dim);
+            for (kv_head, (key, value)) in
+                keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
+            {
+                let at =
+                    RowAddress { lane: place.lane, layer_idx: self.layer_idx, kv_head, position: place.row };
+                self.lanes.store(at, key, value);
+            }
+        }
     }
 }
