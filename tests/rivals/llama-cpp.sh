@@ -12,6 +12,13 @@ folder=$(cd "$1" && pwd)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$folder"
 
+# Runs a command whose output goes to a file; says how that ends when it fails.
+logged() {
+  local log=$1
+  shift
+  "$@" >"$log" 2>&1 || { printf '%s failed, see %s:\n' "$1" "$folder/$log" >&2; tail -n 3 "$log" >&2; exit 1; }
+}
+
 if [ ! -x venv/bin/ninja ]; then
   python3 -m venv venv
   venv/bin/pip install --quiet --disable-pip-version-check --only-binary :all: cmake ninja gguf numpy
@@ -24,17 +31,20 @@ if [ ! -f "$source/CMakeLists.txt" ]; then
   tar xf "llama_cpp_python-$version.tar.gz"
 fi
 if [ ! -x build/bin/llama-bench ] || [ ! -x build/bin/llama-quantize ]; then
-  cmake -S "$source" -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF \
-    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF >cmake.log
+  logged cmake.log cmake -S "$source" -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF \
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
   cmake --build build --target llama-bench llama-quantize
 fi
 
 for kind in Q4_0 Q4_K_M; do
   model=qwen3-0.6b-${kind,,}.gguf
   [ ! -f "$model" ] || continue
-  [ -f qwen3-0.6b-f16.gguf ] || python "$here/random_gguf.py" qwen3-0.6b-f16.gguf
   # Whole or not at all.
-  build/bin/llama-quantize qwen3-0.6b-f16.gguf "$model.part" "$kind" "$(nproc)" >"quantize-${kind,,}.log" 2>&1
+  if [ ! -f qwen3-0.6b-f16.gguf ]; then
+    python "$here/random_gguf.py" qwen3-0.6b-f16.gguf.part
+    mv qwen3-0.6b-f16.gguf.part qwen3-0.6b-f16.gguf
+  fi
+  logged "quantize-${kind,,}.log" build/bin/llama-quantize qwen3-0.6b-f16.gguf "$model.part" "$kind" "$(nproc)"
   mv "$model.part" "$model"
 done
 rm -f qwen3-0.6b-f16.gguf
