@@ -7,7 +7,7 @@
 use super::{
     activations::Activations,
     arena::{Arena, AttentionTasks},
-    attention::{Attention, MAX_QUERIES, Query},
+    attention::{Attention, MAX_QUERIES, Query, with_room},
     linear::linear,
     model::{Layer, Model},
     norm::{RmsNorm, add},
@@ -122,11 +122,10 @@ impl Forward<'_> {
                 let q = &qkv[row_start + head * head_dim..][..head_dim];
                 *query = Query { q, out, first: end.saturating_sub(window), end, path: arena.path(token) };
             }
-            self.vectors.run(Attention {
-                rows: lanes.head_rows(block.lane, layer_idx, kv_head),
-                queries: &mut queries[..num_queries],
-                scale: spec.attention_scale,
-            });
+            let (rows, queries) =
+                (lanes.head_rows(block.lane, layer_idx, kv_head), &mut queries[..num_queries]);
+            let scale = spec.attention_scale;
+            with_room(|room| self.vectors.run(Attention { rows, queries, scale, room }));
         });
         arena.attended = attended;
         self.gather_heads(tasks, arena);

@@ -9,7 +9,7 @@ mod softmax;
 mod stored_head;
 mod tile;
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use self::{
     groups::{accumulate_all, scores_of_all},
@@ -36,13 +36,15 @@ fn tile_rows(head_dim: usize) -> usize {
 
 /// Queries of consecutive tokens of one lane, all of one key/value head.
 #[derive(Debug)]
-pub(super) struct Attention<'a> {
+pub(super) struct Attention<'a, 'q> {
     /// Stored keys and values.
-    pub rows: HeadRows<'a>,
+    pub rows: HeadRows<'q>,
     /// The queries; at most [`MAX_QUERIES`].
-    pub queries: &'a mut [Query<'a>],
+    pub queries: &'a mut [Query<'q>],
     /// Factor of the scores.
     pub scale: f32,
+    /// Whatever it holds.
+    pub room: &'a mut Room,
 }
 
 /// One head of one token.
@@ -64,13 +66,33 @@ pub(super) struct Query<'a> {
 /// What a tile's rows weigh for each query: scores first.
 type Weights = [[f32; MAX_TILE_ROWS]; MAX_QUERIES];
 
-impl Kernel for Attention<'_> {
+/// A decoded tile and its weights.
+#[derive(Debug)]
+pub(super) struct Room {
+    tile: [f32; TILE_VALUES],
+    weights: Weights,
+}
+
+thread_local! {
+    /// Kept, since filling 24 KiB with zeros for every head is a hundredth of a decode step.
+    static ROOM: RefCell<Room> =
+        const { RefCell::new(Room { tile: [0.0; TILE_VALUES], weights: [[0.0; MAX_TILE_ROWS]; MAX_QUERIES] }) };
+}
+
+/// Lends the thread's room to `attend`.
+///
+/// # Panics
+/// When `attend` asks for it again.
+pub(super) fn with_room(attend: impl FnOnce(&mut Room)) {
+    ROOM.with_borrow_mut(attend);
+}
+
+impl Kernel for Attention<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Some(head_dim) = self.queries.first().map(|query| query.q.len()) else { return };
         let rows_per_tile = tile_rows(head_dim);
-        let mut tile = [0.0f32; TILE_VALUES];
-        let mut weights = [[0.0f32; MAX_TILE_ROWS]; MAX_QUERIES];
+        let Room { tile: tile_room, weights } = self.room;
         let mut softmax = [Softmax::EMPTY; MAX_QUERIES];
         let first = self.queries.iter().map(|query| query.first).min().unwrap_or(0);
         // Up to here rows lie in their positions' order for all queries: tiles are decoded once.
@@ -86,24 +108,24 @@ impl Kernel for Attention<'_> {
         let mut tile_start = first - first % rows_per_tile;
         while tile_start < end {
             let tile_end = (tile_start + rows_per_tile).min(end);
-            let tile = &mut tile[..(tile_end - tile_start) * head_dim];
+            let tile = &mut tile_room[..(tile_end - tile_start) * head_dim];
             let range = tile_start * head_dim..tile_end * head_dim;
             decode(self.rows.kind, self.rows.keys, range.clone(), tile);
-            scores_of_all::<S>(self.queries, tile, &mut weights);
+            scores_of_all::<S>(self.queries, tile, weights);
             let rows = tile_start..tile_end;
             let scales = TileScales::new(
                 self.scale,
                 &self.rows.key_scales[rows.clone()],
                 &self.rows.value_scales[rows],
             );
-            for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut weights).zip(&mut softmax) {
+            for ((query, weights), softmax) in self.queries.iter_mut().zip(&mut *weights).zip(&mut softmax) {
                 let seen = query.seen(tile_start, tile_end);
                 let shrink =
                     softmax.add::<S>(weights, seen.start - tile_start..seen.end - tile_start, &scales);
                 query.shrink(shrink);
             }
             decode(self.rows.kind, self.rows.values, range, tile);
-            accumulate_all::<S>(self.queries, &weights, tile, tile_start..tile_end);
+            accumulate_all::<S>(self.queries, weights, tile, tile_start..tile_end);
             tile_start = tile_end;
         }
         if is_tree {
@@ -113,7 +135,7 @@ impl Kernel for Attention<'_> {
                     self.scale,
                     end.max(first - first % rows_per_tile),
                     softmax,
-                    &mut tile,
+                    tile_room,
                 );
             }
         }
@@ -242,7 +264,9 @@ mod tests {
                     let mut queries: Vec<_> = parts
                         .map(|((q, out), seen)| Query { q, out, first: seen.start, end: seen.end, path: &[] })
                         .collect();
-                    vectors.run(Attention { rows, queries: &mut queries, scale: 0.3 });
+                    with_room(|room| {
+                        vectors.run(Attention { rows, queries: &mut queries, scale: 0.3, room })
+                    });
                     out
                 };
                 let out = attend(&q, &seen);

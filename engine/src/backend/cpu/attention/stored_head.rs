@@ -1,6 +1,6 @@
 //! One key/value head by itself: what a benchmark or an experiment needs of attention.
 
-use super::{Attention, MAX_QUERIES, Query};
+use super::{Attention, MAX_QUERIES, Query, with_room};
 use crate::{
     backend::cpu::vectors::Vectors,
     kv::{HeadRows, KvKind, store},
@@ -53,10 +53,9 @@ impl StoredHead {
             let end = num_rows - (num_tokens - 1 - idx / heads_per_token);
             *query = Query { q, out, first: 0, end, path: &[] };
         }
-        Vectors::detect().run(Attention {
-            rows: self.rows(),
-            queries: &mut queries[..num_queries],
-            scale: (self.head_dim as f32).sqrt().recip(),
+        let (rows, scale) = (self.rows(), (self.head_dim as f32).sqrt().recip());
+        with_room(|room| {
+            Vectors::detect().run(Attention { rows, queries: &mut queries[..num_queries], scale, room });
         });
     }
 
