@@ -12,6 +12,7 @@ mod peers;
 mod ports;
 mod renewal;
 mod server;
+mod threads;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -259,6 +260,10 @@ impl Transport for DdsTransport {
             writer.wait_acknowledged(left)
         });
         flushed && acknowledged
+    }
+
+    fn is_listening(&self) -> bool {
+        self.participant.is_served() && self.dispatcher.is_running()
     }
 }
 
