@@ -3,6 +3,8 @@
 mod announcement;
 mod client;
 mod dispatcher;
+#[cfg(target_env = "gnu")]
+mod epoll_wait;
 mod first_message;
 mod inbox;
 mod long_reply;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use rustdds::dds::result::CreateError;
 use rustdds::{DomainParticipant, DomainParticipantBuilder, Publisher, QosPolicies};
 
+#[cfg(target_env = "gnu")]
+use super::epoll_wait;
 use super::peers::Peers;
 use super::ports;
 use super::threads::Threads;
@@ -46,6 +48,8 @@ impl Participant {
         }
         let held = ports::hold_useless(options.domain_id);
         let _held = held.map_err(|error| CreateError::OutOfResources { reason: error.to_string() })?;
+        #[cfg(target_env = "gnu")]
+        epoll_wait::take_over();
         let (domain, threads) = Threads::started_by(|| builder.build());
         let domain = Arc::new(domain?);
         let publisher = domain.create_publisher(&QosPolicies::qos_none())?;
