@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
+use takt_node::ros::RosOptions;
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
@@ -74,13 +75,22 @@ pub fn copy_of(source: &Path) -> tempfile::TempDir {
     folder
 }
 
-/// The binary on a ROS 2 domain of this process, on this machine only.
+/// A ROS 2 domain of this process, beyond what the other suites and `takt demo` use.
+fn domain_id() -> u16 {
+    102 + u16::try_from(std::process::id() % 20).unwrap()
+}
+
+/// What a client in this process needs to reach the binary [`on_loopback`].
+pub fn options_on_loopback() -> RosOptions {
+    RosOptions { domain_id: domain_id(), localhost_only: true, ..RosOptions::default() }
+}
+
+/// The binary on [`domain_id`], on this machine only.
 pub fn on_loopback(args: &[&str]) -> Command {
-    let domain = 102 + std::process::id() % 20; // beyond what the other suites and `takt demo` use
     let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
     command
         .args(args)
-        .env("ROS_DOMAIN_ID", domain.to_string())
+        .env("ROS_DOMAIN_ID", domain_id().to_string())
         .env("ROS_LOCALHOST_ONLY", "1")
         .env_remove("ROS_AUTOMATIC_DISCOVERY_RANGE")
         .stdin(Stdio::null());

@@ -10,6 +10,7 @@ mod forms;
 mod harness;
 mod install;
 mod service;
+mod suspension;
 
 use std::{
     ffi::OsStr,

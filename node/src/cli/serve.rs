@@ -28,7 +28,7 @@ use crate::{
 
 /// How long a new node listens for another of its name.
 const NAME_CLAIM: Duration = Duration::from_millis(600);
-/// How often a waiting node looks whether its worker still runs.
+/// How often a waiting node looks whether its worker still runs and its transport still hears.
 const HEALTH_CHECK: Duration = Duration::from_millis(250);
 
 /// Run the ROS 2 node
@@ -129,7 +129,7 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     if !interrupt.is_raised() {
         service.ready(&format!("{node_name} is {}", node.state().label()));
     }
-    let outcome = wait(&worker, interrupt, &service);
+    let outcome = wait(&node, &worker, interrupt, &service);
     service.stopping();
     node.stop_accepting();
     let num_open = node.num_open();
@@ -208,8 +208,14 @@ fn configuration(args: &ServeArgs, ros_args: &RosArgs) -> Result<Config, CliErro
     Ok(layers.resolve()?)
 }
 
-/// Until the user ends the node or the worker ends itself. A worker that is stuck no longer feeds the service manager's watchdog.
-fn wait(worker: &SharedWorker, interrupt: &Interrupt, service: &Service) -> Result<(), CliError> {
+/// Until the user ends the node, the worker ends itself or the node goes deaf. A worker that is stuck no longer feeds the service manager's
+/// watchdog.
+fn wait(
+    node: &RosNode,
+    worker: &SharedWorker,
+    interrupt: &Interrupt,
+    service: &Service,
+) -> Result<(), CliError> {
     let mut is_stuck = false;
     loop {
         match interrupt.receiver().recv_timeout(HEALTH_CHECK) {
@@ -219,21 +225,19 @@ fn wait(worker: &SharedWorker, interrupt: &Interrupt, service: &Service) -> Resu
                     "the engine failed and could not be opened again: see the log".into(),
                 ));
             }
-            Err(RecvTimeoutError::Timeout) => match worker.stuck_for() {
-                None => {
-                    is_stuck = false;
-                    service.keep_alive();
-                }
-                Some(late) if !is_stuck => {
-                    is_stuck = true;
-                    let late_s = late.as_secs_f64();
-                    tracing::error!(
-                        late_s,
-                        "the worker is stuck in a section: the node can only be restarted"
-                    );
-                }
-                Some(_) => {}
-            },
+            Err(RecvTimeoutError::Timeout) => node.check_hearing()?,
+        }
+        match worker.stuck_for() {
+            None => {
+                is_stuck = false;
+                service.keep_alive();
+            }
+            Some(late) if !is_stuck => {
+                is_stuck = true;
+                let late_s = late.as_secs_f64();
+                tracing::error!(late_s, "the worker is stuck in a section: the node can only be restarted");
+            }
+            Some(_) => {}
         }
     }
 }

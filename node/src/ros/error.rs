@@ -58,6 +58,14 @@ pub enum RosError {
         /// DDS topic.
         topic: String,
     },
+    /// The node can no longer hear anybody.
+    #[error(
+        "{node} hears nothing any more, a thread of its transport has ended: start it again, and report what the log says"
+    )]
+    Deaf {
+        /// Full name.
+        node: String,
+    },
     /// Nobody answers on a service.
     #[error(
         "no node {node} found in domain {domain_id} within {waited:.1?}: is `takt serve` running, with the same ROS_DOMAIN_ID and the same discovery range (ROS_AUTOMATIC_DISCOVERY_RANGE, ROS_LOCALHOST_ONLY)?"

@@ -324,6 +324,19 @@ impl RosNode {
         self.open_counts.total()
     }
 
+    /// Looks whether the node still hears what is said to it.
+    ///
+    /// # Errors
+    /// [`RosError::Deaf`]: it has to be started again.
+    pub fn check_hearing(&self) -> Result<(), RosError> {
+        match &self.transport {
+            Some(transport) if !transport.is_listening() => {
+                Err(RosError::Deaf { node: transport.node().to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses new requests from now on; open ones go on.
     pub fn stop_accepting(&self) {
         self.gate.shut("the node is shutting down");

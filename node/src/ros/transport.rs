@@ -106,6 +106,9 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 
     /// Waits until everything sent is acknowledged; `false` after `timeout`.
     fn wait_delivered(&self, timeout: Duration) -> bool;
+
+    /// Whether what is said to the node is heard. If a thread that hears has ended, nothing brings it back.
+    fn is_listening(&self) -> bool;
 }
 
 /// Sends on one topic, from any thread.

@@ -98,6 +98,11 @@ impl Dispatcher {
         self.send(Command::Repeat(announcement))
     }
 
+    /// Whether the thread has not ended by itself.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Wakes the thread up from elsewhere.
     pub fn waker(&self) -> Arc<Waker> {
         Arc::clone(&self.waker)

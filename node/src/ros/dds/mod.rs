@@ -3,6 +3,8 @@
 mod announcement;
 mod client;
 mod dispatcher;
+#[cfg(target_env = "gnu")]
+mod epoll_wait;
 mod first_message;
 mod inbox;
 mod long_reply;
@@ -12,6 +14,7 @@ mod peers;
 mod ports;
 mod renewal;
 mod server;
+mod threads;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -259,6 +262,10 @@ impl Transport for DdsTransport {
             writer.wait_acknowledged(left)
         });
         flushed && acknowledged
+    }
+
+    fn is_listening(&self) -> bool {
+        self.participant.is_served() && self.dispatcher.is_running()
     }
 }
 

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use rustdds::dds::result::CreateError;
 use rustdds::{DomainParticipant, DomainParticipantBuilder, Publisher, QosPolicies};
 
+#[cfg(target_env = "gnu")]
+use super::epoll_wait;
 use super::peers::Peers;
 use super::ports;
+use super::threads::Threads;
 use crate::ros::RosOptions;
 
 /// When RustDDS announces a participant: at first, after it has joined, and to each that it meets. (And every 10 s.)
@@ -31,6 +34,7 @@ pub(super) struct Participant {
     domain: Arc<DomainParticipant>,
     joined: Instant,
     peers: Arc<Peers>,
+    threads: Threads,
     // Dropped after `domain`.
     _last_hold: LastHold,
 }
@@ -44,9 +48,17 @@ impl Participant {
         }
         let held = ports::hold_useless(options.domain_id);
         let _held = held.map_err(|error| CreateError::OutOfResources { reason: error.to_string() })?;
-        let domain = Arc::new(builder.build()?);
+        #[cfg(target_env = "gnu")]
+        epoll_wait::take_over();
+        let (domain, threads) = Threads::started_by(|| builder.build());
+        let domain = Arc::new(domain?);
         let publisher = domain.create_publisher(&QosPolicies::qos_none())?;
-        Ok(Self { domain, joined: Instant::now(), peers, _last_hold: LastHold { publisher } })
+        Ok(Self { domain, joined: Instant::now(), peers, threads, _last_hold: LastHold { publisher } })
+    }
+
+    /// Whether RustDDS still hears and announces it.
+    pub fn is_served(&self) -> bool {
+        self.threads.are_alive()
     }
 
     pub fn domain(&self) -> &Arc<DomainParticipant> {

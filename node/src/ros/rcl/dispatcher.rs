@@ -72,6 +72,11 @@ impl Dispatcher {
         self.wake.trigger();
         Ok(())
     }
+
+    /// Whether the thread has not ended by itself.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl Drop for Dispatcher {

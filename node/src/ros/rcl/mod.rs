@@ -145,4 +145,8 @@ impl Transport for RclTransport {
             .all(|publisher| publisher.wait_acknowledged(end.saturating_duration_since(Instant::now())));
         flushed && acknowledged
     }
+
+    fn is_listening(&self) -> bool {
+        self.dispatcher.is_running()
+    }
 }
