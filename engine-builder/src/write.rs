@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest as _, Sha256};
 use takt_engine::{
     EngineError,
     dir::{FileEntry, StoredTensor, safetensors_header},
@@ -69,11 +68,11 @@ impl WeightsFile {
     }
 }
 
-/// Size and SHA-256 of `folder/name`, for the manifest.
+/// Size and BLAKE3 of `folder/name`, for the manifest.
 pub(crate) fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
     let path = folder.join(name);
     let mut file = File::open(&path).map_err(|e| io_error("read", &path, e))?;
-    let (mut hash, mut size_bytes) = (Sha256::new(), 0);
+    let (mut hash, mut size_bytes) = (blake3::Hasher::new(), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).map_err(|e| io_error("read", &path, e))? {
@@ -84,6 +83,5 @@ pub(crate) fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
             }
         }
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(FileEntry { name: name.into(), size_bytes, sha256 })
+    Ok(FileEntry { name: name.into(), size_bytes, blake3: hash.finalize().to_hex().to_string() })
 }

@@ -1,6 +1,6 @@
 //! An engine directory, opened and ready to run.
 
-use std::{path::Path, str::FromStr};
+use std::{path::Path, str::FromStr, thread};
 
 use crate::{
     EngineError, Result,
@@ -8,7 +8,7 @@ use crate::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
     },
-    dir::{Manifest, UncheckedDir},
+    dir::{EngineDir, Manifest, UncheckedDir},
     draft::DraftManifest,
     kv::KvKind,
     memory::EngineMemory,
@@ -154,11 +154,27 @@ impl Engine {
     /// The engine of a directory whose contents are checked meanwhile, or have still to be.
     fn load(unchecked: &UncheckedDir, options: &EngineOptions) -> Result<Self> {
         let dir = unchecked.contents();
-        let (path, manifest) = (dir.path(), dir.manifest().clone());
-        let text = Text::open(path)?;
-        if let Some(text) = &text {
-            text.check_vocab_size(manifest.spec.vocab_size)?;
-        }
+        // A tokenizer of 150,000 pieces takes a third of a second, on one thread.
+        thread::scope(|scope| {
+            let text = thread::Builder::new()
+                .name("takt-text".into())
+                .spawn_scoped(scope, || open_text(dir))
+                .map_err(|e| EngineError::Backend(format!("no thread to read the tokenizer: {e}")))?;
+            let loaded = Self::load_backend(dir, unchecked, options);
+            let text =
+                text.join().map_err(|_| EngineError::Backend("reading the tokenizer failed".into()))??;
+            let (draft, backend) = loaded?;
+            // The backend owns packed copies, so the mapping ends with the directory.
+            Ok(Self { manifest: dir.manifest().clone(), text, draft, backend })
+        })
+    }
+
+    fn load_backend(
+        dir: &EngineDir,
+        unchecked: &UncheckedDir,
+        options: &EngineOptions,
+    ) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
+        let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let draft = dir.draft().filter(|_| options.speculation);
         if draft.is_some() {
@@ -173,10 +189,16 @@ impl Engine {
         if let Some(draft) = draft {
             backend.attach_draft(&draft.manifest().spec, draft)?;
         }
-        let draft = draft.map(|draft| draft.manifest().clone());
-        // The backend owns packed copies, so the mapping ends with the directory.
-        Ok(Self { manifest, text, draft, backend: Box::new(backend) })
+        Ok((draft.map(|draft| draft.manifest().clone()), Box::new(backend)))
     }
+}
+
+fn open_text(dir: &EngineDir) -> Result<Option<Text>> {
+    let text = Text::open(dir.path())?;
+    if let Some(text) = &text {
+        text.check_vocab_size(dir.manifest().spec.vocab_size)?;
+    }
+    Ok(text)
 }
 
 impl BackendKind {

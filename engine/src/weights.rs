@@ -33,17 +33,27 @@ pub trait WeightSource: Sync {
     /// When there is none or it does not hold.
     fn lm_head(&self) -> Result<MatrixView<'_>>;
 
-    /// What is still owed before the weights count: a loader runs it beside its packing, and nothing it packed counts when it fails.
-    ///
-    /// # Errors
-    /// When the weights do not hold.
-    fn check(&self) -> Result<()> {
-        Ok(())
+    /// Who is to hear of the bytes of views that a loader reads.
+    fn watch(&self) -> &dyn ReadWatch {
+        &Unwatched
     }
-
-    /// A loader has copied `bytes` of one of the views: the memory behind them may be given back. They stay readable.
-    fn release(&self, _bytes: &[u8]) {}
 }
+
+/// Hears of bytes of a source's views: from several threads, before they are read (what is owed on them is best done while they are on
+/// their way to the cache anyway) and after, when they are not needed again.
+pub trait ReadWatch: Sync {
+    /// `bytes` are about to be read.
+    fn before_read(&self, _bytes: &[u8]) {}
+
+    /// `bytes` have been copied: the memory behind them may be given back. They stay readable.
+    fn after_read(&self, _bytes: &[u8]) {}
+}
+
+/// Nobody listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwatched;
+
+impl ReadWatch for Unwatched {}
 
 impl WeightSource for EngineDir {
     fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
@@ -62,11 +72,12 @@ impl WeightSource for EngineDir {
         Self::lm_head(self)
     }
 
-    fn release(&self, bytes: &[u8]) {
-        Self::release(self, bytes);
+    fn watch(&self) -> &dyn ReadWatch {
+        Self::watch(self)
     }
 }
 
+/// Of contents that are checked while they are read, and after that: nothing that comes of them counts before [`UncheckedDir::check`].
 impl WeightSource for UncheckedDir {
     fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
         self.contents().matrix(name)
@@ -84,11 +95,7 @@ impl WeightSource for UncheckedDir {
         self.contents().lm_head()
     }
 
-    fn check(&self) -> Result<()> {
-        Self::check(self)
-    }
-
-    fn release(&self, bytes: &[u8]) {
-        self.contents().release(bytes);
+    fn watch(&self) -> &dyn ReadWatch {
+        self.contents().watch()
     }
 }

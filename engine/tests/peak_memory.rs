@@ -5,11 +5,10 @@
 use std::{env, fs, path::Path, process::Command};
 
 use safetensors::Dtype;
-use sha2::{Digest as _, Sha256};
 use takt_engine::{
     dir::{
         EngineDir, FileEntry, GENERATION_FILE, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION,
-        WEIGHTS_FILE, expected_tensors, safetensors_header, sha256_hex,
+        WEIGHTS_FILE, blake3_hex, expected_tensors, safetensors_header,
     },
     engine::{Engine, EngineOptions},
     kv::KvKind,
@@ -98,7 +97,7 @@ fn write_engine(dir: &Path, spec: &DecoderSpec, quantization: Quantization) {
         files: vec![FileEntry {
             name: GENERATION_FILE.into(),
             size_bytes: generation.len() as u64,
-            sha256: sha256_hex(generation),
+            blake3: blake3_hex(generation),
         }],
     };
     manifest.files.push(write_weights(dir, spec, &quantization));
@@ -109,7 +108,7 @@ fn write_weights(dir: &Path, spec: &DecoderSpec, quantization: &Quantization) ->
     use std::io::Write as _;
     let tensors = expected_tensors(spec, quantization).unwrap();
     let mut file = fs::File::create(dir.join(WEIGHTS_FILE)).unwrap();
-    let (mut hash, mut size_bytes) = (Sha256::new(), 0);
+    let (mut hash, mut size_bytes) = (blake3::Hasher::new(), 0);
     let mut put = |bytes: &[u8]| {
         file.write_all(bytes).unwrap();
         hash.update(bytes);
@@ -125,8 +124,7 @@ fn write_weights(dir: &Path, spec: &DecoderSpec, quantization: &Quantization) ->
             left -= len;
         }
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    FileEntry { name: WEIGHTS_FILE.into(), size_bytes, sha256 }
+    FileEntry { name: WEIGHTS_FILE.into(), size_bytes, blake3: hash.finalize().to_hex().to_string() }
 }
 
 /// 64 KiB of small values.

@@ -147,7 +147,7 @@ fn a_damaged_engine_is_refused_by_every_command() {
                 bytes[last] ^= 1;
                 fs::write(&path, bytes).unwrap();
             },
-            "SHA-256",
+            "BLAKE3",
         ),
         (
             |dir| {

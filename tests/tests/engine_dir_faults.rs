@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 use takt_engine::{
-    dir::{EngineDir, Manifest, sha256_hex},
+    dir::{EngineDir, Manifest, blake3_hex},
     quant::WeightKind,
 };
 use takt_engine_builder::BuildOptions;
@@ -67,7 +67,7 @@ impl Engine {
             let files = manifest["files"].as_array_mut().unwrap();
             let entry = files.iter_mut().find(|entry| entry["name"] == name).unwrap();
             entry["size_bytes"] = json!(bytes.len());
-            entry["sha256"] = json!(sha256_hex(bytes));
+            entry["blake3"] = json!(blake3_hex(bytes));
         })
     }
 }
@@ -212,8 +212,8 @@ fn values_that_are_not_numbers_are_refused_in_every_format() {
 #[test]
 fn a_manifest_that_lies_is_refused_with_the_field() {
     let cases: [(&str, Value, &str); 14] = [
-        ("/schema_version", json!(2), "written by a newer builder"),
-        ("/schema_version", json!(0), "build the engine again"),
+        ("/schema_version", json!(3), "written by a newer builder"),
+        ("/schema_version", json!(1), "build the engine again"),
         ("/surprise", json!(1), "unknown field `surprise`"),
         ("/spec/num_layers", json!(0), "num_layers is 0"),
         ("/spec/num_layers", json!(4), "3 attention windows for 4 layers"),
@@ -224,8 +224,8 @@ fn a_manifest_that_lies_is_refused_with_the_field() {
         ("/quantization/weights", json!("int3"), "unknown variant"),
         ("/eos_token_ids/0", json!(96), "end token 96"),
         ("/files/0/size_bytes", json!(u64::MAX), "truncated or changed"),
-        ("/files/0/sha256", json!("00"), "64 lower-case hexadecimal digits"),
-        ("/files/0/sha256", json!("0".repeat(64)), "SHA-256 is"),
+        ("/files/0/blake3", json!("00"), "64 lower-case hexadecimal digits"),
+        ("/files/0/blake3", json!("0".repeat(64)), "BLAKE3 is"),
     ];
     for (pointer, value, fact) in cases {
         let engine = Engine::of(WeightKind::Bf16);

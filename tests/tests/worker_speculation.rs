@@ -364,6 +364,6 @@ fn replace_listed(engine: &Path, name: &str, contents: &[u8]) {
     let files = manifest["files"].as_array_mut().unwrap();
     let entry = files.iter_mut().find(|entry| entry["name"] == name).unwrap();
     entry["size_bytes"] = contents.len().into();
-    entry["sha256"] = takt_engine::dir::sha256_hex(contents).into();
+    entry["blake3"] = takt_engine::dir::blake3_hex(contents).into();
     std::fs::write(path, manifest.to_string()).unwrap();
 }

@@ -10,6 +10,7 @@ use crate::{
         TARGET_TOKENS,
     },
     quant::MatrixView,
+    weights::ReadWatch,
 };
 
 /// Largest manifest that is read at all; a real one is a kilobyte.
@@ -93,7 +94,7 @@ impl DraftSource for DraftDir {
         self.weights.tokens(TARGET_TOKENS)
     }
 
-    fn release(&self, bytes: &[u8]) {
-        self.weights.release(bytes);
+    fn watch(&self) -> &dyn ReadWatch {
+        &self.weights
     }
 }

@@ -13,7 +13,7 @@ use crate::{EngineError, Result, TokenId, kv::KvKind, quant::WeightKind, spec::D
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "engine.json";
 /// The schema this version writes, and the newest it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 /// Largest manifest that is read at all; a real one is a few kilobytes.
 const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
@@ -57,8 +57,8 @@ pub struct FileEntry {
     pub name: String,
     /// Size.
     pub size_bytes: u64,
-    /// SHA-256, 64 lower-case hexadecimal digits.
-    pub sha256: String,
+    /// BLAKE3, 64 lower-case hexadecimal digits.
+    pub blake3: String,
 }
 
 impl Manifest {
@@ -155,8 +155,8 @@ fn validate_entry(path: &Path, entry: &FileEntry) -> Result<()> {
         return Err(corrupt(path, format!("file name {name:?} is not one an engine has")));
     }
     let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if entry.sha256.len() != 64 || !entry.sha256.bytes().all(lower_hex) {
-        return Err(corrupt(path, format!("SHA-256 of {name:?} is not 64 lower-case hexadecimal digits")));
+    if entry.blake3.len() != 64 || !entry.blake3.bytes().all(lower_hex) {
+        return Err(corrupt(path, format!("BLAKE3 of {name:?} is not 64 lower-case hexadecimal digits")));
     }
     Ok(())
 }

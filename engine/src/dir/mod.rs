@@ -1,7 +1,7 @@
 //! The engine directory: the only contract between builder and runtime.
 //!
 //! ```text
-//! engine.json            manifest: schema version, decoder, number formats, every file with size and SHA-256
+//! engine.json            manifest: schema version, decoder, number formats, every file with size and BLAKE3
 //! weights.safetensors    exactly the tensors of `layout::expected_tensors`, in that order
 //! generation.json        end tokens, template strings, sampling defaults
 //! tokenizer.json  chat_template.jinja        optional
@@ -13,6 +13,7 @@
 //! tensor's shape and type, finiteness), so that reading from it cannot fail for reasons of content. An [`UncheckedDir`] is
 //! one whose contents are being looked at: it may be packed meanwhile, and what was packed counts when they held.
 
+mod contents;
 mod draft;
 mod finite;
 mod layout;
@@ -28,14 +29,15 @@ pub use layout::{
     MatrixPart, Part, Role, StoredTensor, TokensPart, VectorPart, expected_tensors, lay_out, parts,
 };
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
-pub use unchecked::UncheckedDir;
-pub use verify::{FileCheck, sha256_hex};
+pub(crate) use unchecked::UncheckedDir;
+pub use verify::{FileCheck, blake3_hex};
 pub use weights::safetensors_header;
 
 use crate::{
     EngineError, Result,
     quant::{MatrixView, WeightKind},
     text::GenerationDefaults,
+    weights::ReadWatch,
 };
 use weights::Weights;
 
@@ -61,7 +63,7 @@ pub struct EngineDir {
 }
 
 impl EngineDir {
-    /// Opens `path` and checks everything: the manifest, that there are exactly the listed files with their sizes and SHA-256,
+    /// Opens `path` and checks everything: the manifest, that there are exactly the listed files with their sizes and BLAKE3,
     /// the safetensors header, every tensor's name, shape, type and place, and that all scales and values are finite.
     ///
     /// The files must not be changed while the result lives: weights are mapped, not copied.
@@ -161,9 +163,9 @@ impl EngineDir {
         self.weights.file_bytes().len() as u64
     }
 
-    /// Gives back the memory behind `bytes` of a matrix of the engine; read again, they come from the file again.
-    pub fn release(&self, bytes: &[u8]) {
-        self.weights.release(bytes);
+    /// Checks what of the weights is read and has not been checked, and gives back the memory behind what has been read.
+    pub(crate) fn watch(&self) -> &dyn ReadWatch {
+        &self.weights
     }
 
     fn listed(&self, name: &str) -> Option<PathBuf> {

@@ -10,9 +10,10 @@ use crate::{Result, text::GenerationDefaults};
 
 /// An engine directory that has the right files, sizes and tensors, whose hashes and values are still to be checked.
 ///
-/// Hashing is the slow part (about 1.5 GB/s a core with SHA extensions) and cannot be shared among threads, so a loader packs beside it.
+/// A loader that reads through [`EngineDir::watch`] has each piece of the weights checked just before it packs it; what it did not read is
+/// checked at the end.
 #[derive(Debug)]
-pub struct UncheckedDir {
+pub(crate) struct UncheckedDir {
     dir: EngineDir,
     is_checked: AtomicBool,
 }
@@ -32,7 +33,7 @@ impl UncheckedDir {
         Ok(Self { dir, is_checked: AtomicBool::new(false) })
     }
 
-    /// Checks what [`Self::open`] left: every file's SHA-256, and that all scales and values are finite. Done once, it is not done again.
+    /// Checks what [`Self::open`] left: every file's hash, and that all scales and values are finite. Done once, it is not done again.
     ///
     /// # Errors
     /// As [`EngineDir::open`].

@@ -1,8 +1,8 @@
 //! The files of an engine directory: exactly those listed, with the listed sizes and hashes.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fs, path::Path};
 
-use sha2::{Digest, Sha256};
+use blake3::Hash;
 
 use super::{
     DraftDir, FileEntry, MANIFEST_FILE, Manifest, RESERVED_FOLDERS, WEIGHTS_FILE, corrupt, io_error,
@@ -20,7 +20,7 @@ pub struct FileCheck {
 }
 
 impl Manifest {
-    /// Checks size and SHA-256 of every listed file below `dir`, without stopping at the first that fails.
+    /// Checks size and BLAKE3 of every listed file below `dir`, without stopping at the first that fails.
     #[must_use]
     pub fn check_files(&self, dir: &Path) -> Vec<FileCheck> {
         let check = |entry: &FileEntry| {
@@ -31,18 +31,10 @@ impl Manifest {
     }
 }
 
-/// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
+/// BLAKE3 of `bytes` as 64 lower-case hexadecimal digits.
 #[must_use]
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+pub fn blake3_hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
 }
 
 /// Checks that the directory holds the listed files with their sizes and nothing else but the reserved folders.
@@ -62,7 +54,7 @@ pub(super) fn check_listing(dir: &Path, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Checks the SHA-256 of every listed file and the values of all tensors; weights come mapped already.
+/// Checks the hash of every listed file and the values of all tensors; weights come mapped already.
 pub(super) fn check_contents(
     dir: &Path,
     manifest: &Manifest,
@@ -99,20 +91,19 @@ fn check_mapped_hash(dir: &Path, entry: &FileEntry) -> Result<()> {
     let path = dir.join(&entry.name);
     // Mapping an empty file fails on some systems.
     if entry.size_bytes == 0 {
-        return compare_hash(&path, entry, &Sha256::digest([]));
+        return compare_hash(&path, entry, blake3::hash(&[]));
     }
-    compare_hash(&path, entry, &Sha256::digest(&weights::map_file(&path)?))
+    compare_hash(&path, entry, blake3::hash(&weights::map_file(&path)?))
 }
 
-/// Whether `digest` is the SHA-256 that `entry` tells of the file at `path`.
-pub(super) fn compare_hash(path: &Path, entry: &FileEntry, digest: &[u8]) -> Result<()> {
-    let found = hex(digest);
-    if found == entry.sha256 {
+/// Whether `hash` is what `entry` tells of the file at `path`.
+pub(super) fn compare_hash(path: &Path, entry: &FileEntry, hash: Hash) -> Result<()> {
+    let (found, expected) = (hash.to_hex(), &entry.blake3);
+    if found.as_str() == expected {
         return Ok(());
     }
-    let expected = &entry.sha256;
     Err(corrupt(
         path,
-        format!("SHA-256 is {found}, expected {expected}: the file was changed; build it again"),
+        format!("BLAKE3 is {found}, expected {expected}: the file was changed; build it again"),
     ))
 }

@@ -7,20 +7,19 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde_json::{Map, Value, json};
 
-use sha2::{Digest as _, Sha256};
-
-use super::{FileEntry, Part, StoredTensor, corrupt, finite, io_error, lay_out, verify};
+use super::{
+    FileEntry, Part, StoredTensor,
+    contents::{Contents, Placed},
+    corrupt, io_error, lay_out, verify,
+};
 use crate::{
     EngineError, Result, TokenId,
     quant::{MatrixData, MatrixView, WeightKind},
+    weights::ReadWatch,
 };
 
 /// A safetensors file starts with the header's length in a little-endian u64.
 const LENGTH_BYTES: usize = 8;
-/// Bytes hashed and looked at together: they stay in the second-level cache in between. A multiple of every element's size.
-const CHECKED_BYTES: usize = 256 << 10;
-/// Checked bytes that are released together.
-const RELEASED_BYTES: usize = 4 << 20;
 /// The kernel maps up to so many bytes around a page that is asked for, aligned: giving back less would leave those behind.
 const FAULT_AROUND_BYTES: usize = 64 << 10;
 
@@ -32,6 +31,7 @@ pub(super) struct Weights {
     tensors: HashMap<String, (Dtype, Range<usize>)>,
     /// Shape `[N, K]` and format by matrix name, without `.weight`.
     matrices: HashMap<String, (usize, usize, WeightKind)>,
+    contents: Contents,
 }
 
 impl Weights {
@@ -52,7 +52,14 @@ impl Weights {
             Part::Matrix(part) => Some((part.name, (part.num_rows, part.num_cols, part.kind))),
             Part::Vector(_) | Part::Tokens(_) => None,
         });
-        Ok(Self { tensors: expected.into_iter().map(place).collect(), matrices: matrices.collect(), map })
+        let tensors: HashMap<_, _> = expected.into_iter().map(place).collect();
+        let placed = |(name, (dtype, range)): (&String, &(Dtype, Range<usize>))| Placed {
+            name: name.clone(),
+            dtype: *dtype,
+            range: range.clone(),
+        };
+        let contents = Contents::new(map.len(), tensors.iter().map(placed).collect());
+        Ok(Self { tensors, matrices: matrices.collect(), contents, map })
     }
 
     /// The whole file.
@@ -60,38 +67,12 @@ impl Weights {
         &self.map
     }
 
-    /// Checks that the file has the hash of `entry` and that no value or scale is NaN or infinite: in one pass, in the order of the file.
+    /// Checks that the file has the hash of `entry` and that no value or scale is NaN or infinite; what was read through [`ReadWatch`] has been
+    /// looked at already.
     pub(super) fn check(&self, path: &Path, entry: &FileEntry) -> Result<()> {
-        let mut tensors: Vec<_> =
-            self.tensors.iter().map(|(name, (dtype, range))| (range, *dtype, name)).collect();
-        tensors.sort_unstable_by_key(|(range, ..)| range.start);
-        let (mut hash, mut broken) = (Sha256::new(), None);
-        let (mut hashed, mut released) = (0, 0);
-        for (range, dtype, name) in tensors {
-            // The header is before the first tensor; between tensors there is nothing.
-            hash.update(&self.map[hashed..range.start]);
-            hashed = range.start;
-            for bytes in self.map[range.clone()].chunks(CHECKED_BYTES) {
-                hash.update(bytes);
-                if broken.is_none() && !finite::all(dtype, bytes) {
-                    broken = Some(name);
-                }
-                hashed += bytes.len();
-                if hashed - released >= RELEASED_BYTES {
-                    self.release(&self.map[released..hashed]);
-                    released = hashed;
-                }
-            }
-        }
-        hash.update(&self.map[hashed..]);
-        self.release(&self.map[released..]);
-        verify::compare_hash(path, entry, &hash.finalize())?;
+        let (hash, broken) = self.contents.finish(&self.map, |bytes| release(&self.map, bytes));
+        verify::compare_hash(path, entry, hash)?;
         broken.map_or(Ok(()), |name| Err(corrupt(path, format!("tensor {name:?} holds NaN or infinity"))))
-    }
-
-    /// Gives back the memory behind `bytes` of the file; read again, they come from the file again.
-    pub(super) fn release(&self, bytes: &[u8]) {
-        release(&self.map, bytes);
     }
 
     pub(super) fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
@@ -134,6 +115,19 @@ impl Weights {
     fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (_, range) = self.tensors.get(name).ok_or_else(|| no_tensor(name, "tensor"))?;
         Ok(&self.map[range.clone()])
+    }
+}
+
+impl ReadWatch for Weights {
+    /// What is about to be read is checked now, for the cache's sake.
+    fn before_read(&self, bytes: &[u8]) {
+        let start = bytes.as_ptr().addr().saturating_sub(self.map.as_ptr().addr());
+        self.contents.look_at(&self.map, start..start + bytes.len());
+    }
+
+    /// Gives back the memory behind `bytes`; read again, they come from the file again.
+    fn after_read(&self, bytes: &[u8]) {
+        release(&self.map, bytes);
     }
 }
 

@@ -19,7 +19,11 @@ pub use plan::{DraftOutput, DraftPlan, DraftRow};
 pub use random::RandomHead;
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
-use crate::{Result, TokenId, quant::MatrixView};
+use crate::{
+    Result, TokenId,
+    quant::MatrixView,
+    weights::{ReadWatch, Unwatched},
+};
 
 /// Rows a lane may have proposed since its root, the root included: places its keys and values have beyond the text's.
 pub const MAX_DRAFT_ROWS: usize = 128;
@@ -44,8 +48,10 @@ pub trait DraftSource: Sync {
     /// When there is none or it does not hold.
     fn target_tokens(&self) -> Result<Vec<TokenId>>;
 
-    /// As [`crate::weights::WeightSource::release`].
-    fn release(&self, _bytes: &[u8]) {}
+    /// As [`crate::weights::WeightSource::watch`].
+    fn watch(&self) -> &dyn ReadWatch {
+        &Unwatched
+    }
 }
 
 /// Fixed facts about an attached head.

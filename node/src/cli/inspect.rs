@@ -104,7 +104,7 @@ fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bo
         .iter()
         .map(|check| {
             let fault = check.outcome.as_ref().err().map(ToString::to_string);
-            json!({ "name": check.entry.name, "size_bytes": check.entry.size_bytes, "sha256": check.entry.sha256,
+            json!({ "name": check.entry.name, "size_bytes": check.entry.size_bytes, "blake3": check.entry.blake3,
                     "intact": fault.is_none(), "fault": fault })
         })
         .collect();
@@ -166,7 +166,7 @@ fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory
     for check in checks {
         let (mark, note) = match &check.outcome {
             Ok(()) => {
-                (paint::green("✓"), paint::dim(&check.entry.sha256[..12.min(check.entry.sha256.len())]))
+                (paint::green("✓"), paint::dim(&check.entry.blake3[..12.min(check.entry.blake3.len())]))
             }
             Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
         };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{Manifest, sha256_hex},
+    dir::{Manifest, blake3_hex},
     quant::WeightKind,
 };
 use takt_engine_builder::{BuildOptions, Progress, build, draft::DraftOptions};
@@ -87,7 +87,7 @@ pub fn prepare_engine(
     Ok(PreparedEngine { dir, manifest, built_in: Some(started.elapsed()) })
 }
 
-/// SHA-256 over the builder's version and the names and contents of the model's files.
+/// BLAKE3 over the builder's version and the names and contents of the model's files.
 fn fingerprint(model: &Path) -> Result<String, DemoError> {
     let failed = |path: &Path, error: std::io::Error| {
         DemoError::NoModel(format!("{} cannot be read: {error}", path.display()))
@@ -106,9 +106,9 @@ fn fingerprint(model: &Path) -> Result<String, DemoError> {
     let mut digests = env!("CARGO_PKG_VERSION").to_owned();
     for path in paths {
         let bytes = std::fs::read(&path).map_err(|error| failed(&path, error))?;
-        digests += &format!("\n{} {}", path.display(), sha256_hex(&bytes));
+        digests += &format!("\n{} {}", path.display(), blake3_hex(&bytes));
     }
-    Ok(sha256_hex(digests.as_bytes()))
+    Ok(blake3_hex(digests.as_bytes()))
 }
 
 #[cfg(test)]

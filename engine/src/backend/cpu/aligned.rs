@@ -6,10 +6,6 @@ use std::{marker::PhantomData, mem, slice};
 /// One cache line of x86 and of the Arm cores we run on; also the widest vector.
 pub(crate) const LINE_BYTES: usize = 64;
 
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE_BYTES]);
-
 /// A plain number, or several: any bit pattern is a value, no padding, aligned to at most a line.
 ///
 /// # Safety
@@ -21,9 +17,14 @@ unsafe impl Plain for u8 {}
 unsafe impl Plain for f32 {}
 
 /// `len` zeroed values of `T`, starting at a multiple of 64 bytes.
-#[derive(Debug, Clone)]
+///
+/// The allocator is asked for zeroed bytes, not for lines that are then zeroed: what comes fresh from the system is zero already.
+#[derive(Debug)]
 pub(crate) struct AlignedVec<T> {
-    lines: Vec<Line>,
+    /// A line more than the values take, less a byte.
+    bytes: Vec<u8>,
+    /// Of the values in `bytes`.
+    start: usize,
     len: usize,
     values: PhantomData<T>,
 }
@@ -32,18 +33,28 @@ impl<T: Plain> AlignedVec<T> {
     /// `len` zeros; sizes come from validated shapes, so the product of `len` and `size_of::<T>()` fits memory or the
     /// allocation fails as any allocation does.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let num_lines = (len * mem::size_of::<T>()).div_ceil(LINE_BYTES);
-        Self { lines: vec![Line([0; LINE_BYTES]); num_lines], len, values: PhantomData }
+        let bytes = vec![0; len * mem::size_of::<T>() + LINE_BYTES - 1];
+        let start = bytes.as_ptr().addr().next_multiple_of(LINE_BYTES) - bytes.as_ptr().addr();
+        Self { bytes, start, len, values: PhantomData }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: `lines` holds at least `len` values of `T`; `T` is `Plain`, so any bytes are values, and its alignment divides 64.
-        unsafe { slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        // SAFETY: from `start` on, at a multiple of 64, `bytes` (never reallocated) holds `len` values of `T`; `T` is `Plain`, so any bytes are
+        // values, and its alignment divides 64.
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr().add(self.start).cast(), self.len) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: as in `as_slice`; the borrow is unique.
-        unsafe { slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.bytes.as_mut_ptr().add(self.start).cast(), self.len) }
+    }
+}
+
+impl<T: Plain> Clone for AlignedVec<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.as_mut_slice().copy_from_slice(self.as_slice());
+        copy
     }
 }
 
@@ -58,6 +69,10 @@ mod tests {
             assert!(values.as_slice().iter().all(|&v| v == 0.0));
             assert_eq!(values.as_slice().len(), len);
             assert_eq!(values.as_mut_slice().as_ptr().addr() % LINE_BYTES, 0);
+            values.as_mut_slice().fill(1.0);
+            let copy = values.clone();
+            assert_eq!(copy.as_slice(), values.as_slice());
+            assert_eq!(copy.as_slice().as_ptr().addr() % LINE_BYTES, 0);
         }
     }
 }

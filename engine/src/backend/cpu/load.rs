@@ -19,14 +19,12 @@ use crate::{
 /// What a thread takes at a time. Long ones come first, so that no thread ends long after the others; and while they are loaded, little else is.
 #[derive(Debug, Clone, Copy)]
 enum Task {
-    Check,
     Embedding,
     Head,
     Layer(usize),
 }
 
 enum Part {
-    Checked,
     Embedding(Embedding),
     Head(PackedMatrix),
     Layer(usize, Box<Layer>),
@@ -40,7 +38,7 @@ struct Loader<'a> {
 }
 
 impl Model {
-    /// Checks the source and packs every tensor that `spec` (validated) needs, on up to `num_threads` threads.
+    /// Packs every tensor that `spec` (validated) needs, on up to `num_threads` threads.
     pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource, num_threads: usize) -> Result<Self> {
         let loader = Loader::new(spec, source)?;
         let num_others = num_threads.clamp(1, loader.tasks.len()) - 1;
@@ -64,7 +62,6 @@ impl Model {
         let (mut embedding, mut head, mut layers) = (None, None, Vec::new());
         for part in parts {
             match part {
-                Part::Checked => {}
                 Part::Embedding(part) => embedding = Some(part),
                 Part::Head(part) => head = Some(part),
                 Part::Layer(idx, layer) => layers.push((idx, layer)),
@@ -82,7 +79,7 @@ impl<'a> Loader<'a> {
         let (embedding, head) = (source.embedding()?, source.lm_head()?);
         bf16_rows(spec, &embedding)?;
         check_shape("lm_head", &head, spec.vocab_size, spec.hidden_size)?;
-        let mut tasks = vec![Task::Check];
+        let mut tasks = Vec::new();
         if !is_same(&embedding, &head) {
             tasks.push(Task::Embedding);
         }
@@ -104,11 +101,9 @@ impl<'a> Loader<'a> {
 
     fn load(&self, task: Task) -> Result<Part> {
         match task {
-            Task::Check => self.source.check().map(|()| Part::Checked),
             Task::Embedding => Embedding::load(self.spec, self.source).map(Part::Embedding),
             Task::Head => {
-                let release = |bytes: &[u8]| self.source.release(bytes);
-                PackedMatrix::pack_releasing(&[self.source.lm_head()?], &release).map(Part::Head)
+                PackedMatrix::pack_watched(&[self.source.lm_head()?], self.source.watch()).map(Part::Head)
             }
             Task::Layer(idx) => {
                 Layer::load(self.spec, self.source, idx).map(|layer| Part::Layer(idx, Box::new(layer)))

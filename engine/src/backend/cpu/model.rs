@@ -8,8 +8,11 @@ use crate::{
     EngineError, Result, TokenId,
     quant::{MatrixData, MatrixView, WeightKind},
     spec::DecoderSpec,
-    weights::WeightSource,
+    weights::{ReadWatch, WeightSource},
 };
+
+/// Bytes copied at a time, so that they are still in the cache after whatever is done before they are read.
+const READ_BYTES: usize = 128 << 10;
 
 /// All weights of a decoder. Owns its memory: the source may be closed (unmapped) after loading.
 #[derive(Debug)]
@@ -112,7 +115,7 @@ pub(super) struct Embedding {
 
 impl Embedding {
     pub(super) fn load(spec: &DecoderSpec, source: &dyn WeightSource) -> Result<Self> {
-        let rows = copied(bf16_rows(spec, &source.embedding()?)?, &|bytes| source.release(bytes));
+        let rows = copied(bf16_rows(spec, &source.embedding()?)?, source.watch());
         Ok(Self { rows, hidden_size: spec.hidden_size })
     }
 
@@ -139,27 +142,30 @@ pub(super) fn bf16_rows<'a>(spec: &DecoderSpec, view: &MatrixView<'a>) -> Result
     })
 }
 
-/// A copy of `bytes`, which are released piece by piece.
-pub(super) fn copied(bytes: &[u8], release: &dyn Fn(&[u8])) -> AlignedVec<u8> {
+/// A copy of `bytes`, of which `watch` hears piece by piece.
+pub(super) fn copied(bytes: &[u8], watch: &dyn ReadWatch) -> AlignedVec<u8> {
     let mut copy = AlignedVec::zeroed(bytes.len());
     for (to, from) in copy.as_mut_slice().chunks_mut(RELEASED_BYTES).zip(bytes.chunks(RELEASED_BYTES)) {
-        to.copy_from_slice(from);
-        release(from);
+        for (to, from) in to.chunks_mut(READ_BYTES).zip(from.chunks(READ_BYTES)) {
+            watch.before_read(from);
+            to.copy_from_slice(from);
+        }
+        watch.after_read(from);
     }
     copy
 }
 
 /// Matrices `(name, num_rows)` of `num_cols` columns as one packed matrix.
 fn fused(source: &dyn WeightSource, parts: &[(String, usize)], num_cols: usize) -> Result<PackedMatrix> {
-    fused_of(parts, num_cols, |name| source.matrix(name), &|bytes| source.release(bytes))
+    fused_of(parts, num_cols, |name| source.matrix(name), source.watch())
 }
 
-/// [`fused`], of whatever gives a matrix by its name and takes back what has been read of it.
+/// [`fused`], of whatever gives a matrix by its name.
 pub(super) fn fused_of<'a, N: AsRef<str>>(
     parts: &[(N, usize)],
     num_cols: usize,
     matrix: impl Fn(&str) -> Result<MatrixView<'a>>,
-    release: &dyn Fn(&[u8]),
+    watch: &dyn ReadWatch,
 ) -> Result<PackedMatrix> {
     let views = parts
         .iter()
@@ -170,7 +176,7 @@ pub(super) fn fused_of<'a, N: AsRef<str>>(
             Ok(view)
         })
         .collect::<Result<Vec<_>>>()?;
-    PackedMatrix::pack_releasing(&views, release)
+    PackedMatrix::pack_watched(&views, watch)
 }
 
 /// The biases of `parts` one after another; empty when the model has none.

@@ -14,6 +14,8 @@
 //! masking brings 4 consecutive columns to the 4 bytes that `vpdpbusd` and `sdot` sum (integer path).
 //! E4M3 is read as F16 (`code << 7`), which is exact and `2^-8` too small; hence the `2^8` in the row scale.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::{
@@ -23,6 +25,7 @@ use super::{
 use crate::{
     Result,
     quant::{INT4_GROUP, MatrixData, MatrixView, WeightKind},
+    weights::{ReadWatch, Unwatched},
 };
 
 /// Rows of a tile.
@@ -106,11 +109,11 @@ impl PackedMatrix {
     /// [`crate::EngineError::Unsupported`] when there is no view, when views differ in format or columns, when a byte length does
     /// not match its shape, when NVFP4 columns are no multiple of 16, or when a scale is not finite.
     pub fn pack(views: &[MatrixView<'_>]) -> Result<Self> {
-        Self::pack_releasing(views, &|_| ())
+        Self::pack_watched(views, &Unwatched)
     }
 
-    /// [`Self::pack`], telling `release` of source bytes as soon as they have been read.
-    pub(crate) fn pack_releasing(views: &[MatrixView<'_>], release: &dyn Fn(&[u8])) -> Result<Self> {
+    /// [`Self::pack`]; `watch` hears of source bytes just before and soon after they are read.
+    pub(crate) fn pack_watched(views: &[MatrixView<'_>], watch: &dyn ReadWatch) -> Result<Self> {
         let first = views.first().ok_or_else(|| unsupported("no matrix to pack"))?;
         let (kind, num_cols) = (first.kind(), first.num_cols);
         let mut num_rows = 0usize;
@@ -133,12 +136,14 @@ impl PackedMatrix {
         };
         let mut sources = views.iter().flat_map(|view| (0..view.num_rows).map(move |row| (*view, row)));
         let mut rows = Vec::with_capacity(TILE_ROWS);
-        let mut behind = Behind { views, first_row: 0, released: 0, release };
+        let mut behind = Behind { views, first_row: 0, released: 0, watch };
         for tile_idx in 0..num_tiles {
             rows.clear();
             rows.extend(sources.by_ref().take(TILE_ROWS));
+            let (start, end) = (tile_idx * TILE_ROWS, num_rows.min((tile_idx + 1) * TILE_ROWS));
+            before_read(watch, views, start..end);
             packed.put_tile(tile_idx, &rows)?;
-            behind.read_until(num_rows.min((tile_idx + 1) * TILE_ROWS));
+            behind.read_until(end);
         }
         Ok(packed)
     }
@@ -226,6 +231,19 @@ impl PackedMatrix {
     }
 }
 
+/// Rows `rows` of the packed matrix are about to be read.
+fn before_read(watch: &dyn ReadWatch, views: &[MatrixView<'_>], rows: Range<usize>) {
+    let mut first = 0;
+    for view in views {
+        let of_view = |row: usize| row.clamp(first, first + view.num_rows) - first;
+        let here = of_view(rows.start)..of_view(rows.end);
+        if !here.is_empty() {
+            view.bytes_of(here).into_iter().for_each(|bytes| watch.before_read(bytes));
+        }
+        first += view.num_rows;
+    }
+}
+
 /// What has been read of matrices and not been released yet.
 struct Behind<'a> {
     /// From the one that is being read.
@@ -234,7 +252,7 @@ struct Behind<'a> {
     first_row: usize,
     /// Rows of the first view.
     released: usize,
-    release: &'a dyn Fn(&[u8]),
+    watch: &'a dyn ReadWatch,
 }
 
 impl Behind<'_> {
@@ -246,8 +264,8 @@ impl Behind<'_> {
             if read < view.num_rows && codes.len() < RELEASED_BYTES {
                 return;
             }
-            (self.release)(codes);
-            (self.release)(scales);
+            self.watch.after_read(codes);
+            self.watch.after_read(scales);
             self.released = read;
             if read < view.num_rows {
                 return;

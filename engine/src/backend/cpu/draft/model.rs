@@ -37,9 +37,8 @@ impl DraftModel {
     pub fn load(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Self> {
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
         let norm = |name: &str, len| vector_of(name, source.vector(name)?, len);
-        let release = |bytes: &[u8]| source.release(bytes);
         let packed = |parts: &[(&str, usize)], num_cols| {
-            fused_of(parts, num_cols, |name| source.matrix(name), &release)
+            fused_of(parts, num_cols, |name| source.matrix(name), source.watch())
         };
         let qkv = [
             ("layer.self_attn.q_proj", spec.q_dim()),
@@ -99,7 +98,7 @@ fn own_embedding(spec: &DraftSpec, source: &dyn DraftSource) -> Result<AlignedVe
     let view = source.matrix("embed_tokens")?;
     check_shape("embed_tokens", &view, spec.vocab_size, spec.hidden_size)?;
     match view.data {
-        MatrixData::Bf16(bytes) => Ok(copied(bytes, &|bytes| source.release(bytes))),
+        MatrixData::Bf16(bytes) => Ok(copied(bytes, source.watch())),
         _ => {
             Err(EngineError::Unsupported(format!("a draft head's {} embedding, expected bf16", view.kind())))
         }
