@@ -150,7 +150,7 @@ mod tests {
             11 * PIECE_BYTES - 7,
         ] {
             let file = file_of(len);
-            for visits in [vec![], vec![0..len], vec![len / 2..len / 2 + 1, 0..len.min(3)]] {
+            for visits in [vec![], vec![0..len, 0..len], vec![len / 2..len / 2 + 1, 0..len.min(3)]] {
                 let contents = Contents::new(len, Vec::new());
                 visits
                     .into_iter()
