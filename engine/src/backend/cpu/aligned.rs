@@ -33,18 +33,28 @@ impl<T: Plain> AlignedVec<T> {
     /// `len` zeros; sizes come from validated shapes, so the product of `len` and `size_of::<T>()` fits memory or the
     /// allocation fails as any allocation does.
     pub(crate) fn zeroed(len: usize) -> Self {
+        if len == 0 {
+            // A step leaves empty values behind where it takes a buffer away for a moment, and must not allocate.
+            return Self { bytes: Vec::new(), start: 0, len, values: PhantomData };
+        }
         let bytes = vec![0; len * mem::size_of::<T>() + LINE_BYTES - 1];
         let start = bytes.as_ptr().addr().next_multiple_of(LINE_BYTES) - bytes.as_ptr().addr();
         Self { bytes, start, len, values: PhantomData }
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {
+        if self.len == 0 {
+            return &[];
+        }
         // SAFETY: from `start` on, at a multiple of 64, `bytes` (never reallocated) holds `len` values of `T`; `T` is `Plain`, so any bytes are
         // values, and its alignment divides 64.
         unsafe { slice::from_raw_parts(self.bytes.as_ptr().add(self.start).cast(), self.len) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        if self.len == 0 {
+            return &mut [];
+        }
         // SAFETY: as in `as_slice`; the borrow is unique.
         unsafe { slice::from_raw_parts_mut(self.bytes.as_mut_ptr().add(self.start).cast(), self.len) }
     }
@@ -64,7 +74,8 @@ mod tests {
 
     #[test]
     fn memory_is_zeroed_aligned_and_exactly_as_long_as_asked() {
-        for len in [0, 1, 15, 16, 17, 1000] {
+        assert!(AlignedVec::<f32>::zeroed(0).as_slice().is_empty());
+        for len in [1, 15, 16, 17, 1000] {
             let mut values = AlignedVec::<f32>::zeroed(len);
             assert!(values.as_slice().iter().all(|&v| v == 0.0));
             assert_eq!(values.as_slice().len(), len);
