@@ -20,7 +20,7 @@ use crate::{
 /// take gigabytes that a robot's dialogue never uses.
 pub const DEFAULT_LANE_CAPACITY: usize = 4096;
 /// Most tokens of one step when the caller names none: enough rows to use every loaded weight well.
-pub const DEFAULT_STEP_TOKENS: usize = 128;
+pub const DEFAULT_STEP_TOKENS: usize = 256;
 /// Logits rows of one step at least: what scoring works with, and trees without a draft head.
 const MIN_LOGITS_ROWS: usize = 16;
 /// Nodes of the trees of one step beyond one a lane, where there is a draft head.
