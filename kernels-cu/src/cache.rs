@@ -1,0 +1,1 @@
+//! Cubins on disk.

@@ -1,0 +1,1 @@
+//! Acceptance of a draft tree's path.

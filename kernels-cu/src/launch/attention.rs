@@ -1,0 +1,1 @@
+//! Attention: prefill, decode and tree verification.

@@ -1,0 +1,1 @@
+//! Products of quantized matrices and BF16 rows.

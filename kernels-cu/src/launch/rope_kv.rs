@@ -1,0 +1,1 @@
+//! Rotary positions, and rows into the KV cache.

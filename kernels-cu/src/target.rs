@@ -1,0 +1,1 @@
+//! The boards kernels are compiled for.

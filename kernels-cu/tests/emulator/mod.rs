@@ -1,0 +1,1 @@
+//! The CPU emulator of the kernels and its loader.
