@@ -4,17 +4,21 @@
 //! |---|---|
 //! | [`target`] | the boards a kernel is compiled for |
 //! | [`source`] | the CUDA C++ files, with their headers, as text inside the program |
-//! | [`mod@compile`] | text → cubin, with NVRTC |
-//! | [`image`] | what a cubin says about its kernels: registers, spills, shared memory |
+//! | [`compiler`] | text → cubin, with NVRTC |
+//! | [`image`] | a cubin, and what it says about its kernels: registers, spills, shared memory, parameters |
 //! | [`cache`] | cubins on disk |
 //! | [`launch`] | shapes and device addresses in, a checked launch out |
 //!
-//! Architecture invariant: only `compile` and the driver layer call CUDA, through libraries opened at run time. Everything else is
-//! pure, so a launch is tested, and a kernel's numbers are checked through an emulator, on a machine without a GPU.
+//! Architecture invariant: CUDA is called in `compiler` only, through a library opened at run time. Everything else is pure, so
+//! a launch is tested, and a kernel's numbers are checked through an emulator, on a machine without a GPU.
 
 pub mod cache;
-pub mod compile;
+pub mod compiler;
+mod error;
 pub mod image;
 pub mod launch;
 pub mod source;
 pub mod target;
+
+pub use error::{BuildError, Result};
+pub use target::Target;

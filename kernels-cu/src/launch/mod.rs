@@ -29,8 +29,8 @@ pub const MAX_THREADS: u32 = 1024;
 /// Most blocks along `y` and `z` of a grid.
 const MAX_GRID_YZ: u32 = 65_535;
 
-/// Dynamic shared memory a block can be given on every target, in bytes: sm_120a's limit, the smallest (sm_87: 163 KiB,
-/// sm_90a and sm_110a: 227 KiB).
+/// Shared memory a block can be given on every target, in bytes: that of sm_120a, the smallest
+/// ([`Target::max_shared_bytes`](crate::Target::max_shared_bytes)).
 pub const MAX_SHARED_BYTES: u32 = 99 * 1024;
 
 /// An address in device memory; on the emulator, in the host's.
@@ -81,6 +81,15 @@ impl Argument {
             Self::I64(value) => ptr::from_ref(value).cast(),
             Self::U64(value) => ptr::from_ref(value).cast(),
             Self::F32(value) => ptr::from_ref(value).cast(),
+        }
+    }
+
+    /// How wide it is, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Address(_) | Self::I64(_) | Self::U64(_) => 8,
+            Self::I32(_) | Self::U32(_) | Self::F32(_) => 4,
         }
     }
 }

@@ -1,1 +1,0 @@
-//! Cubins on disk.

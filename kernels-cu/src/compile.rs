@@ -1,1 +1,0 @@
-//! CUDA C++ to cubin, with NVRTC.

@@ -1,1 +1,0 @@
-//! What a cubin says about its kernels.
