@@ -1,5 +1,7 @@
 //! What the emulator computes, and the mistakes it finds.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod emulator;
 
 use std::{path::Path, sync::OnceLock};

@@ -1,7 +1,7 @@
 // What the 32 threads of a warp do together, and vector access to memory: thin names for PTX, or for the CPU emulator of the tests.
 #pragma once
 
-#include "types.cuh"
+#include "common/types.cuh"
 
 constexpr uint32_t FULL_MASK = 0xffffffffu;
 constexpr int WARP_SIZE = 32;
@@ -54,9 +54,9 @@ __device__ __forceinline__ uint4 load_16_streaming(const void* address) {
     return *takt_emulated::checked(static_cast<const uint4*>(address), 16);
 #else
     uint4 value;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(address));
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+        : "l"(address));
     return value;
 #endif
 }
@@ -79,8 +79,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 #if defined(TAKT_EMULATED)
     takt_emulated::mma_m16n8k16_bf16(d, a, b);
 #else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif

@@ -28,6 +28,7 @@
 
 #![expect(unsafe_code, reason = "loads a shared library and gives it addresses, as a driver is given them")]
 #![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     alloc::Layout,
@@ -253,9 +254,10 @@ impl Compiler {
     }
 
     fn command(&self) -> Command {
-        let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/shim.h");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut command = Command::new(&self.program);
-        command.args(&self.flags).arg("-include").arg(shim);
+        command.args(&self.flags).arg("-I").arg(root.join("cu"));
+        command.arg("-include").arg(root.join("tests/emulator/shim.h"));
         command
     }
 }

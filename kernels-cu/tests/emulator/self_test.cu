@@ -1,5 +1,5 @@
 // Kernels that show what the emulator does, and what it refuses.
-#include "../../cu/common/warp.cuh"
+#include "common/warp.cuh"
 
 // out[block] = sum of the block's values, through shared memory.
 extern "C" __global__ void __launch_bounds__(96, 1) sum_blocks(const float* values, float* out, int count) {
