@@ -7,13 +7,15 @@
 //! | [`compiler`] | text → cubin, with NVRTC |
 //! | [`image`] | a cubin, and what it says about its kernels: registers, spills, shared memory, parameters |
 //! | [`cache`] | cubins on disk |
+//! | [`driver`] | contexts, memory, modules, streams and graphs of `libcuda`, opened at run time |
 //! | [`launch`] | shapes and device addresses in, a checked launch out |
 //!
-//! Architecture invariant: CUDA is called in `compiler` only, through a library opened at run time. Everything else is pure, so
+//! Architecture invariant: CUDA is called in `compiler` and `driver` only, through libraries opened at run time. Everything else is pure, so
 //! a launch is tested, and a kernel's numbers are checked through an emulator, on a machine without a GPU.
 
 pub mod cache;
 pub mod compiler;
+pub mod driver;
 mod error;
 pub mod image;
 pub mod launch;
