@@ -113,8 +113,9 @@ impl Cache {
         Ok(Cached { image, origin })
     }
 
-    /// The cubin in the folder, if there is one and it is whole.
-    fn load(&self, source: &Source, target: Target, version: CompilerVersion) -> Option<Image> {
+    /// The cubin that the compiler of `version` made, if it is in the folder and whole.
+    #[must_use]
+    pub fn load(&self, source: &Source, target: Target, version: CompilerVersion) -> Option<Image> {
         let name = file_name(source, target, version);
         let mut bytes = fs::read(self.folder.join(&name)).ok()?;
         let found = bytes.split_off(bytes.len().checked_sub(SEAL_LEN)?);
