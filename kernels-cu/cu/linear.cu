@@ -2,6 +2,7 @@
 //
 //   weights   as the engine directory stores them, see `LinearMatrix`
 //   x         BF16 [num_tokens, num_cols]
+//   bias      F32  [num_rows] or null, added once
 //   out       F32  [num_tokens, num_rows], written or added to
 //
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
@@ -41,6 +42,7 @@ struct LinearMatrix {
     const uint8_t* scales;
     // NVFP4: F32 [].
     const float* global_scale;
+    const float* bias;
     float* out;
     uint32_t num_rows;
 };
@@ -269,6 +271,7 @@ __device__ __forceinline__ void finish(const LinearMatrix& matrix, uint32_t firs
         }
         float* out = matrix.out + size_t(token) * matrix.num_rows + row;
         float result = sum * row_scale<FORMAT>(matrix, row);
+        if (matrix.bias != nullptr) result += matrix.bias[row];
         *out = adds ? *out + result : result;
     }
 }
@@ -304,15 +307,16 @@ __device__ __forceinline__ void linear(const LinearMatrix& first, const LinearMa
 
 }  // namespace
 
-#define TAKT_MATRIX(n) \
-    const uint8_t *codes_##n, const uint8_t *scales_##n, const float *global_scale_##n, float *out_##n, uint32_t num_rows_##n
+#define TAKT_MATRIX(n)                                                                                                             \
+    const uint8_t *codes_##n, const uint8_t *scales_##n, const float *global_scale_##n, const float *bias_##n, float *out_##n,    \
+        uint32_t num_rows_##n
 
 #define TAKT_LINEAR(name, format, token_tiles, min_blocks)                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, min_blocks) name##_##token_tiles(                                       \
         TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t adds) {   \
-        LinearMatrix first = {codes_0, scales_0, global_scale_0, out_0, num_rows_0};                                              \
-        LinearMatrix second = {codes_1, scales_1, global_scale_1, out_1, num_rows_1};                                             \
-        LinearMatrix third = {codes_2, scales_2, global_scale_2, out_2, num_rows_2};                                              \
+        LinearMatrix first = {codes_0, scales_0, global_scale_0, bias_0, out_0, num_rows_0};                                              \
+        LinearMatrix second = {codes_1, scales_1, global_scale_1, bias_1, out_1, num_rows_1};                                             \
+        LinearMatrix third = {codes_2, scales_2, global_scale_2, bias_2, out_2, num_rows_2};                                              \
         linear<format, token_tiles>(first, second, third, x, num_tokens, num_cols, adds != 0);                                    \
     }
 

@@ -109,6 +109,7 @@ fn run(
         .map(|(matrix, out)| Matrix {
             weights: matrix.weights(),
             num_rows: matrix.quantized.num_rows,
+            bias: DeviceAddress::NULL,
             out: out.address(),
         })
         .collect();
@@ -257,7 +258,8 @@ fn rows_past_the_end_are_not_written() {
     }
     let device = Device::new(WeightFormat::Fp8, 3, 64, 4);
     let (input, out) = (Buffer::from_slice(&activations(2, 64)), Buffer::filled(16, 7.0_f32));
-    let matrix = Matrix { weights: device.weights(), num_rows: 3, out: out.address() };
+    let matrix =
+        Matrix { weights: device.weights(), num_rows: 3, bias: DeviceAddress::NULL, out: out.address() };
     let linear = Linear {
         format: WeightFormat::Fp8,
         matrices: &[matrix],
@@ -268,5 +270,28 @@ fn rows_past_the_end_are_not_written() {
     };
     emulator().unwrap().launch(&linear.launch().unwrap()).unwrap();
     assert!(out.to_vec()[6..].iter().all(|&value| value == 7.0));
-    assert_ne!(matrix.out, DeviceAddress::NULL);
+}
+
+#[test]
+fn a_bias_is_added_once() {
+    if emulator().is_none() {
+        return;
+    }
+    let (num_rows, num_cols, num_tokens) = (20, 2048, 2);
+    let device = Device::new(WeightFormat::Int4, num_rows, num_cols, 4);
+    let x = activations(num_tokens, num_cols);
+    let bias = values(num_rows, 8);
+    let (input, biases) = (Buffer::from_slice(&x), Buffer::from_slice(&bias));
+    let out = Buffer::filled(num_tokens * num_rows, 0.5_f32);
+    let matrix = Matrix { weights: device.weights(), num_rows, bias: biases.address(), out: out.address() };
+    let (format, x_address) = (WeightFormat::Int4, input.address());
+    let linear =
+        Linear { format, matrices: &[matrix], x: x_address, num_tokens, num_cols, output: Output::Add };
+    emulator().unwrap().launch(&linear.launch().unwrap()).unwrap();
+    let mut expected = device.expected(&x, num_tokens);
+    for (idx, (sum, tolerance)) in expected.iter_mut().enumerate() {
+        *sum += f64::from(bias[idx % num_rows]);
+        *tolerance += 1e-6;
+    }
+    assert_close(&out.to_vec(), &expected, 0.5, "with a bias");
 }

@@ -108,6 +108,8 @@ pub struct Matrix {
     pub weights: Weights,
     /// Output features.
     pub num_rows: usize,
+    /// F32 `[num_rows]`; [`DeviceAddress::NULL`] where there is none.
+    pub bias: DeviceAddress,
     /// F32 `[num_tokens, num_rows]`.
     pub out: DeviceAddress,
 }
@@ -121,7 +123,7 @@ pub enum Output {
     Add,
 }
 
-/// `out[token, row] = Σ weight[row, col] · x[token, col]` for one to three matrices with the same input.
+/// `out[token, row] = Σ weight[row, col] · x[token, col] + bias[row]` for one to three matrices with the same input.
 ///
 /// The result for a token has the same bits whatever `num_tokens` is.
 #[derive(Debug, Clone, Copy)]
@@ -152,13 +154,13 @@ impl Linear<'_> {
         at_most("matrices", self.matrices.len(), MAX_MATRICES)?;
         let tiles = TokenTiles::of(non_zero("tokens", self.num_tokens)?);
         let blocks_y = self.num_tokens.div_ceil(tiles.num_tokens());
-        let mut arguments = Vec::with_capacity(5 * MAX_MATRICES + 4);
+        let mut arguments = Vec::with_capacity(6 * MAX_MATRICES + 4);
         let mut blocks_x = 0_usize;
         for matrix in self.matrices {
             blocks_x += self.push(matrix, &mut arguments)?;
         }
         for _ in self.matrices.len()..MAX_MATRICES {
-            arguments.extend([Argument::from(DeviceAddress::NULL); 4]);
+            arguments.extend([Argument::from(DeviceAddress::NULL); 5]);
             arguments.push(0_u32.into());
         }
         arguments.push(aligned("input", self.x, 16)?.into());
@@ -177,10 +179,20 @@ impl Linear<'_> {
         arguments.push(matrix.weights.codes.into());
         arguments.push(matrix.weights.scales.into());
         arguments.push(matrix.weights.global_scale.into());
+        arguments.push(optional("bias", matrix.bias, 4)?.into());
         arguments.push(aligned("output", matrix.out, 4)?.into());
         arguments.push(num_rows.into());
         Ok(matrix.num_rows.div_ceil(TILE_ROWS))
     }
+}
+
+/// `address`, if it is null or a multiple of `alignment` bytes.
+pub(super) fn optional(
+    what: &'static str,
+    address: DeviceAddress,
+    alignment: u64,
+) -> Result<DeviceAddress, LaunchError> {
+    if address == DeviceAddress::NULL { Ok(address) } else { aligned(what, address, alignment) }
 }
 
 /// Token tiles of one block.
@@ -219,7 +231,8 @@ mod tests {
 
     const WEIGHTS: Weights =
         Weights { codes: DeviceAddress(256), scales: DeviceAddress(512), global_scale: DeviceAddress(1024) };
-    const MATRIX: Matrix = Matrix { weights: WEIGHTS, num_rows: 40, out: DeviceAddress(2048) };
+    const MATRIX: Matrix =
+        Matrix { weights: WEIGHTS, num_rows: 40, bias: DeviceAddress::NULL, out: DeviceAddress(2048) };
 
     fn linear(matrices: &[Matrix]) -> Linear<'_> {
         Linear {
@@ -244,7 +257,7 @@ mod tests {
         ] {
             let launch = Linear { num_tokens, ..linear(&[MATRIX; 3]) }.launch().unwrap();
             assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, [9, blocks_y, 1]));
-            assert_eq!(launch.arguments().len(), 19);
+            assert_eq!(launch.arguments().len(), 22);
         }
     }
 
