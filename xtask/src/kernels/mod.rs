@@ -38,6 +38,9 @@ pub struct Options {
     /// Only this source, by the name of its file without .cu
     #[arg(long)]
     source: Option<String>,
+    /// Also prints the instructions of kernels whose name begins so, and how often each stands there
+    #[arg(long, value_name = "KERNEL")]
+    instructions: Option<String>,
     /// Compilations at a time
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, |cores| cores.get()))]
     jobs: usize,
@@ -75,6 +78,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     table::print(&built);
+    if let Some(prefix) = &options.instructions {
+        table::print_instructions(&built, prefix);
+    }
     faults.extend(built.iter().flat_map(check::faults));
     faults.extend(check::duplicate_names(&built));
     // A part of the kernels cannot be asked whether some kernel is missing.

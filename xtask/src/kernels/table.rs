@@ -31,6 +31,18 @@ pub fn print(built: &[Built]) {
     }
 }
 
+/// Prints how often each instruction stands in the kernels whose name begins with `prefix`.
+pub fn print_instructions(built: &[Built], prefix: &str) {
+    for one in built {
+        for (kernel, opcodes) in one.instructions.iter().filter(|(kernel, _)| kernel.starts_with(prefix)) {
+            println!("{kernel} on {}:", one.image.target());
+            for (opcode, number) in opcodes {
+                println!("  {number:>6} {opcode}");
+            }
+        }
+    }
+}
+
 fn cell(kernel: &Kernel) -> String {
     let memory = match kernel.shared_bytes {
         0 => String::new(),
