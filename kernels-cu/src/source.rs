@@ -44,6 +44,7 @@ pub const SOURCES: &[Source] = &[
     source!("logits"),
     source!("rms_norm"),
     source!("rope_kv"),
+    source!("rows"),
     source!("swiglu"),
 ];
 
