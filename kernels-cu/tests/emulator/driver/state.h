@@ -99,6 +99,7 @@ struct Allocation {
     uintptr_t device_address = 0, host_address = 0;  // differ for write-combined memory
     size_t bytes = 0;
     void* mapping = nullptr;
+    void* alias = nullptr;  // a second view of the same memory, for the device
     size_t mapped_bytes = 0;
     size_t guard_bytes = 0;  // of a known pattern behind the last byte
 };
@@ -109,6 +110,7 @@ struct Module {
     Context* root = nullptr;
     std::atomic<bool> unloaded{false};  // read by streams without the lock
     std::map<std::string, uintptr_t> functions;
+    std::string image;  // a cubin, whole; empty: every kernel is in it
 };
 
 struct Function {
