@@ -12,7 +12,6 @@ mod check;
 pub mod embed;
 mod error;
 mod kv;
-mod kv;
 pub mod kv_compact;
 pub mod linear;
 pub mod logits;
@@ -26,7 +25,6 @@ use std::{ffi::c_void, ptr};
 pub use check::{aligned, at_most, equal, multiple_of, non_zero, to_i32, to_u32};
 pub use error::LaunchError;
 pub use kv::{KvCache, KvFormat, MAX_HEAD_DIM};
-pub use kv::{KvCache, KvFormat};
 
 /// Most threads of one block, on every target.
 pub const MAX_THREADS: u32 = 1024;
