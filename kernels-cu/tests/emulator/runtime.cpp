@@ -157,6 +157,8 @@ thread_local std::string last_error;
 struct Entry {
     std::string name;
     KernelCall call;
+    const size_t* argument_bytes;
+    size_t num_arguments;
 };
 std::vector<Entry>& kernels() {
     static std::vector<Entry> all;
@@ -212,6 +214,10 @@ extern "C" void takt_emulated_fiber_main() {
 
 // A stack on which the first switch returns into `takt_emulated_fiber_main`.
 void* fresh_stack(unsigned thread) {
+#if defined(__SANITIZE_ADDRESS__)
+    // The frames a fiber ended in left their marks.
+    ASAN_UNPOISON_MEMORY_REGION(stack_of(thread), STACK_BYTES);
+#endif
     void** top = reinterpret_cast<void**>(stack_of(thread) + STACK_BYTES);
 #if defined(__x86_64__)
     *--top = nullptr;  // as if called: 8 bytes past a multiple of 16
@@ -357,7 +363,9 @@ bool prepare_stacks() {
 ThreadPlace* current = nullptr;
 dim3 block_place, block_shape, grid_shape;
 
-Registration::Registration(const char* name, KernelCall call) { kernels().push_back({name, call}); }
+Registration::Registration(const char* name, KernelCall call, const size_t* argument_bytes, size_t num_arguments) {
+    kernels().push_back({name, call, argument_bytes, num_arguments});
+}
 
 void* dynamic_shared() { return block().shared; }
 
@@ -528,6 +536,24 @@ void load_matrix_x4(uint32_t (&d)[4], const void* row, bool transposed) {
 
 // What the last failed launch of the calling thread died of.
 EXPORTED const char* takt_emulated_error() { return takt_emulated::last_error.c_str(); }
+
+// How many arguments a kernel has; the bytes of each go to `sizes`. -1: no such kernel, or more than `capacity`.
+EXPORTED int takt_emulated_argument_sizes(const char* kernel, size_t* sizes, unsigned capacity) {
+    for (const auto& entry : takt_emulated::kernels()) {
+        if (entry.name != kernel || entry.num_arguments > capacity) continue;
+        for (size_t idx = 0; idx < entry.num_arguments; idx++) sizes[idx] = entry.argument_bytes[idx];
+        return int(entry.num_arguments);
+    }
+    return -1;
+}
+
+// Ends the running launch with a message, from a signal handler that interrupted a kernel. Returns if it interrupted something else.
+EXPORTED void takt_emulated_fail(const char* message, const void* address) {
+    using namespace takt_emulated;
+    const unsigned char* here = static_cast<const unsigned char*>(__builtin_frame_address(0));
+    const unsigned char* stacks = block().stacks;
+    if (stacks != nullptr && here >= stacks && here < stacks + MAX_THREADS * (STACK_BYTES + GUARD_BYTES)) fail(message, address);
+}
 
 // Runs a kernel to its end, as cuLaunchKernel and cuStreamSynchronize would. 0: done; 1: no such kernel; 2: a shape no GPU runs; 3: the
 // kernel did what is undefined on a GPU, see `takt_emulated_error`.

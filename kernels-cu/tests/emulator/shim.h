@@ -96,8 +96,9 @@ void copy_async_commit();
 void copy_async_wait(unsigned groups_left);
 
 typedef void (*KernelCall)(void** arguments);
+// `argument_bytes` lives as long as the library.
 struct Registration {
-    Registration(const char* name, KernelCall call);
+    Registration(const char* name, KernelCall call, const size_t* argument_bytes, size_t num_arguments);
 };
 
 template <auto kernel>
@@ -110,6 +111,8 @@ struct Caller<kernel> {
         kernel(*static_cast<Arguments*>(arguments[idx])...);
     }
     static void call(void** arguments) { call_with(arguments, std::index_sequence_for<Arguments...>()); }
+    static constexpr size_t num_arguments = sizeof...(Arguments);
+    static constexpr size_t argument_bytes[] = {sizeof(Arguments)..., 0};
 };
 
 // A pointer a vector access may go through.
@@ -159,7 +162,9 @@ void load_matrix_x4(uint32_t (&d)[4], const void* row, bool transposed);
 }  // namespace takt_emulated
 
 #define TAKT_EMULATED_REGISTER(name, kernel) \
-    static ::takt_emulated::Registration takt_registration_##name(#name, ::takt_emulated::Caller<kernel>::call);
+    static ::takt_emulated::Registration takt_registration_##name(#name, ::takt_emulated::Caller<kernel>::call, \
+                                                                  ::takt_emulated::Caller<kernel>::argument_bytes, \
+                                                                  ::takt_emulated::Caller<kernel>::num_arguments);
 
 #define threadIdx (::takt_emulated::current->thread)
 #define blockIdx (::takt_emulated::block_place)
