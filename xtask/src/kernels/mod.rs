@@ -93,6 +93,9 @@ impl Options {
     /// Every source for every target the compiler knows, restricted as asked.
     fn work(&self, compiler: &Compiler) -> anyhow::Result<Vec<(&'static Source, Target)>> {
         let targets: Vec<Target> = match self.target {
+            Some(target) if !compiler.knows(target) => {
+                return Err(BuildError::UnknownTarget { version: compiler.version(), target }.into());
+            }
             Some(target) => vec![target],
             None => Target::ALL.into_iter().filter(|&target| compiler.knows(target)).collect(),
         };
