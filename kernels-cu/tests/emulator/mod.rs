@@ -30,6 +30,8 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub mod driver;
+
 use std::{
     alloc::Layout,
     ffi::{CStr, CString, OsString, c_char, c_int, c_uint, c_void},
@@ -45,6 +47,9 @@ use libloading::Library;
 use sha2::{Digest, Sha256};
 use takt_kernels_cu::launch::{DeviceAddress, Launch};
 
+/// This crate, from any crate of the workspace whose tests include this file by its path.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels-cu");
+
 type LaunchFn =
     unsafe extern "C" fn(*const c_char, *const c_uint, *const c_uint, c_uint, *mut *mut c_void) -> c_int;
 type ErrorFn = unsafe extern "C" fn() -> *const c_char;
@@ -58,18 +63,13 @@ pub struct Emulator {
 impl Emulator {
     /// The kernels of `sources`, names of files in `cu/`; `None` where there is no C++ compiler.
     pub fn of(sources: &[&str]) -> Option<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cu");
+        let folder = Path::new(FOLDER).join("cu");
         Self::of_files(&sources.iter().map(|name| folder.join(name)).collect::<Vec<_>>())
     }
 
     /// The kernels of the files `sources`.
     pub fn of_files(sources: &[PathBuf]) -> Option<Self> {
-        let Some(compiler) = Compiler::found() else {
-            assert!(!is_required(), "no C++ compiler, and TAKT_REQUIRE_CXX=1");
-            eprintln!("skipped: no C++ compiler (CXX, c++, g++ or clang++) to run the kernels on the CPU");
-            return None;
-        };
-        let library = compiler.library(sources).unwrap_or_else(|error| panic!("{error}"));
+        let library = Compiler::found_or_skip()?.library(sources).unwrap_or_else(|error| panic!("{error}"));
         // SAFETY: the library is ours; loading it registers its kernels and does nothing else.
         let library = unsafe { Library::new(library) }.unwrap();
         Some(Self { library })
@@ -171,6 +171,16 @@ struct Unit {
 }
 
 impl Compiler {
+    /// `None`, with a word on stderr, where there is none and none is required.
+    fn found_or_skip() -> Option<Self> {
+        let found = Self::found();
+        if found.is_none() {
+            assert!(!is_required(), "no C++ compiler, and TAKT_REQUIRE_CXX=1");
+            eprintln!("skipped: no C++ compiler (CXX, c++, g++ or clang++) to run the kernels on the CPU");
+        }
+        found
+    }
+
     fn found() -> Option<Self> {
         let candidates = std::env::var_os("CXX").into_iter().chain(["c++", "g++", "clang++"].map(Into::into));
         let (program, output) = candidates.into_iter().find_map(|program| {
@@ -197,7 +207,7 @@ impl Compiler {
         // Tests run as several processes: the first builds, the others find what it built.
         let lock = fs::File::create(folder.join("lock"))?;
         lock.lock()?;
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator");
+        let own = Path::new(FOLDER).join("tests/emulator");
         let mut headers = Sha256::new();
         headers.update(format!("{} {:?}", self.version, self.flags));
         for header in header_files(&own)? {
@@ -254,7 +264,7 @@ impl Compiler {
     }
 
     fn command(&self) -> Command {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(FOLDER);
         let mut command = Command::new(&self.program);
         command.args(&self.flags).arg("-I").arg(root.join("cu"));
         command.arg("-include").arg(root.join("tests/emulator/shim.h"));
@@ -263,7 +273,7 @@ impl Compiler {
 }
 
 fn header_files(own: &Path) -> io::Result<Vec<PathBuf>> {
-    let common = Path::new(env!("CARGO_MANIFEST_DIR")).join("cu/common");
+    let common = Path::new(FOLDER).join("cu/common");
     let mut files = vec![own.join("shim.h")];
     for entry in fs::read_dir(common)? {
         files.push(entry?.path());
