@@ -59,6 +59,19 @@ pub enum BuildError {
         /// What the compiler wrote.
         log: String,
     },
+    /// There is no compiler to make what no folder has.
+    #[error(
+        "no kernels for {target} and no CUDA compiler to make them: {} not found, or made from other sources, in {}",
+        .sources.join(", "), list(folders)
+    )]
+    Missing {
+        /// For what.
+        target: Target,
+        /// Names of the sources.
+        sources: Vec<&'static str>,
+        /// Where cubins were looked for.
+        folders: Vec<PathBuf>,
+    },
     /// What the compiler, or a file, gave is not a cubin for the target.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -70,6 +83,10 @@ pub enum BuildError {
         /// What the system said.
         error: io::Error,
     },
+}
+
+fn list(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn advice(target: Target) -> &'static str {

@@ -7,6 +7,7 @@
 //! | [`compiler`] | text → cubin, with NVRTC |
 //! | [`image`] | a cubin, and what it says about its kernels: registers, spills, shared memory, parameters |
 //! | [`cache`] | cubins on disk |
+//! | [`kernel_set`] | every kernel for one target, from wherever its cubins are |
 //! | [`driver`] | contexts, memory, modules, streams and graphs of `libcuda`, opened at run time |
 //! | [`launch`] | shapes and device addresses in, a checked launch out |
 //!
@@ -18,6 +19,7 @@ pub mod compiler;
 pub mod driver;
 mod error;
 pub mod image;
+pub mod kernel_set;
 pub mod launch;
 pub mod source;
 pub mod target;
