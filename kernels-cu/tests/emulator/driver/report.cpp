@@ -1,0 +1,86 @@
+// What is not the driver's: faults on demand, and what the device counts.
+#include <string.h>
+
+#include <sstream>
+
+#include "calls.h"
+
+namespace takt_emulated_driver {
+namespace {
+
+uint64_t live_contexts(bool green) {
+    uint64_t count = 0;
+    for (const auto& entry : device().contexts) {
+        const Context& context = *entry.second;
+        count += !context.destroyed && (context.kind == Context::Kind::green) == green;
+    }
+    return count;
+}
+
+uint64_t allocations(bool on_device) {
+    uint64_t count = 0;
+    for (const auto& entry : device().allocations) count += (entry.second.kind == Allocation::Kind::device) == on_device;
+    return count;
+}
+
+// One `name value` a line.
+std::string report() {
+    const Device& d = device();
+    std::ostringstream text;
+    text << "contexts " << live_contexts(false) << "\ngreen_contexts " << live_contexts(true) << "\nstreams " << d.streams.size()
+         << "\nevents " << d.events.size() << "\nmodules " << d.modules.size() << "\ngraphs " << d.graphs.size() << "\ngraph_execs "
+         << d.graph_execs.size() << "\ndevice_allocations " << allocations(true) << "\ndevice_bytes " << d.device_bytes
+         << "\npeak_device_bytes " << d.peak_device_bytes << "\nhost_allocations " << allocations(false) << "\nhost_bytes " << d.host_bytes
+         << "\nlaunches " << d.num_launches << "\noverruns " << d.num_overruns << "\nleft.streams " << d.left.streams << "\nleft.events "
+         << d.left.events << "\nleft.modules " << d.left.modules << "\nleft.device_allocations " << d.left.device_allocations
+         << "\nleft.host_allocations " << d.left.host_allocations << "\n";
+    for (const auto& call : d.calls) text << "calls." << call.first << " " << call.second << "\n";
+    return text.str();
+}
+
+size_t copy_text(const std::string& text, char* buffer, size_t capacity) {
+    if (text.size() < capacity) memcpy(buffer, text.c_str(), text.size() + 1);
+    return text.size();
+}
+
+}  // namespace
+}  // namespace takt_emulated_driver
+
+using namespace takt_emulated_driver;
+
+// What is alive, what destroyed contexts still held, and how often each function was called. Returns the text's length; the text, with a
+// final 0, is written if it fits.
+EXPORTED size_t takt_emulated_report(char* buffer, size_t capacity) {
+    Lock lock(device().mutex);
+    return copy_text(report(), buffer, capacity);
+}
+
+// What the last operation that made a context unusable died of; as `takt_emulated_report`.
+EXPORTED size_t takt_emulated_last_message(char* buffer, size_t capacity) {
+    Lock lock(device().mutex);
+    return copy_text(device().last_message, buffer, capacity);
+}
+
+// The n-th allocation from now, of device or host memory, has no memory left; 0: none.
+EXPORTED void takt_emulated_fail_allocation(uint64_t n) {
+    Lock lock(device().mutex);
+    device().faults.allocation = n;
+}
+
+// The n-th kernel from now, in a stream or in a graph's launch, fails; 0: none.
+EXPORTED void takt_emulated_fail_launch(uint64_t n) {
+    Lock lock(device().mutex);
+    device().faults.launch = n;
+}
+
+// The n-th kernel from now ends when its context is destroyed; 0: none.
+EXPORTED void takt_emulated_hang_launch(uint64_t n) {
+    Lock lock(device().mutex);
+    device().faults.hang = n;
+}
+
+// The n-th call from now of the driver's function `name` does nothing but return `result`; 0: none.
+EXPORTED void takt_emulated_fail_call(const char* name, uint64_t n, CUresult result) {
+    Lock lock(device().mutex);
+    device().faults.calls[name] = {n, result};
+}
