@@ -116,6 +116,13 @@ impl MappedBuffer {
         unsafe { slice::from_raw_parts(self.host, self.num_bytes) }
     }
 
+    /// [`Self::bytes`] as F32 values; what is left of a last one is not among them.
+    #[must_use]
+    pub fn floats(&self) -> &[f32] {
+        // SAFETY: as in `bytes`; pinned memory begins on a page, and any bits are an F32 value.
+        unsafe { slice::from_raw_parts(self.host.cast(), self.num_bytes / size_of::<f32>()) }
+    }
+
     /// As the host sees it, to write. The device must not be reading: the caller has waited for the step before.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; the borrow is unique.

@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
 use super::{
     context::{Context, Share},
     error::{DriverError, Result, check},
-    memory::DeviceBuffer,
+    memory::{DeviceBuffer, MappedBuffer},
     module::Kernels,
 };
 use crate::launch::{DeviceAddress, Launch};
@@ -161,6 +161,31 @@ impl Stream {
         // SAFETY: the driver checks both runs against its allocations.
         let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to.0, from.0, num_bytes, self.handle) };
         self.context.note(check("cuMemcpyDtoD", result))
+    }
+
+    /// Copies the first `num_bytes` of `from` to `to`, in the stream's order: what a step is about. Captured, it reads whatever is in `from` when
+    /// the graph runs.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`], [`DriverError::Lost`].
+    pub fn send(&self, from: &MappedBuffer, num_bytes: usize, to: DeviceAddress) -> Result<()> {
+        let bytes = &from.bytes()[..num_bytes.min(from.bytes().len())];
+        // SAFETY: pinned memory of as many bytes, which its owner keeps until the stream was waited for; the driver checks the target.
+        let result =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.handle) };
+        self.context.note(check("cuMemcpyHtoD", result))
+    }
+
+    /// Copies `num_bytes` at `from` to the beginning of `to`, in the stream's order: what a step is asked for.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`], [`DriverError::Lost`].
+    pub fn fetch(&self, from: DeviceAddress, to: &MappedBuffer, num_bytes: usize) -> Result<()> {
+        let len = num_bytes.min(to.bytes().len());
+        let host = to.bytes().as_ptr().cast_mut().cast();
+        // SAFETY: pinned memory of as many bytes, allocated as memory the device writes; its owner looks after the stream was waited for.
+        let result = unsafe { sys::cuMemcpyDtoHAsync_v2(host, from.0, len, self.handle) };
+        self.context.note(check("cuMemcpyDtoH", result))
     }
 
     /// Fills `buffer` with zeros, in the stream's order.
