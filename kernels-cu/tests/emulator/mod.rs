@@ -30,6 +30,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod cubins;
 pub mod driver;
 
 use std::{
@@ -47,8 +48,10 @@ use libloading::Library;
 use sha2::{Digest, Sha256};
 use takt_kernels_cu::launch::{DeviceAddress, Launch};
 
-/// This crate, from any crate of the workspace whose tests include this file by its path.
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels-cu");
+/// This crate's folder, from any crate of the workspace whose tests include this file by its path.
+fn own_folder() -> PathBuf {
+    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels-cu")).unwrap()
+}
 
 type LaunchFn =
     unsafe extern "C" fn(*const c_char, *const c_uint, *const c_uint, c_uint, *mut *mut c_void) -> c_int;
@@ -63,7 +66,7 @@ pub struct Emulator {
 impl Emulator {
     /// The kernels of `sources`, names of files in `cu/`; `None` where there is no C++ compiler.
     pub fn of(sources: &[&str]) -> Option<Self> {
-        let folder = Path::new(FOLDER).join("cu");
+        let folder = own_folder().join("cu");
         Self::of_files(&sources.iter().map(|name| folder.join(name)).collect::<Vec<_>>())
     }
 
@@ -78,8 +81,9 @@ impl Emulator {
     /// Runs `launch` to its end.
     ///
     /// # Errors
-    /// What the kernel did that a GPU leaves undefined.
+    /// What the kernel did that a GPU leaves undefined, or what does not fit a target's cubin.
     pub fn launch(&self, launch: &Launch) -> Result<(), String> {
+        cubins::check(launch)?;
         let kernel = CString::new(launch.kernel()).unwrap();
         let geometry = launch.geometry();
         let mut arguments = launch.argument_pointers();
@@ -207,7 +211,7 @@ impl Compiler {
         // Tests run as several processes: the first builds, the others find what it built.
         let lock = fs::File::create(folder.join("lock"))?;
         lock.lock()?;
-        let own = Path::new(FOLDER).join("tests/emulator");
+        let own = own_folder().join("tests/emulator");
         let mut headers = Sha256::new();
         headers.update(format!("{} {:?}", self.version, self.flags));
         for header in header_files(&own)? {
@@ -264,7 +268,7 @@ impl Compiler {
     }
 
     fn command(&self) -> Command {
-        let root = Path::new(FOLDER);
+        let root = own_folder();
         let mut command = Command::new(&self.program);
         command.args(&self.flags).arg("-I").arg(root.join("cu"));
         command.arg("-include").arg(root.join("tests/emulator/shim.h"));
@@ -273,7 +277,7 @@ impl Compiler {
 }
 
 fn header_files(own: &Path) -> io::Result<Vec<PathBuf>> {
-    let common = Path::new(FOLDER).join("cu/common");
+    let common = own_folder().join("cu/common");
     let mut files = vec![own.join("shim.h")];
     for entry in fs::read_dir(common)? {
         files.push(entry?.path());
