@@ -72,7 +72,7 @@ fn contexts_are_a_stack_of_the_thread() {
 fn what_a_context_still_held_is_reported() {
     device("contexts::what_a_context_still_held_is_reported").run(|device| {
         let context = context();
-        (stream(), event(), module(), device_memory(4), super::pinned(1));
+        let _ = (stream(), event(), module(), device_memory(4), super::pinned(1));
         destroy(context);
         let wanted = ["device_allocations", "events", "host_allocations", "modules", "streams"];
         assert_eq!(device.report().leaks(), wanted.map(|name| format!("left.{name}: 1")));

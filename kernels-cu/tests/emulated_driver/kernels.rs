@@ -7,8 +7,8 @@ use half::bf16;
 use takt_kernels_cu::launch::{DeviceAddress, embed::Embed};
 
 use super::{
-    CUresult, add_to_all, context, destroy, device, device_memory, device_values, function, image, launch,
-    module, ok, stream, values_of,
+    CUresult, add_to_all, context, destroy, device, device_memory, device_values, function, launch, module,
+    ok, stream, values_of,
 };
 
 #[test]
