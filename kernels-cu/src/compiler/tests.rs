@@ -84,6 +84,20 @@ fn a_compiler_without_headers_says_what_to_install() {
 }
 
 #[test]
+fn a_toolkit_of_links_is_opened() {
+    let Some(root) = env::var_os("TAKT_CUDA_ROOT") else { return drop(compiler()) };
+    let (root, toolkit) = (fs::canonicalize(root).unwrap(), tempfile::tempdir().unwrap());
+    let target = toolkit.path().join("targets/sbsa-linux");
+    fs::create_dir_all(&target).unwrap();
+    for folder in ["lib", "include"] {
+        std::os::unix::fs::symlink(root.join(folder), target.join(folder)).unwrap();
+    }
+    std::os::unix::fs::symlink("targets/sbsa-linux/lib", toolkit.path().join("lib64")).unwrap();
+    let compiler = Compiler::open(toolkit.path()).unwrap();
+    compiler.compile(&TWICE, Target::Orin).unwrap();
+}
+
+#[test]
 fn a_version_reads_back_from_its_key() {
     let version = CompilerVersion { major: 13, minor: 0, library_bytes: 107_013_568 };
     assert_eq!(version.key().parse(), Ok(version));
