@@ -41,6 +41,7 @@ pub const SOURCES: &[Source] = &[
     source!("embed"),
     source!("kv_compact"),
     source!("linear"),
+    source!("linear_wide"),
     source!("logits"),
     source!("rms_norm"),
     source!("rope_kv"),
@@ -54,6 +55,7 @@ pub const HEADERS: &[Header] = &[
     header!("common/kv.cuh"),
     header!("common/types.cuh"),
     header!("common/warp.cuh"),
+    header!("common/weights.cuh"),
 ];
 
 /// The compiler's options that decide what comes out, besides the target. No fast mathematics: results are compared with the CPU's.

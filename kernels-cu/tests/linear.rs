@@ -10,13 +10,13 @@ use emulator::{Buffer, Emulator};
 use half::bf16;
 use takt_engine::quant::{QuantizedMatrix, WeightKind, quantize};
 use takt_kernels_cu::launch::{
-    DeviceAddress,
-    linear::{Linear, Matrix, Output, WeightFormat, Weights},
+    DeviceAddress, Launch,
+    linear::{Linear, Matrix, Output, Tiling, WeightFormat, Weights},
 };
 
 fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
-    EMULATOR.get_or_init(|| Emulator::of(&["linear.cu"])).as_ref()
+    EMULATOR.get_or_init(|| Emulator::of(&["linear.cu", "linear_wide.cu"])).as_ref()
 }
 
 fn kind_of(format: WeightFormat) -> WeightKind {
@@ -99,6 +99,15 @@ fn run(
     num_tokens: usize,
     output: Output,
 ) -> Vec<Vec<f32>> {
+    run_with(matrices, x, |linear| {
+        let linear = Linear { format, num_tokens, output, ..linear };
+        linear.launch().unwrap()
+    })
+}
+
+/// The same with any change to the launch.
+fn run_with(matrices: &[&Device], x: &[bf16], launch: impl Fn(Linear<'_>) -> Launch) -> Vec<Vec<f32>> {
+    let num_tokens = x.len() / matrices[0].quantized.num_cols;
     let num_cols = matrices[0].quantized.num_cols;
     let input = Buffer::from_slice(x);
     let out: Vec<Buffer<f32>> =
@@ -113,8 +122,15 @@ fn run(
             out: out.address(),
         })
         .collect();
-    let linear = Linear { format, matrices: &placed, x: input.address(), num_tokens, num_cols, output };
-    emulator().unwrap().launch(&linear.launch().unwrap()).unwrap();
+    let linear = Linear {
+        format: WeightFormat::Bf16,
+        matrices: &placed,
+        x: input.address(),
+        num_tokens,
+        num_cols,
+        output: Output::Store,
+    };
+    emulator().unwrap().launch(&launch(linear)).unwrap();
     out.iter().map(Buffer::to_vec).collect()
 }
 
@@ -294,4 +310,32 @@ fn a_bias_is_added_once() {
         *tolerance += 1e-6;
     }
     assert_close(&out.to_vec(), &expected, 0.5, "with a bias");
+}
+
+#[test]
+fn every_tiling_gives_the_same_bits() {
+    if emulator().is_none() {
+        return;
+    }
+    // More rows than one block of any tiling has, tokens and columns with remains; one column count with slices that have no unit at all.
+    for (num_rows, num_cols, num_tokens) in [(133, 1440, 67), (17, 96, 20), (70, 4192, 5)] {
+        for format in WeightFormat::ALL {
+            let device = Device::new(format, num_rows, num_cols, 31);
+            let x = activations(num_tokens, num_cols);
+            let outputs = Tiling::ALL.map(|tiling| {
+                let found = run_with(&[&device], &x, |linear| {
+                    Linear { format, output: Output::Add, ..linear }.launch_as(tiling).unwrap()
+                });
+                found[0].iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            });
+            for (tiling, bits) in Tiling::ALL.iter().zip(&outputs) {
+                assert!(
+                    bits == &outputs[0],
+                    "{format} [{num_rows}, {num_cols}] {num_tokens} tokens: {tiling:?}"
+                );
+            }
+            let found: Vec<f32> = outputs[0].iter().map(|&bits| f32::from_bits(bits)).collect();
+            assert_close(&found, &device.expected(&x, num_tokens), 0.25, &format!("{format}"));
+        }
+    }
 }

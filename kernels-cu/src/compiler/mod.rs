@@ -30,6 +30,14 @@ const LIBRARY_FOLDERS: [&str; 7] = [
     "lib/aarch64-linux-gnu",
 ];
 
+/// Where they keep headers.
+const HEADER_FOLDERS: [&str; 4] = [
+    "include",
+    "targets/x86_64-linux/include",
+    "targets/sbsa-linux/include",
+    "targets/aarch64-linux/include",
+];
+
 /// Names of the library, newest first.
 const LIBRARY_NAMES: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so.12"];
 
@@ -177,8 +185,7 @@ fn find_library(root: &Path) -> Result<PathBuf> {
 }
 
 fn find_headers(root: &Path) -> Result<PathBuf> {
-    let folders = ["include", "targets/x86_64-linux/include", "targets/sbsa-linux/include"];
-    let mut candidates = folders.iter().map(|folder| root.join(folder));
+    let mut candidates = HEADER_FOLDERS.iter().map(|folder| root.join(folder));
     let found = candidates.find(|folder| folder.join("cuda_bf16.h").is_file());
     found.ok_or_else(|| BuildError::NoHeaders { root: root.to_owned() })
 }

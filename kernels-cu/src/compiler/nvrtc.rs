@@ -87,8 +87,10 @@ impl Nvrtc {
         let version = functions.compiler_version()?;
         // The compiler opens its built-ins by name alone. Once they are open, that name finds them.
         let name = format!("libnvrtc-builtins.so.{}.{}", version.major, version.minor);
+        let beside = folder.join(&name);
+        let builtins = if beside.is_file() { beside } else { name.into() };
         // SAFETY: as above.
-        let builtins = unsafe { Library::new(folder.join(name)) }.map_err(|error| error.to_string())?;
+        let builtins = unsafe { Library::new(builtins) }.map_err(|error| error.to_string())?;
         let (library, builtins) = (ManuallyDrop::new(library), ManuallyDrop::new(builtins));
         Ok((Self { functions, _library: library, _builtins: builtins }, version))
     }

@@ -8,11 +8,11 @@ use super::{
 
 /// Most matrices of one launch.
 pub const MAX_MATRICES: usize = 3;
-/// Tokens of one tile of the tensor cores.
-const TILE_TOKENS: usize = 8;
-/// Rows of one block.
-const TILE_ROWS: usize = 16;
-const THREADS: u32 = 256;
+/// Blocks from which on a kernel that uses each weight for more tokens, in fewer blocks, is preferred: about what fills a GPU. An estimate,
+/// to be measured on each board.
+const ENOUGH_BLOCKS: usize = 64;
+/// Rows of the blocks that use weights most.
+const WIDE_ROWS: usize = 128;
 
 /// How a matrix of weights is stored, as in the engine directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,25 +56,37 @@ impl WeightFormat {
         Ok(())
     }
 
-    fn kernel(self, tiles: TokenTiles) -> &'static str {
-        use TokenTiles::{Eight, Four, One, Two};
-        match (self, tiles) {
-            (Self::Bf16, One) => "linear_bf16_1",
-            (Self::Bf16, Two) => "linear_bf16_2",
-            (Self::Bf16, Four) => "linear_bf16_4",
-            (Self::Bf16, Eight) => "linear_bf16_8",
-            (Self::Fp8, One) => "linear_fp8_1",
-            (Self::Fp8, Two) => "linear_fp8_2",
-            (Self::Fp8, Four) => "linear_fp8_4",
-            (Self::Fp8, Eight) => "linear_fp8_8",
-            (Self::Nvfp4, One) => "linear_nvfp4_1",
-            (Self::Nvfp4, Two) => "linear_nvfp4_2",
-            (Self::Nvfp4, Four) => "linear_nvfp4_4",
-            (Self::Nvfp4, Eight) => "linear_nvfp4_8",
-            (Self::Int4, One) => "linear_int4_1",
-            (Self::Int4, Two) => "linear_int4_2",
-            (Self::Int4, Four) => "linear_int4_4",
-            (Self::Int4, Eight) => "linear_int4_8",
+    /// Columns of 16 bytes.
+    fn piece_columns(self) -> usize {
+        match self {
+            Self::Bf16 => 8,
+            Self::Fp8 => 16,
+            Self::Nvfp4 | Self::Int4 => 32,
+        }
+    }
+
+    fn kernel(self, tiling: Tiling) -> &'static str {
+        match (self, tiling) {
+            (Self::Bf16, Tiling::Narrow8) => "linear_bf16_1",
+            (Self::Bf16, Tiling::Narrow16) => "linear_bf16_2",
+            (Self::Bf16, Tiling::Wide16) => "linear_bf16_wide_2",
+            (Self::Bf16, Tiling::Wide32) => "linear_bf16_wide_4",
+            (Self::Bf16, Tiling::Wide64) => "linear_bf16_wide_8",
+            (Self::Fp8, Tiling::Narrow8) => "linear_fp8_1",
+            (Self::Fp8, Tiling::Narrow16) => "linear_fp8_2",
+            (Self::Fp8, Tiling::Wide16) => "linear_fp8_wide_2",
+            (Self::Fp8, Tiling::Wide32) => "linear_fp8_wide_4",
+            (Self::Fp8, Tiling::Wide64) => "linear_fp8_wide_8",
+            (Self::Nvfp4, Tiling::Narrow8) => "linear_nvfp4_1",
+            (Self::Nvfp4, Tiling::Narrow16) => "linear_nvfp4_2",
+            (Self::Nvfp4, Tiling::Wide16) => "linear_nvfp4_wide_2",
+            (Self::Nvfp4, Tiling::Wide32) => "linear_nvfp4_wide_4",
+            (Self::Nvfp4, Tiling::Wide64) => "linear_nvfp4_wide_8",
+            (Self::Int4, Tiling::Narrow8) => "linear_int4_1",
+            (Self::Int4, Tiling::Narrow16) => "linear_int4_2",
+            (Self::Int4, Tiling::Wide16) => "linear_int4_wide_2",
+            (Self::Int4, Tiling::Wide32) => "linear_int4_wide_4",
+            (Self::Int4, Tiling::Wide64) => "linear_int4_wide_8",
         }
     }
 }
@@ -143,37 +155,64 @@ pub struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// The launch.
+    /// The launch, with the tiling its shape suggests.
     ///
     /// # Errors
     /// No token, row, column or matrix; too many of them; columns that do not fit the format; a buffer that is missing or misaligned.
     pub fn launch(&self) -> Result<Launch, LaunchError> {
+        self.launch_as(self.tiling())
+    }
+
+    /// The launch with a given tiling: to measure them against each other. The result has the same bits.
+    ///
+    /// # Errors
+    /// As [`Linear::launch`]; a wide tiling of columns that are no whole 16-byte pieces.
+    pub fn launch_as(&self, tiling: Tiling) -> Result<Launch, LaunchError> {
         non_zero("columns", self.num_cols)?;
         multiple_of("columns", self.num_cols, self.format.column_multiple())?;
+        if tiling.is_wide() {
+            multiple_of("columns", self.num_cols, self.format.piece_columns())?;
+        }
         non_zero("matrices", self.matrices.len())?;
         at_most("matrices", self.matrices.len(), MAX_MATRICES)?;
-        let tiles = TokenTiles::of(non_zero("tokens", self.num_tokens)?);
-        let blocks_y = self.num_tokens.div_ceil(tiles.num_tokens());
         let mut arguments = Vec::with_capacity(6 * MAX_MATRICES + 4);
         let mut blocks_x = 0_usize;
         for matrix in self.matrices {
-            blocks_x += self.push(matrix, &mut arguments)?;
+            self.push(matrix, &mut arguments)?;
+            blocks_x += matrix.num_rows.div_ceil(tiling.num_rows());
         }
         for _ in self.matrices.len()..MAX_MATRICES {
             arguments.extend([Argument::from(DeviceAddress::NULL); 5]);
             arguments.push(0_u32.into());
         }
         arguments.push(aligned("input", self.x, 16)?.into());
-        arguments.push(to_u32("tokens", self.num_tokens)?.into());
+        arguments.push(to_u32("tokens", non_zero("tokens", self.num_tokens)?)?.into());
         arguments.push(to_u32("columns", self.num_cols)?.into());
         arguments.push(u32::from(self.output == Output::Add).into());
+        let blocks_y = self.num_tokens.div_ceil(tiling.num_tokens());
         let grid = [to_u32("grid x", blocks_x)?, to_u32("grid y", blocks_y)?, 1];
-        let geometry = Geometry { grid, block: [THREADS, 1, 1], shared_bytes: 0 };
-        Launch::new(self.format.kernel(tiles), geometry, arguments)
+        let block = [tiling.num_threads(self.format), 1, 1];
+        let geometry = Geometry { grid, block, shared_bytes: to_u32("shared bytes", tiling.shared_bytes())? };
+        Launch::new(self.format.kernel(tiling), geometry, arguments)
     }
 
-    /// Adds a matrix's arguments; returns its number of row tiles.
-    fn push(&self, matrix: &Matrix, arguments: &mut Vec<Argument>) -> Result<usize, LaunchError> {
+    /// Few tokens, or ragged columns: narrow. Else as wide as leaves enough blocks.
+    fn tiling(&self) -> Tiling {
+        let wide_blocks: usize = self.matrices.iter().map(|matrix| matrix.num_rows.div_ceil(WIDE_ROWS)).sum();
+        let is_ragged = !self.num_cols.is_multiple_of(self.format.piece_columns());
+        match self.num_tokens {
+            0..=8 => Tiling::Narrow8,
+            _ if is_ragged => Tiling::Narrow16,
+            9..=16 if wide_blocks < ENOUGH_BLOCKS => Tiling::Narrow16,
+            9..=16 => Tiling::Wide16,
+            17..=32 => Tiling::Wide32,
+            more if wide_blocks.saturating_mul(more.div_ceil(64)) < ENOUGH_BLOCKS => Tiling::Wide32,
+            _ => Tiling::Wide64,
+        }
+    }
+
+    /// Adds a matrix's arguments.
+    fn push(&self, matrix: &Matrix, arguments: &mut Vec<Argument>) -> Result<(), LaunchError> {
         self.format.check(&matrix.weights)?;
         let num_rows = to_u32("rows", non_zero("rows", matrix.num_rows)?)?;
         arguments.push(matrix.weights.codes.into());
@@ -182,7 +221,7 @@ impl Linear<'_> {
         arguments.push(optional("bias", matrix.bias, 4)?.into());
         arguments.push(aligned("output", matrix.out, 4)?.into());
         arguments.push(num_rows.into());
-        Ok(matrix.num_rows.div_ceil(TILE_ROWS))
+        Ok(())
     }
 }
 
@@ -195,33 +234,58 @@ pub(super) fn optional(
     if address == DeviceAddress::NULL { Ok(address) } else { aligned(what, address, alignment) }
 }
 
-/// Token tiles of one block.
-#[derive(Debug, Clone, Copy)]
-enum TokenTiles {
-    One,
-    Two,
-    Four,
-    Eight,
+/// What one block computes. Every tiling gives the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tiling {
+    /// 8 tokens, 16 rows: decoding.
+    Narrow8,
+    /// 16 tokens, 16 rows.
+    Narrow16,
+    /// 16 tokens, 128 rows.
+    Wide16,
+    /// 32 tokens, 64 rows.
+    Wide32,
+    /// 64 tokens, 128 rows: prefill.
+    Wide64,
 }
 
-impl TokenTiles {
-    fn of(num_tokens: usize) -> Self {
-        match num_tokens.div_ceil(TILE_TOKENS) {
-            0 | 1 => Self::One,
-            2 => Self::Two,
-            3 | 4 => Self::Four,
-            _ => Self::Eight,
-        }
+impl Tiling {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Narrow8, Self::Narrow16, Self::Wide16, Self::Wide32, Self::Wide64];
+
+    /// Whether columns must come in whole 16-byte pieces.
+    #[must_use]
+    pub fn is_wide(self) -> bool {
+        !matches!(self, Self::Narrow8 | Self::Narrow16)
     }
 
     fn num_tokens(self) -> usize {
-        TILE_TOKENS
-            * match self {
-                Self::One => 1,
-                Self::Two => 2,
-                Self::Four => 4,
-                Self::Eight => 8,
-            }
+        match self {
+            Self::Narrow8 => 8,
+            Self::Narrow16 | Self::Wide16 => 16,
+            Self::Wide32 => 32,
+            Self::Wide64 => 64,
+        }
+    }
+
+    fn num_rows(self) -> usize {
+        match self {
+            Self::Narrow8 | Self::Narrow16 => 16,
+            Self::Wide32 => 64,
+            Self::Wide16 | Self::Wide64 => WIDE_ROWS,
+        }
+    }
+
+    fn num_threads(self, format: WeightFormat) -> u32 {
+        match (self, format) {
+            (Self::Narrow8 | Self::Narrow16, _) | (Self::Wide64, WeightFormat::Int4) => 256,
+            _ => 128,
+        }
+    }
+
+    /// Three stages of 256 bytes a token, and the block's outputs in F32.
+    fn shared_bytes(self) -> usize {
+        if self.is_wide() { self.num_tokens() * (3 * 256 + 4 * self.num_rows()) } else { 0 }
     }
 }
 
@@ -247,18 +311,39 @@ mod tests {
 
     #[test]
     fn the_grid_covers_the_rows_of_all_matrices_and_all_tokens() {
-        for (num_tokens, kernel, blocks_y) in [
-            (1, "linear_nvfp4_1", 1),
-            (8, "linear_nvfp4_1", 1),
-            (9, "linear_nvfp4_2", 1),
-            (17, "linear_nvfp4_4", 1),
-            (64, "linear_nvfp4_8", 1),
-            (65, "linear_nvfp4_8", 2),
+        for (num_tokens, num_rows, kernel, grid) in [
+            (1, 40, "linear_nvfp4_1", [9, 1, 1]),
+            (8, 40, "linear_nvfp4_1", [9, 1, 1]),
+            (9, 40, "linear_nvfp4_2", [9, 1, 1]),
+            (16, 4096, "linear_nvfp4_wide_2", [96, 1, 1]),
+            (17, 40, "linear_nvfp4_wide_4", [3, 1, 1]),
+            (64, 40, "linear_nvfp4_wide_4", [3, 2, 1]),
+            (64, 4096, "linear_nvfp4_wide_8", [96, 1, 1]),
+            (65, 4100, "linear_nvfp4_wide_8", [99, 2, 1]),
         ] {
-            let launch = Linear { num_tokens, ..linear(&[MATRIX; 3]) }.launch().unwrap();
-            assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, [9, blocks_y, 1]));
+            let matrices = [Matrix { num_rows, ..MATRIX }; 3];
+            let launch = Linear { num_tokens, ..linear(&matrices) }.launch().unwrap();
+            assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, grid));
             assert_eq!(launch.arguments().len(), 22);
         }
+    }
+
+    #[test]
+    fn ragged_columns_are_served_by_narrow_blocks() {
+        let ragged = Linear { num_cols: 48, num_tokens: 100, ..linear(&[MATRIX]) };
+        assert_eq!(ragged.launch().unwrap().geometry().grid, [3, 7, 1]);
+        assert_eq!(
+            ragged.launch_as(Tiling::Wide32),
+            Err(LaunchError::NotMultiple { what: "columns", found: 48, multiple: 32 })
+        );
+    }
+
+    #[test]
+    fn every_tiling_fits_every_targets_shared_memory() {
+        for tiling in Tiling::ALL {
+            linear(&[MATRIX]).launch_as(tiling).unwrap();
+        }
+        assert_eq!(Tiling::Wide64.shared_bytes(), 80 * 1024);
     }
 
     #[test]

@@ -150,6 +150,23 @@ impl HostCache {
         self.value_scales[idx] = stored.scale;
     }
 
+    /// Copies a row of all heads from another cache of the same shape.
+    pub fn copy_row_of(&mut self, other: &Self, lane: usize, row: usize) {
+        for kv_head in 0..self.num_kv_heads {
+            self.set_key(lane, kv_head, row, &other.key(lane, kv_head, row));
+            self.set_value(lane, kv_head, row, &other.value(lane, kv_head, row));
+        }
+    }
+
+    /// Copies rows `[0, len)` of a lane to another.
+    pub fn copy_lane(&mut self, from: usize, to: usize, len: usize) {
+        for (kv_head, row) in (0..self.num_kv_heads).flat_map(|head| (0..len).map(move |row| (head, row))) {
+            let (key, value) = (self.key(from, kv_head, row), self.value(from, kv_head, row));
+            self.set_key(to, kv_head, row, &key);
+            self.set_value(to, kv_head, row, &value);
+        }
+    }
+
     /// Copies a row of all heads.
     pub fn copy_row(&mut self, lane: usize, from: usize, to: usize) {
         for kv_head in 0..self.num_kv_heads {

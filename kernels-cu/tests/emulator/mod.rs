@@ -20,6 +20,7 @@
 //! - Every `extern "C" __global__ void name(…)` is a kernel, also from a macro. Each source lies in a namespace of its own.
 //! - In kernels, dynamic shared memory is `TAKT_DYNAMIC_SHARED(type, name);`. `__shared__ float x[32];` works as it is. Code the emulator
 //!   cannot read (inline PTX) lies behind `#if defined(TAKT_EMULATED)`: see `cu/common/warp.cuh`.
+//! - With `TAKT_REQUIRE_DEVICE=1` nothing is emulated: the same launches run on a GPU (see [`device`]).
 //! - `launch` returns what a GPU would leave undefined as an error: threads that wait for each other at different places, that end
 //!   while others wait, misaligned access through `load_16`/`store_16`, writes past the launch's shared memory. An address outside a
 //!   buffer is found by `TAKT_EMULATOR_FLAGS=-fsanitize=address` only.
@@ -30,6 +31,8 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod cubins;
+mod device;
 pub mod driver;
 
 use std::{
@@ -45,75 +48,104 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use takt_kernels_cu::launch::{DeviceAddress, Launch};
+use takt_kernels_cu::{
+    driver::memory::DeviceBuffer,
+    launch::{DeviceAddress, Launch},
+};
 
-/// This crate, from any crate of the workspace whose tests include this file by its path.
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels-cu");
+/// This crate's folder, from any crate of the workspace whose tests include this file by its path.
+fn own_folder() -> PathBuf {
+    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels-cu")).unwrap()
+}
 
 type LaunchFn =
     unsafe extern "C" fn(*const c_char, *const c_uint, *const c_uint, c_uint, *mut *mut c_void) -> c_int;
 type ErrorFn = unsafe extern "C" fn() -> *const c_char;
 
-/// Kernels compiled for the CPU.
+/// Kernels compiled for the CPU, or on the device the tests have to run on.
 #[derive(Debug)]
-pub struct Emulator {
-    library: Library,
+pub enum Emulator {
+    /// The emulator's library.
+    Cpu(Library),
+    /// All kernels.
+    Gpu(&'static device::Device),
 }
 
 impl Emulator {
     /// The kernels of `sources`, names of files in `cu/`; `None` where there is no C++ compiler.
     pub fn of(sources: &[&str]) -> Option<Self> {
-        let folder = Path::new(FOLDER).join("cu");
+        if let Some(device) = device::required() {
+            return Some(Self::Gpu(device));
+        }
+        let folder = own_folder().join("cu");
         Self::of_files(&sources.iter().map(|name| folder.join(name)).collect::<Vec<_>>())
     }
 
-    /// The kernels of the files `sources`.
+    /// The kernels of the files `sources`; `None` also where the tests have to run on a device, which has no such kernels.
     pub fn of_files(sources: &[PathBuf]) -> Option<Self> {
+        if device::required().is_some() {
+            eprintln!("skipped: a test of the emulator");
+            return None;
+        }
         let library = Compiler::found_or_skip()?.library(sources).unwrap_or_else(|error| panic!("{error}"));
         // SAFETY: the library is ours; loading it registers its kernels and does nothing else.
         let library = unsafe { Library::new(library) }.unwrap();
-        Some(Self { library })
+        Some(Self::Cpu(library))
     }
 
     /// Runs `launch` to its end.
     ///
     /// # Errors
-    /// What the kernel did that a GPU leaves undefined.
+    /// What the kernel did that a GPU leaves undefined, or what does not fit a target's cubin.
     pub fn launch(&self, launch: &Launch) -> Result<(), String> {
-        let kernel = CString::new(launch.kernel()).unwrap();
-        let geometry = launch.geometry();
-        let mut arguments = launch.argument_pointers();
-        // SAFETY: the symbol has this signature in `runtime.cpp`.
-        let run = unsafe { self.library.get::<LaunchFn>(b"takt_emulated_launch\0") }.unwrap();
-        // SAFETY: the arguments are the kernel's, checked by `Launch`'s maker, and live until the call returns.
-        let status = unsafe {
-            run(
-                kernel.as_ptr(),
-                geometry.grid.as_ptr(),
-                geometry.block.as_ptr(),
-                geometry.shared_bytes,
-                arguments.as_mut_ptr(),
-            )
-        };
-        if status == 0 { Ok(()) } else { Err(self.error()) }
-    }
-
-    fn error(&self) -> String {
-        // SAFETY: the symbol has this signature; the text lives until this thread's next launch.
-        unsafe {
-            let error = self.library.get::<ErrorFn>(b"takt_emulated_error\0").unwrap();
-            CStr::from_ptr(error()).to_string_lossy().into_owned()
+        cubins::check(launch)?;
+        match self {
+            Self::Cpu(library) => emulate(library, launch),
+            Self::Gpu(device) => device.launch(launch),
         }
+    }
+}
+
+fn emulate(library: &Library, launch: &Launch) -> Result<(), String> {
+    let kernel = CString::new(launch.kernel()).unwrap();
+    let geometry = launch.geometry();
+    let mut arguments = launch.argument_pointers();
+    // SAFETY: the symbol has this signature in `runtime.cpp`.
+    let run = unsafe { library.get::<LaunchFn>(b"takt_emulated_launch\0") }.unwrap();
+    // SAFETY: the arguments are the kernel's, checked by `Launch`'s maker, and live until the call returns.
+    let status = unsafe {
+        run(
+            kernel.as_ptr(),
+            geometry.grid.as_ptr(),
+            geometry.block.as_ptr(),
+            geometry.shared_bytes,
+            arguments.as_mut_ptr(),
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(emulated_error(library)) }
+}
+
+fn emulated_error(library: &Library) -> String {
+    // SAFETY: the symbol has this signature; the text lives until this thread's next launch.
+    unsafe {
+        let error = library.get::<ErrorFn>(b"takt_emulated_error\0").unwrap();
+        CStr::from_ptr(error()).to_string_lossy().into_owned()
     }
 }
 
 /// Memory a kernel reads and writes: `len` values, at a multiple of 256 bytes, as a device's allocator gives it.
 #[derive(Debug)]
 pub struct Buffer<T> {
-    memory: NonNull<u8>,
-    layout: Layout,
+    memory: Memory,
     len: usize,
     values: PhantomData<T>,
+}
+
+/// Where a buffer lies.
+#[derive(Debug)]
+enum Memory {
+    Host { bytes: NonNull<u8>, layout: Layout },
+    Device { device: &'static device::Device, buffer: DeviceBuffer },
 }
 
 impl<T: Copy> Buffer<T> {
@@ -121,12 +153,25 @@ impl<T: Copy> Buffer<T> {
 
     /// A copy of `values`.
     pub fn from_slice(values: &[T]) -> Self {
+        let memory = match device::required() {
+            Some(device) => {
+                // SAFETY: as many bytes as `values` has; types of tests have no padding.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+                Memory::Device { device, buffer: device.hold(bytes) }
+            }
+            None => Self::on_host(values),
+        };
+        Self { memory, len: values.len(), values: PhantomData }
+    }
+
+    fn on_host(values: &[T]) -> Memory {
         let layout = Layout::from_size_align(size_of_val(values).max(1), Self::ALIGNMENT).unwrap();
         // SAFETY: the size is not 0.
-        let memory = NonNull::new(unsafe { std::alloc::alloc(layout) }).unwrap();
+        let bytes = NonNull::new(unsafe { std::alloc::alloc(layout) }).unwrap();
         // SAFETY: as many bytes as `values` has were allocated, aligned for every T.
-        unsafe { memory.cast::<T>().copy_from(NonNull::from(values).cast(), values.len()) };
-        Self { memory, layout, len: values.len(), values: PhantomData }
+        unsafe { bytes.cast::<T>().copy_from(NonNull::from(values).cast(), values.len()) };
+        Memory::Host { bytes, layout }
     }
 
     /// `len` times `value`.
@@ -136,20 +181,37 @@ impl<T: Copy> Buffer<T> {
 
     /// Where it begins.
     pub fn address(&self) -> DeviceAddress {
-        DeviceAddress(self.memory.as_ptr().addr() as u64)
+        match &self.memory {
+            Memory::Host { bytes, .. } => DeviceAddress(bytes.as_ptr().addr() as u64),
+            Memory::Device { buffer, .. } => buffer.address(),
+        }
     }
 
     /// What it holds now.
     pub fn to_vec(&self) -> Vec<T> {
-        // SAFETY: `len` values were written at the start; no kernel runs while no `launch` does.
-        unsafe { std::slice::from_raw_parts(self.memory.cast::<T>().as_ptr(), self.len) }.to_vec()
+        match &self.memory {
+            Memory::Host { bytes, .. } => {
+                // SAFETY: `len` values were written at the start; no kernel runs while no `launch` does.
+                unsafe { std::slice::from_raw_parts(bytes.cast::<T>().as_ptr(), self.len) }.to_vec()
+            }
+            Memory::Device { device, buffer } => {
+                let mut bytes = vec![0_u8; self.len * size_of::<T>()];
+                device.read(buffer, &mut bytes);
+                // SAFETY: the bytes of `len` values; every pattern is a value of the types that tests use.
+                (0..self.len)
+                    .map(|idx| unsafe { bytes.as_ptr().cast::<T>().add(idx).read_unaligned() })
+                    .collect()
+            }
+        }
     }
 }
 
-impl<T> Drop for Buffer<T> {
+impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, freed once.
-        unsafe { std::alloc::dealloc(self.memory.as_ptr(), self.layout) };
+        if let Self::Host { bytes, layout } = self {
+            // SAFETY: allocated with this layout, freed once.
+            unsafe { std::alloc::dealloc(bytes.as_ptr(), *layout) };
+        }
     }
 }
 
@@ -207,7 +269,7 @@ impl Compiler {
         // Tests run as several processes: the first builds, the others find what it built.
         let lock = fs::File::create(folder.join("lock"))?;
         lock.lock()?;
-        let own = Path::new(FOLDER).join("tests/emulator");
+        let own = own_folder().join("tests/emulator");
         let mut headers = Sha256::new();
         headers.update(format!("{} {:?}", self.version, self.flags));
         for header in header_files(&own)? {
@@ -264,7 +326,7 @@ impl Compiler {
     }
 
     fn command(&self) -> Command {
-        let root = Path::new(FOLDER);
+        let root = own_folder();
         let mut command = Command::new(&self.program);
         command.args(&self.flags).arg("-I").arg(root.join("cu"));
         command.arg("-include").arg(root.join("tests/emulator/shim.h"));
@@ -273,7 +335,7 @@ impl Compiler {
 }
 
 fn header_files(own: &Path) -> io::Result<Vec<PathBuf>> {
-    let common = Path::new(FOLDER).join("cu/common");
+    let common = own_folder().join("cu/common");
     let mut files = vec![own.join("shim.h")];
     for entry in fs::read_dir(common)? {
         files.push(entry?.path());

@@ -54,6 +54,13 @@ CUresult find_context(CUcontext handle, std::shared_ptr<Context>* found) {
     return (*found)->destroyed ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_SUCCESS;
 }
 
+// What was retained stays so: the next to retain finds a new primary context.
+void end_primary(Lock& lock) {
+    std::shared_ptr<Context> primary;
+    primary.swap(device().primary);
+    if (primary != nullptr) destroy_root(lock, primary);
+}
+
 void pop_if_current(const Context* context) {
     if (!stack.empty() && stack.back().get() == context) stack.pop_back();
 }
@@ -89,16 +96,13 @@ std::shared_ptr<Context> new_context(Context::Kind kind, unsigned flags) {
 
 std::shared_ptr<Context> retain_primary() {
     Device& d = device();
-    if (d.primary_retained++ == 0) d.primary = new_context(Context::Kind::primary, 0);
+    d.primary_retained++;
+    if (d.primary == nullptr) d.primary = new_context(Context::Kind::primary, 0);
     return d.primary;
 }
 
 void release_primary(Lock& lock) {
-    Device& d = device();
-    if (--d.primary_retained != 0) return;
-    std::shared_ptr<Context> primary;
-    primary.swap(d.primary);
-    destroy_root(lock, primary);
+    if (--device().primary_retained == 0) end_primary(lock);
 }
 
 void destroy_root(Lock& lock, const std::shared_ptr<Context>& context) {
@@ -162,6 +166,14 @@ EXPORTED CUresult cuDevicePrimaryCtxRelease_v2(CUdevice on) {
         if (on != 0) return CUDA_ERROR_INVALID_DEVICE;
         if (device().primary_retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
         release_primary(lock);
+        return CUDA_SUCCESS;
+    });
+}
+
+EXPORTED CUresult cuDevicePrimaryCtxReset_v2(CUdevice on) {
+    return on_device(__func__, [&](Lock& lock) {
+        if (on != 0) return CUDA_ERROR_INVALID_DEVICE;
+        end_primary(lock);
         return CUDA_SUCCESS;
     });
 }

@@ -1,0 +1,188 @@
+// Matrices of weights as the engine directory stores them, and how a warp reads them for `mma.m16n8k16`.
+//
+// A unit is 4 × 16 bytes of a row: a lane loads 16 contiguous bytes (t = lane % 4 which) of two rows (g = lane / 4, and g + 8) and
+// expands them to BF16 exactly: E2M1 times its block's E4M3 scale has at most 6 significant bits, E4M3 and INT4 have fewer.
+// `mma.m16n8k16` does not care which column of the matrix is its k-th as long as both operands agree, so a lane's 16 bytes feed consecutive
+// MMAs without any exchange (the idea of Marlin, Frantar et al. 2024, arXiv 2408.11743, without repacking the weights). The hardware's
+// E2M1 and E4M3 conversions end in F16, from where BF16 is farther than by the expansion used here.
+#pragma once
+
+#include "common/warp.cuh"
+
+constexpr int TILE_TOKENS = 8;
+// Every output is the sum of NUM_SLICES sums in order; slice s has units s, s + NUM_SLICES, … of a row. So an output's bits depend on the
+// number of columns only, not on which kernel computes it, nor on which tokens are beside it.
+constexpr int NUM_SLICES = 8;
+constexpr int INT4_GROUP = 128;
+constexpr int NVFP4_BLOCK = 16;
+
+enum Format { BF16, FP8, NVFP4, INT4 };
+
+// [num_rows, num_cols], rows one after another.
+struct LinearMatrix {
+    // BF16; E4M3; two nibbles a byte, even column low (E2M1, or two's complement).
+    const uint8_t* codes;
+    // FP8: F32 [num_rows]. NVFP4: E4M3 [num_rows, num_cols / 16]. INT4: F16 [num_rows, ceil(num_cols / 128)]. BF16: none.
+    const uint8_t* scales;
+    // NVFP4: F32 [].
+    const float* global_scale;
+    const float* bias;
+    float* out;
+    uint32_t num_rows;
+};
+
+template <Format FORMAT>
+struct Layout {
+    static constexpr int BITS = FORMAT == BF16 ? 16 : FORMAT == FP8 ? 8 : 4;
+    // Columns of a lane's 16 bytes, and of a unit: 4 lanes, side by side.
+    static constexpr int LANE_COLS = 128 / BITS;
+    static constexpr int UNIT_COLS = 4 * LANE_COLS;
+};
+
+// A lane's share of one row of a unit.
+struct RowPart {
+    uint4 codes;
+    // NVFP4: two E4M3 codes. INT4: one F16.
+    uint32_t scales;
+};
+
+// One row of a matrix.
+struct Row {
+    const uint8_t* codes;
+    const uint8_t* scales;
+};
+
+template <Format FORMAT>
+__device__ __forceinline__ Row row_of(const LinearMatrix& matrix, uint32_t row_idx, uint32_t num_cols) {
+    size_t row = row_idx < matrix.num_rows ? row_idx : matrix.num_rows - 1;
+    size_t scale_bytes = FORMAT == NVFP4  ? num_cols / NVFP4_BLOCK
+                         : FORMAT == INT4 ? (num_cols + INT4_GROUP - 1) / INT4_GROUP * 2
+                                          : 0;
+    return {matrix.codes + row * (num_cols / 8 * Layout<FORMAT>::BITS + num_cols % 8 * Layout<FORMAT>::BITS / 8),
+            matrix.scales + row * scale_bytes};
+}
+
+// The bytes [first, end) of `bytes`, at most 16, as the first of 16; the rest 0.
+__device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t first, uint32_t end) {
+    uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (uint32_t idx = 0; idx < 16; idx++) {
+        if (first + idx < end) words[idx / 4] |= uint32_t(bytes[first + idx]) << (8 * (idx % 4));
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The lane's 16 bytes of codes from column `col` on, and their scales; zeros past the row's end. IS_WHOLE: rows are whole 16-byte pieces.
+template <Format FORMAT, bool IS_WHOLE>
+__device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint32_t num_cols) {
+    RowPart part = {make_uint4(0, 0, 0, 0), 0};
+    // A lane past the row's end still holds sums of the group.
+    uint32_t group = col / INT4_GROUP;
+    if (FORMAT == INT4 && group * INT4_GROUP < num_cols) part.scales = reinterpret_cast<const uint16_t*>(row.scales)[group];
+    if (col >= num_cols) return part;
+    if (IS_WHOLE) {
+        part.codes = load_16_streaming(row.codes + size_t(col) * Layout<FORMAT>::BITS / 8);
+    } else {
+        part.codes = load_bytes(row.codes, col * Layout<FORMAT>::BITS / 8, num_cols * Layout<FORMAT>::BITS / 8);
+    }
+    if (FORMAT == NVFP4) {
+        const uint8_t* scales = row.scales + col / NVFP4_BLOCK;
+        if (IS_WHOLE) {
+            part.scales = *reinterpret_cast<const uint16_t*>(scales);
+        } else {
+            part.scales = scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(scales[1]) << 8 : 0);
+        }
+    }
+    return part;
+}
+
+template <int idx>
+__device__ __forceinline__ uint32_t word_of(const uint4& words) {
+    return idx == 0 ? words.x : idx == 1 ? words.y : idx == 2 ? words.z : words.w;
+}
+
+// Eight columns of a part, chunk CHUNK of it, as four BF16 pairs: columns (i, i + 4) of 4-bit formats, (2i, 2i + 1) of the others.
+template <Format FORMAT, int CHUNK>
+__device__ __forceinline__ void expand(const RowPart& part, uint32_t (&pairs)[4]) {
+    if constexpr (FORMAT == NVFP4) {
+        uint32_t scale = e2m1_scale(part.scales >> (CHUNK / 2 * 8) & 0xff);
+        e2m1x8_to_bf16x2(word_of<CHUNK>(part.codes), scale, pairs);
+    } else if constexpr (FORMAT == INT4) {
+        int4x8_to_bf16x2(word_of<CHUNK>(part.codes), pairs);
+    } else if constexpr (FORMAT == FP8) {
+        uint32_t low[2], high[2];
+        e4m3x4_to_bf16x2(word_of<CHUNK * 2>(part.codes), low);
+        e4m3x4_to_bf16x2(word_of<CHUNK * 2 + 1>(part.codes), high);
+        pairs[0] = low[0], pairs[1] = low[1], pairs[2] = high[0], pairs[3] = high[1];
+    } else {
+        pairs[0] = part.codes.x, pairs[1] = part.codes.y, pairs[2] = part.codes.z, pairs[3] = part.codes.w;
+    }
+}
+
+// Eight activations in the order `expand` gives the columns.
+template <Format FORMAT>
+__device__ __forceinline__ void arrange(const uint4& x, uint32_t (&pairs)[4]) {
+    if constexpr (FORMAT == NVFP4 || FORMAT == INT4) {
+        pairs[0] = __byte_perm(x.x, x.z, 0x5410), pairs[1] = __byte_perm(x.x, x.z, 0x7632);
+        pairs[2] = __byte_perm(x.y, x.w, 0x5410), pairs[3] = __byte_perm(x.y, x.w, 0x7632);
+    } else {
+        pairs[0] = x.x, pairs[1] = x.y, pairs[2] = x.z, pairs[3] = x.w;
+    }
+}
+
+// sums += the product of eight columns of 16 rows (pairs as `expand` gives them, rows g and g + 8) and eight tokens.
+__device__ __forceinline__ void multiply_pairs(const uint32_t (&low)[4], const uint32_t (&high)[4], const uint32_t (&x)[4],
+                                               float (&sums)[4]) {
+    const uint32_t first[4] = {low[0], high[0], low[1], high[1]}, first_x[2] = {x[0], x[1]};
+    const uint32_t second[4] = {low[2], high[2], low[3], high[3]}, second_x[2] = {x[2], x[3]};
+    mma_m16n8k16(sums, first, first_x);
+    mma_m16n8k16(sums, second, second_x);
+}
+
+// sums += group_sums · the scales of an INT4 group, rows g and g + 8.
+__device__ __forceinline__ void add_group(const RowPart& low, const RowPart& high, const float (&group_sums)[4], float (&sums)[4]) {
+    float low_scale = f16_to_float(uint16_t(low.scales)), high_scale = f16_to_float(uint16_t(high.scales));
+    sums[0] = fmaf(group_sums[0], low_scale, sums[0]);
+    sums[1] = fmaf(group_sums[1], low_scale, sums[1]);
+    sums[2] = fmaf(group_sums[2], high_scale, sums[2]);
+    sums[3] = fmaf(group_sums[3], high_scale, sums[3]);
+}
+
+// What remains to be multiplied to a row's sums.
+template <Format FORMAT>
+__device__ __forceinline__ float row_scale(const LinearMatrix& matrix, uint32_t row) {
+    if (FORMAT == FP8) return reinterpret_cast<const float*>(matrix.scales)[row];
+    if (FORMAT == NVFP4) return *matrix.global_scale * E2M1_REST;
+    return 1.0f;
+}
+
+// Stores the output of one row and token, or adds it to what is there. Each operation rounds on its own: no compiler contracts them, in one
+// kernel and not in another, to a fused one.
+template <Format FORMAT>
+__device__ __forceinline__ void write_output(const LinearMatrix& matrix, uint32_t row, uint32_t token, float sum, bool adds) {
+    float result = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
+    if (matrix.bias != nullptr) result = __fadd_rn(result, matrix.bias[row]);
+    float* out = matrix.out + size_t(token) * matrix.num_rows + row;
+    *out = adds ? __fadd_rn(*out, result) : result;
+}
+
+// The matrix a block works on, and its first row: blocks of ROWS rows, matrix after matrix.
+struct Place {
+    LinearMatrix matrix;
+    uint32_t first_row;
+};
+
+template <int ROWS>
+__device__ __forceinline__ Place place_of(uint32_t block, const LinearMatrix& first, const LinearMatrix& second, const LinearMatrix& third) {
+    uint32_t first_blocks = (first.num_rows + ROWS - 1) / ROWS, second_blocks = (second.num_rows + ROWS - 1) / ROWS;
+    if (block < first_blocks) return {first, block * ROWS};
+    block -= first_blocks;
+    if (block < second_blocks) return {second, block * ROWS};
+    return {third, (block - second_blocks) * ROWS};
+}
+
+// Parameters of a kernel that name one matrix; `TAKT_MATRIX_OF` puts them together again.
+#define TAKT_MATRIX(n)                                                                                                             \
+    const uint8_t *codes_##n, const uint8_t *scales_##n, const float *global_scale_##n, const float *bias_##n, float *out_##n,    \
+        uint32_t num_rows_##n
+#define TAKT_MATRIX_OF(n) {codes_##n, scales_##n, global_scale_##n, bias_##n, out_##n, num_rows_##n}
