@@ -10,7 +10,7 @@ use takt_kernels_cu::launch::{
     linear::{Linear, Matrix, Output},
     rms_norm::{NormOutput, RmsNorm},
     rope_kv::{Pairing, QkNorm, RopeKv, RopeTable},
-    rows::{AddBias, CopyRows},
+    rows::CopyRows,
     swiglu::SwiGlu,
 };
 
@@ -146,7 +146,7 @@ impl Forward<'_> {
             v: workspace.qkv[2],
             q_stride: spec.q_dim(),
             kv_stride: spec.kv_dim(),
-            bias: layer.qkv_bias,
+            bias: None,
             norm: layer.qk_norm.map(|(q, k)| QkNorm { q, k, eps: spec.norm_eps }),
             rope: RopeTable {
                 cos,
@@ -197,8 +197,9 @@ impl Forward<'_> {
             },
         };
         list.extend(attention.launches(merging)?);
-        list.push(linear(&[(&layer.o, workspace.residual)], workspace.heads, shape.num_tokens, Output::Add)?);
-        self.add_bias(layer.o_bias, workspace.residual, spec.hidden_size, shape, list)
+        let o = [(&layer.o, workspace.residual)];
+        list.push(linear(&o, workspace.heads, shape.num_tokens, Output::Add)?);
+        Ok(())
     }
 
     fn feed_forward(&self, layer: &DeviceLayer, shape: StepShape, list: &mut Vec<Launch>) -> Result<()> {
@@ -206,9 +207,6 @@ impl Forward<'_> {
         list.push(self.norm(layer.post_attention_norm, shape)?);
         let matrices: Vec<_> = layer.gate_up.iter().zip(workspace.gate_up).collect();
         list.push(linear(&matrices, workspace.normed, shape.num_tokens, Output::Store)?);
-        for (bias, out) in layer.gate_up_bias.iter().flatten().zip(workspace.gate_up) {
-            self.add_bias(Some(*bias), out, spec.intermediate_size, shape, list)?;
-        }
         let swiglu = SwiGlu {
             gate: workspace.gate_up[0],
             up: workspace.gate_up[1],
@@ -217,13 +215,9 @@ impl Forward<'_> {
             width: spec.intermediate_size,
         };
         list.push(swiglu.launch()?);
-        list.push(linear(
-            &[(&layer.down, workspace.residual)],
-            workspace.gated,
-            shape.num_tokens,
-            Output::Add,
-        )?);
-        self.add_bias(layer.down_bias, workspace.residual, spec.hidden_size, shape, list)
+        let down = [(&layer.down, workspace.residual)];
+        list.push(linear(&down, workspace.gated, shape.num_tokens, Output::Add)?);
+        Ok(())
     }
 
     /// Final norm and output head, for the tokens whose logits are wanted.
@@ -272,20 +266,6 @@ impl Forward<'_> {
         };
         Ok(norm.launch()?)
     }
-
-    fn add_bias(
-        &self,
-        bias: Option<DeviceAddress>,
-        x: DeviceAddress,
-        width: usize,
-        shape: StepShape,
-        list: &mut Vec<Launch>,
-    ) -> Result<()> {
-        if let Some(bias) = bias {
-            list.push(AddBias { x, bias, num_rows: shape.num_tokens, width }.launch()?);
-        }
-        Ok(())
-    }
 }
 
 /// Matrices of one format with the same input `x`, each with its output.
@@ -298,7 +278,12 @@ fn linear(
     let first = matrices[0].0;
     let matrices: Vec<_> = matrices
         .iter()
-        .map(|(matrix, out)| Matrix { weights: matrix.weights, num_rows: matrix.num_rows, out: *out })
+        .map(|(matrix, out)| Matrix {
+            weights: matrix.weights,
+            num_rows: matrix.num_rows,
+            bias: matrix.bias,
+            out: *out,
+        })
         .collect();
     let linear =
         Linear { format: first.format, matrices: &matrices, x, num_tokens, num_cols: first.num_cols, output };

@@ -43,28 +43,25 @@ pub(super) struct DeviceModel {
 pub(super) struct DeviceMatrix {
     pub format: WeightFormat,
     pub weights: Weights,
+    /// F32 `[num_rows]`; null without.
+    pub bias: DeviceAddress,
     pub num_rows: usize,
     pub num_cols: usize,
 }
 
-/// One decoder layer; biases and norms that the model has not are `None`.
+/// One decoder layer.
 #[derive(Debug)]
 pub(super) struct DeviceLayer {
     pub input_norm: DeviceAddress,
     /// Q, K and V.
     pub qkv: [DeviceMatrix; 3],
-    /// Of the three, one after another.
-    pub qkv_bias: Option<DeviceAddress>,
-    /// Of Q and K, `[d]` each.
+    /// Of Q and K, `[d]` each; `None` without.
     pub qk_norm: Option<(DeviceAddress, DeviceAddress)>,
     pub o: DeviceMatrix,
-    pub o_bias: Option<DeviceAddress>,
     pub post_attention_norm: DeviceAddress,
     /// Gate and up.
     pub gate_up: [DeviceMatrix; 2],
-    pub gate_up_bias: Option<[DeviceAddress; 2]>,
     pub down: DeviceMatrix,
-    pub down_bias: Option<DeviceAddress>,
 }
 
 /// Gives tensors their places: counted first, then copied.
@@ -139,42 +136,36 @@ impl Placement<'_> {
         let (hidden, inner, q_dim, kv_dim) =
             (spec.hidden_size, spec.intermediate_size, spec.q_dim(), spec.kv_dim());
         let name = |part: &str| format!("model.layers.{layer_idx}.{part}");
-        let qkv = [("q_proj", q_dim), ("k_proj", kv_dim), ("v_proj", kv_dim)]
-            .map(|(part, num_rows)| (name(&format!("self_attn.{part}")), num_rows));
-        let gate_up = ["gate_proj", "up_proj"].map(|part| name(&format!("mlp.{part}")));
-        let (o, down) = (name("self_attn.o_proj"), name("mlp.down_proj"));
+        let attention = |part: &str| name(&format!("self_attn.{part}"));
+        let mlp = |part: &str| name(&format!("mlp.{part}"));
         Ok(DeviceLayer {
             input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
             qkv: [
-                self.named(&qkv[0].0, (q_dim, hidden))?,
-                self.named(&qkv[1].0, (kv_dim, hidden))?,
-                self.named(&qkv[2].0, (kv_dim, hidden))?,
+                self.linear(&attention("q_proj"), (q_dim, hidden), spec.qkv_bias)?,
+                self.linear(&attention("k_proj"), (kv_dim, hidden), spec.qkv_bias)?,
+                self.linear(&attention("v_proj"), (kv_dim, hidden), spec.qkv_bias)?,
             ],
-            qkv_bias: if spec.qkv_bias { Some(self.biases(&qkv)?) } else { None },
             qk_norm: if spec.qk_norm {
-                let q_norm = self.vector(&name("self_attn.q_norm.weight"), spec.head_dim)?;
-                Some((q_norm, self.vector(&name("self_attn.k_norm.weight"), spec.head_dim)?))
+                let q_norm = self.vector(&attention("q_norm.weight"), spec.head_dim)?;
+                Some((q_norm, self.vector(&attention("k_norm.weight"), spec.head_dim)?))
             } else {
                 None
             },
-            o: self.named(&o, (hidden, q_dim))?,
-            o_bias: self.bias(spec.o_bias, &o, hidden)?,
+            o: self.linear(&attention("o_proj"), (hidden, q_dim), spec.o_bias)?,
             post_attention_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: [self.named(&gate_up[0], (inner, hidden))?, self.named(&gate_up[1], (inner, hidden))?],
-            gate_up_bias: match (
-                self.bias(spec.mlp_bias, &gate_up[0], inner)?,
-                self.bias(spec.mlp_bias, &gate_up[1], inner)?,
-            ) {
-                (Some(gate), Some(up)) => Some([gate, up]),
-                _ => None,
-            },
-            down: self.named(&down, (hidden, inner))?,
-            down_bias: self.bias(spec.mlp_bias, &down, hidden)?,
+            gate_up: [
+                self.linear(&mlp("gate_proj"), (inner, hidden), spec.mlp_bias)?,
+                self.linear(&mlp("up_proj"), (inner, hidden), spec.mlp_bias)?,
+            ],
+            down: self.linear(&mlp("down_proj"), (hidden, inner), spec.mlp_bias)?,
         })
     }
 
-    fn named(&mut self, name: &str, shape: (usize, usize)) -> Result<DeviceMatrix> {
-        self.matrix(name, self.source.matrix(name)?, shape)
+    fn linear(&mut self, name: &str, shape: (usize, usize), has_bias: bool) -> Result<DeviceMatrix> {
+        let matrix = self.matrix(name, self.source.matrix(name)?, shape)?;
+        let bias =
+            if has_bias { self.vector(&format!("{name}.bias"), shape.0)? } else { DeviceAddress::NULL };
+        Ok(DeviceMatrix { bias, ..matrix })
     }
 
     fn matrix(&mut self, name: &str, view: MatrixView<'_>, shape: (usize, usize)) -> Result<DeviceMatrix> {
@@ -198,33 +189,22 @@ impl Placement<'_> {
             WeightKind::Nvfp4 => WeightFormat::Nvfp4,
             WeightKind::Int4 => WeightFormat::Int4,
         };
-        Ok(DeviceMatrix { format, weights, num_rows: view.num_rows, num_cols: view.num_cols })
-    }
-
-    fn bias(&mut self, has_bias: bool, name: &str, len: usize) -> Result<Option<DeviceAddress>> {
-        if has_bias { self.vector(&format!("{name}.bias"), len).map(Some) } else { Ok(None) }
-    }
-
-    fn biases(&mut self, parts: &[(String, usize)]) -> Result<DeviceAddress> {
-        let mut all = Vec::new();
-        for (name, len) in parts {
-            all.extend(self.values(&format!("{name}.bias"), *len)?);
-        }
-        self.place_f32(&all)
+        Ok(DeviceMatrix {
+            format,
+            weights,
+            bias: DeviceAddress::NULL,
+            num_rows: view.num_rows,
+            num_cols: view.num_cols,
+        })
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<DeviceAddress> {
-        let values = self.values(name, len)?;
-        self.place_f32(&values)
-    }
-
-    fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let values = self.source.vector(name)?;
         if values.len() != len {
             let fact = format!("{} values, expected {len}", values.len());
             return Err(EngineError::Tensor { name: name.into(), fact });
         }
-        Ok(values)
+        self.place_f32(&values)
     }
 
     /// As the CPU backend computes them: F32 products `position · inv_freq`.
