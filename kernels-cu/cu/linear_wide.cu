@@ -83,8 +83,8 @@ __device__ __forceinline__ Parts<S> load_parts(const Row (&low)[S::ROW_TILES], c
     uint32_t col = unit_col + lane_idx() % 4 * Layout<FORMAT>::LANE_COLS;
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
-        parts.low[tile] = load_part<FORMAT, true>(low[tile], col, num_cols);
-        parts.high[tile] = load_part<FORMAT, true>(high[tile], col, num_cols);
+        parts.low[tile] = load_part<FORMAT, true>(low[tile].template at<FORMAT>(col), col, num_cols);
+        parts.high[tile] = load_part<FORMAT, true>(high[tile].template at<FORMAT>(col), col, num_cols);
     }
     return parts;
 }

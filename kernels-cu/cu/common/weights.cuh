@@ -46,10 +46,17 @@ struct RowPart {
     uint32_t scales;
 };
 
-// One row of a matrix.
+// One row of a matrix, from some column on.
 struct Row {
     const uint8_t* codes;
     const uint8_t* scales;
+
+    // `cols` columns further on: whole blocks and groups.
+    template <Format FORMAT>
+    __device__ __forceinline__ Row at(uint32_t cols) const {
+        size_t scale_bytes = FORMAT == NVFP4 ? cols / NVFP4_BLOCK : FORMAT == INT4 ? cols / INT4_GROUP * 2 : 0;
+        return {codes + size_t(cols) * Layout<FORMAT>::BITS / 8, scales + scale_bytes};
+    }
 };
 
 template <Format FORMAT>
@@ -58,39 +65,39 @@ __device__ __forceinline__ Row row_of(const LinearMatrix& matrix, uint32_t row_i
     size_t scale_bytes = FORMAT == NVFP4  ? num_cols / NVFP4_BLOCK
                          : FORMAT == INT4 ? (num_cols + INT4_GROUP - 1) / INT4_GROUP * 2
                                           : 0;
-    return {matrix.codes + row * (num_cols / 8 * Layout<FORMAT>::BITS + num_cols % 8 * Layout<FORMAT>::BITS / 8),
-            matrix.scales + row * scale_bytes};
+    return {matrix.codes + row * (size_t(num_cols) * Layout<FORMAT>::BITS / 8), matrix.scales + row * scale_bytes};
 }
 
-// The bytes [first, end) of `bytes`, at most 16, as the first of 16; the rest 0.
-__device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t first, uint32_t end) {
+// The first `count` bytes at `bytes`, at most 16; the rest 0.
+__device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t count) {
     uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
     for (uint32_t idx = 0; idx < 16; idx++) {
-        if (first + idx < end) words[idx / 4] |= uint32_t(bytes[first + idx]) << (8 * (idx % 4));
+        if (idx < count) words[idx / 4] |= uint32_t(bytes[idx]) << (8 * (idx % 4));
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The lane's 16 bytes of codes from column `col` on, and their scales; zeros past the row's end. IS_WHOLE: rows are whole 16-byte pieces.
+// The lane's 16 bytes of codes at `row`, which is at column `col`, and their scales; zeros past the row's end. IS_WHOLE: rows are whole
+// 16-byte pieces.
 template <Format FORMAT, bool IS_WHOLE>
 __device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint32_t num_cols) {
     RowPart part = {make_uint4(0, 0, 0, 0), 0};
     // A lane past the row's end still holds sums of the group.
-    uint32_t group = col / INT4_GROUP;
-    if (FORMAT == INT4 && group * INT4_GROUP < num_cols) part.scales = reinterpret_cast<const uint16_t*>(row.scales)[group];
+    if (FORMAT == INT4 && col / INT4_GROUP * INT4_GROUP < num_cols) {
+        part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
+    }
     if (col >= num_cols) return part;
     if (IS_WHOLE) {
-        part.codes = load_16_streaming(row.codes + size_t(col) * Layout<FORMAT>::BITS / 8);
+        part.codes = load_16_streaming(row.codes);
     } else {
-        part.codes = load_bytes(row.codes, col * Layout<FORMAT>::BITS / 8, num_cols * Layout<FORMAT>::BITS / 8);
+        part.codes = load_bytes(row.codes, (num_cols - col) * Layout<FORMAT>::BITS / 8);
     }
     if (FORMAT == NVFP4) {
-        const uint8_t* scales = row.scales + col / NVFP4_BLOCK;
         if (IS_WHOLE) {
-            part.scales = *reinterpret_cast<const uint16_t*>(scales);
+            part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
         } else {
-            part.scales = scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(scales[1]) << 8 : 0);
+            part.scales = row.scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(row.scales[1]) << 8 : 0);
         }
     }
     return part;
@@ -105,8 +112,9 @@ __device__ __forceinline__ uint32_t word_of(const uint4& words) {
 template <Format FORMAT, int CHUNK>
 __device__ __forceinline__ void expand(const RowPart& part, uint32_t (&pairs)[4]) {
     if constexpr (FORMAT == NVFP4) {
-        uint32_t scale = e2m1_scale(part.scales >> (CHUNK / 2 * 8) & 0xff);
-        e2m1x8_to_bf16x2(word_of<CHUNK>(part.codes), scale, pairs);
+        uint32_t scales[2];
+        e2m1_scales(part.scales, scales);
+        e2m1x8_to_bf16x2(word_of<CHUNK>(part.codes), scales[CHUNK / 2], pairs);
     } else if constexpr (FORMAT == INT4) {
         int4x8_to_bf16x2(word_of<CHUNK>(part.codes), pairs);
     } else if constexpr (FORMAT == FP8) {
@@ -151,8 +159,8 @@ __device__ __forceinline__ void add_group(const RowPart& low, const RowPart& hig
 // What remains to be multiplied to a row's sums.
 template <Format FORMAT>
 __device__ __forceinline__ float row_scale(const LinearMatrix& matrix, uint32_t row) {
-    if (FORMAT == FP8) return reinterpret_cast<const float*>(matrix.scales)[row];
-    if (FORMAT == NVFP4) return *matrix.global_scale * E2M1_REST;
+    if (FORMAT == FP8) return __ldg(reinterpret_cast<const float*>(matrix.scales) + row);
+    if (FORMAT == NVFP4) return __ldg(matrix.global_scale) * E2M1_REST;
     return 1.0f;
 }
 
@@ -161,7 +169,7 @@ __device__ __forceinline__ float row_scale(const LinearMatrix& matrix, uint32_t 
 template <Format FORMAT>
 __device__ __forceinline__ void write_output(const LinearMatrix& matrix, uint32_t row, uint32_t token, float sum, bool adds) {
     float result = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
-    if (matrix.bias != nullptr) result = __fadd_rn(result, matrix.bias[row]);
+    if (matrix.bias != nullptr) result = __fadd_rn(result, __ldg(matrix.bias + row));
     float* out = matrix.out + size_t(token) * matrix.num_rows + row;
     *out = adds ? __fadd_rn(*out, result) : result;
 }
