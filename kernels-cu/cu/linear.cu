@@ -3,7 +3,7 @@
 //   weights   as the engine directory stores them, see `LinearMatrix`
 //   x         BF16 [num_tokens, num_cols]
 //   bias      F32  [num_rows] or null
-//   out       F32  [num_tokens, num_rows], written or added to
+//   out       F32  [num_tokens, num_rows], written or added to; or BF16, of two matrices: silu(gate) · up, see `Output`
 //
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
@@ -131,7 +131,7 @@ __device__ __forceinline__ void multiply_rows(const Row& low, const Row& high, c
 
 // Adds the warps' sums in order, and stores the block's outputs.
 template <Format FORMAT, int TOKEN_TILES>
-__device__ __forceinline__ void finish(const Place& place, const Activations& x, bool adds, const float (&sums)[TOKEN_TILES][4]) {
+__device__ __forceinline__ void finish(const Place& place, const Activations& x, const float (&sums)[TOKEN_TILES][4]) {
     constexpr int TOKENS = TOKEN_TILES * TILE_TOKENS;
     __shared__ float partial[NUM_SLICES][TOKENS * PARTIAL_STRIDE];
     int group = lane_idx() / 4, pair = lane_idx() % 4 * 2;
@@ -144,39 +144,47 @@ __device__ __forceinline__ void finish(const Place& place, const Activations& x,
         }
     }
     __syncthreads();
-    for (int output = int(threadIdx.x); output < TOKENS * TILE_ROWS; output += THREADS) {
-        int token_idx = output / TILE_ROWS, row_idx = output % TILE_ROWS;
-        uint32_t token = x.first_token + token_idx, row = place.first_row + row_idx;
-        if (token >= x.num_tokens || row >= place.matrix.num_rows) continue;
+    auto total = [&](int token, int row) {
         float sum = 0.0f;
 #pragma unroll
-        for (int slice = 0; slice < NUM_SLICES; slice++) sum += partial[slice][token_idx * PARTIAL_STRIDE + row_idx];
-        write_output<FORMAT>(place.matrix, row, token, sum, adds);
+        for (int slice = 0; slice < NUM_SLICES; slice++) sum += partial[slice][token * PARTIAL_STRIDE + row];
+        return sum;
+    };
+    int rows = int(place.rows_of_tile());
+    for (int output = int(threadIdx.x); output < TOKENS * rows; output += THREADS) {
+        int token_idx = output / rows, row_idx = output % rows;
+        uint32_t token = x.first_token + token_idx, row = place.first_row + row_idx;
+        if (token >= x.num_tokens) continue;
+        if (place.output == SWIGLU) {
+            place.write_swiglu<FORMAT>(row, token, total(token_idx, row_idx), total(token_idx, row_idx + 8));
+        } else {
+            place.write<FORMAT>(row, token, total(token_idx, row_idx));
+        }
     }
 }
 
 template <Format FORMAT, int TOKEN_TILES>
-__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols, bool adds) {
+__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     Activations activations = {x, blockIdx.y * TOKEN_TILES * TILE_TOKENS, num_tokens, num_cols};
     uint32_t low_row = place.first_row + lane_idx() / 4;
-    Row low = row_of<FORMAT>(place.matrix, low_row, num_cols), high = row_of<FORMAT>(place.matrix, low_row + 8, num_cols);
+    Row low = place.low_row<FORMAT>(low_row, num_cols), high = place.high_row<FORMAT>(low_row, num_cols);
     float sums[TOKEN_TILES][4] = {};
     if (num_cols % Layout<FORMAT>::LANE_COLS == 0) {
         multiply_rows<FORMAT, TOKEN_TILES, true>(low, high, activations, sums);
     } else {
         multiply_rows<FORMAT, TOKEN_TILES, false>(low, high, activations, sums);
     }
-    finish<FORMAT, TOKEN_TILES>(place, activations, adds, sums);
+    finish<FORMAT, TOKEN_TILES>(place, activations, sums);
 }
 
 }  // namespace
 
 #define TAKT_LINEAR(name, format, token_tiles)                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) name##_##token_tiles(                                                \
-        TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t adds) {   \
+        TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t output) { \
         LinearMatrix first = TAKT_MATRIX_OF(0), second = TAKT_MATRIX_OF(1), third = TAKT_MATRIX_OF(2);                            \
-        Place place = place_of<TILE_ROWS>(blockIdx.x, first, second, third);                                                      \
-        linear<format, token_tiles>(place, x, num_tokens, num_cols, adds != 0);                                                   \
+        Place place = place_of<TILE_ROWS>(blockIdx.x, first, second, third, Output(output));                                      \
+        linear<format, token_tiles>(place, x, num_tokens, num_cols);                                                              \
     }
 
 TAKT_LINEAR(linear_bf16, BF16, 1)

@@ -7,6 +7,7 @@
 // E2M1 and E4M3 conversions end in F16, from where BF16 is farther than by the expansion used here.
 #pragma once
 
+#include "common/swiglu.cuh"
 #include "common/warp.cuh"
 
 constexpr int TILE_TOKENS = 8;
@@ -164,29 +165,68 @@ __device__ __forceinline__ float row_scale(const LinearMatrix& matrix, uint32_t 
     return 1.0f;
 }
 
-// Stores the output of one row and token, or adds it to what is there. Each operation rounds on its own: no compiler contracts them, in one
-// kernel and not in another, to a fused one.
+// The product of one row: its sum, scaled, with the bias. Each operation here rounds on its own: no compiler contracts them, in one kernel
+// and not in another, to a fused one.
 template <Format FORMAT>
-__device__ __forceinline__ void write_output(const LinearMatrix& matrix, uint32_t row, uint32_t token, float sum, bool adds) {
-    float result = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
-    if (matrix.bias != nullptr) result = __fadd_rn(result, __ldg(matrix.bias + row));
-    float* out = matrix.out + size_t(token) * matrix.num_rows + row;
-    *out = adds ? __fadd_rn(*out, result) : result;
+__device__ __forceinline__ float product_of(const LinearMatrix& matrix, uint32_t row, float sum) {
+    float product = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
+    return matrix.bias == nullptr ? product : __fadd_rn(product, __ldg(matrix.bias + row));
 }
 
-// The matrix a block works on, and its first row: blocks of ROWS rows, matrix after matrix.
-struct Place {
-    LinearMatrix matrix;
-    uint32_t first_row;
+// What becomes of products; a kernel's last argument.
+enum Output : uint32_t {
+    // F32, written.
+    STORE,
+    // F32, added to what is there.
+    ADD,
+    // The first matrix is the gate, the second `up`, of equally many rows: silu(gate) · up is written to the first one's output, as BF16.
+    SWIGLU,
 };
 
+// What a block works on: rows of one matrix from `first_row` on; with SWIGLU rows of the gate and the same of `up`, half as many each.
+struct Place {
+    LinearMatrix matrix, up;
+    uint32_t first_row;
+    Output output;
+
+    // How far the rows of one row tile, 16 rows of A, reach.
+    __device__ __forceinline__ uint32_t rows_of_tile() const { return output == SWIGLU ? 8 : 16; }
+    // The two rows of a lane in a row tile: g and g + 8 of one matrix, or g of the gate and g of `up`.
+    template <Format FORMAT>
+    __device__ __forceinline__ Row low_row(uint32_t row, uint32_t num_cols) const {
+        return row_of<FORMAT>(matrix, row, num_cols);
+    }
+    template <Format FORMAT>
+    __device__ __forceinline__ Row high_row(uint32_t row, uint32_t num_cols) const {
+        return output == SWIGLU ? row_of<FORMAT>(up, row, num_cols) : row_of<FORMAT>(matrix, row + 8, num_cols);
+    }
+
+    template <Format FORMAT>
+    __device__ __forceinline__ void write(uint32_t row, uint32_t token, float sum) const {
+        if (row >= matrix.num_rows) return;
+        float product = product_of<FORMAT>(matrix, row, sum);
+        float* out = matrix.out + size_t(token) * matrix.num_rows + row;
+        *out = output == ADD ? __fadd_rn(*out, product) : product;
+    }
+    template <Format FORMAT>
+    __device__ __forceinline__ void write_swiglu(uint32_t row, uint32_t token, float gate_sum, float up_sum) const {
+        if (row >= matrix.num_rows) return;
+        float gate = product_of<FORMAT>(matrix, row, gate_sum), linear = product_of<FORMAT>(up, row, up_sum);
+        bf16* out = reinterpret_cast<bf16*>(matrix.out) + size_t(token) * matrix.num_rows + row;
+        *out = float_to_bf16(swiglu_of(gate, linear));
+    }
+};
+
+// Blocks of ROWS rows, matrix after matrix.
 template <int ROWS>
-__device__ __forceinline__ Place place_of(uint32_t block, const LinearMatrix& first, const LinearMatrix& second, const LinearMatrix& third) {
+__device__ __forceinline__ Place place_of(uint32_t block, const LinearMatrix& first, const LinearMatrix& second, const LinearMatrix& third,
+                                          Output output) {
+    if (output == SWIGLU) return {first, second, block * (ROWS / 2), output};
     uint32_t first_blocks = (first.num_rows + ROWS - 1) / ROWS, second_blocks = (second.num_rows + ROWS - 1) / ROWS;
-    if (block < first_blocks) return {first, block * ROWS};
+    if (block < first_blocks) return {first, first, block * ROWS, output};
     block -= first_blocks;
-    if (block < second_blocks) return {second, block * ROWS};
-    return {third, (block - second_blocks) * ROWS};
+    if (block < second_blocks) return {second, second, block * ROWS, output};
+    return {third, third, (block - second_blocks) * ROWS, output};
 }
 
 // Parameters of a kernel that name one matrix; `TAKT_MATRIX_OF` puts them together again.
