@@ -36,6 +36,7 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
+use takt_kernels_cu::source::SOURCES;
 
 use super::{Compiler, hex, own_folder, run};
 
@@ -89,14 +90,12 @@ impl EmulatedDevice {
         self
     }
 
-    /// All kernels of `cu/`.
+    /// All kernels.
     #[must_use]
     pub fn all_kernels(self) -> Self {
-        let files = fs::read_dir(own_folder().join("cu")).unwrap().map(|entry| entry.unwrap().path());
-        let mut sources: Vec<_> =
-            files.filter(|path| path.extension().is_some_and(|kind| kind == "cu")).collect();
-        sources.sort_unstable();
-        self.kernel_files(&sources)
+        let files: Vec<_> =
+            SOURCES.iter().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
+        self.kernel_files(&files)
     }
 
     /// Other files whose kernels the device has.
