@@ -21,7 +21,7 @@
 //! - `Device::report` counts what is alive, what destroyed contexts still held, and the calls of each function. `Device::fail_allocation`
 //!   and its neighbours make the device fail.
 //! - Not emulated, and refused: clusters, cooperative launches, memory pools, managed memory, linking, PTX, textures, IPC. Time means
-//!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture.
+//!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture, and ranges of a copy within the device must not overlap.
 
 use std::{
     collections::BTreeMap,
