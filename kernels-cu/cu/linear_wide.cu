@@ -83,8 +83,8 @@ __device__ __forceinline__ Parts<S> load_parts(const Row (&low)[S::ROW_TILES], c
     uint32_t col = unit_col + lane_idx() % 4 * Layout<FORMAT>::LANE_COLS;
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
-        parts.low[tile] = load_part<FORMAT, true>(low[tile], col, num_cols);
-        parts.high[tile] = load_part<FORMAT, true>(high[tile], col, num_cols);
+        parts.low[tile] = load_part<FORMAT, true>(low[tile].template at<FORMAT>(col), col, num_cols);
+        parts.high[tile] = load_part<FORMAT, true>(high[tile].template at<FORMAT>(col), col, num_cols);
     }
     return parts;
 }
@@ -163,14 +163,14 @@ __device__ __forceinline__ void end_slice(Sums<S>& sums, float* totals, bool is_
 }
 
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void multiply_rows(const LinearMatrix& matrix, uint32_t first_row, const Tokens& tokens, uint32_t num_cols,
+__device__ __forceinline__ void multiply_rows(const Place& place, uint32_t first_row, const Tokens& tokens, uint32_t num_cols,
                                               uint4* shared_x, float* totals) {
     constexpr int STAGE_SIZE = S::TOKENS * STAGE_PIECES;
     Row low[S::ROW_TILES], high[S::ROW_TILES];
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
-        low[tile] = row_of<FORMAT>(matrix, first_row + tile * 16, num_cols);
-        high[tile] = row_of<FORMAT>(matrix, first_row + tile * 16 + 8, num_cols);
+        low[tile] = place.low_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
+        high[tile] = place.high_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
     }
     Stage<FORMAT, S> stage = {0, 0, num_cols}, copied = stage;
 #pragma unroll
@@ -203,31 +203,36 @@ __device__ __forceinline__ void multiply_rows(const LinearMatrix& matrix, uint32
 }
 
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void write_outputs(const LinearMatrix& matrix, uint32_t first_row, const Tokens& tokens, bool adds,
-                                              float* totals) {
+__device__ __forceinline__ void write_outputs(const Place& place, uint32_t first_row, const Tokens& tokens, float* totals) {
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
+        uint32_t row = first_row + tile * place.rows_of_tile();
 #pragma unroll
         for (int token_tile = 0; token_tile < S::TOKEN_TILES; token_tile++) {
 #pragma unroll
-            for (int idx = 0; idx < 4; idx++) {
-                uint32_t token = tokens.first_token + token_tile * TILE_TOKENS + lane_idx() % 4 * 2 + idx % 2;
-                uint32_t row = first_row + tile * 16 + idx / 2 * 8;
-                if (token >= tokens.num_tokens || row >= matrix.num_rows) continue;
-                write_output<FORMAT>(matrix, row, token, total_of<S>(totals, tile, token_tile, idx), adds);
+            for (int idx = 0; idx < 2; idx++) {
+                uint32_t token = tokens.first_token + token_tile * TILE_TOKENS + lane_idx() % 4 * 2 + idx;
+                if (token >= tokens.num_tokens) continue;
+                float low = total_of<S>(totals, tile, token_tile, idx), high = total_of<S>(totals, tile, token_tile, idx + 2);
+                if (place.output == SWIGLU) {
+                    place.write_swiglu<FORMAT>(row, token, low, high);
+                } else {
+                    place.write<FORMAT>(row, token, low);
+                    place.write<FORMAT>(row + 8, token, high);
+                }
             }
         }
     }
 }
 
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols, bool adds) {
+__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     TAKT_DYNAMIC_SHARED(uint4, shared_x);
     Tokens tokens = {x, blockIdx.y * S::TOKENS, num_tokens};
-    uint32_t first_row = place.first_row + warp_idx() * S::ROW_TILES * 16 + lane_idx() / 4;
+    uint32_t first_row = place.first_row + warp_idx() * S::ROW_TILES * place.rows_of_tile() + lane_idx() / 4;
     float* totals = reinterpret_cast<float*>(shared_x + NUM_STAGES * S::TOKENS * STAGE_PIECES);
-    multiply_rows<FORMAT, S>(place.matrix, first_row, tokens, num_cols, shared_x, totals);
-    write_outputs<FORMAT, S>(place.matrix, first_row, tokens, adds, totals);
+    multiply_rows<FORMAT, S>(place, first_row, tokens, num_cols, shared_x, totals);
+    write_outputs<FORMAT, S>(place, first_row, tokens, totals);
 }
 
 }  // namespace
@@ -235,11 +240,11 @@ __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32
 // Dynamic shared memory: 3 stages of 8 · token_tiles tokens of 256 bytes, and the block's outputs in F32.
 #define TAKT_LINEAR(name, format, token_tiles, row_tiles, num_warps, min_blocks)                                                  \
     extern "C" __global__ void __launch_bounds__(num_warps * WARP_SIZE, min_blocks) name##_wide_##token_tiles(                    \
-        TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t adds) {   \
+        TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t output) { \
         typedef Shape<format, token_tiles, row_tiles, num_warps> S;                                                               \
         LinearMatrix first = TAKT_MATRIX_OF(0), second = TAKT_MATRIX_OF(1), third = TAKT_MATRIX_OF(2);                            \
-        Place place = place_of<S::ROWS>(blockIdx.x, first, second, third);                                                        \
-        linear<format, S>(place, x, num_tokens, num_cols, adds != 0);                                                             \
+        Place place = place_of<S::ROWS>(blockIdx.x, first, second, third, Output(output));                                        \
+        linear<format, S>(place, x, num_tokens, num_cols);                                                                        \
     }
 
 // 16 tokens, 128 rows; 32 tokens, 64 rows; 64 tokens, 128 rows. INT4's sums of groups take registers: half the rows a warp there.

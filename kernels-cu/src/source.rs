@@ -53,6 +53,7 @@ pub const SOURCES: &[Source] = &[
 pub const HEADERS: &[Header] = &[
     header!("common/attention.cuh"),
     header!("common/kv.cuh"),
+    header!("common/swiglu.cuh"),
     header!("common/types.cuh"),
     header!("common/warp.cuh"),
     header!("common/weights.cuh"),

@@ -12,11 +12,12 @@ use takt_engine::quant::{QuantizedMatrix, WeightKind, quantize};
 use takt_kernels_cu::launch::{
     DeviceAddress, Launch,
     linear::{Linear, Matrix, Output, Tiling, WeightFormat, Weights},
+    swiglu::SwiGlu,
 };
 
 fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
-    EMULATOR.get_or_init(|| Emulator::of(&["linear.cu", "linear_wide.cu"])).as_ref()
+    EMULATOR.get_or_init(|| Emulator::of(&["linear.cu", "linear_wide.cu", "swiglu.cu"])).as_ref()
 }
 
 fn kind_of(format: WeightFormat) -> WeightKind {
@@ -336,6 +337,35 @@ fn every_tiling_gives_the_same_bits() {
             }
             let found: Vec<f32> = outputs[0].iter().map(|&bits| f32::from_bits(bits)).collect();
             assert_close(&found, &device.expected(&x, num_tokens), 0.25, &format!("{format}"));
+        }
+    }
+}
+
+#[test]
+fn gate_and_up_end_in_swiglu_with_the_bits_of_three_launches() {
+    if emulator().is_none() {
+        return;
+    }
+    let (num_rows, num_tokens) = (75, 35);
+    for (format, num_cols) in WeightFormat::ALL.into_iter().flat_map(|format| [(format, 48), (format, 1120)])
+    {
+        let devices = [1, 2].map(|seed| Device::new(format, num_rows, num_cols, seed));
+        let matrices: Vec<&Device> = devices.iter().collect();
+        let x = activations(num_tokens, num_cols);
+        let products = run(format, &matrices, &x, num_tokens, Output::Store);
+        let [gate, up] = [0, 1].map(|idx: usize| Buffer::from_slice(&products[idx]));
+        let wanted = Buffer::filled(num_tokens * num_rows, bf16::NAN);
+        let out = wanted.address();
+        let swiglu = SwiGlu { gate: gate.address(), up: up.address(), out, num_tokens, width: num_rows };
+        emulator().unwrap().launch(&swiglu.launch().unwrap()).unwrap();
+        for tiling in Tiling::ALL.into_iter().filter(|tiling| num_cols != 48 || !tiling.is_wide()) {
+            let found = run_with(&matrices, &x, |linear| {
+                Linear { format, output: Output::SwiGlu, ..linear }.launch_as(tiling).unwrap()
+            });
+            let bytes: Vec<u8> = found[0].iter().flat_map(|value| value.to_le_bytes()).collect();
+            let found: Vec<bf16> =
+                bytes.chunks_exact(2).map(|raw| bf16::from_le_bytes([raw[0], raw[1]])).collect();
+            assert!(found[..num_tokens * num_rows] == wanted.to_vec(), "{format} {num_cols} {tiling:?}");
         }
     }
 }

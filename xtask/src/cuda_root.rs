@@ -88,3 +88,11 @@ pub fn tools() -> anyhow::Result<PathBuf> {
     let name = format!("tools-{}", packages[0].version);
     Ok(installed(&target_folder().join("cuda"), &name, &packages, |_| Ok(()))?.join("nvidia/cu13/bin"))
 }
+
+/// `compute-sanitizer`, fetched if need be.
+pub fn sanitizer() -> anyhow::Result<PathBuf> {
+    let packages = [Package { name: "nvidia-cuda-sanitizer-api", version: "13.0.85", megabytes: 14 }];
+    let name = format!("sanitizer-{}", packages[0].version);
+    let folder = installed(&target_folder().join("cuda"), &name, &packages, |_| Ok(()))?;
+    Ok(folder.join("nvidia/cu13/bin/compute-sanitizer"))
+}

@@ -145,11 +145,15 @@ __device__ __forceinline__ void e2m1x8_to_bf16x2(uint32_t codes, uint32_t scale,
     pairs[3] = bf16x2_multiply((upper & 0x00f000f0u) * 0x0104u & PLACES, scale);
 }
 
-// The BF16 pair `scale` of `e2m1x8_to_bf16x2` for a block's E4M3 scale: value · 2^119, the most BF16 holds. Products are short of
-// `E2M1_REST`, exact, and normal: at most 6 significant bits, from 2^−17 to 21.
-__device__ __forceinline__ uint32_t e2m1_scale(uint32_t e4m3_code) {
-    uint32_t bits = __float_as_uint(e4m3_to_float(e4m3_code) * 0x1p119f);
-    return __byte_perm(bits, 0, 0x3232);
+// The BF16 pairs `scale` of `e2m1x8_to_bf16x2` for the E4M3 scales of two blocks, the first in the low byte: value · 2^119, the most BF16
+// holds. Products are short of `E2M1_REST`, exact, and normal: at most 6 significant bits, from 2^−17 to 21.
+__device__ __forceinline__ void e2m1_scales(uint32_t e4m3_codes, uint32_t (&scales)[2]) {
+    constexpr uint32_t SIGN = 0x80008000u, MAGNITUDE = 0x07f007f0u, TWO_TO_120 = 0x7b807b80u, TWO_TO_119 = 0x7b007b00u;
+    uint32_t codes = __byte_perm(e4m3_codes, 0, 0x1404);
+    uint32_t values = bf16x2_multiply((codes & SIGN) | (codes >> 4 & MAGNITUDE), TWO_TO_120);
+    uint32_t scaled = bf16x2_multiply(values, TWO_TO_119);
+    scales[0] = __byte_perm(scaled, 0, 0x1010);
+    scales[1] = __byte_perm(scaled, 0, 0x3232);
 }
 constexpr float E2M1_REST = 128.0f;
 

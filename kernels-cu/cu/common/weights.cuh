@@ -7,6 +7,7 @@
 // E2M1 and E4M3 conversions end in F16, from where BF16 is farther than by the expansion used here.
 #pragma once
 
+#include "common/swiglu.cuh"
 #include "common/warp.cuh"
 
 constexpr int TILE_TOKENS = 8;
@@ -46,10 +47,17 @@ struct RowPart {
     uint32_t scales;
 };
 
-// One row of a matrix.
+// One row of a matrix, from some column on.
 struct Row {
     const uint8_t* codes;
     const uint8_t* scales;
+
+    // `cols` columns further on: whole blocks and groups.
+    template <Format FORMAT>
+    __device__ __forceinline__ Row at(uint32_t cols) const {
+        size_t scale_bytes = FORMAT == NVFP4 ? cols / NVFP4_BLOCK : FORMAT == INT4 ? cols / INT4_GROUP * 2 : 0;
+        return {codes + size_t(cols) * Layout<FORMAT>::BITS / 8, scales + scale_bytes};
+    }
 };
 
 template <Format FORMAT>
@@ -58,39 +66,39 @@ __device__ __forceinline__ Row row_of(const LinearMatrix& matrix, uint32_t row_i
     size_t scale_bytes = FORMAT == NVFP4  ? num_cols / NVFP4_BLOCK
                          : FORMAT == INT4 ? (num_cols + INT4_GROUP - 1) / INT4_GROUP * 2
                                           : 0;
-    return {matrix.codes + row * (num_cols / 8 * Layout<FORMAT>::BITS + num_cols % 8 * Layout<FORMAT>::BITS / 8),
-            matrix.scales + row * scale_bytes};
+    return {matrix.codes + row * (size_t(num_cols) * Layout<FORMAT>::BITS / 8), matrix.scales + row * scale_bytes};
 }
 
-// The bytes [first, end) of `bytes`, at most 16, as the first of 16; the rest 0.
-__device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t first, uint32_t end) {
+// The first `count` bytes at `bytes`, at most 16; the rest 0.
+__device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t count) {
     uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
     for (uint32_t idx = 0; idx < 16; idx++) {
-        if (first + idx < end) words[idx / 4] |= uint32_t(bytes[first + idx]) << (8 * (idx % 4));
+        if (idx < count) words[idx / 4] |= uint32_t(bytes[idx]) << (8 * (idx % 4));
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The lane's 16 bytes of codes from column `col` on, and their scales; zeros past the row's end. IS_WHOLE: rows are whole 16-byte pieces.
+// The lane's 16 bytes of codes at `row`, which is at column `col`, and their scales; zeros past the row's end. IS_WHOLE: rows are whole
+// 16-byte pieces.
 template <Format FORMAT, bool IS_WHOLE>
 __device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint32_t num_cols) {
     RowPart part = {make_uint4(0, 0, 0, 0), 0};
     // A lane past the row's end still holds sums of the group.
-    uint32_t group = col / INT4_GROUP;
-    if (FORMAT == INT4 && group * INT4_GROUP < num_cols) part.scales = reinterpret_cast<const uint16_t*>(row.scales)[group];
+    if (FORMAT == INT4 && col / INT4_GROUP * INT4_GROUP < num_cols) {
+        part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
+    }
     if (col >= num_cols) return part;
     if (IS_WHOLE) {
-        part.codes = load_16_streaming(row.codes + size_t(col) * Layout<FORMAT>::BITS / 8);
+        part.codes = load_16_streaming(row.codes);
     } else {
-        part.codes = load_bytes(row.codes, col * Layout<FORMAT>::BITS / 8, num_cols * Layout<FORMAT>::BITS / 8);
+        part.codes = load_bytes(row.codes, (num_cols - col) * Layout<FORMAT>::BITS / 8);
     }
     if (FORMAT == NVFP4) {
-        const uint8_t* scales = row.scales + col / NVFP4_BLOCK;
         if (IS_WHOLE) {
-            part.scales = *reinterpret_cast<const uint16_t*>(scales);
+            part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
         } else {
-            part.scales = scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(scales[1]) << 8 : 0);
+            part.scales = row.scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(row.scales[1]) << 8 : 0);
         }
     }
     return part;
@@ -105,8 +113,9 @@ __device__ __forceinline__ uint32_t word_of(const uint4& words) {
 template <Format FORMAT, int CHUNK>
 __device__ __forceinline__ void expand(const RowPart& part, uint32_t (&pairs)[4]) {
     if constexpr (FORMAT == NVFP4) {
-        uint32_t scale = e2m1_scale(part.scales >> (CHUNK / 2 * 8) & 0xff);
-        e2m1x8_to_bf16x2(word_of<CHUNK>(part.codes), scale, pairs);
+        uint32_t scales[2];
+        e2m1_scales(part.scales, scales);
+        e2m1x8_to_bf16x2(word_of<CHUNK>(part.codes), scales[CHUNK / 2], pairs);
     } else if constexpr (FORMAT == INT4) {
         int4x8_to_bf16x2(word_of<CHUNK>(part.codes), pairs);
     } else if constexpr (FORMAT == FP8) {
@@ -151,34 +160,73 @@ __device__ __forceinline__ void add_group(const RowPart& low, const RowPart& hig
 // What remains to be multiplied to a row's sums.
 template <Format FORMAT>
 __device__ __forceinline__ float row_scale(const LinearMatrix& matrix, uint32_t row) {
-    if (FORMAT == FP8) return reinterpret_cast<const float*>(matrix.scales)[row];
-    if (FORMAT == NVFP4) return *matrix.global_scale * E2M1_REST;
+    if (FORMAT == FP8) return __ldg(reinterpret_cast<const float*>(matrix.scales) + row);
+    if (FORMAT == NVFP4) return __ldg(matrix.global_scale) * E2M1_REST;
     return 1.0f;
 }
 
-// Stores the output of one row and token, or adds it to what is there. Each operation rounds on its own: no compiler contracts them, in one
-// kernel and not in another, to a fused one.
+// The product of one row: its sum, scaled, with the bias. Each operation here rounds on its own: no compiler contracts them, in one kernel
+// and not in another, to a fused one.
 template <Format FORMAT>
-__device__ __forceinline__ void write_output(const LinearMatrix& matrix, uint32_t row, uint32_t token, float sum, bool adds) {
-    float result = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
-    if (matrix.bias != nullptr) result = __fadd_rn(result, matrix.bias[row]);
-    float* out = matrix.out + size_t(token) * matrix.num_rows + row;
-    *out = adds ? __fadd_rn(*out, result) : result;
+__device__ __forceinline__ float product_of(const LinearMatrix& matrix, uint32_t row, float sum) {
+    float product = __fmul_rn(sum, row_scale<FORMAT>(matrix, row));
+    return matrix.bias == nullptr ? product : __fadd_rn(product, __ldg(matrix.bias + row));
 }
 
-// The matrix a block works on, and its first row: blocks of ROWS rows, matrix after matrix.
-struct Place {
-    LinearMatrix matrix;
-    uint32_t first_row;
+// What becomes of products; a kernel's last argument.
+enum Output : uint32_t {
+    // F32, written.
+    STORE,
+    // F32, added to what is there.
+    ADD,
+    // The first matrix is the gate, the second `up`, of equally many rows: silu(gate) · up is written to the first one's output, as BF16.
+    SWIGLU,
 };
 
+// What a block works on: rows of one matrix from `first_row` on; with SWIGLU rows of the gate and the same of `up`, half as many each.
+struct Place {
+    LinearMatrix matrix, up;
+    uint32_t first_row;
+    Output output;
+
+    // How far the rows of one row tile, 16 rows of A, reach.
+    __device__ __forceinline__ uint32_t rows_of_tile() const { return output == SWIGLU ? 8 : 16; }
+    // The two rows of a lane in a row tile: g and g + 8 of one matrix, or g of the gate and g of `up`.
+    template <Format FORMAT>
+    __device__ __forceinline__ Row low_row(uint32_t row, uint32_t num_cols) const {
+        return row_of<FORMAT>(matrix, row, num_cols);
+    }
+    template <Format FORMAT>
+    __device__ __forceinline__ Row high_row(uint32_t row, uint32_t num_cols) const {
+        return output == SWIGLU ? row_of<FORMAT>(up, row, num_cols) : row_of<FORMAT>(matrix, row + 8, num_cols);
+    }
+
+    template <Format FORMAT>
+    __device__ __forceinline__ void write(uint32_t row, uint32_t token, float sum) const {
+        if (row >= matrix.num_rows) return;
+        float product = product_of<FORMAT>(matrix, row, sum);
+        float* out = matrix.out + size_t(token) * matrix.num_rows + row;
+        *out = output == ADD ? __fadd_rn(*out, product) : product;
+    }
+    template <Format FORMAT>
+    __device__ __forceinline__ void write_swiglu(uint32_t row, uint32_t token, float gate_sum, float up_sum) const {
+        if (row >= matrix.num_rows) return;
+        float gate = product_of<FORMAT>(matrix, row, gate_sum), linear = product_of<FORMAT>(up, row, up_sum);
+        bf16* out = reinterpret_cast<bf16*>(matrix.out) + size_t(token) * matrix.num_rows + row;
+        *out = float_to_bf16(swiglu_of(gate, linear));
+    }
+};
+
+// Blocks of ROWS rows, matrix after matrix.
 template <int ROWS>
-__device__ __forceinline__ Place place_of(uint32_t block, const LinearMatrix& first, const LinearMatrix& second, const LinearMatrix& third) {
+__device__ __forceinline__ Place place_of(uint32_t block, const LinearMatrix& first, const LinearMatrix& second, const LinearMatrix& third,
+                                          Output output) {
+    if (output == SWIGLU) return {first, second, block * (ROWS / 2), output};
     uint32_t first_blocks = (first.num_rows + ROWS - 1) / ROWS, second_blocks = (second.num_rows + ROWS - 1) / ROWS;
-    if (block < first_blocks) return {first, block * ROWS};
+    if (block < first_blocks) return {first, first, block * ROWS, output};
     block -= first_blocks;
-    if (block < second_blocks) return {second, block * ROWS};
-    return {third, (block - second_blocks) * ROWS};
+    if (block < second_blocks) return {second, second, block * ROWS, output};
+    return {third, third, (block - second_blocks) * ROWS, output};
 }
 
 // Parameters of a kernel that name one matrix; `TAKT_MATRIX_OF` puts them together again.

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{
-    Argument, DeviceAddress, Geometry, Launch, LaunchError, aligned, at_most, multiple_of, non_zero, to_u32,
+    Argument, DeviceAddress, Geometry, Launch, LaunchError, aligned, at_most, equal, multiple_of, non_zero,
+    to_u32,
 };
 
 /// Most matrices of one launch.
@@ -133,6 +134,20 @@ pub enum Output {
     Store,
     /// It is added to what is there: the residual stream.
     Add,
+    /// There are two matrices of equally many rows, the gate and `up`: `silu(gate) · up`, as BF16 `[num_tokens, num_rows]`, is written to
+    /// the first one's `out`; the second one's is not used. The bits are those of [`super::swiglu`] after two products.
+    SwiGlu,
+}
+
+impl Output {
+    /// The kernels' number for it.
+    fn code(self) -> u32 {
+        match self {
+            Self::Store => 0,
+            Self::Add => 1,
+            Self::SwiGlu => 2,
+        }
+    }
 }
 
 /// `out[token, row] = Σ weight[row, col] · x[token, col] + bias[row]` for one to three matrices with the same input.
@@ -176,10 +191,8 @@ impl Linear<'_> {
         non_zero("matrices", self.matrices.len())?;
         at_most("matrices", self.matrices.len(), MAX_MATRICES)?;
         let mut arguments = Vec::with_capacity(6 * MAX_MATRICES + 4);
-        let mut blocks_x = 0_usize;
-        for matrix in self.matrices {
+        for matrix in self.products()? {
             self.push(matrix, &mut arguments)?;
-            blocks_x += matrix.num_rows.div_ceil(tiling.num_rows());
         }
         for _ in self.matrices.len()..MAX_MATRICES {
             arguments.extend([Argument::from(DeviceAddress::NULL); 5]);
@@ -188,17 +201,37 @@ impl Linear<'_> {
         arguments.push(aligned("input", self.x, 16)?.into());
         arguments.push(to_u32("tokens", non_zero("tokens", self.num_tokens)?)?.into());
         arguments.push(to_u32("columns", self.num_cols)?.into());
-        arguments.push(u32::from(self.output == Output::Add).into());
+        arguments.push(self.output.code().into());
         let blocks_y = self.num_tokens.div_ceil(tiling.num_tokens());
-        let grid = [to_u32("grid x", blocks_x)?, to_u32("grid y", blocks_y)?, 1];
+        let grid =
+            [to_u32("grid x", self.num_row_blocks(tiling.num_rows()))?, to_u32("grid y", blocks_y)?, 1];
         let block = [tiling.num_threads(self.format), 1, 1];
         let geometry = Geometry { grid, block, shared_bytes: to_u32("shared bytes", tiling.shared_bytes())? };
         Launch::new(self.format.kernel(tiling), geometry, arguments)
     }
 
+    /// Blocks of `num_rows` rows; gate and `up` share them.
+    fn num_row_blocks(&self, num_rows: usize) -> usize {
+        match self.output {
+            Output::Store | Output::Add => {
+                self.matrices.iter().map(|matrix| matrix.num_rows.div_ceil(num_rows)).sum()
+            }
+            Output::SwiGlu => self.matrices.first().map_or(0, |gate| gate.num_rows.div_ceil(num_rows / 2)),
+        }
+    }
+
+    /// The matrices, checked to be what the output needs.
+    fn products(&self) -> Result<&[Matrix], LaunchError> {
+        if self.output == Output::SwiGlu {
+            equal("matrices", self.matrices.len(), 2)?;
+            equal("rows of gate and up", self.matrices[1].num_rows, self.matrices[0].num_rows)?;
+        }
+        Ok(self.matrices)
+    }
+
     /// Few tokens, or ragged columns: narrow. Else as wide as leaves enough blocks.
     fn tiling(&self) -> Tiling {
-        let wide_blocks: usize = self.matrices.iter().map(|matrix| matrix.num_rows.div_ceil(WIDE_ROWS)).sum();
+        let wide_blocks = self.num_row_blocks(WIDE_ROWS);
         let is_ragged = !self.num_cols.is_multiple_of(self.format.piece_columns());
         match self.num_tokens {
             0..=8 => Tiling::Narrow8,
@@ -215,11 +248,14 @@ impl Linear<'_> {
     fn push(&self, matrix: &Matrix, arguments: &mut Vec<Argument>) -> Result<(), LaunchError> {
         self.format.check(&matrix.weights)?;
         let num_rows = to_u32("rows", non_zero("rows", matrix.num_rows)?)?;
+        let is_used = self.output != Output::SwiGlu || arguments.is_empty();
+        let check = if is_used { aligned } else { optional };
+        let bias = optional("bias", matrix.bias, 4)?;
         arguments.push(matrix.weights.codes.into());
         arguments.push(matrix.weights.scales.into());
         arguments.push(matrix.weights.global_scale.into());
-        arguments.push(optional("bias", matrix.bias, 4)?.into());
-        arguments.push(aligned("output", matrix.out, 4)?.into());
+        arguments.push(bias.into());
+        arguments.push(check("output", matrix.out, 4)?.into());
         arguments.push(num_rows.into());
         Ok(())
     }
@@ -326,6 +362,19 @@ mod tests {
             assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, grid));
             assert_eq!(launch.arguments().len(), 22);
         }
+    }
+
+    #[test]
+    fn a_gate_and_up_of_equal_rows_share_blocks() {
+        let up = Matrix { out: DeviceAddress::NULL, ..MATRIX };
+        let matrices = [MATRIX, up];
+        let gated = Linear { output: Output::SwiGlu, ..linear(&matrices) };
+        assert_eq!(gated.launch().unwrap().geometry().grid, [5, 1, 1]);
+        assert_eq!(gated.launch_as(Tiling::Wide32).unwrap().geometry().grid, [2, 1, 1]);
+        let refused = |matrices: &[Matrix]| Linear { matrices, ..gated }.launch().unwrap_err().to_string();
+        assert_eq!(refused(&[MATRIX]), "matrices: 1, expected 2");
+        assert_eq!(refused(&[MATRIX, Matrix { num_rows: 41, ..up }]), "rows of gate and up: 41, expected 40");
+        assert!(refused(&[up, MATRIX]).starts_with("output: address 0x0"));
     }
 
     #[test]

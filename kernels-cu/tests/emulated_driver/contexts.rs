@@ -186,3 +186,24 @@ fn calls_are_counted_by_name() {
         destroy(context);
     });
 }
+
+#[test]
+fn a_program_that_is_watched_from_outside_leaves_a_report_and_fails_as_its_environment_says() {
+    let test =
+        "contexts::a_program_that_is_watched_from_outside_leaves_a_report_and_fails_as_its_environment_says";
+    if std::env::var_os("TAKT_EMULATED_REPORT").is_some() {
+        context();
+        let mut address = 0;
+        let result = call!(cuMemAlloc_v2(&raw mut address, 4));
+        assert_eq!(result, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        return;
+    }
+    let Some(environment) = device(test).environment() else { return };
+    let report = tempfile::NamedTempFile::new().unwrap();
+    let mut program = std::process::Command::new(std::env::current_exe().unwrap());
+    program.args([test, "--exact"]).envs(environment);
+    program.env("TAKT_EMULATED_REPORT", report.path()).env("TAKT_EMULATED_FAIL_ALLOCATION", "1");
+    assert!(program.output().unwrap().status.success());
+    let report = crate::emulator::driver::Report::read(&std::fs::read_to_string(report.path()).unwrap());
+    assert_eq!((report.calls("cuMemAlloc_v2"), report.leaks()), (1, vec!["contexts: 1".to_owned()]));
+}

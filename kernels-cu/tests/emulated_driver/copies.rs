@@ -46,6 +46,8 @@ fn a_range_that_is_not_all_in_one_live_allocation_is_refused() {
         // A device address is no host address.
         assert_eq!(call!(cuMemcpyHtoDAsync_v2(address, address as *const c_void, 4, stream)), refused);
         assert_eq!(call!(cuMemsetD32Async(address + 1, 0, 1, stream)), refused);
+        assert_eq!(call!(cuMemcpyDtoDAsync_v2(address + 4, address, 8, stream)), refused, "overlaps");
+        ok(call!(cuMemcpyDtoDAsync_v2(address + 8, address, 8, stream)));
         ok(call!(cuMemcpyHtoDAsync_v2(address, from, 16, stream)));
         destroy(context);
     });

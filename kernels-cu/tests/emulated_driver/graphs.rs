@@ -1,6 +1,6 @@
 //! Captures and graphs.
 
-use std::{ptr, thread};
+use std::{ptr, thread, time::Duration};
 
 use cudarc::driver::sys::{
     CUgraph, CUgraphExec, CUstream, CUstreamCaptureMode as Mode, CUstreamCaptureStatus,
@@ -89,6 +89,8 @@ fn launches_of_one_graph_do_not_overlap() {
         let gate = Gate::before(first);
         ok(call!(cuGraphLaunch(exec, first)));
         ok(call!(cuGraphLaunch(exec, second)));
+        // Long enough for it to be done if it did not wait.
+        thread::sleep(Duration::from_millis(20));
         assert_eq!(call!(cuStreamQuery(second)), CUresult::CUDA_ERROR_NOT_READY);
         gate.open();
         assert_eq!(values_of(values, 1), [4]);

@@ -138,6 +138,21 @@ fn what_is_undefined_on_a_gpu_fails_the_launch() {
     });
 }
 
+#[test]
+fn a_module_that_is_unloaded_before_its_kernel_begins_fails_the_launch() {
+    device("kernels::a_module_that_is_unloaded_before_its_kernel_begins_fails_the_launch").run(|device| {
+        let context = context();
+        let (values, stream, module) = (device_values(&[1]), stream(), module());
+        let gate = super::Gate::before(stream);
+        ok(add_to_all(function(module, "add_to_all"), stream, values, 1, values));
+        ok(call!(cuModuleUnload(module)));
+        gate.open();
+        assert_eq!(call!(cuStreamSynchronize(stream)), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+        assert!(device.last_message().contains("unloaded"), "{}", device.last_message());
+        destroy(context);
+    });
+}
+
 /// A kernel of ours, by its checked launch.
 #[test]
 fn the_embedding_reads_tokens_that_a_graph_is_given_anew() {

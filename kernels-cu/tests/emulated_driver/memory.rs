@@ -46,6 +46,22 @@ fn memory_is_bounded() {
 }
 
 #[test]
+fn pinned_memory_is_part_of_an_integrated_devices_memory() {
+    let test = "memory::pinned_memory_is_part_of_an_integrated_devices_memory";
+    device(test).sm(87).memory_bytes(4096).run(|_| {
+        let context = context();
+        let (mut free, mut total, mut address) = (0, 0, 0);
+        let host = pinned(1000);
+        ok(call!(cuMemGetInfo_v2(&raw mut free, &raw mut total)));
+        assert_eq!((free, total), (96, 4096));
+        assert_eq!(call!(cuMemAlloc_v2(&raw mut address, 97)), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        ok(call!(cuMemFreeHost(host.cast())));
+        device_memory(4096);
+        destroy(context);
+    });
+}
+
+#[test]
 fn fresh_memory_is_not_a_number() {
     device("memory::fresh_memory_is_not_a_number").run(|_| {
         let context = context();

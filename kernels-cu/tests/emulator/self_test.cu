@@ -42,8 +42,9 @@ convert(const float* values, int count, uint32_t* to_e4m3, uint32_t* to_bf16, fl
 extern "C" __global__ void __launch_bounds__(32, 1)
 expand(const uint32_t* words, int count, uint32_t scale_code, float* e2m1, float* int4s, float* e4m3) {
     for (int word = lane_idx(); word < count; word += WARP_SIZE) {
-        uint32_t pairs[4], bytes[2];
-        e2m1x8_to_bf16x2(words[word], e2m1_scale(scale_code), pairs);
+        uint32_t pairs[4], bytes[2], scales[2];
+        e2m1_scales(word % 2 == 0 ? scale_code | 0x7700 : scale_code << 8 | 0x77, scales);
+        e2m1x8_to_bf16x2(words[word], scales[word % 2], pairs);
         for (int idx = 0; idx < 4; idx++) {
             e2m1[word * 8 + idx] = bf16x2_first(pairs[idx]) * E2M1_REST;
             e2m1[word * 8 + idx + 4] = bf16x2_second(pairs[idx]) * E2M1_REST;

@@ -6,7 +6,7 @@ mod sass;
 mod table;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -42,7 +42,7 @@ pub struct Options {
     #[arg(long, value_name = "KERNEL")]
     instructions: Option<String>,
     /// Compilations at a time
-    #[arg(long, default_value_t = thread::available_parallelism().map_or(1, |cores| cores.get()))]
+    #[arg(long, default_value_t = default_jobs())]
     jobs: usize,
     /// Where cubins are kept; those that are there are not compiled again
     #[arg(long)]
@@ -60,7 +60,7 @@ pub struct Built {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let compiler = Compiler::open(&options.cuda.folder()?)?;
     let tools = cuda_root::tools()?;
-    let cache = Cache::new(options.cache.clone().unwrap_or_else(|| target_folder().join("cuda/cubins")));
+    let cache = Cache::new(options.cache.clone().unwrap_or_else(default_cache));
     let work = options.work(&compiler)?;
     eprintln!("NVRTC {}, {} cubins", compiler.version(), work.len());
 
@@ -87,6 +87,23 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let whole = options.target.is_none() && options.source.is_none() && faults.is_empty();
     faults.extend(expected::faults(&built, whole));
     report(&faults)
+}
+
+/// Compiles everything for `target`, without looking at it.
+pub fn compile_for(cuda_root: &Path, target: Target) -> anyhow::Result<()> {
+    let compiler = Compiler::open(cuda_root)?;
+    let cache = Cache::new(default_cache());
+    let work: Vec<&'static Source> = SOURCES.iter().collect();
+    let done = in_parallel(default_jobs(), &work, |source| build(&compiler, &cache, source, target));
+    done.into_iter().try_for_each(|result| result.map(drop))
+}
+
+fn default_cache() -> PathBuf {
+    target_folder().join("cuda/cubins")
+}
+
+fn default_jobs() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
 impl Options {

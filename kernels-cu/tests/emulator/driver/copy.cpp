@@ -86,7 +86,9 @@ CUresult to_host(Lock& lock, Context& context, const std::shared_ptr<Stream>& st
 CUresult within_device(Lock& lock, Context& context, const std::shared_ptr<Stream>& stream, CUdeviceptr to, CUdeviceptr from, size_t bytes) {
     if (bytes == 0) return CUDA_SUCCESS;
     bool live = find_device_range(*context.root, uintptr_t(to), bytes) && find_device_range(*context.root, uintptr_t(from), bytes);
-    if (!live) return CUDA_ERROR_INVALID_VALUE;
+    // What a GPU makes of ranges that overlap is undefined: refused here, more strictly than by CUDA.
+    bool overlap = to < from + bytes && from < to + bytes;
+    if (!live || overlap) return CUDA_ERROR_INVALID_VALUE;
     return submit(lock, stream, copy_work(context, device_end(to, bytes), device_end(from, bytes)));
 }
 

@@ -68,12 +68,25 @@ void unmap(const Allocation& allocation) {
     if (allocation.alias != nullptr) munmap(allocation.alias, allocation.mapped_bytes);
 }
 
-void forget(std::map<uintptr_t, Allocation>::iterator entry) {
+// An integrated device's memory is also the host's.
+uint64_t free_bytes() {
+    const Device& d = device();
+    uint64_t used = d.device_bytes + (d.model.integrated ? d.pinned_bytes : 0);
+    return used < d.memory_bytes ? d.memory_bytes - used : 0;
+}
+
+// The count that an allocation is part of.
+uint64_t& bytes_of(Allocation::Kind kind) {
     Device& d = device();
+    if (kind == Allocation::Kind::device) return d.device_bytes;
+    return kind == Allocation::Kind::pinned ? d.pinned_bytes : d.registered_bytes;
+}
+
+void forget(std::map<uintptr_t, Allocation>::iterator entry) {
     const Allocation& allocation = entry->second;
-    (allocation.kind == Allocation::Kind::device ? d.device_bytes : d.host_bytes) -= allocation.bytes;
+    bytes_of(allocation.kind) -= allocation.bytes;
     unmap(allocation);
-    d.allocations.erase(entry);
+    device().allocations.erase(entry);
 }
 
 bool is_pattern(const unsigned char* first, size_t bytes) {
@@ -91,12 +104,12 @@ CUresult allocate(Context& context, Allocation::Kind kind, size_t bytes, bool wr
     bool on_device = kind == Allocation::Kind::device;
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     if (allocation_fails()) return CUDA_ERROR_OUT_OF_MEMORY;
-    if (on_device && bytes > d.memory_bytes - d.device_bytes) return CUDA_ERROR_OUT_OF_MEMORY;
+    if ((on_device || d.model.integrated) && bytes > free_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
     Allocation made;
     made.kind = kind;
     made.root = context.root;
     if (!map_memory(&made, bytes, write_combined)) return unmap(made), CUDA_ERROR_OUT_OF_MEMORY;
-    (on_device ? d.device_bytes : d.host_bytes) += bytes;
+    bytes_of(kind) += bytes;
     d.peak_device_bytes = std::max(d.peak_device_bytes, d.device_bytes);
     d.allocations[made.device_address] = made;
     *address = made.host_address;
@@ -194,7 +207,7 @@ EXPORTED CUresult cuMemFree_v2(CUdeviceptr address) {
 EXPORTED CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     return in_context(__func__, [&](Lock&, Context&) {
         if (free == nullptr || total == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        *free = size_t(device().memory_bytes - device().device_bytes);
+        *free = size_t(free_bytes());
         *total = size_t(device().memory_bytes);
         return CUDA_SUCCESS;
     });
@@ -262,7 +275,7 @@ EXPORTED CUresult cuMemHostRegister_v2(void* host_address, size_t bytes, unsigne
         made.device_address = made.host_address = address;
         made.bytes = bytes;
         device().allocations[address] = made;
-        device().host_bytes += bytes;
+        bytes_of(made.kind) += bytes;
         return CUDA_SUCCESS;
     });
 }

@@ -21,7 +21,7 @@
 //! - `Device::report` counts what is alive, what destroyed contexts still held, and the calls of each function. `Device::fail_allocation`
 //!   and its neighbours make the device fail.
 //! - Not emulated, and refused: clusters, cooperative launches, memory pools, managed memory, linking, PTX, textures, IPC. Time means
-//!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture.
+//!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture, and ranges of a copy within the device must not overlap.
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +36,7 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
+use takt_kernels_cu::source::SOURCES;
 
 use super::{Compiler, hex, own_folder, run};
 
@@ -89,6 +90,14 @@ impl EmulatedDevice {
         self
     }
 
+    /// All kernels.
+    #[must_use]
+    pub fn all_kernels(self) -> Self {
+        let files: Vec<_> =
+            SOURCES.iter().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
+        self.kernel_files(&files)
+    }
+
     /// Other files whose kernels the device has.
     #[must_use]
     pub fn kernel_files(mut self, sources: &[PathBuf]) -> Self {
@@ -108,21 +117,30 @@ impl EmulatedDevice {
         self
     }
 
+    /// What a program is started with so that it finds the device; `None` without a C++ compiler. `TAKT_EMULATED_FAIL_ALLOCATION`,
+    /// `TAKT_EMULATED_FAIL_LAUNCH` and `TAKT_EMULATED_HANG_LAUNCH` beside it say which of them fails, from 1; `TAKT_EMULATED_REPORT` names a
+    /// file for the [`Report`] at the program's end.
+    pub fn environment(&self) -> Option<Vec<(&'static str, OsString)>> {
+        let compiler = Compiler::found_or_skip()?;
+        let mut path =
+            OsString::from(library(&compiler, &self.sources).unwrap_or_else(|error| panic!("{error}")));
+        if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
+            path.push(":");
+            path.push(before);
+        }
+        let settings = self.settings.iter().map(|(name, value)| (*name, OsString::from(value)));
+        Some(settings.chain([("LD_LIBRARY_PATH", path)]).collect())
+    }
+
     /// Runs `body` in a child process in which the emulated driver is CUDA's, and fails as it fails.
     pub fn run(self, body: impl FnOnce(&Device)) {
         if std::env::var_os(CHILD).is_some_and(|name| name == self.test) {
             return body(&Device::open());
         }
-        let Some(compiler) = Compiler::found_or_skip() else { return };
-        let folder = library(&compiler, &self.sources).unwrap_or_else(|error| panic!("{error}"));
-        let mut path = OsString::from(folder);
-        if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
-            path.push(":");
-            path.push(before);
-        }
+        let Some(environment) = self.environment() else { return };
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([self.test, "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(CHILD, self.test).env("LD_LIBRARY_PATH", path).envs(self.settings);
+        command.env(CHILD, self.test).envs(environment);
         let (is_well, output) = finished(command, self.limit);
         assert!(is_well, "in the child process of {}:\n{output}", self.test);
         assert!(output.contains("1 passed"), "no test is called {}:\n{output}", self.test);
@@ -174,12 +192,7 @@ impl Device {
 
     /// What is alive, what destroyed contexts still held, and how often each function was called.
     pub fn report(&self) -> Report {
-        let text = self.text(b"takt_emulated_report\0");
-        let values = text.lines().filter_map(|line| {
-            let (name, value) = line.split_once(' ')?;
-            Some((name.to_owned(), value.parse().ok()?))
-        });
-        Report(values.collect())
+        Report::read(&self.text(b"takt_emulated_report\0"))
     }
 
     /// What the last failure of a kernel or a copy was.
@@ -238,6 +251,15 @@ impl Device {
 pub struct Report(BTreeMap<String, u64>);
 
 impl Report {
+    /// A report in words, as `TAKT_EMULATED_REPORT` has it.
+    pub fn read(text: &str) -> Self {
+        let values = text.lines().filter_map(|line| {
+            let (name, value) = line.split_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        });
+        Self(values.collect())
+    }
+
     /// The count of this name; 0 if there is none.
     pub fn value(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)

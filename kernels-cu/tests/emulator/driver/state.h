@@ -204,7 +204,7 @@ struct Device {
 
     Faults faults;
     Left left;
-    uint64_t device_bytes = 0, peak_device_bytes = 0, host_bytes = 0;
+    uint64_t device_bytes = 0, peak_device_bytes = 0, pinned_bytes = 0, registered_bytes = 0;
     uint64_t num_launches = 0, num_overruns = 0, num_resource_splits = 0;
     std::map<std::string, uint64_t> calls;
     std::string last_message;
