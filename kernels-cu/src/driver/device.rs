@@ -37,6 +37,12 @@ impl Device {
         Target::of_compute_capability(self.compute_capability.0, self.compute_capability.1)
     }
 
+    /// CUDA version of the driver, major and minor.
+    #[must_use]
+    pub fn driver_version_parts(&self) -> (i32, i32) {
+        (self.driver_version / 1000, self.driver_version % 1000 / 10)
+    }
+
     /// Never two processes' view of one device: the name with the compute capability, for keys of measured costs.
     #[must_use]
     pub fn key(&self) -> String {

@@ -1,5 +1,5 @@
 //! A step of some shape as a list of launches: embed, then per layer `norm → QKV → RoPE and store → attention → output projection` and
-//! `norm → gate/up → SwiGLU → down`, then the output head for the wanted rows.
+//! `norm → gate/up with SwiGLU → down`, then the output head for the wanted rows.
 //!
 //! A pure function of the model's place in memory and the shape: what a launch reads that changes from step to step lies in device memory.
 
@@ -11,7 +11,6 @@ use takt_kernels_cu::launch::{
     rms_norm::{NormOutput, RmsNorm},
     rope_kv::{Pairing, QkNorm, RopeKv, RopeTable},
     rows::CopyRows,
-    swiglu::SwiGlu,
 };
 
 use super::{
@@ -203,18 +202,11 @@ impl Forward<'_> {
     }
 
     fn feed_forward(&self, layer: &DeviceLayer, shape: StepShape, list: &mut Vec<Launch>) -> Result<()> {
-        let (spec, workspace) = (self.spec, &self.workspace);
+        let workspace = &self.workspace;
         list.push(self.norm(layer.post_attention_norm, shape)?);
-        let matrices: Vec<_> = layer.gate_up.iter().zip(workspace.gate_up).collect();
-        list.push(linear(&matrices, workspace.normed, shape.num_tokens, Output::Store)?);
-        let swiglu = SwiGlu {
-            gate: workspace.gate_up[0],
-            up: workspace.gate_up[1],
-            out: workspace.gated,
-            num_tokens: shape.num_tokens,
-            width: spec.intermediate_size,
-        };
-        list.push(swiglu.launch()?);
+        // The gate's place takes what comes of both.
+        let gate_up = layer.gate_up.each_ref().map(|matrix| (matrix, workspace.gated));
+        list.push(linear(&gate_up, workspace.normed, shape.num_tokens, Output::SwiGlu)?);
         let down = [(&layer.down, workspace.residual)];
         list.push(linear(&down, workspace.gated, shape.num_tokens, Output::Add)?);
         Ok(())

@@ -3,6 +3,7 @@
 //! | module | concept |
 //! |---|---|
 //! | [`options`] | how the backend is set up |
+//! | [`device`] | from a machine and an engine directory to a backend: the device, its context, its kernels |
 //! | [`shape`] | the few shapes that steps are rounded up to, each captured as a CUDA graph once |
 //! | [`input`] | what a step is about: tokens, positions, rows, trees; the bytes that travel to the device |
 //! | [`weights`] | a model's tensors in device memory, as the engine directory stores them |
@@ -14,6 +15,7 @@
 //! Architecture invariant: after it was opened nothing allocates device memory in a step; a step is one graph and one wait.
 
 mod backend;
+mod device;
 mod error;
 mod forward;
 mod input;
@@ -24,4 +26,5 @@ mod weights;
 mod workspace;
 
 pub use backend::CudaBackend;
-pub use options::CudaOptions;
+pub(crate) use device::open;
+pub use options::{CudaOptions, GpuOptions, GpuShare};

@@ -1,10 +1,48 @@
 //! How the backend is set up.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use takt_kernels_cu::driver::context::Share;
 
 use crate::{EngineError, Result, kv::KvKind, spec::DecoderSpec};
+
+/// How the GPU is shared with the robot's perception.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuShare {
+    /// A context of our own on so many percent of the multiprocessors; perception has the others to itself.
+    GreenContext {
+        /// 1 to 100.
+        percent: u8,
+    },
+    /// All multiprocessors, on a stream of the lowest priority.
+    Priority,
+    /// All multiprocessors, on an ordinary stream.
+    None,
+}
+
+/// How a GPU is used, and where its kernels come from.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// With whom.
+    pub share: GpuShare,
+    /// Folder for kernels that are compiled here, which takes seconds once; `None` to compile them each time.
+    pub kernel_cache: Option<PathBuf>,
+    /// Folder of a CUDA toolkit, for kernels that neither the engine directory nor the cache has.
+    pub cuda_root: Option<PathBuf>,
+    /// A step that is not done by then is taken for hung, and the device given up.
+    pub step_limit: Duration,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            share: GpuShare::GreenContext { percent: 50 },
+            kernel_cache: None,
+            cuda_root: None,
+            step_limit: Duration::from_secs(5),
+        }
+    }
+}
 
 /// How a [`CudaBackend`](super::CudaBackend) is set up.
 #[derive(Debug, Clone)]

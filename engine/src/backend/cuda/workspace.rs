@@ -16,7 +16,6 @@ pub(super) struct WorkspaceLayout {
     qkv: [usize; 3],
     q: usize,
     heads: usize,
-    gate_up: [usize; 2],
     gated: usize,
     last: usize,
     last_normed: usize,
@@ -41,8 +40,6 @@ pub(super) struct Workspace {
     pub q: DeviceAddress,
     /// Attention's result BF16 `[M, H · d]`.
     pub heads: DeviceAddress,
-    /// Gate and up F32 `[M, F]` each.
-    pub gate_up: [DeviceAddress; 2],
     /// BF16 `[M, F]`.
     pub gated: DeviceAddress,
     /// Rows whose logits are wanted, F32 `[R, D]`.
@@ -78,7 +75,6 @@ impl WorkspaceLayout {
         let qkv = [q_dim, kv_dim, kv_dim].map(|width| place(4 * tokens * width));
         let q = place(2 * tokens * q_dim);
         let heads = place(2 * tokens * q_dim);
-        let gate_up = [inner, inner].map(|width| place(4 * tokens * width));
         let gated = place(2 * tokens * inner);
         let last = place(4 * rows * hidden);
         let last_normed = place(2 * rows * hidden);
@@ -92,7 +88,6 @@ impl WorkspaceLayout {
             qkv,
             q,
             heads,
-            gate_up,
             gated,
             last,
             last_normed,
@@ -117,7 +112,6 @@ impl WorkspaceLayout {
             qkv: [at(self.qkv[0])?, at(self.qkv[1])?, at(self.qkv[2])?],
             q: at(self.q)?,
             heads: at(self.heads)?,
-            gate_up: [at(self.gate_up[0])?, at(self.gate_up[1])?],
             gated: at(self.gated)?,
             last: at(self.last)?,
             last_normed: at(self.last_normed)?,
