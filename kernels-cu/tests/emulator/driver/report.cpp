@@ -32,8 +32,8 @@ std::string report() {
     text << "contexts " << live_contexts(false) << "\ngreen_contexts " << live_contexts(true) << "\nstreams " << d.streams.size()
          << "\nevents " << d.events.size() << "\nmodules " << d.modules.size() << "\ngraphs " << d.graphs.size() << "\ngraph_execs "
          << d.graph_execs.size() << "\ndevice_allocations " << allocations(true) << "\ndevice_bytes " << d.device_bytes
-         << "\npeak_device_bytes " << d.peak_device_bytes << "\nhost_allocations " << allocations(false) << "\nhost_bytes " << d.pinned_bytes + d.registered_bytes
-         << "\nlaunches " << d.num_launches << "\noverruns " << d.num_overruns << "\nleft.streams " << d.left.streams << "\nleft.events "
+         << "\npeak_device_bytes " << d.peak_device_bytes << "\nhost_allocations " << allocations(false) << "\nhost_bytes " 
+         << d.pinned_bytes + d.registered_bytes << "\nlaunches " << d.num_launches << "\noverruns " << d.num_overruns << "\nleft.streams " << d.left.streams << "\nleft.events "
          << d.left.events << "\nleft.modules " << d.left.modules << "\nleft.device_allocations " << d.left.device_allocations
          << "\nleft.host_allocations " << d.left.host_allocations << "\n";
     for (const auto& call : d.calls) text << "calls." << call.first << " " << call.second << "\n";
