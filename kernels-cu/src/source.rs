@@ -37,7 +37,8 @@ macro_rules! header {
 /// Every source. Each is compiled on its own; names of kernels are unique across them.
 pub const SOURCES: &[Source] = &[
     source!("accept"),
-    source!("attention"),
+    source!("attention_decode"),
+    source!("attention_prefill"),
     source!("embed"),
     source!("kv_compact"),
     source!("linear"),
@@ -52,6 +53,8 @@ pub const SOURCES: &[Source] = &[
 /// Every header of ours.
 pub const HEADERS: &[Header] = &[
     header!("common/attention.cuh"),
+    header!("common/attention_queries.cuh"),
+    header!("common/attention_warp.cuh"),
     header!("common/kv.cuh"),
     header!("common/swiglu.cuh"),
     header!("common/types.cuh"),

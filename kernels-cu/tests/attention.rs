@@ -19,7 +19,7 @@ const SCALE: f32 = 0.11;
 
 fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
-    EMULATOR.get_or_init(|| Emulator::of(&["attention.cu"])).as_ref()
+    EMULATOR.get_or_init(|| Emulator::of(&["attention_decode.cu", "attention_prefill.cu"])).as_ref()
 }
 
 /// A step's tokens, and what they see.

@@ -142,11 +142,44 @@ fn what_a_gpu_leaves_undefined_is_said() {
         (3, "misaligned vector access"),
         (4, "waits at __syncwarp"),
         (5, "did not wait for"),
+        (6, "shuffle from a lane that is not there, or outside the mask"),
     ] {
         let message = mistake(which).unwrap_err();
         assert!(message.starts_with("mistake: ") && message.contains(wanted), "{which}: {message}");
-        assert_eq!(mistake(6), Ok(()), "the next launch is not disturbed");
+        assert_eq!(mistake(-1), Ok(()), "the next launch is not disturbed");
     }
     assert_eq!(out.to_vec()[63], 63.0);
     assert_eq!(run("nothing", geometry, Vec::new()).unwrap_err(), "no kernel of the name nothing");
+}
+
+#[test]
+fn lanes_exchange_as_the_programming_guide_says() {
+    if emulator().is_none() {
+        return;
+    }
+    let (out, counter) = (Buffer::filled(48 * 16, u32::MAX), Buffer::filled(3, 0_u32));
+    run("exchange", Geometry::linear(1, 48), vec![out.address().into(), counter.address().into()]).unwrap();
+    let (found, counter) = (out.to_vec(), counter.to_vec());
+    for (thread, found) in (0_u32..).zip(found.chunks_exact(16)) {
+        let (lane, warp) = (thread % 32, thread / 32);
+        let num_lanes = if warp == 0 { 32 } else { 16 };
+        let first = warp * 32;
+        let if_there =
+            |there: bool, other: u32| if there && other < first + num_lanes { other } else { thread };
+        if warp == 0 {
+            assert_eq!(found[3], if_there(lane < 30, thread + 2), "thread {thread}");
+        }
+        let ballot = (0..num_lanes).filter(|lane| lane % 3 == 0).map(|lane| 1 << lane).sum::<u32>();
+        assert_eq!(found[..3], [first + 5, first + lane / 8 * 8 + 3, thread ^ 4], "thread {thread}");
+        assert_eq!(found[4], if_there(lane >= 2, thread.wrapping_sub(2)), "thread {thread}");
+        assert_eq!(found[5], if_there(lane % 8 < 6, thread + 2), "thread {thread}");
+        assert_eq!(found[6..8], [ballot, 1 + 2], "thread {thread}");
+        assert_eq!(found[8], (lane ^ 1) * (1 + lane / 16), "thread {thread}");
+        assert_eq!(found[9..11], [10, 1], "thread {thread}");
+        let bits = thread.count_ones() + 100 * thread.leading_zeros();
+        let lowest = if thread == 0 { 0 } else { thread.trailing_zeros() + 1 };
+        assert_eq!(found[12..], [bits + 10_000 * lowest, 0x00ff_5522, 1048, lane + 100 * warp]);
+    }
+    assert_eq!(counter[..2], [48, 47]);
+    assert_eq!(found.iter().skip(11).step_by(16).sum::<u32>(), 1, "one exchange found a zero");
 }

@@ -1,11 +1,11 @@
 //! Attention: slices of a prompt, decode steps and tree verification.
 //!
-//! One family of kernels serves all of them with the same bits (see `cu/attention.cu`); what differs is who merges the splits of a long
+//! One family of kernels serves all of them with the same bits (see `cu/attention_decode.cu`); what differs is who merges the splits of a long
 //! context: [`Merging::InOrder`] or [`Merging::Beside`]. [`Merging::for_gpu`] chooses what is faster.
 
 use super::{
-    DeviceAddress, Geometry, KvCache, KvFormat, Launch, LaunchError, aligned, at_most, equal, multiple_of,
-    non_zero, to_i32, to_u32,
+    Argument, DeviceAddress, Geometry, KvCache, KvFormat, Launch, LaunchError, aligned, at_most, equal,
+    multiple_of, non_zero, to_i32, to_u32,
 };
 
 /// Positions of a split: the unit of merging. Part of the order of arithmetic.
@@ -164,65 +164,93 @@ impl Attention {
     /// A head size without a kernel, heads that do not share evenly, a size of 0 or too large, an address that is missing or not aligned.
     pub fn launches(&self, merging: Merging) -> Result<Vec<Launch>, LaunchError> {
         self.check()?;
-        let (partial_out, partial_state, num_blocks) = match merging {
-            Merging::InOrder => (DeviceAddress::NULL, DeviceAddress::NULL, 1),
-            Merging::Beside { partial_out, partial_state, num_blocks } => (
-                aligned("partial results", partial_out, 16)?,
-                aligned("maxima and sums of splits", partial_state, 8)?,
-                non_zero("blocks along the splits", num_blocks)?,
-            ),
-        };
-        let mut launches = vec![self.walk(partial_out, partial_state, num_blocks)?];
-        if merging != Merging::InOrder {
-            launches.push(self.combine(partial_out, partial_state)?);
+        match merging {
+            Merging::InOrder => Ok(vec![self.in_order()?]),
+            Merging::Beside { partial_out, partial_state, num_blocks } => {
+                aligned("partial results", partial_out, 16)?;
+                aligned("maxima and sums of splits", partial_state, 8)?;
+                non_zero("blocks along the splits", num_blocks)?;
+                let splits = self.splits(partial_out, partial_state, num_blocks)?;
+                Ok(vec![splits, self.combine(partial_out, partial_state)?])
+            }
         }
-        Ok(launches)
     }
 
-    fn walk(
+    fn in_order(&self) -> Result<Launch, LaunchError> {
+        let mut arguments = self.inputs();
+        arguments.extend([Argument::from(self.out), to_i32("segments", self.step.num_segments)?.into()]);
+        arguments.extend(self.shape()?);
+        let tiling = Tiling::of(self.max_queries(), true);
+        let geometry = self.geometry(tiling, 1, in_order_shared_bytes(self.cache.head_dim)?)?;
+        Launch::new(kernel(self.cache.format, self.cache.head_dim)?.1, geometry, arguments)
+    }
+
+    fn splits(
         &self,
         partial_out: DeviceAddress,
         partial_state: DeviceAddress,
         num_blocks: usize,
     ) -> Result<Launch, LaunchError> {
-        let (cache, step) = (&self.cache, &self.step);
-        let in_order = partial_out == DeviceAddress::NULL;
-        let num_queries = step.max_segment_len.saturating_mul(self.num_heads / cache.num_kv_heads);
-        let tiling = Tiling::of(num_queries, in_order);
-        let geometry = Geometry {
-            grid: [
-                to_u32("blocks of queries", tiling.num_groups.saturating_mul(step.num_segments))?,
-                to_u32("key/value heads", cache.num_kv_heads)?,
-                to_u32("blocks along the splits", num_blocks)?,
-            ],
-            block: [128, 1, 1],
-            shared_bytes: shared_bytes(cache.head_dim, in_order)?,
-        };
-        let (tree_rows, max_depth) = self.tree_rows.unwrap_or((DeviceAddress::NULL, 0));
-        let arguments = vec![
-            self.q.into(),
-            cache.keys.into(),
-            cache.values.into(),
-            cache.key_scales.into(),
-            cache.value_scales.into(),
-            step.segments.into(),
-            step.positions.into(),
-            step.committed_lens.into(),
-            tree_rows.into(),
-            self.out.into(),
-            partial_out.into(),
+        let tiling = Tiling::of(self.max_queries(), false);
+        let mut arguments = self.inputs();
+        arguments.extend([
+            Argument::from(partial_out),
             partial_state.into(),
-            to_i32("segments", step.num_segments)?.into(),
+            to_i32("segments", self.step.num_segments)?.into(),
             to_i32("warps of queries", tiling.row_warps)?.into(),
-            to_i32("splits", step.max_splits())?.into(),
+            to_i32("splits", self.step.max_splits())?.into(),
+        ]);
+        arguments.extend(self.shape()?);
+        let shared_bytes = to_u32("shared bytes", shared_query_bytes(self.cache.head_dim))?;
+        let geometry = self.geometry(tiling, num_blocks, shared_bytes)?;
+        Launch::new(kernel(self.cache.format, self.cache.head_dim)?.0, geometry, arguments)
+    }
+
+    /// Most queries of a segment that share a key/value head.
+    fn max_queries(&self) -> usize {
+        self.step.max_segment_len.saturating_mul(self.num_heads / self.cache.num_kv_heads)
+    }
+
+    fn geometry(
+        &self,
+        tiling: Tiling,
+        num_blocks: usize,
+        shared_bytes: u32,
+    ) -> Result<Geometry, LaunchError> {
+        let grid = [
+            to_u32("blocks of queries", tiling.num_groups.saturating_mul(self.step.num_segments))?,
+            to_u32("key/value heads", self.cache.num_kv_heads)?,
+            to_u32("blocks along the splits", num_blocks)?,
+        ];
+        Ok(Geometry { grid, block: [128, 1, 1], shared_bytes })
+    }
+
+    /// Arguments that both kernels begin with.
+    fn inputs(&self) -> Vec<Argument> {
+        let tree_rows = self.tree_rows.map_or(DeviceAddress::NULL, |(rows, _)| rows);
+        vec![
+            self.q.into(),
+            self.cache.keys.into(),
+            self.cache.values.into(),
+            self.cache.key_scales.into(),
+            self.cache.value_scales.into(),
+            self.step.segments.into(),
+            self.step.positions.into(),
+            self.step.committed_lens.into(),
+            tree_rows.into(),
+        ]
+    }
+
+    /// Arguments that both kernels end with.
+    fn shape(&self) -> Result<[Argument; 6], LaunchError> {
+        Ok([
             to_i32("heads", self.num_heads)?.into(),
-            to_i32("key/value heads", cache.num_kv_heads)?.into(),
-            to_i32("rows of a lane", cache.capacity)?.into(),
-            to_i32("depth of a tree", max_depth)?.into(),
+            to_i32("key/value heads", self.cache.num_kv_heads)?.into(),
+            to_i32("rows of a lane", self.cache.capacity)?.into(),
+            to_i32("depth of a tree", self.tree_rows.map_or(0, |(_, max_depth)| max_depth))?.into(),
             to_i32("window", self.window.unwrap_or(0))?.into(),
             self.scale.into(),
-        ];
-        Launch::new(kernel(cache.format, cache.head_dim)?, geometry, arguments)
+        ])
     }
 
     fn combine(
@@ -261,6 +289,8 @@ impl Attention {
             step.num_tokens,
         )?;
         at_most("positions", non_zero("positions", step.max_positions)?, cache.capacity)?;
+        // Rows are found by 32-bit offsets from a head's first.
+        at_most("bytes of a head's rows", cache.capacity.saturating_mul(cache.row_bytes()), 0x7fff_ffff)?;
         if let Some(window) = self.window {
             non_zero("window", window)?;
         }
@@ -279,31 +309,38 @@ impl Attention {
     }
 }
 
-/// What a block keeps of its warps: queries too large for registers, and what is merged in order.
-fn shared_bytes(head_dim: usize, in_order: bool) -> Result<u32, LaunchError> {
-    let queries = if head_dim > 128 { QUERIES_PER_WARP * head_dim * 2 } else { 0 };
-    let merged = if in_order { (head_dim / 2 + 4) * 32 * 4 } else { 0 };
-    to_u32("shared bytes", NUM_WARPS * (queries + merged))
+/// Queries of a block's warps, where they are too large for registers.
+fn shared_query_bytes(head_dim: usize) -> usize {
+    if head_dim > 128 { NUM_WARPS * QUERIES_PER_WARP * head_dim * 2 } else { 0 }
 }
 
-fn kernel(format: KvFormat, head_dim: usize) -> Result<&'static str, LaunchError> {
+/// What a block merges, F32: for each warp its accumulators, and largest score and sum; and its queries, or a stage of keys and values: four
+/// steps of 16 positions, BF16.
+fn in_order_shared_bytes(head_dim: usize) -> Result<u32, LaunchError> {
+    let merged = NUM_WARPS * (head_dim / 2 + 4) * 32 * size_of::<f32>();
+    let stage = if head_dim > 128 { 0 } else { 2 * NUM_WARPS * 16 * head_dim * 2 };
+    to_u32("shared bytes", merged + stage + shared_query_bytes(head_dim))
+}
+
+/// For splits beside each other, and in order.
+fn kernel(format: KvFormat, head_dim: usize) -> Result<(&'static str, &'static str), LaunchError> {
     use KvFormat::{Bf16, Fp8, Int8};
     Ok(match (format, head_dim) {
-        (Bf16, 64) => "attention_bf16_64",
-        (Bf16, 80) => "attention_bf16_80",
-        (Bf16, 96) => "attention_bf16_96",
-        (Bf16, 128) => "attention_bf16_128",
-        (Bf16, 256) => "attention_bf16_256",
-        (Fp8, 64) => "attention_fp8_64",
-        (Fp8, 80) => "attention_fp8_80",
-        (Fp8, 96) => "attention_fp8_96",
-        (Fp8, 128) => "attention_fp8_128",
-        (Fp8, 256) => "attention_fp8_256",
-        (Int8, 64) => "attention_int8_64",
-        (Int8, 80) => "attention_int8_80",
-        (Int8, 96) => "attention_int8_96",
-        (Int8, 128) => "attention_int8_128",
-        (Int8, 256) => "attention_int8_256",
+        (Bf16, 64) => ("attention_bf16_64", "attention_bf16_64_in_order"),
+        (Bf16, 80) => ("attention_bf16_80", "attention_bf16_80_in_order"),
+        (Bf16, 96) => ("attention_bf16_96", "attention_bf16_96_in_order"),
+        (Bf16, 128) => ("attention_bf16_128", "attention_bf16_128_in_order"),
+        (Bf16, 256) => ("attention_bf16_256", "attention_bf16_256_in_order"),
+        (Fp8, 64) => ("attention_fp8_64", "attention_fp8_64_in_order"),
+        (Fp8, 80) => ("attention_fp8_80", "attention_fp8_80_in_order"),
+        (Fp8, 96) => ("attention_fp8_96", "attention_fp8_96_in_order"),
+        (Fp8, 128) => ("attention_fp8_128", "attention_fp8_128_in_order"),
+        (Fp8, 256) => ("attention_fp8_256", "attention_fp8_256_in_order"),
+        (Int8, 64) => ("attention_int8_64", "attention_int8_64_in_order"),
+        (Int8, 80) => ("attention_int8_80", "attention_int8_80_in_order"),
+        (Int8, 96) => ("attention_int8_96", "attention_int8_96_in_order"),
+        (Int8, 128) => ("attention_int8_128", "attention_int8_128_in_order"),
+        (Int8, 256) => ("attention_int8_256", "attention_int8_256_in_order"),
         _ => {
             return Err(LaunchError::Unsupported {
                 what: "head dimension",

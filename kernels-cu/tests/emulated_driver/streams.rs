@@ -141,3 +141,22 @@ fn handles_of_another_context_are_refused() {
         destroy(first);
     });
 }
+
+#[test]
+fn who_waits_for_an_event_of_a_context_that_is_destroyed_does_not_wait_for_ever() {
+    let test = "streams::who_waits_for_an_event_of_a_context_that_is_destroyed_does_not_wait_for_ever";
+    device(test).run(|device| {
+        let first = context();
+        let (values, stream_of_first, event_of_first) = (device_values(&[1]), stream(), event());
+        device.hang_launch(1);
+        ok(add_to_all(function(module(), "add_to_all"), stream_of_first, values, 1, values));
+        ok(call!(cuEventRecord(event_of_first, stream_of_first)));
+        let second = context();
+        let stream_of_second = stream();
+        ok(call!(cuStreamWaitEvent(stream_of_second, event_of_first, 0)));
+        assert_eq!(call!(cuStreamQuery(stream_of_second)), CUresult::CUDA_ERROR_NOT_READY);
+        destroy(first);
+        ok(call!(cuStreamSynchronize(stream_of_second)));
+        destroy(second);
+    });
+}

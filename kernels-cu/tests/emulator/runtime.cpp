@@ -430,6 +430,11 @@ Slot* warp_collective(Site site, unsigned mask, const void* input, size_t bytes,
     return slots;
 }
 
+bool lane_is_there(unsigned lane) {
+    Block& b = block();
+    return unsigned(&fiber() - b.fibers) / WARP * WARP + lane < b.num_threads;
+}
+
 // Bytes arrive as late as the GPU may let them: when they are waited for.
 void copy_async(void* destination, const void* source, unsigned bytes, unsigned source_bytes) {
     checked(static_cast<unsigned char*>(destination), bytes);

@@ -72,6 +72,34 @@ extern "C" __global__ void __launch_bounds__(64, 1) mistake(int which, float* ou
     if (which == 3) out[0] = float(load_16(reinterpret_cast<char*>(out) + 4).x);  // misaligned
     if (which == 4 && thread % 2 == 0) __syncwarp();    // only half of the mask comes
     if (which == 5) copy_16_async(shared, out);         // never waited for
+    if (which == 6) out[0] = __shfl_down_sync(thread < 32 ? 0xffffu : 0xffff0000u, 1.0f, 1u);  // from outside the mask
     __syncthreads();
     out[thread] = float(thread);
+}
+
+// Every exchange of a warp, as 16 words a thread; the last warp is not whole.
+extern "C" __global__ void __launch_bounds__(48, 1) exchange(uint32_t* out, uint32_t* counter) {
+    uint32_t thread = threadIdx.x, lane = thread % 32, mask = thread < 32 ? FULL_MASK : 0xffffu;
+    uint32_t* mine = out + thread * 16;
+    mine[0] = __shfl_sync(mask, thread, 5);
+    mine[1] = __shfl_sync(mask, thread, 3, 8);
+    mine[2] = __shfl_xor_sync(mask, thread, 4);
+    mine[3] = thread < 32 ? __shfl_down_sync(mask, thread, 2u) : 0;
+    mine[4] = __shfl_up_sync(mask, thread, 2u);
+    mine[5] = __shfl_down_sync(mask, thread, 2u, 8);
+    mine[6] = __ballot_sync(mask, lane % 3 == 0);
+    mine[7] = __any_sync(mask, lane == 7) + 2 * __all_sync(mask, lane < 40) + 4 * __all_sync(mask, lane != 7);
+    // Two halves of a warp that exchange apart, and differently often.
+    uint32_t half = lane < 16 ? 0xffffu : 0xffff0000u;
+    mine[8] = 0;
+    for (uint32_t round = 0; round <= lane / 16; round++) mine[8] += __shfl_xor_sync(half & mask, lane, 1);
+    mine[9] = uint32_t(__syncthreads_count(thread % 5 == 0));
+    mine[10] = uint32_t(__syncthreads_or(thread == 47)) + 2 * uint32_t(__syncthreads_and(thread < 47));
+    atomicAdd(counter, 1u);
+    atomicMax(counter + 1, thread);
+    mine[11] = atomicCAS(counter + 2, 0u, thread + 1) == 0 ? 1 : 0;
+    mine[12] = uint32_t(__popc(thread)) + 100 * uint32_t(__clz(int(thread))) + 10000 * uint32_t(__ffs(int(thread)));
+    mine[13] = __byte_perm(0x33221100u, 0x87665544u, 0x0f52);
+    mine[14] = blockDim.x + 1000 * gridDim.x + 1000000 * threadIdx.y;
+    mine[15] = lane_idx() + 100 * warp_idx();
 }

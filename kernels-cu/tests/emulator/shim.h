@@ -91,6 +91,8 @@ int block_barrier_count(Site site, bool predicate);
 // Brings `input` to the lanes of `mask`, waits for all of them, and returns the slots of the 32 lanes, valid until this lane's next
 // operation. The last lane to come calls `complete` on them.
 Slot* warp_collective(Site site, unsigned mask, const void* input, size_t bytes, void (*complete)(Slot*) = nullptr);
+// Whether the last warp of the block, if it is this one, has that lane.
+bool lane_is_there(unsigned lane);
 void copy_async(void* destination, const void* source, unsigned bytes, unsigned source_bytes);
 void copy_async_commit();
 void copy_async_wait(unsigned groups_left);
@@ -129,7 +131,7 @@ inline T shuffle(Site site, unsigned mask, T value, unsigned source, bool in_ran
     static_assert(sizeof(T) <= sizeof(Slot), "one slot a lane");
     Slot* slots = warp_collective(site, mask, &value, sizeof(T));
     if (!in_range) return value;
-    if ((mask >> source & 1) == 0) fail("shuffle from a lane outside the mask");
+    if ((mask >> source & 1) == 0 || !lane_is_there(source)) fail("shuffle from a lane that is not there, or outside the mask");
     T result;
     memcpy(&result, slots[source].bytes, sizeof(T));
     return result;

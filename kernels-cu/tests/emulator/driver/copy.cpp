@@ -83,7 +83,8 @@ CUresult to_host(Lock& lock, Context& context, const std::shared_ptr<Stream>& st
     return result == CUDA_SUCCESS && waits ? finish(lock, stream) : result;
 }
 
-CUresult within_device(Lock& lock, Context& context, const std::shared_ptr<Stream>& stream, CUdeviceptr to, CUdeviceptr from, size_t bytes) {
+CUresult within_device(Lock& lock, Context& context, const std::shared_ptr<Stream>& stream, CUdeviceptr to, CUdeviceptr from,
+                       size_t bytes) {
     if (bytes == 0) return CUDA_SUCCESS;
     bool live = find_device_range(*context.root, uintptr_t(to), bytes) && find_device_range(*context.root, uintptr_t(from), bytes);
     // What a GPU makes of ranges that overlap is undefined: refused here, more strictly than by CUDA.

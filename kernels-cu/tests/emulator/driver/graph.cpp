@@ -13,7 +13,8 @@ CUresult run_nodes(const Nodes& nodes, const std::vector<Fault>& faults, bool ne
     for (size_t count = 0; count < nodes.size(); count++) {
         size_t next = nodes.size();
         for (size_t idx = 0; idx < nodes.size(); idx++) {
-            bool ready = !done[idx] && std::all_of(nodes[idx]->after.begin(), nodes[idx]->after.end(), [&](size_t each) { return done[each]; });
+            const NodeList& after = nodes[idx]->after;
+            bool ready = !done[idx] && std::all_of(after.begin(), after.end(), [&](size_t each) { return done[each]; });
             if (ready && (next == nodes.size() || newest_first)) next = idx;
         }
         CUresult result = nodes[next]->work.run(faults[next]);

@@ -54,7 +54,8 @@ pub struct EmulatedDevice {
 }
 
 impl EmulatedDevice {
-    /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory, and no kernels.
+    /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory and no
+    /// kernels.
     pub fn new(test: &'static str) -> Self {
         Self { test, sources: Vec::new(), settings: Vec::new(), limit: Duration::from_secs(60) }
     }
@@ -118,8 +119,8 @@ impl EmulatedDevice {
     }
 
     /// What a program is started with so that it finds the device; `None` without a C++ compiler. `TAKT_EMULATED_FAIL_ALLOCATION`,
-    /// `TAKT_EMULATED_FAIL_LAUNCH` and `TAKT_EMULATED_HANG_LAUNCH` beside it say which of them fails, from 1; `TAKT_EMULATED_REPORT` names a
-    /// file for the [`Report`] at the program's end.
+    /// `TAKT_EMULATED_FAIL_LAUNCH` and `TAKT_EMULATED_HANG_LAUNCH` beside it say which of them fails, from 1; `TAKT_EMULATED_REPORT` names
+    /// a file for the [`Report`] at the program's end.
     pub fn environment(&self) -> Option<Vec<(&'static str, OsString)>> {
         let compiler = Compiler::found_or_skip()?;
         let mut path =

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <sstream>
+#include <utility>
 
 #include "calls.h"
 
@@ -28,14 +29,29 @@ uint64_t allocations(bool on_device) {
 // One `name value` a line.
 std::string report() {
     const Device& d = device();
+    const std::pair<const char*, uint64_t> counts[] = {
+        {"contexts", live_contexts(false)},
+        {"green_contexts", live_contexts(true)},
+        {"streams", d.streams.size()},
+        {"events", d.events.size()},
+        {"modules", d.modules.size()},
+        {"graphs", d.graphs.size()},
+        {"graph_execs", d.graph_execs.size()},
+        {"device_allocations", allocations(true)},
+        {"device_bytes", d.device_bytes},
+        {"peak_device_bytes", d.peak_device_bytes},
+        {"host_allocations", allocations(false)},
+        {"host_bytes", d.pinned_bytes + d.registered_bytes},
+        {"launches", d.num_launches},
+        {"overruns", d.num_overruns},
+        {"left.streams", d.left.streams},
+        {"left.events", d.left.events},
+        {"left.modules", d.left.modules},
+        {"left.device_allocations", d.left.device_allocations},
+        {"left.host_allocations", d.left.host_allocations},
+    };
     std::ostringstream text;
-    text << "contexts " << live_contexts(false) << "\ngreen_contexts " << live_contexts(true) << "\nstreams " << d.streams.size()
-         << "\nevents " << d.events.size() << "\nmodules " << d.modules.size() << "\ngraphs " << d.graphs.size() << "\ngraph_execs "
-         << d.graph_execs.size() << "\ndevice_allocations " << allocations(true) << "\ndevice_bytes " << d.device_bytes
-         << "\npeak_device_bytes " << d.peak_device_bytes << "\nhost_allocations " << allocations(false) << "\nhost_bytes " << d.pinned_bytes + d.registered_bytes
-         << "\nlaunches " << d.num_launches << "\noverruns " << d.num_overruns << "\nleft.streams " << d.left.streams << "\nleft.events "
-         << d.left.events << "\nleft.modules " << d.left.modules << "\nleft.device_allocations " << d.left.device_allocations
-         << "\nleft.host_allocations " << d.left.host_allocations << "\n";
+    for (const auto& count : counts) text << count.first << " " << count.second << "\n";
     for (const auto& call : d.calls) text << "calls." << call.first << " " << call.second << "\n";
     return text.str();
 }
