@@ -8,4 +8,5 @@ mod faults;
 mod forward;
 mod models;
 mod same_bits;
+mod shipped;
 mod steps;

@@ -17,24 +17,9 @@ use takt_tests::memory_weights::{small_spec, uniform};
 
 use crate::emulator::driver::EmulatedDevice;
 
-/// Every source of kernels.
-pub const SOURCES: &[&str] = &[
-    "accept.cu",
-    "attention.cu",
-    "embed.cu",
-    "kv_compact.cu",
-    "linear.cu",
-    "linear_wide.cu",
-    "logits.cu",
-    "rms_norm.cu",
-    "rope_kv.cu",
-    "rows.cu",
-    "swiglu.cu",
-];
-
 /// A device with all kernels.
 pub fn emulated(test: &'static str) -> EmulatedDevice {
-    EmulatedDevice::new(test).kernels(SOURCES).limit(Duration::from_secs(300))
+    EmulatedDevice::new(test).all_kernels().limit(Duration::from_secs(300))
 }
 
 /// [`small_spec`] with heads of 64.

@@ -52,7 +52,8 @@ fn lanes_side_by_side_do_not_touch_each_other() {
         plan.push(LaneId(1), &tokens[15..16], LogitsWanted::Last);
         plan.push(LaneId(0), &tokens[..29], LogitsWanted::All);
         let output = backend.run_step(&plan).unwrap();
-        let rows: Vec<_> = output.segment_logits(1).unwrap().chunks(spec.vocab_size).map(<[f32]>::to_vec).collect();
+        let rows: Vec<_> =
+            output.segment_logits(1).unwrap().chunks(spec.vocab_size).map(<[f32]>::to_vec).collect();
         assert_eq!(rows, alone[..29]);
         run_slices(&mut backend, LaneId(2), &tokens[3..9], 6);
         plan.clear();

@@ -58,7 +58,8 @@ fn plans_that_do_not_hold_are_refused_and_change_nothing() {
         let model = MemoryWeights::random(&spec, WeightKind::Bf16, WeightKind::Bf16, 1);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();
         run_slices(&mut backend, LaneId(0), &tokens(&spec, 10), 10);
-        let refused = |backend: &mut dyn Backend, plan: &StepPlan| backend.run_step(plan).unwrap_err().to_string();
+        let refused =
+            |backend: &mut dyn Backend, plan: &StepPlan| backend.run_step(plan).unwrap_err().to_string();
         let mut plan = StepPlan::default();
         assert!(refused(&mut backend, &plan).contains("empty plan"));
         plan.push(LaneId(3), &[1], LogitsWanted::Last);
