@@ -172,13 +172,14 @@ __device__ __forceinline__ void multiply_rows(const Place& place, uint32_t first
         low[tile] = place.low_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
         high[tile] = place.high_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
     }
+    Parts<S> ahead = load_parts<FORMAT, S>(low, high, 0, num_cols);
+    await_previous_kernel();
     Stage<FORMAT, S> stage = {0, 0, num_cols}, copied = stage;
 #pragma unroll
     for (int buffer = 0; buffer < NUM_STAGES - 1; buffer++) {
         copy_stage<FORMAT, S>(copied, tokens, shared_x + buffer * STAGE_SIZE);
         copied = copied.next();
     }
-    Parts<S> ahead = load_parts<FORMAT, S>(low, high, 0, num_cols);
     Sums<S> sums = {};
     uint32_t buffer = 0;
     while (!stage.is_past_end()) {
@@ -228,6 +229,7 @@ __device__ __forceinline__ void write_outputs(const Place& place, uint32_t first
 template <Format FORMAT, typename S>
 __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     TAKT_DYNAMIC_SHARED(uint4, shared_x);
+    release_next_kernel();
     Tokens tokens = {x, blockIdx.y * S::TOKENS, num_tokens};
     uint32_t first_row = place.first_row + warp_idx() * S::ROW_TILES * place.rows_of_tile() + lane_idx() / 4;
     float* totals = reinterpret_cast<float*>(shared_x + NUM_STAGES * S::TOKENS * STAGE_PIECES);
