@@ -16,6 +16,8 @@ constexpr uint32_t VECTOR = 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 embed_bf16(const bf16* embedding, const int32_t* token_ids, float* out, uint32_t vocab_size, uint32_t width) {
+    release_next_kernel();
+    await_previous_kernel();
     uint32_t token = blockIdx.x, id = uint32_t(token_ids[token]);
     bool is_known = id < vocab_size;
     const bf16* from = embedding + size_t(is_known ? id : 0) * width;

@@ -9,8 +9,8 @@
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
 //
 // Bound by memory: every weight is read once and costs about two instructions. A block computes 16 rows, each of its 8 warps one slice of
-// them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh). The warps' sums are added
-// in order.
+// them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh), the first ones while the
+// kernel before may still run. The warps' sums are added in order.
 #include "common/weights.cuh"
 
 namespace {
@@ -113,6 +113,7 @@ __device__ __forceinline__ void multiply_rows(const Row& low, const Row& high, c
         low_parts[idx] = load_part<FORMAT, IS_WHOLE>(low_at.at<FORMAT>(idx * STEP), col + idx * STEP, num_cols);
         high_parts[idx] = load_part<FORMAT, IS_WHOLE>(high_at.at<FORMAT>(idx * STEP), col + idx * STEP, num_cols);
     }
+    await_previous_kernel();
     while (col - lane_col < num_cols) {
         low_at = low_at.at<FORMAT>(AHEAD * STEP), high_at = high_at.at<FORMAT>(AHEAD * STEP);
 #pragma unroll
@@ -165,6 +166,7 @@ __device__ __forceinline__ void finish(const Place& place, const Activations& x,
 
 template <Format FORMAT, int TOKEN_TILES>
 __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
+    release_next_kernel();
     Activations activations = {x, blockIdx.y * TOKEN_TILES * TILE_TOKENS, num_tokens, num_cols};
     uint32_t low_row = place.first_row + lane_idx() / 4;
     Row low = place.low_row<FORMAT>(low_row, num_cols), high = place.high_row<FORMAT>(low_row, num_cols);

@@ -51,7 +51,8 @@ struct Tokens {
     uint32_t first_token, num_tokens;
 };
 
-// Begins to copy a stage's activations to `stage_x`; zeros past the last token and column.
+// Begins to copy a stage's activations to `stage_x`. Past the last column the weights are 0, past the last token nobody stores: there any
+// numbers do, the row's first ones and the last token's.
 template <Format FORMAT, typename S>
 __device__ __forceinline__ void copy_stage(const Stage<FORMAT, S>& stage, const Tokens& tokens, uint4* stage_x) {
     constexpr int UNIT_PIECES = STAGE_PIECES / S::STAGE_UNITS, TOKENS_AT_ONCE = S::THREADS / STAGE_PIECES;
@@ -59,12 +60,12 @@ __device__ __forceinline__ void copy_stage(const Stage<FORMAT, S>& stage, const 
         int piece = int(threadIdx.x) % STAGE_PIECES, unit = piece / UNIT_PIECES, in_unit = piece % UNIT_PIECES;
         int chunk = unit * S::CHUNKS + in_unit % S::CHUNKS, lane = in_unit / S::CHUNKS;
         uint32_t col = stage.unit_col(unit) + in_unit * 8;
-#pragma unroll 4
-        for (int token_idx = int(threadIdx.x) / STAGE_PIECES; token_idx < S::TOKENS; token_idx += TOKENS_AT_ONCE) {
-            uint32_t token = tokens.first_token + token_idx;
-            bool is_there = token < tokens.num_tokens && col < stage.num_cols;
-            const bf16* from = is_there ? tokens.x + size_t(token) * stage.num_cols + col : tokens.x;
-            copy_16_async(stage_x + piece_of(token_idx, chunk, lane), from, is_there);
+        const bf16* column = tokens.x + (col < stage.num_cols ? col : 0);
+#pragma unroll
+        for (int first = 0; first < S::TOKENS; first += TOKENS_AT_ONCE) {
+            int token_idx = first + int(threadIdx.x) / STAGE_PIECES;
+            uint32_t token = min(tokens.first_token + token_idx, tokens.num_tokens - 1);
+            copy_16_async(stage_x + piece_of(token_idx, chunk, lane), column + size_t(token) * stage.num_cols);
         }
     }
     copy_commit();
@@ -172,13 +173,14 @@ __device__ __forceinline__ void multiply_rows(const Place& place, uint32_t first
         low[tile] = place.low_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
         high[tile] = place.high_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
     }
+    Parts<S> ahead = load_parts<FORMAT, S>(low, high, 0, num_cols);
+    await_previous_kernel();
     Stage<FORMAT, S> stage = {0, 0, num_cols}, copied = stage;
 #pragma unroll
     for (int buffer = 0; buffer < NUM_STAGES - 1; buffer++) {
         copy_stage<FORMAT, S>(copied, tokens, shared_x + buffer * STAGE_SIZE);
         copied = copied.next();
     }
-    Parts<S> ahead = load_parts<FORMAT, S>(low, high, 0, num_cols);
     Sums<S> sums = {};
     uint32_t buffer = 0;
     while (!stage.is_past_end()) {
@@ -228,6 +230,7 @@ __device__ __forceinline__ void write_outputs(const Place& place, uint32_t first
 template <Format FORMAT, typename S>
 __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     TAKT_DYNAMIC_SHARED(uint4, shared_x);
+    release_next_kernel();
     Tokens tokens = {x, blockIdx.y * S::TOKENS, num_tokens};
     uint32_t first_row = place.first_row + warp_idx() * S::ROW_TILES * place.rows_of_tile() + lane_idx() / 4;
     float* totals = reinterpret_cast<float*>(shared_x + NUM_STAGES * S::TOKENS * STAGE_PIECES);

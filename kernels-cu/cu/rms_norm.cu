@@ -98,6 +98,8 @@ __device__ __forceinline__ void normalize(const Row& row, float eps, Out* out) {
 
 template <typename Out>
 __device__ __forceinline__ void rms_norm(float* residual, const float* delta, const float* weight, Out* out, uint32_t width, float eps) {
+    release_next_kernel();
+    await_previous_kernel();
     size_t first = size_t(blockIdx.x) * width;
     Row row = {residual + first, delta == nullptr ? nullptr : delta + first, weight, width};
     if (width % 4 == 0) {

@@ -17,6 +17,8 @@ constexpr uint32_t VECTOR = 4;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 swiglu_bf16(const float* gate, const float* up, bf16* out, uint64_t num_elements) {
+    release_next_kernel();
+    await_previous_kernel();
     uint64_t first = (uint64_t(blockIdx.x) * THREADS + threadIdx.x) * VECTOR;
     if (first + VECTOR <= num_elements) {
         uint4 gates = load_16(gate + first), ups = load_16(up + first);

@@ -144,3 +144,19 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
 #endif
 }
+
+// ---- programmatic dependent launch (sm_90a on; nothing elsewhere, nor in a launch without that attribute) -----------------------------
+
+// Waits until the kernel before has ended and what it wrote can be seen. Before it a kernel touches nothing but weights.
+__device__ __forceinline__ void await_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the kernel behind begin, up to its `await_previous_kernel`, wherever blocks of this one have ended.
+__device__ __forceinline__ void release_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

@@ -9,9 +9,6 @@ use super::{
 
 /// Most matrices of one launch.
 pub const MAX_MATRICES: usize = 3;
-/// Blocks from which on a kernel that uses each weight for more tokens, in fewer blocks, is preferred: about what fills a GPU. An estimate,
-/// to be measured on each board.
-const ENOUGH_BLOCKS: usize = 64;
 /// Rows of the blocks that use weights most.
 const WIDE_ROWS: usize = 128;
 
@@ -170,19 +167,12 @@ pub struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// The launch, with the tiling its shape suggests.
+    /// The launch; [`Linear::tiling`] suggests how. Every tiling gives the same bits.
     ///
     /// # Errors
-    /// No token, row, column or matrix; too many of them; columns that do not fit the format; a buffer that is missing or misaligned.
-    pub fn launch(&self) -> Result<Launch, LaunchError> {
-        self.launch_as(self.tiling())
-    }
-
-    /// The launch with a given tiling: to measure them against each other. The result has the same bits.
-    ///
-    /// # Errors
-    /// As [`Linear::launch`]; a wide tiling of columns that are no whole 16-byte pieces.
-    pub fn launch_as(&self, tiling: Tiling) -> Result<Launch, LaunchError> {
+    /// No token, row, column or matrix; too many of them; columns that do not fit the format; a wide tiling of columns that are no whole
+    /// 16-byte pieces; a buffer that is missing or misaligned.
+    pub fn launch(&self, tiling: Tiling) -> Result<Launch, LaunchError> {
         non_zero("columns", self.num_cols)?;
         multiple_of("columns", self.num_cols, self.format.column_multiple())?;
         if tiling.is_wide() {
@@ -229,18 +219,21 @@ impl Linear<'_> {
         Ok(self.matrices)
     }
 
-    /// Few tokens, or ragged columns: narrow. Else as wide as leaves enough blocks.
-    fn tiling(&self) -> Tiling {
-        let wide_blocks = self.num_row_blocks(WIDE_ROWS);
+    /// A tiling for a GPU of `num_multiprocessors`: narrow for few tokens or ragged columns, else as wide as leaves a block for every
+    /// other multiprocessor. An estimate, to be measured on each board.
+    #[must_use]
+    pub fn tiling(&self, num_multiprocessors: usize) -> Tiling {
         let is_ragged = !self.num_cols.is_multiple_of(self.format.piece_columns());
+        let wide_blocks = self.num_row_blocks(WIDE_ROWS);
+        let is_full = |blocks: usize| blocks >= num_multiprocessors.div_ceil(2);
         match self.num_tokens {
             0..=8 => Tiling::Narrow8,
             _ if is_ragged => Tiling::Narrow16,
-            9..=16 if wide_blocks < ENOUGH_BLOCKS => Tiling::Narrow16,
-            9..=16 => Tiling::Wide16,
+            9..=16 if is_full(wide_blocks) => Tiling::Wide16,
+            9..=16 => Tiling::Narrow16,
             17..=32 => Tiling::Wide32,
-            more if wide_blocks.saturating_mul(more.div_ceil(64)) < ENOUGH_BLOCKS => Tiling::Wide32,
-            _ => Tiling::Wide64,
+            more if is_full(wide_blocks.saturating_mul(more.div_ceil(64))) => Tiling::Wide64,
+            _ => Tiling::Wide32,
         }
     }
 
@@ -358,10 +351,21 @@ mod tests {
             (65, 4100, "linear_nvfp4_wide_8", [99, 2, 1]),
         ] {
             let matrices = [Matrix { num_rows, ..MATRIX }; 3];
-            let launch = Linear { num_tokens, ..linear(&matrices) }.launch().unwrap();
+            let linear = Linear { num_tokens, ..linear(&matrices) };
+            let launch = linear.launch(linear.tiling(132)).unwrap();
             assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, grid));
             assert_eq!(launch.arguments().len(), 22);
         }
+    }
+
+    #[test]
+    fn a_small_gpu_is_filled_by_fewer_and_wider_blocks() {
+        let matrices = [Matrix { num_rows: 4096, ..MATRIX }];
+        let tiling = |num_tokens, num_multiprocessors| {
+            Linear { num_tokens, ..linear(&matrices) }.tiling(num_multiprocessors)
+        };
+        assert_eq!((tiling(16, 16), tiling(16, 132)), (Tiling::Wide16, Tiling::Narrow16));
+        assert_eq!((tiling(60, 16), tiling(60, 132)), (Tiling::Wide64, Tiling::Wide32));
     }
 
     #[test]
@@ -369,9 +373,11 @@ mod tests {
         let up = Matrix { out: DeviceAddress::NULL, ..MATRIX };
         let matrices = [MATRIX, up];
         let gated = Linear { output: Output::SwiGlu, ..linear(&matrices) };
-        assert_eq!(gated.launch().unwrap().geometry().grid, [5, 1, 1]);
-        assert_eq!(gated.launch_as(Tiling::Wide32).unwrap().geometry().grid, [2, 1, 1]);
-        let refused = |matrices: &[Matrix]| Linear { matrices, ..gated }.launch().unwrap_err().to_string();
+        assert_eq!(gated.launch(Tiling::Narrow8).unwrap().geometry().grid, [5, 1, 1]);
+        assert_eq!(gated.launch(Tiling::Wide32).unwrap().geometry().grid, [2, 1, 1]);
+        let refused = |matrices: &[Matrix]| {
+            Linear { matrices, ..gated }.launch(Tiling::Narrow8).unwrap_err().to_string()
+        };
         assert_eq!(refused(&[MATRIX]), "matrices: 1, expected 2");
         assert_eq!(refused(&[MATRIX, Matrix { num_rows: 41, ..up }]), "rows of gate and up: 41, expected 40");
         assert!(refused(&[up, MATRIX]).starts_with("output: address 0x0"));
@@ -380,9 +386,9 @@ mod tests {
     #[test]
     fn ragged_columns_are_served_by_narrow_blocks() {
         let ragged = Linear { num_cols: 48, num_tokens: 100, ..linear(&[MATRIX]) };
-        assert_eq!(ragged.launch().unwrap().geometry().grid, [3, 7, 1]);
+        assert_eq!(ragged.launch(ragged.tiling(16)).unwrap().geometry().grid, [3, 7, 1]);
         assert_eq!(
-            ragged.launch_as(Tiling::Wide32),
+            ragged.launch(Tiling::Wide32),
             Err(LaunchError::NotMultiple { what: "columns", found: 48, multiple: 32 })
         );
     }
@@ -390,14 +396,14 @@ mod tests {
     #[test]
     fn every_tiling_fits_every_targets_shared_memory() {
         for tiling in Tiling::ALL {
-            linear(&[MATRIX]).launch_as(tiling).unwrap();
+            linear(&[MATRIX]).launch(tiling).unwrap();
         }
         assert_eq!(Tiling::Wide64.shared_bytes(), 80 * 1024);
     }
 
     #[test]
     fn what_no_kernel_serves_is_refused() {
-        let refused = |linear: Linear<'_>| linear.launch().unwrap_err().to_string();
+        let refused = |linear: Linear<'_>| linear.launch(Tiling::Narrow8).unwrap_err().to_string();
         assert_eq!(refused(Linear { num_tokens: 0, ..linear(&[MATRIX]) }), "tokens: 0, expected at least 1");
         assert_eq!(
             refused(Linear { num_cols: 24, ..linear(&[MATRIX]) }),
