@@ -1,12 +1,11 @@
-// Rows of F32 matrices moved and offset.
+// Rows of F32 matrices moved: the rows whose logits are wanted, a layer's features beside others'.
 //
 //   copy_rows_f32  out[i, 0..width] = in[rows[i], 0..width]; rows null: i. Rows begin in_stride and out_stride elements apart. A row index
 //                  below 0 is padding: zeros are written.
-//   add_bias_f32   x[i, 0..width] += bias[0..width]
 //
 //   rows  I32 [num_rows], read on the device
 //
-// One block a row. Bound by memory: 8 bytes an element (12 with a bias, which comes from L2).
+// One block a row. Bound by memory: 8 bytes an element.
 #include "common/warp.cuh"
 
 namespace {
@@ -20,10 +19,4 @@ copy_rows_f32(const float* in, const int* rows, float* out, uint64_t in_stride, 
     int row = rows != nullptr ? rows[blockIdx.x] : int(blockIdx.x);
     float* to = out + blockIdx.x * out_stride;
     for (uint32_t col = threadIdx.x; col < width; col += THREADS) to[col] = row < 0 ? 0.0f : in[uint64_t(row) * in_stride + col];
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-add_bias_f32(float* x, const float* bias, uint32_t width) {
-    float* row = x + uint64_t(blockIdx.x) * width;
-    for (uint32_t col = threadIdx.x; col < width; col += THREADS) row[col] += bias[col];
 }

@@ -1,14 +1,11 @@
-//! Rows moved and offset, against plain loops.
+//! Rows moved, against plain loops.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod emulator;
 
 use emulator::{Buffer, Emulator};
-use takt_kernels_cu::launch::{
-    DeviceAddress,
-    rows::{AddBias, CopyRows},
-};
+use takt_kernels_cu::launch::{DeviceAddress, rows::CopyRows};
 
 fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 0.37).sin()).collect()
@@ -43,18 +40,5 @@ fn wanted_rows_are_gathered_and_padding_is_zeros() {
         let in_order = CopyRows { rows: DeviceAddress::NULL, num_rows: 2, ..copy };
         emulator.launch(&in_order.launch().unwrap()).unwrap();
         assert_eq!(to.to_vec()[out_stride..][..width], source[in_stride..][..width]);
-    }
-}
-
-#[test]
-fn a_bias_is_added_to_every_row() {
-    let Some(emulator) = Emulator::of(&["rows.cu"]) else { return };
-    for (num_rows, width) in [(1, 1), (3, 255), (2, 1025)] {
-        let (before, bias) = (values(num_rows * width), values(width));
-        let (x, bias_buffer) = (Buffer::from_slice(&before), Buffer::from_slice(&bias));
-        let add = AddBias { x: x.address(), bias: bias_buffer.address(), num_rows, width };
-        emulator.launch(&add.launch().unwrap()).unwrap();
-        let expected: Vec<f32> = before.iter().enumerate().map(|(i, x)| x + bias[i % width]).collect();
-        assert_eq!(x.to_vec(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of F32 matrices moved and offset.
+//! Rows of F32 matrices moved.
 
 use super::{
     DeviceAddress, Geometry, Launch, LaunchError, aligned, at_most, linear::optional, non_zero, to_u32,
@@ -45,35 +45,6 @@ impl CopyRows {
     }
 }
 
-/// `x[i] += bias` for every row.
-#[derive(Debug, Clone, Copy)]
-pub struct AddBias {
-    /// F32 `[num_rows, width]`.
-    pub x: DeviceAddress,
-    /// F32 `[width]`.
-    pub bias: DeviceAddress,
-    /// Rows.
-    pub num_rows: usize,
-    /// Elements of a row.
-    pub width: usize,
-}
-
-impl AddBias {
-    /// The launch.
-    ///
-    /// # Errors
-    /// A size of 0 or too large, an address that is missing or misaligned.
-    pub fn launch(&self) -> Result<Launch, LaunchError> {
-        let arguments = vec![
-            aligned("rows", self.x, 4)?.into(),
-            aligned("bias", self.bias, 4)?.into(),
-            to_u32("width", non_zero("width", self.width)?)?.into(),
-        ];
-        let blocks = to_u32("rows", non_zero("rows", self.num_rows)?)?;
-        Launch::new("add_bias_f32", Geometry::linear(blocks, THREADS), arguments)
-    }
-}
-
 fn wide(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
@@ -96,7 +67,5 @@ mod tests {
         assert_eq!(copy.launch().unwrap().geometry().grid, [3, 1, 1]);
         assert!(CopyRows { width: 9, ..copy }.launch().is_err());
         assert_eq!(CopyRows { num_rows: 0, ..copy }.launch(), Err(LaunchError::Zero { what: "rows" }));
-        let bias = AddBias { x: DeviceAddress(16), bias: DeviceAddress::NULL, num_rows: 1, width: 1 };
-        assert!(bias.launch().is_err());
     }
 }
