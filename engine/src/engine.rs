@@ -2,11 +2,14 @@
 
 use std::{path::Path, str::FromStr, thread};
 
+use takt_kernels_cu::driver::context::Share;
+
 use crate::{
     EngineError, Result,
     backend::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
+        cuda::{self, CudaOptions, GpuOptions},
     },
     dir::{EngineDir, Manifest, UncheckedDir},
     draft::DraftManifest,
@@ -29,7 +32,7 @@ pub const MAX_TREE_NODES: usize = 64;
 /// Which backend runs the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendKind {
-    /// The best this build and machine have.
+    /// The processor's cores: nothing else has been tried on real hardware yet.
     #[default]
     Auto,
     /// The processor's cores.
@@ -79,6 +82,8 @@ pub struct EngineOptions {
     pub max_bytes: Option<u64>,
     /// Prefix snapshots that will be kept, for `max_bytes`.
     pub num_snapshots: usize,
+    /// How a GPU is used, where one is.
+    pub gpu: GpuOptions,
 }
 
 impl Default for EngineOptions {
@@ -95,6 +100,7 @@ impl Default for EngineOptions {
             speculation: true,
             max_bytes: None,
             num_snapshots: 0,
+            gpu: GpuOptions::default(),
         }
     }
 }
@@ -105,6 +111,21 @@ impl EngineOptions {
         let num_rows = (self.num_lanes + MAX_TREE_NODES).min(cpu_options.max_step_tokens);
         cpu_options.max_logits_rows = cpu_options.max_logits_rows.max(num_rows);
         cpu_options
+    }
+
+    /// What the CUDA backend gets where the CPU backend gets `cpu_options`. Trees are verified without a draft head too.
+    fn cuda_options(&self, cpu_options: &CpuOptions, share: Share) -> CudaOptions {
+        let cpu_options = self.with_draft_rows(cpu_options.clone());
+        CudaOptions {
+            share,
+            num_lanes: cpu_options.num_lanes,
+            lane_capacity: cpu_options.lane_capacity,
+            kv: cpu_options.kv,
+            max_step_tokens: cpu_options.max_step_tokens,
+            max_logits_rows: cpu_options.max_logits_rows.min(cpu_options.max_step_tokens),
+            max_kv_bytes: cpu_options.max_kv_bytes,
+            step_limit: self.gpu.step_limit,
+        }
     }
 
     /// What the CPU backend gets for a model whose engine records `kv`.
@@ -176,7 +197,9 @@ impl Engine {
     ) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
         let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
-        let draft = dir.draft().filter(|_| options.speculation);
+        let on_gpu = options.backend == BackendKind::Cuda;
+        // The CUDA backend has no draft heads yet; answers are the same without.
+        let draft = dir.draft().filter(|_| options.speculation && !on_gpu);
         if draft.is_some() {
             cpu_options = options.with_draft_rows(cpu_options);
         }
@@ -184,6 +207,11 @@ impl Engine {
             let draft = draft.map(|draft| draft.manifest());
             EngineMemory::of(&manifest.spec, &manifest.quantization, draft, options)?
                 .check(max_bytes, options)?;
+        }
+        if on_gpu {
+            let cuda_options = |share| options.cuda_options(&cpu_options, share);
+            let backend = cuda::open(&manifest.spec, unchecked, dir.path(), &options.gpu, cuda_options)?;
+            return Ok((None, Box::new(backend)));
         }
         let mut backend = CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?;
         if let Some(draft) = draft {
@@ -203,12 +231,12 @@ fn open_text(dir: &EngineDir) -> Result<Option<Text>> {
 
 impl BackendKind {
     fn check_present(self) -> Result<()> {
-        let missing = match self {
-            Self::Auto | Self::Cpu => return Ok(()),
-            Self::Cuda => "cuda",
-            Self::TensorRt => "tensorrt",
-        };
-        Err(EngineError::Unsupported(format!("this build has no {missing} backend; use `cpu` or `auto`")))
+        match self {
+            Self::Auto | Self::Cpu | Self::Cuda => Ok(()),
+            Self::TensorRt => Err(EngineError::Unsupported(
+                "this build has no tensorrt backend; use `cpu`, `cuda` or `auto`".into(),
+            )),
+        }
     }
 }
 

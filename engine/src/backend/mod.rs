@@ -1,6 +1,8 @@
 //! Backends: whatever runs a model's steps. One trait, one folder per implementation, one conformance suite for all.
 
 pub mod cpu;
+pub mod cuda;
+mod plan_check;
 
 use crate::{
     EngineError, Result,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{HeadRows, KvKind, LaneId, SnapshotId, check_kv_budget, row};
+use super::{HeadRows, KvKind, LaneBook, LaneId, SnapshotId, check_kv_budget, no_snapshot, row};
 use crate::{EngineError, Result, spec::DecoderSpec};
 
 /// KV lanes of fixed capacity, allocated once, and the snapshots taken from them.
@@ -12,7 +12,9 @@ use crate::{EngineError, Result, spec::DecoderSpec};
 #[derive(Debug)]
 pub struct KvLanes {
     layout: Layout,
-    lanes: Vec<Lane>,
+    book: LaneBook,
+    /// Of every lane.
+    rows: Vec<Rows>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     next_snapshot: u64,
     num_bytes: u64,
@@ -23,7 +25,6 @@ struct Layout {
     kind: KvKind,
     num_planes: usize,
     num_kv_heads: usize,
-    lane_capacity: usize,
     head_dim: usize,
 }
 
@@ -36,14 +37,6 @@ impl Layout {
     fn plane(&self, layer_idx: usize, kv_head: usize) -> usize {
         layer_idx * self.num_kv_heads + kv_head
     }
-}
-
-#[derive(Debug)]
-struct Lane {
-    committed_len: usize,
-    rows: Rows,
-    /// Parents of the tree whose rows lie behind the committed ones; empty for none.
-    tree: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -125,15 +118,11 @@ impl KvLanes {
             kind,
             num_planes: spec.num_layers * spec.num_kv_heads,
             num_kv_heads: spec.num_kv_heads,
-            lane_capacity,
             head_dim: spec.head_dim,
         };
-        let lanes = (0..num_lanes)
-            .map(|_| {
-                Ok(Lane { committed_len: 0, rows: Rows::new(&layout, lane_capacity)?, tree: Vec::new() })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { layout, lanes, snapshots: BTreeMap::new(), next_snapshot: 0, num_bytes })
+        let rows = (0..num_lanes).map(|_| Rows::new(&layout, lane_capacity)).collect::<Result<_>>()?;
+        let book = LaneBook::new(num_lanes, lane_capacity);
+        Ok(Self { layout, book, rows, snapshots: BTreeMap::new(), next_snapshot: 0, num_bytes })
     }
 
     /// Bytes of all lanes, without snapshots.
@@ -145,26 +134,31 @@ impl KvLanes {
     /// Tokens one lane holds.
     #[must_use]
     pub fn lane_capacity(&self) -> usize {
-        self.layout.lane_capacity
+        self.book.lane_capacity()
     }
 
     /// Number of lanes.
     #[must_use]
     pub fn num_lanes(&self) -> usize {
-        self.lanes.len()
+        self.book.num_lanes()
+    }
+
+    /// How many tokens of each lane count.
+    pub(crate) fn book(&self) -> &LaneBook {
+        &self.book
     }
 
     /// Tokens of `lane` that count; 0 for a lane that does not exist.
     #[must_use]
     pub fn committed_len(&self, lane: LaneId) -> usize {
-        self.lanes.get(lane.0).map_or(0, |lane| lane.committed_len)
+        self.book.committed_len(lane)
     }
 
     /// Stores key and value `[head_dim]` of one head as row `position`.
     #[inline(always)]
     pub(crate) fn store(&mut self, at: RowAddress, key: &[f32], value: &[f32]) {
         let plane = self.layout.plane(at.layer_idx, at.kv_head);
-        let rows = &mut self.lanes[at.lane.0].rows;
+        let rows = &mut self.rows[at.lane.0];
         let row_idx = plane * rows.rows_per_plane + at.position;
         let width = self.layout.row_bytes();
         let bytes = row_idx * width..(row_idx + 1) * width;
@@ -174,7 +168,7 @@ impl KvLanes {
 
     /// All rows of one layer and key/value head of `lane`.
     pub(crate) fn head_rows(&self, lane: LaneId, layer_idx: usize, kv_head: usize) -> HeadRows<'_> {
-        let rows = &self.lanes[lane.0].rows;
+        let rows = &self.rows[lane.0];
         let first = self.layout.plane(layer_idx, kv_head) * rows.rows_per_plane;
         let (scales, width) = (first..first + rows.rows_per_plane, self.layout.row_bytes());
         let bytes = first * width..(first + rows.rows_per_plane) * width;
@@ -189,10 +183,7 @@ impl KvLanes {
 
     /// Makes the `num_tokens` tentative rows after the committed length count. Infallible: the plan was checked before.
     pub(crate) fn commit(&mut self, lane: LaneId, num_tokens: usize) {
-        let lane = &mut self.lanes[lane.0];
-        lane.tree.clear();
-        lane.committed_len += num_tokens;
-        debug_assert!(lane.committed_len <= self.layout.lane_capacity);
+        self.book.commit(lane, num_tokens);
     }
 
     /// Forgets the tokens of `lane` in `[len, committed_len)`.
@@ -200,18 +191,12 @@ impl KvLanes {
     /// # Errors
     /// [`EngineError::Input`] when the lane does not exist or has fewer tokens.
     pub fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
-        self.check_committed(lane, len)?;
-        let lane = &mut self.lanes[lane.0];
-        lane.committed_len = len;
-        lane.tree.clear();
-        Ok(())
+        self.book.truncate(lane, len)
     }
 
     /// Notes that the rows behind the committed ones are a tree.
     pub(crate) fn note_tree(&mut self, lane: LaneId, parents: &[usize]) {
-        let tree = &mut self.lanes[lane.0].tree;
-        tree.clear();
-        tree.extend_from_slice(parents);
+        self.book.note_tree(lane, parents);
     }
 
     /// Commits a path of the tree noted last, moving its rows together.
@@ -219,30 +204,21 @@ impl KvLanes {
     /// # Errors
     /// [`EngineError::Input`] when the lane has no tree, or `path` is no path from its root.
     pub fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
-        self.check_committed(lane, 0)?;
-        let layout = self.layout;
-        let lane = &mut self.lanes[lane.0];
-        let is_path = path.first() == Some(&0)
-            && path.windows(2).all(|pair| pair[1] > 0 && lane.tree.get(pair[1]) == Some(&pair[0]));
-        if lane.tree.is_empty() || !is_path {
-            let num_nodes = lane.tree.len();
-            return Err(EngineError::Input(format!(
-                "{path:?} is no path from the root of the lane's tree of {num_nodes} nodes"
-            )));
-        }
+        self.book.check_path(lane, path)?;
+        let (layout, committed_len) = (self.layout, self.book.committed_len(lane));
+        let rows = &mut self.rows[lane.0];
         let width = layout.row_bytes();
         for (depth, &node) in path.iter().enumerate().filter(|(depth, node)| depth != *node) {
             for plane in 0..layout.num_planes {
-                let first = plane * lane.rows.rows_per_plane + lane.committed_len;
+                let first = plane * rows.rows_per_plane + committed_len;
                 let (from, to) = (first + node, first + depth);
-                lane.rows.keys.copy_within(from * width..(from + 1) * width, to * width);
-                lane.rows.values.copy_within(from * width..(from + 1) * width, to * width);
-                lane.rows.key_scales[to] = lane.rows.key_scales[from];
-                lane.rows.value_scales[to] = lane.rows.value_scales[from];
+                rows.keys.copy_within(from * width..(from + 1) * width, to * width);
+                rows.values.copy_within(from * width..(from + 1) * width, to * width);
+                rows.key_scales[to] = rows.key_scales[from];
+                rows.value_scales[to] = rows.value_scales[from];
             }
         }
-        lane.committed_len += path.len();
-        lane.tree.clear();
+        self.book.commit(lane, path.len());
         Ok(())
     }
 
@@ -251,9 +227,9 @@ impl KvLanes {
     /// # Errors
     /// [`EngineError::Input`] when the lane does not exist or has fewer tokens; [`EngineError::Capacity`] without memory.
     pub fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
-        self.check_committed(lane, len)?;
+        self.book.check_committed(lane, len)?;
         let mut rows = Rows::new(&self.layout, len)?;
-        rows.copy_prefix(&self.layout, &self.lanes[lane.0].rows, len);
+        rows.copy_prefix(&self.layout, &self.rows[lane.0], len);
         let id = SnapshotId(self.next_snapshot);
         self.next_snapshot += 1;
         self.snapshots.insert(id, Snapshot { len, rows });
@@ -265,35 +241,16 @@ impl KvLanes {
     /// # Errors
     /// [`EngineError::Input`] when either does not exist.
     pub fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
-        self.check_committed(lane, 0)?;
-        let Some(stored) = self.snapshots.get(&snapshot) else {
-            return Err(EngineError::Input(format!("snapshot {} does not exist (any more)", snapshot.0)));
-        };
-        let lane = &mut self.lanes[lane.0];
-        lane.rows.copy_prefix(&self.layout, &stored.rows, stored.len);
-        lane.committed_len = stored.len;
-        lane.tree.clear();
+        self.book.check_committed(lane, 0)?;
+        let stored = self.snapshots.get(&snapshot).ok_or_else(|| no_snapshot(snapshot))?;
+        self.rows[lane.0].copy_prefix(&self.layout, &stored.rows, stored.len);
+        self.book.set(lane, stored.len);
         Ok(())
     }
 
     /// Frees a snapshot; unknown ones are ignored.
     pub fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.snapshots.remove(&snapshot);
-    }
-
-    fn check_committed(&self, lane: LaneId, len: usize) -> Result<()> {
-        let Some(found) = self.lanes.get(lane.0) else {
-            return Err(EngineError::Input(format!(
-                "lane {} does not exist: there are {}",
-                lane.0,
-                self.lanes.len()
-            )));
-        };
-        if len > found.committed_len {
-            let fact = format!("lane {} holds {} tokens, {len} were asked for", lane.0, found.committed_len);
-            return Err(EngineError::Input(fact));
-        }
-        Ok(())
     }
 }
 
@@ -386,10 +343,9 @@ mod tests {
         for kind in KvKind::ALL {
             let lanes = KvLanes::new(&spec(), kind, 2, 16, None).unwrap();
             let held: usize = lanes
-                .lanes
+                .rows
                 .iter()
-                .map(|lane| {
-                    let rows = &lane.rows;
+                .map(|rows| {
                     rows.keys.len()
                         + rows.values.len()
                         + 4 * (rows.key_scales.len() + rows.value_scales.len())

@@ -3,6 +3,7 @@
 //! A **lane** owns a contiguous region of fixed capacity; `[0, committed_len)` counts, `[committed_len, …)` is tentative.
 //! A **snapshot** is a stored prefix that can be copied into any lane.
 
+mod book;
 mod lanes;
 mod memory;
 mod row;
@@ -11,6 +12,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use book::{LaneBook, no_snapshot};
 pub use lanes::KvLanes;
 pub(crate) use lanes::RowAddress;
 pub use memory::{check_kv_budget, kv_bytes, kv_bytes_per_token};

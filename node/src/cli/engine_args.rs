@@ -2,14 +2,17 @@
 
 use clap::Args;
 use takt_engine::{
-    backend::cpu::ActivationArithmetic,
+    backend::{cpu::ActivationArithmetic, cuda::GpuShare},
     engine::{BackendKind, EngineOptions},
     kv::KvKind,
 };
 
+use super::gpu_options::gpu_options;
+use crate::config::process_environment;
+
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
-    /// What computes: auto, cpu (cuda and tensorrt are not yet in this version)
+    /// What computes: auto (the CPU), cpu, cuda (not tried on a GPU yet)
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub backend: BackendKind,
     /// Computing threads [default: one for each processor the system gives us]
@@ -30,6 +33,8 @@ impl EngineArgs {
             threads: self.threads.map(usize::from),
             kv: self.kv,
             arithmetic: self.activations,
+            // Nobody else is at work beside a command.
+            gpu: gpu_options(GpuShare::Priority, process_environment),
             ..EngineOptions::default()
         }
     }

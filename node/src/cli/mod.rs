@@ -24,6 +24,7 @@ mod engine_args;
 mod error;
 mod form;
 mod generate;
+mod gpu_options;
 mod inspect;
 mod interrupt;
 mod paint;

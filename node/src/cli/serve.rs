@@ -87,10 +87,9 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     for (logger, _) in &ros_args.log_levels.loggers {
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
-    if !(config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
-        tracing::warn!(
-            "[gpu] of the configuration waits for a GPU backend: this version computes on the CPU"
-        );
+    let on_gpu = config.text("engine", "backend") == "cuda";
+    if !(on_gpu || config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
+        tracing::warn!("[gpu] of the configuration has no effect: the engine runs on the CPU");
     }
     let service = Service::from_lookup(process_environment, std::process::id());
     let ros = RosOptions { remaps: ros_args.remaps.clone(), ..config.ros(process_environment)? };

@@ -7,12 +7,15 @@ use std::{
 };
 
 use crossbeam_channel::Receiver;
-use takt_engine::{dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy, sampler::SamplingParams};
+use takt_engine::{
+    backend::cuda::GpuShare, dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy,
+    sampler::SamplingParams,
+};
 
-use super::{CliError, form::read_schema, generate::opener};
+use super::{CliError, form::read_schema, generate::opener, gpu_options::gpu_options};
 use crate::{
     calibrate::Effort,
-    config::Config,
+    config::{Config, process_environment},
     request::Form,
     ros::{AskDefaults, Engine, Ready, message::EngineInfo},
     rt::{self, Told},
@@ -151,8 +154,20 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
         speculation: drafting(config) == Drafting::Head,
         max_bytes: Some(config.whole("memory", "budget_mib") << 20).filter(|bytes| *bytes > 0),
         num_snapshots: config.count("scheduler", "prefix_snapshots"),
+        gpu: gpu_options(gpu_share(config), process_environment),
         ..EngineOptions::default()
     })
+}
+
+fn gpu_share(config: &Config) -> GpuShare {
+    match config.text("gpu", "share") {
+        "priority" => GpuShare::Priority,
+        "none" => GpuShare::None,
+        // The configuration accepts nothing else but `green_context`.
+        _ => GpuShare::GreenContext {
+            percent: u8::try_from(config.whole("gpu", "sm_share_percent")).unwrap_or(100),
+        },
+    }
 }
 
 fn drafting(config: &Config) -> Drafting {

@@ -76,13 +76,7 @@ const MAX_MHZ: u64 = 20_000;
 /// All keys, in the order they are printed.
 pub const KEYS: &[Key] = &[
     key("engine", "dir", Accepts::Text, BuiltIn::Text(""), "engine directory, written by `takt build`"),
-    key(
-        "engine",
-        "backend",
-        Accepts::Word(BACKENDS),
-        BuiltIn::Text("auto"),
-        "what computes; auto takes the best there is",
-    ),
+    key("engine", "backend", Accepts::Word(BACKENDS), BuiltIn::Text("auto"), "what computes; auto: the CPU"),
     key(
         "engine",
         "threads",
@@ -312,14 +306,14 @@ pub const KEYS: &[Key] = &[
         "share",
         Accepts::Word(GPU_SHARES),
         BuiltIn::Text("green_context"),
-        "how perception is protected: multiprocessors of our own, a low-priority stream, or not at all; no effect in this version, which computes on the CPU",
+        "how perception is protected: multiprocessors of our own, a low-priority stream, or not at all; no effect on the CPU",
     ),
     key(
         "gpu",
         "sm_share_percent",
         Accepts::Whole(1, 100),
         BuiltIn::Whole(50),
-        "multiprocessors of a green context, rounded down to what the GPU can split; no effect in this version, which computes on the CPU",
+        "multiprocessors of a green context, rounded down to what the GPU can split; no effect on the CPU",
     ),
     key(
         "memory",

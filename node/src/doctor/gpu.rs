@@ -1,31 +1,58 @@
-//! NVIDIA driver and TensorRT, by their files: nothing is loaded or initialised.
+//! The NVIDIA driver and its devices, asked without making a context; TensorRT by its files.
 
 use std::path::{Path, PathBuf};
+
+use takt_kernels_cu::driver::{
+    DriverError,
+    device::{self, Device},
+};
 
 use super::{Finding, read};
 
 pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let folders = library_folders(lookup);
-    vec![driver(&folders), tensorrt(&folders)]
+    let mut findings = driver(&folders);
+    findings.push(tensorrt(&folders));
+    findings
 }
 
-fn driver(folders: &[PathBuf]) -> Finding {
-    let kernel = read("/proc/driver/nvidia/version").and_then(|text| text.lines().next().map(str::to_owned));
-    match (find(folders, "libcuda.so.1"), kernel) {
-        (Some(library), kernel) => {
-            let kernel = kernel.map(|line| format!(", {line}")).unwrap_or_default();
-            Finding::note(
-                "gpu",
-                format!("NVIDIA driver at {}{kernel}", library.display()),
-                "not used yet: this version computes on the CPU",
-            )
+fn driver(folders: &[PathBuf]) -> Vec<Finding> {
+    let library = find(folders, "libcuda.so.1").map(|path| path.display().to_string());
+    match device::probe() {
+        Ok(devices) => devices.iter().map(usable).collect(),
+        Err(DriverError::NoDriver) => {
+            let kernel =
+                read("/proc/driver/nvidia/version").and_then(|text| text.lines().next().map(str::to_owned));
+            vec![match kernel {
+                Some(kernel) => Finding::note(
+                    "gpu",
+                    kernel,
+                    "the kernel driver is there but libcuda.so.1 is not: a container started without the NVIDIA runtime?",
+                ),
+                None => Finding::note("gpu", "no NVIDIA driver", "answers come from the CPU"),
+            }]
         }
-        (None, Some(kernel)) => Finding::note(
+        Err(error) => {
+            let library = library.unwrap_or_else(|| "libcuda.so.1".into());
+            vec![Finding::note(
+                "gpu",
+                format!("NVIDIA driver at {library}: {error}"),
+                "answers come from the CPU",
+            )]
+        }
+    }
+}
+
+fn usable(device: &Device) -> Finding {
+    let (major, minor) = device.driver_version_parts();
+    let found = format!("{}, CUDA {major}.{minor}", device.key());
+    match device.target() {
+        Some(_) => Finding::note(
             "gpu",
-            kernel,
-            "the kernel driver is there but libcuda.so.1 is not: a container started without the NVIDIA runtime?",
+            found,
+            "used by `--backend cuda` only: the kernels have not been tried on a GPU yet",
         ),
-        (None, None) => Finding::note("gpu", "no NVIDIA driver", "answers come from the CPU"),
+        None => Finding::note("gpu", found, "there are no kernels for it: answers come from the CPU"),
     }
 }
 

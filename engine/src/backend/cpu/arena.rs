@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::{
     activations::{Activations, Arithmetic},
     attention::MAX_QUERIES,
-    plan_check::num_logits_rows,
 };
 use crate::{
+    backend::plan_check::num_logits_rows,
     kv::{KvLanes, LaneId},
     spec::DecoderSpec,
     step::StepPlan,

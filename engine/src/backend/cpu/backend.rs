@@ -9,14 +9,13 @@ use super::{
     forward::Forward,
     kernels::Isa,
     model::Model,
-    plan_check::check_plan,
     pool::ThreadPool,
     rope::RopeTable,
     vectors::Vectors,
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, no_draft},
+    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, KvLanes, LaneId, SnapshotId},
     quant::WeightKind,
@@ -185,7 +184,7 @@ impl Backend for CpuBackend {
     }
 
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
-        check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes)?;
+        check_plan(plan, self.spec.vocab_size, &self.capabilities, self.lanes.book())?;
         self.arena.lay_out(plan, &self.lanes, AttentionTasks::block_len(&self.spec));
         let forward = Forward { spec: &self.spec, rope: &self.rope, pool: &self.pool, vectors: self.vectors };
         forward.run(&self.model, &plan.tokens, &mut self.arena, &mut self.lanes);

@@ -15,7 +15,6 @@ mod load;
 mod model;
 mod norm;
 mod packed;
-mod plan_check;
 mod pool;
 mod rope;
 mod rows;

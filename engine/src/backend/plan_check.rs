@@ -3,7 +3,7 @@
 use crate::{
     EngineError, Result,
     backend::Capabilities,
-    kv::KvLanes,
+    kv::LaneBook,
     step::{LogitsWanted, Segment, StepPlan},
 };
 
@@ -21,7 +21,7 @@ pub(super) fn check_plan(
     plan: &StepPlan,
     vocab_size: usize,
     limits: &Capabilities,
-    lanes: &KvLanes,
+    lanes: &LaneBook,
 ) -> Result<()> {
     if plan.segments.is_empty() {
         return Err(EngineError::Input("empty plan: at least one segment is needed".into()));
@@ -71,7 +71,7 @@ fn check_parents(segment: &Segment, idx: usize, plan: &StepPlan) -> Result<()> {
     }
 }
 
-fn check_lane(segment: &Segment, earlier: &[Segment], lanes: &KvLanes) -> Result<()> {
+fn check_lane(segment: &Segment, earlier: &[Segment], lanes: &LaneBook) -> Result<()> {
     let lane = segment.lane;
     if lane.0 >= lanes.num_lanes() {
         return Err(EngineError::Input(format!(

@@ -1,0 +1,90 @@
+//! From a machine and an engine directory to a backend: the device, a context of our own on it, its kernels.
+
+use std::path::Path;
+
+use takt_kernels_cu::{
+    Target,
+    cache::Cache,
+    compiler::Compiler,
+    driver::{
+        context::{Context, Share},
+        device::{self, Device},
+    },
+    kernel_set::{KernelSet, Places},
+};
+
+use super::{CudaBackend, CudaOptions, GpuOptions, GpuShare};
+use crate::{EngineError, Result, spec::DecoderSpec, weights::WeightSource};
+
+/// Folder of an engine directory with cubins for the boards it was built for.
+const KERNEL_FOLDER: &str = "kernels";
+
+/// Opens `spec` on the first device there are kernels for.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] without a driver, a device or kernels for it, with what to do; those of [`CudaBackend::new`].
+pub(crate) fn open(
+    spec: &DecoderSpec,
+    source: &dyn WeightSource,
+    engine_dir: &Path,
+    gpu: &GpuOptions,
+    options: impl FnOnce(Share) -> CudaOptions,
+) -> Result<CudaBackend> {
+    let (device, target) = choose(device::probe()?)?;
+    let kernels = kernels(target, engine_dir, gpu)?;
+    let options = options(share(gpu.share, &device));
+    let (context, fallback) = Context::open(&device, options.share)?;
+    if let Some(fallback) = fallback {
+        tracing::warn!(
+            "no green context ({}): a low-priority stream on all multiprocessors instead",
+            fallback.reason
+        );
+    }
+    let cubins = kernels.images().iter().map(takt_kernels_cu::image::Image::bytes);
+    CudaBackend::new(spec, source, &context, cubins, &options)
+}
+
+fn choose(devices: Vec<Device>) -> Result<(Device, Target)> {
+    let found: Vec<String> = devices.iter().map(Device::key).collect();
+    let mut usable = devices.into_iter().filter_map(|device| device.target().map(|target| (device, target)));
+    usable.next().ok_or_else(|| {
+        let targets = Target::ALL.map(|target| target.to_string()).join(", ");
+        EngineError::Unsupported(format!("no kernels for {}: there are some for {targets}", found.join(", ")))
+    })
+}
+
+fn share(share: GpuShare, device: &Device) -> Share {
+    match share {
+        GpuShare::GreenContext { percent } => {
+            Share::GreenContext { num_sms: (device.num_sms * u32::from(percent) / 100).max(1) }
+        }
+        GpuShare::Priority => Share::Priority,
+        GpuShare::None => Share::None,
+    }
+}
+
+/// From the engine directory, the cache, or compiled now.
+fn kernels(target: Target, engine_dir: &Path, gpu: &GpuOptions) -> Result<KernelSet> {
+    let in_engine = Some(engine_dir.join(KERNEL_FOLDER)).filter(|folder| folder.is_dir());
+    let folders: Vec<Cache> = in_engine.iter().chain(&gpu.kernel_cache).map(Cache::new).collect();
+    // The engine directory is not written to.
+    let without_compiler = Places { folders: &folders, compiler: None };
+    let missing = match KernelSet::open(target, without_compiler, |_| ()) {
+        Ok((kernels, _)) => return Ok(kernels),
+        Err(error) => error,
+    };
+    let unsupported = |error: &dyn std::fmt::Display| EngineError::Unsupported(error.to_string());
+    let root = gpu.cuda_root.as_deref().ok_or_else(|| unsupported(&missing))?;
+    let compiler = Compiler::open(root).map_err(|error| unsupported(&error))?;
+    let cached = gpu.kernel_cache.is_some();
+    let places = Places { folders: if cached { &folders } else { &[] }, compiler: Some(&compiler) };
+    let compiling = |source: &takt_kernels_cu::source::Source| {
+        tracing::info!("compiling {} for {target}, which takes seconds, once", source.name);
+    };
+    let (kernels, not_stored) =
+        KernelSet::open(target, places, compiling).map_err(|error| unsupported(&error))?;
+    for error in not_stored {
+        tracing::warn!("a compiled kernel could not be kept and will be compiled again: {error}");
+    }
+    Ok(kernels)
+}

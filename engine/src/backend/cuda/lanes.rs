@@ -1,0 +1,290 @@
+//! Keys and values in device memory: lanes of fixed capacity, and snapshots of their prefixes.
+
+use std::collections::BTreeMap;
+
+use takt_kernels_cu::{
+    driver::{
+        context::Context,
+        memory::{DeviceBuffer, MappedBuffer},
+        module::Kernels,
+        stream::Stream,
+    },
+    launch::{
+        DeviceAddress, KvCache, KvFormat,
+        kv_compact::{Compaction, Direction, KvPlanes, MOVE_HEADER, SnapshotCopy},
+    },
+};
+
+use super::{input::MAX_TREE_DEPTH, options::CudaOptions};
+use crate::{
+    Result,
+    kv::{KvKind, LaneBook, LaneId, SnapshotId, no_snapshot},
+    spec::DecoderSpec,
+};
+
+/// All lanes: per layer keys `[num_lanes, G, capacity, d]`, values, and F32 scales where the format has them.
+#[derive(Debug)]
+pub(super) struct DeviceLanes {
+    pub book: LaneBook,
+    layout: LaneLayout,
+    buffer: DeviceBuffer,
+    /// What [`KvPlanes::addresses`] points at.
+    planes: DeviceBuffer,
+    /// The rows that a path keeps, one lane at a time.
+    moves: MappedBuffer,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    next_snapshot: u64,
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    len: usize,
+    rows: DeviceBuffer,
+    /// Where scales begin in `rows`; `None` without.
+    scales: Option<usize>,
+}
+
+/// Where everything lies in one allocation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LaneLayout {
+    format: KvFormat,
+    num_layers: usize,
+    num_lanes: usize,
+    num_kv_heads: usize,
+    capacity: usize,
+    head_dim: usize,
+}
+
+impl LaneLayout {
+    pub(super) fn new(spec: &DecoderSpec, options: &CudaOptions) -> Self {
+        Self {
+            format: match options.kv {
+                KvKind::Bf16 => KvFormat::Bf16,
+                KvKind::Fp8 => KvFormat::Fp8,
+                KvKind::Int8 => KvFormat::Int8,
+            },
+            num_layers: spec.num_layers,
+            num_lanes: options.num_lanes,
+            num_kv_heads: spec.num_kv_heads,
+            capacity: options.lane_capacity,
+            head_dim: spec.head_dim,
+        }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.head_dim * self.format.element_bytes()
+    }
+
+    /// Rows of one layer's keys.
+    fn layer_rows(&self) -> usize {
+        self.num_lanes * self.num_kv_heads * self.capacity
+    }
+
+    /// Of one layer's keys, or values, without scales; each begins aligned.
+    fn plane_bytes(&self) -> usize {
+        (self.layer_rows() * self.row_bytes()).next_multiple_of(ALIGNMENT)
+    }
+
+    fn scale_bytes(&self) -> usize {
+        if self.format.has_scales() {
+            (self.layer_rows() * size_of::<f32>()).next_multiple_of(ALIGNMENT)
+        } else {
+            0
+        }
+    }
+
+    /// Of all lanes.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.num_layers * 2 * (self.plane_bytes() + self.scale_bytes())
+    }
+
+    /// Offsets of a layer's keys, values, key scales and value scales.
+    fn layer(&self, layer_idx: usize) -> [usize; 4] {
+        let (plane, scale) = (self.plane_bytes(), self.scale_bytes());
+        let start = layer_idx * 2 * (plane + scale);
+        [start, start + plane, start + 2 * plane, start + 2 * plane + scale]
+    }
+}
+
+const ALIGNMENT: usize = 256;
+
+impl DeviceLanes {
+    /// Empty lanes.
+    pub(super) fn new(context: &Context, stream: &Stream, layout: LaneLayout) -> Result<Self> {
+        let buffer = DeviceBuffer::new(context, layout.num_bytes(), "the KV cache")?;
+        let planes = DeviceBuffer::new(
+            context,
+            layout.num_layers * 4 * size_of::<u64>(),
+            "addresses of the KV cache",
+        )?;
+        let mut addresses = Vec::new();
+        for layer_idx in 0..layout.num_layers {
+            for (idx, offset) in layout.layer(layer_idx).into_iter().enumerate() {
+                let address = if idx < 2 || layout.format.has_scales() {
+                    buffer.address().offset(offset)?
+                } else {
+                    DeviceAddress::NULL
+                };
+                addresses.extend(address.0.to_le_bytes());
+            }
+        }
+        stream.upload(&addresses, &planes, 0)?;
+        let move_bytes = (MOVE_HEADER + MAX_TREE_DEPTH) * size_of::<i32>();
+        Ok(Self {
+            book: LaneBook::new(layout.num_lanes, layout.capacity),
+            layout,
+            buffer,
+            planes,
+            moves: MappedBuffer::new(context, move_bytes, "rows to keep")?,
+            snapshots: BTreeMap::new(),
+            next_snapshot: 0,
+        })
+    }
+
+    pub(super) fn num_bytes(&self) -> u64 {
+        self.buffer.num_bytes() as u64
+    }
+
+    /// One layer's cache, as kernels know it.
+    pub(super) fn cache(&self, layer_idx: usize) -> Result<KvCache> {
+        let layout = &self.layout;
+        let [keys, values, key_scales, value_scales] = layout.layer(layer_idx);
+        let scale = |offset| {
+            if layout.format.has_scales() {
+                self.buffer.address().offset(offset)
+            } else {
+                Ok(DeviceAddress::NULL)
+            }
+        };
+        Ok(KvCache {
+            format: layout.format,
+            keys: self.buffer.address().offset(keys)?,
+            values: self.buffer.address().offset(values)?,
+            key_scales: scale(key_scales)?,
+            value_scales: scale(value_scales)?,
+            num_kv_heads: layout.num_kv_heads,
+            capacity: layout.capacity,
+            head_dim: layout.head_dim,
+        })
+    }
+
+    fn kv_planes(&self) -> KvPlanes {
+        KvPlanes {
+            addresses: self.planes.address(),
+            num_layers: self.layout.num_layers,
+            num_kv_heads: self.layout.num_kv_heads,
+            capacity: self.layout.capacity,
+            row_bytes: self.layout.row_bytes(),
+        }
+    }
+
+    /// Commits a path of the tree noted last, moving its rows together. Waits, since the rows are told through pinned memory.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] for what is no path; [`crate::EngineError::Backend`] when the device fails.
+    pub(super) fn keep(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        lane: LaneId,
+        path: &[usize],
+    ) -> Result<()> {
+        self.book.check_path(lane, path)?;
+        let committed_len = self.book.committed_len(lane);
+        // Nodes in their places already need no move: a chain keeps all of its rows.
+        let moved = path.iter().enumerate().filter(|(depth, node)| depth != *node);
+        if let Some((first, _)) = moved.clone().next() {
+            let header = [lane.0, path.len() - first, committed_len + first];
+            let sources = path[first..].iter().map(|node| committed_len + node);
+            let words = self.moves.bytes_mut().chunks_exact_mut(size_of::<i32>());
+            for (to, value) in words.zip(header.into_iter().chain(sources)) {
+                to.copy_from_slice(&i32::try_from(value).unwrap_or(-1).to_ne_bytes());
+            }
+            let compaction = Compaction {
+                planes: self.kv_planes(),
+                moves: self.moves.address(),
+                num_moves: 1,
+                max_path: MAX_TREE_DEPTH,
+            };
+            stream.context().make_current()?;
+            stream.launch(kernels, &compaction.launch()?)?;
+            stream.synchronize()?;
+        }
+        self.book.commit(lane, path.len());
+        Ok(())
+    }
+
+    /// Copies `[0, len)` of `lane` into a new snapshot.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] when the lane does not exist or has fewer tokens; [`crate::EngineError::Capacity`] without memory.
+    pub(super) fn save_snapshot(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        lane: LaneId,
+        len: usize,
+    ) -> Result<SnapshotId> {
+        self.book.check_committed(lane, len)?;
+        let num_rows = 2 * self.layout.num_layers * self.layout.num_kv_heads * len;
+        let row_bytes = (num_rows * self.layout.row_bytes()).next_multiple_of(ALIGNMENT);
+        let scale_bytes = if self.layout.format.has_scales() { num_rows * size_of::<f32>() } else { 0 };
+        let rows = DeviceBuffer::new(stream.context(), row_bytes + scale_bytes, "a prefix snapshot")?;
+        let scales = self.layout.format.has_scales().then_some(row_bytes);
+        let snapshot = Snapshot { len, rows, scales };
+        self.copy(stream, kernels, lane, &snapshot, Direction::Save)?;
+        let id = SnapshotId(self.next_snapshot);
+        self.next_snapshot += 1;
+        self.snapshots.insert(id, snapshot);
+        Ok(id)
+    }
+
+    /// Replaces the contents of `lane` by the snapshot.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Input`] when either does not exist.
+    pub(super) fn restore_snapshot(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        lane: LaneId,
+        id: SnapshotId,
+    ) -> Result<()> {
+        self.book.check_committed(lane, 0)?;
+        let snapshot = self.snapshots.get(&id).ok_or_else(|| no_snapshot(id))?;
+        self.copy(stream, kernels, lane, snapshot, Direction::Restore)?;
+        self.book.set(lane, snapshot.len);
+        Ok(())
+    }
+
+    /// Frees a snapshot; unknown ones are ignored.
+    pub(super) fn drop_snapshot(&mut self, id: SnapshotId) {
+        self.snapshots.remove(&id);
+    }
+
+    fn copy(
+        &self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        lane: LaneId,
+        snapshot: &Snapshot,
+        direction: Direction,
+    ) -> Result<()> {
+        if snapshot.len == 0 {
+            return Ok(());
+        }
+        let scales = snapshot.scales.map(|start| snapshot.rows.address().offset(start)).transpose()?;
+        let copy = SnapshotCopy {
+            planes: self.kv_planes(),
+            rows: snapshot.rows.address(),
+            scales: scales.unwrap_or(DeviceAddress::NULL),
+            lane: lane.0,
+            len: snapshot.len,
+            direction,
+        };
+        stream.context().make_current()?;
+        stream.launch(kernels, &copy.launch()?)?;
+        // A snapshot may be dropped right after it was restored.
+        Ok(stream.synchronize()?)
+    }
+}

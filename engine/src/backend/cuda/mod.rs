@@ -1,0 +1,30 @@
+//! NVIDIA GPUs through the kernels of `takt-kernels-cu`.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`options`] | how the backend is set up |
+//! | [`device`] | from a machine and an engine directory to a backend: the device, its context, its kernels |
+//! | [`shape`] | the few shapes that steps are rounded up to, each captured as a CUDA graph once |
+//! | [`input`] | what a step is about: tokens, positions, rows, trees; the bytes that travel to the device |
+//! | [`weights`] | a model's tensors in device memory, as the engine directory stores them |
+//! | [`lanes`] | keys and values in device memory, and snapshots of them |
+//! | [`workspace`] | everything a step writes, one allocation sized at load |
+//! | [`forward`] | a step of some shape as a list of launches: a pure function |
+//! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
+//!
+//! Architecture invariant: after it was opened nothing allocates device memory in a step; a step is one graph and one wait.
+
+mod backend;
+mod device;
+mod error;
+mod forward;
+mod input;
+mod lanes;
+mod options;
+mod shape;
+mod weights;
+mod workspace;
+
+pub use backend::CudaBackend;
+pub(crate) use device::open;
+pub use options::{CudaOptions, GpuOptions, GpuShare};

@@ -1,0 +1,83 @@
+//! How the backend is set up.
+
+use std::{path::PathBuf, time::Duration};
+
+use takt_kernels_cu::driver::context::Share;
+
+use crate::{EngineError, Result, kv::KvKind, spec::DecoderSpec};
+
+/// How the GPU is shared with the robot's perception.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuShare {
+    /// A context of our own on so many percent of the multiprocessors; perception has the others to itself.
+    GreenContext {
+        /// 1 to 100.
+        percent: u8,
+    },
+    /// All multiprocessors, on a stream of the lowest priority.
+    Priority,
+    /// All multiprocessors, on an ordinary stream.
+    None,
+}
+
+/// How a GPU is used, and where its kernels come from.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// With whom.
+    pub share: GpuShare,
+    /// Folder for kernels that are compiled here, which takes seconds once; `None` to compile them each time.
+    pub kernel_cache: Option<PathBuf>,
+    /// Folder of a CUDA toolkit, for kernels that neither the engine directory nor the cache has.
+    pub cuda_root: Option<PathBuf>,
+    /// A step that is not done by then is taken for hung, and the device given up.
+    pub step_limit: Duration,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            share: GpuShare::GreenContext { percent: 50 },
+            kernel_cache: None,
+            cuda_root: None,
+            step_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How a [`CudaBackend`](super::CudaBackend) is set up.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// How the device is shared with other work.
+    pub share: Share,
+    /// Lanes that can advance together.
+    pub num_lanes: usize,
+    /// Tokens one lane holds.
+    pub lane_capacity: usize,
+    /// KV cache format.
+    pub kv: KvKind,
+    /// Most tokens of one plan.
+    pub max_step_tokens: usize,
+    /// Most logits rows of one plan.
+    pub max_logits_rows: usize,
+    /// Most bytes the lanes may take; `None` for what the device gives.
+    pub max_kv_bytes: Option<u64>,
+    /// A step that is not done by then is taken for hung, and the device given up.
+    pub step_limit: Duration,
+}
+
+impl CudaOptions {
+    pub(super) fn validate(&self, spec: &DecoderSpec) -> Result<()> {
+        let counts = [
+            ("lanes", self.num_lanes, 1 << 10),
+            ("tokens a lane", self.lane_capacity, spec.max_context),
+            ("tokens a step", self.max_step_tokens, 1 << 16),
+            ("logits rows a step", self.max_logits_rows, 1 << 16),
+        ];
+        for (what, value, limit) in counts {
+            if value == 0 || value > limit {
+                return Err(EngineError::Input(format!("{value} {what} asked, expected 1..={limit}")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! The other tests' way onto a GPU, on an emulated driver: cubins of the check, loaded and launched through the driver layer.
+#![expect(unsafe_code, reason = "setting a variable of a process that is this test's alone")]
+
+mod emulator;
+
+use std::env;
+
+use emulator::{Buffer, Emulator, driver::EmulatedDevice};
+use takt_kernels_cu::launch::rows::AddBias;
+
+#[test]
+fn buffers_and_launches_go_to_the_device_that_is_required() {
+    let test = "buffers_and_launches_go_to_the_device_that_is_required";
+    if env::var_os("TAKT_REQUIRE_CUBINS").is_none() {
+        return eprintln!(
+            "skipped: the cubins of `cargo run -p xtask -- kernels` are needed, and TAKT_REQUIRE_CUBINS=1"
+        );
+    }
+    EmulatedDevice::new(test).sm(110).kernels(&["rows.cu"]).run(|device| {
+        // SAFETY: a process for this test, which has no other thread that reads the environment.
+        unsafe { env::set_var("TAKT_REQUIRE_DEVICE", "1") };
+        let emulator = Emulator::of(&["rows.cu"]).unwrap();
+        assert!(matches!(emulator, Emulator::Gpu(_)));
+        let (x, bias) =
+            (Buffer::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]), Buffer::from_slice(&[10.0_f32, 20.0]));
+        let add = AddBias { x: x.address(), bias: bias.address(), num_rows: 2, width: 2 };
+        emulator.launch(&add.launch().unwrap()).unwrap();
+        assert_eq!(x.to_vec(), [11.0, 22.0, 13.0, 24.0]);
+        assert_eq!(device.report().value("launches"), 1);
+        assert_eq!(device.report().value("device_allocations"), 2);
+    });
+}

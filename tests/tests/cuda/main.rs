@@ -1,0 +1,12 @@
+//! The CUDA backend on an emulated device: the real kernels, compiled for the processor, behind a driver that is one in all but speed.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "../../../kernels-cu/tests/emulator/mod.rs"]
+mod emulator;
+mod faults;
+mod forward;
+mod models;
+mod same_bits;
+mod shipped;
+mod steps;

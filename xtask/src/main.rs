@@ -1,0 +1,65 @@
+//! Chores of this repository that need more than a shell.
+//!
+//! `cargo run -p xtask -- kernels` compiles every CUDA kernel for every target and looks at what came out; no GPU is needed.
+//! `cargo run -p xtask -- gpu-check` runs them, where there is one.
+
+mod cuda_root;
+mod gpu_check;
+mod kernels;
+mod python;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Chores of this repository")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Compiles every CUDA kernel for every target; fails on a warning, a spill, local memory, or an instruction that is missing
+    Kernels(kernels::Options),
+    /// On a machine with a GPU: the kernels' numbers on the device, then under compute-sanitizer
+    GpuCheck(gpu_check::Options),
+    /// Prints the folder of the CUDA compiler, fetched from PyPI if need be: for TAKT_CUDA_ROOT
+    CudaRoot(cuda_root::Compiler),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> anyhow::Result<()> {
+    match chore {
+        Chore::Kernels(options) => kernels::run(&options),
+        Chore::GpuCheck(options) => gpu_check::run(&options),
+        Chore::CudaRoot(compiler) => {
+            println!("{}", compiler.folder()?.display());
+            Ok(())
+        }
+    }
+}
+
+/// Where this repository's build keeps its files.
+fn target_folder() -> PathBuf {
+    let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    named.unwrap_or_else(|| repository().join("target"))
+}
+
+/// This repository.
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
