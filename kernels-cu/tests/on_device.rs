@@ -6,7 +6,7 @@ mod emulator;
 use std::env;
 
 use emulator::{Buffer, Emulator, driver::EmulatedDevice};
-use takt_kernels_cu::launch::rows::AddBias;
+use takt_kernels_cu::launch::rows::CopyRows;
 
 #[test]
 fn buffers_and_launches_go_to_the_device_that_is_required() {
@@ -21,12 +21,20 @@ fn buffers_and_launches_go_to_the_device_that_is_required() {
         unsafe { env::set_var("TAKT_REQUIRE_DEVICE", "1") };
         let emulator = Emulator::of(&["rows.cu"]).unwrap();
         assert!(matches!(emulator, Emulator::Gpu(_)));
-        let (x, bias) =
-            (Buffer::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]), Buffer::from_slice(&[10.0_f32, 20.0]));
-        let add = AddBias { x: x.address(), bias: bias.address(), num_rows: 2, width: 2 };
-        emulator.launch(&add.launch().unwrap()).unwrap();
-        assert_eq!(x.to_vec(), [11.0, 22.0, 13.0, 24.0]);
+        let (from, rows) = (Buffer::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]), Buffer::from_slice(&[1, -1]));
+        let to = Buffer::filled(4, 7.0_f32);
+        let copy = CopyRows {
+            from: from.address(),
+            rows: rows.address(),
+            to: to.address(),
+            in_stride: 2,
+            out_stride: 2,
+            num_rows: 2,
+            width: 2,
+        };
+        emulator.launch(&copy.launch().unwrap()).unwrap();
+        assert_eq!(to.to_vec(), [3.0, 4.0, 0.0, 0.0]);
         assert_eq!(device.report().value("launches"), 1);
-        assert_eq!(device.report().value("device_allocations"), 2);
+        assert_eq!(device.report().value("device_allocations"), 3);
     });
 }

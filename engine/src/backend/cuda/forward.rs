@@ -21,7 +21,7 @@ use super::{
     workspace::Workspace,
 };
 use crate::{
-    Result,
+    EngineError, Result,
     spec::{DecoderSpec, RopePairing},
 };
 
@@ -137,7 +137,7 @@ impl Forward<'_> {
         let (spec, workspace) = (self.spec, &self.workspace);
         list.push(self.norm(layer.input_norm, shape)?);
         let matrices: Vec<_> = layer.qkv.iter().zip(workspace.qkv).collect();
-        list.push(linear(&matrices, workspace.normed, shape.num_tokens, Output::Store)?);
+        list.push(self.linear(&matrices, workspace.normed, shape.num_tokens, Output::Store)?);
         let (cos, sin) = self.model.rope;
         let rope = RopeKv {
             q: workspace.qkv[0],
@@ -197,7 +197,7 @@ impl Forward<'_> {
         };
         list.extend(attention.launches(merging)?);
         let o = [(&layer.o, workspace.residual)];
-        list.push(linear(&o, workspace.heads, shape.num_tokens, Output::Add)?);
+        list.push(self.linear(&o, workspace.heads, shape.num_tokens, Output::Add)?);
         Ok(())
     }
 
@@ -206,9 +206,9 @@ impl Forward<'_> {
         list.push(self.norm(layer.post_attention_norm, shape)?);
         // The gate's place takes what comes of both.
         let gate_up = layer.gate_up.each_ref().map(|matrix| (matrix, workspace.gated));
-        list.push(linear(&gate_up, workspace.normed, shape.num_tokens, Output::SwiGlu)?);
+        list.push(self.linear(&gate_up, workspace.normed, shape.num_tokens, Output::SwiGlu)?);
         let down = [(&layer.down, workspace.residual)];
-        list.push(linear(&down, workspace.gated, shape.num_tokens, Output::Add)?);
+        list.push(self.linear(&down, workspace.gated, shape.num_tokens, Output::Add)?);
         Ok(())
     }
 
@@ -240,7 +240,7 @@ impl Forward<'_> {
         };
         list.push(norm.launch()?);
         let head = [(&self.model.lm_head, workspace.logits)];
-        list.push(linear(&head, workspace.last_normed, shape.num_logits, Output::Store)?);
+        list.push(self.linear(&head, workspace.last_normed, shape.num_logits, Output::Store)?);
         Ok(())
     }
 
@@ -258,26 +258,29 @@ impl Forward<'_> {
         };
         Ok(norm.launch()?)
     }
-}
 
-/// Matrices of one format with the same input `x`, each with its output.
-fn linear(
-    matrices: &[(&DeviceMatrix, DeviceAddress)],
-    x: DeviceAddress,
-    num_tokens: usize,
-    output: Output,
-) -> Result<Launch> {
-    let first = matrices[0].0;
-    let matrices: Vec<_> = matrices
-        .iter()
-        .map(|(matrix, out)| Matrix {
-            weights: matrix.weights,
-            num_rows: matrix.num_rows,
-            bias: matrix.bias,
-            out: *out,
-        })
-        .collect();
-    let linear =
-        Linear { format: first.format, matrices: &matrices, x, num_tokens, num_cols: first.num_cols, output };
-    Ok(linear.launch()?)
+    /// Matrices of one format with the same input `x`, each with its output.
+    fn linear(
+        &self,
+        matrices: &[(&DeviceMatrix, DeviceAddress)],
+        x: DeviceAddress,
+        num_tokens: usize,
+        output: Output,
+    ) -> Result<Launch> {
+        let Some((DeviceMatrix { format, num_cols, .. }, _)) = matrices.first().copied() else {
+            return Err(EngineError::Backend("a product of no matrix".into()));
+        };
+        let matrices: Vec<_> = matrices
+            .iter()
+            .map(|(matrix, out)| Matrix {
+                weights: matrix.weights,
+                num_rows: matrix.num_rows,
+                bias: matrix.bias,
+                out: *out,
+            })
+            .collect();
+        let linear =
+            Linear { format: *format, matrices: &matrices, x, num_tokens, num_cols: *num_cols, output };
+        Ok(linear.launch(linear.tiling(self.num_sms))?)
+    }
 }
