@@ -42,7 +42,7 @@ pub struct Capabilities {
 /// Runs steps of one model. Owned by one thread; called once per section.
 ///
 /// Invariants: `run_step` allocates nothing after the first call with the largest plan; after an error no lane's committed
-/// length has changed; snapshots survive the lanes they were taken from.
+/// length has changed; snapshots survive the lanes they were taken from. A backend whose device was lost fails every call from then on.
 pub trait Backend: Send {
     /// Fixed facts about this backend.
     fn capabilities(&self) -> &Capabilities;

@@ -65,6 +65,7 @@ fn a_kernel_that_faults_ends_the_backend_and_another_can_be_opened() {
         assert!(error.contains("opened anew"), "{error}");
         assert_eq!(backend.committed_len(LaneId(0)), 6);
         assert!(backend.run_step(&plan).is_err(), "a lost context does not come back");
+        assert!(backend.truncate(LaneId(0), 0).is_err(), "and nothing seems to go on");
         drop(backend);
         let mut again = open(&spec, &model, &small()).unwrap();
         assert_eq!(run_slices(&mut again, LaneId(0), &tokens(&spec, 6), 6), expected);

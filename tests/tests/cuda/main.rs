@@ -10,3 +10,4 @@ mod models;
 mod same_bits;
 mod shipped;
 mod steps;
+mod worker;

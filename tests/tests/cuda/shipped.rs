@@ -42,7 +42,8 @@ fn options() -> EngineOptions {
     }
 }
 
-fn build_demo(dir: &Path) {
+/// The demo model in NVFP4.
+pub fn build_demo(dir: &Path) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
     build(&model, dir, &BuildOptions::new(WeightKind::Nvfp4), &mut |_| {}).unwrap();
 }

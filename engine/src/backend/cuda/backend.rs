@@ -198,6 +198,14 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
+    fn check_alive(&self) -> Result<()> {
+        if self.stream.context().is_lost() {
+            return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
+        }
+        Ok(())
+    }
+
     fn lay_out_logits(&mut self, plan: &StepPlan) -> usize {
         self.first_row.clear();
         let mut num_rows = 0;
@@ -220,6 +228,7 @@ impl Backend for CudaBackend {
     }
 
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
+        self.check_alive()?;
         check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes.book)?;
         let num_logits = self.lay_out_logits(plan);
         let shape = StepShape::of(plan, num_logits, self.limits);
@@ -269,6 +278,7 @@ impl Backend for CudaBackend {
     }
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
+        self.check_alive()?;
         self.lanes.keep(&self.stream, &mut self.kernels, lane, path)
     }
 
@@ -277,14 +287,17 @@ impl Backend for CudaBackend {
     }
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
+        self.check_alive()?;
         self.lanes.book.truncate(lane, len)
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
+        self.check_alive()?;
         self.lanes.save_snapshot(&self.stream, &mut self.kernels, lane, len)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
+        self.check_alive()?;
         self.lanes.restore_snapshot(&self.stream, &mut self.kernels, lane, snapshot)
     }
 

@@ -1,0 +1,104 @@
+//! A worker on the device: when the device fails, every open request is answered with the reason, and the engine is opened anew.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, bounded};
+use takt_engine::{EngineError, backend::cuda::CudaOptions, dir::EngineDir, kv::KvKind, text::Text};
+use takt_node::{
+    calibrate::Effort,
+    request::{Event, Prompt, Reply, Request, RequestId, Status},
+    scheduler::class::Class,
+    worker::{Opened, Worker, WorkerOptions},
+};
+
+use crate::{
+    emulator::driver::Device,
+    models::{emulated, open, options},
+    shipped::build_demo,
+};
+
+const MAX_TOKENS: u32 = 6;
+
+fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
+    let cuda_options = CudaOptions {
+        num_lanes: 1,
+        lane_capacity: 64,
+        max_step_tokens: 8,
+        max_logits_rows: 8,
+        step_limit,
+        ..options(KvKind::Bf16)
+    };
+    let opener = move || {
+        let engine = EngineDir::open(&dir)?;
+        let text = Text::open(&dir)?.ok_or_else(|| EngineError::Input("no tokenizer".into()))?;
+        let backend = Box::new(open(&engine.manifest().spec, &engine, &cuda_options)?);
+        let manifest = engine.manifest().clone();
+        Ok(Opened { backend, text: Arc::new(text), manifest, draft: None, costs: None })
+    };
+    let options =
+        WorkerOptions { max_prefill_slice_tokens: 8, effort: Effort::LEAST, ..WorkerOptions::default() };
+    Worker::spawn(Box::new(opener), options).unwrap()
+}
+
+fn ask(worker: &Worker) -> Receiver<Event> {
+    let (events, replies) = bounded(1024);
+    let request = Request {
+        id: RequestId::next(),
+        prompt: Prompt::Raw("bring the red wrench".into()),
+        arrived: std::time::Instant::now(),
+        deadline: None,
+        class: Class::Background,
+        max_tokens: Some(MAX_TOKENS as _),
+        sampling: None,
+        stop: Vec::new(),
+        form: None,
+        events,
+        admission: None,
+    };
+    worker.sender().submit(request).unwrap();
+    replies
+}
+
+fn reply(events: &Receiver<Event>) -> Reply {
+    let reply = events.iter().find_map(|event| match event {
+        Event::Reply(reply) => Some(*reply),
+        Event::Tokens { .. } => None,
+    });
+    reply.expect("every request is answered")
+}
+
+#[track_caller]
+fn fails_and_recovers(device: &Device, worker: &Worker, expected: &Reply, reason: &str) {
+    let open = [ask(worker), ask(worker)];
+    for events in &open {
+        let reply = reply(events);
+        assert_eq!(reply.status, Status::Failed, "{reply:?}");
+        let told = reply.reason.unwrap();
+        assert!(told.contains(reason), "{told}");
+    }
+    assert!(device.report().value("contexts") <= 1, "the one before is gone before another is made");
+    let next = reply(&ask(worker));
+    assert_eq!((next.status, &next.token_ids), (expected.status, &expected.token_ids), "{next:?}");
+}
+
+#[test]
+fn a_device_that_fails_or_hangs_fails_the_open_requests_and_the_next_is_answered_as_before() {
+    let test =
+        "worker::a_device_that_fails_or_hangs_fails_the_open_requests_and_the_next_is_answered_as_before";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        build_demo(&dir);
+        let worker = worker(dir, Duration::from_secs(3));
+        let expected = reply(&ask(&worker));
+        assert_eq!(expected.status, Status::Complete, "{expected:?}");
+        assert!(!expected.token_ids.is_empty());
+        device.fail_launch(100);
+        fails_and_recovers(device, &worker, &expected, "the device failed in");
+        device.hang_launch(100);
+        fails_and_recovers(device, &worker, &expected, "did not finish within");
+        worker.shut_down();
+        let left = device.report();
+        assert_eq!(left.value("contexts"), 0);
+    });
+}
