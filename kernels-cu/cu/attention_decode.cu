@@ -59,6 +59,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, int num_segments,
                                        const Shape& shape) {
     using ThisWarp = Warp<Rows, HEAD_DIM>;
     TAKT_DYNAMIC_SHARED(uint4, shared);
+    release_next_kernel();
+    await_previous_kernel();
     BlockPlace place = find_place(buffers, num_segments, row_warps, shape);
     int tile = place.first_tile + warp_idx() % row_warps;
     // No barrier follows.
@@ -119,6 +121,8 @@ TAKT_ATTENTION_FORMATS(256)
 extern "C" __global__ void __launch_bounds__(256, 4)
     attention_combine(const float* partial_out, const float2* partial_state, const int* positions, const int* lanes,
                       bf16* out, int max_splits, int head_dim, int window) {
+    release_next_kernel();
+    await_previous_kernel();
     int token = blockIdx.x, column = threadIdx.x;
     if (lanes[token] < 0 || column >= head_dim) return;
     int end = positions[token] + 1;

@@ -158,6 +158,8 @@ template <class Rows>
 __device__ __forceinline__ void rope_kv(const Projections& from, const Rotation& rotation, const Cache& cache, bf16* q_out,
                                         const int* positions, const int* lanes, const int* rows, int num_heads, int head_dim) {
     __shared__ float room[NUM_WARPS][MAX_HEAD_DIM];
+    release_next_kernel();
+    await_previous_kernel();
     int token = blockIdx.x, head = int(blockIdx.y) * NUM_WARPS + warp_idx();
     int lane = lanes[token];
     // No barrier of the block follows.
