@@ -12,8 +12,9 @@
 //
 // Order of arithmetic. Positions are split in runs of SPLIT_LEN, each in steps of STEP_LEN, both counted from position 0. Within a split
 // the softmax goes from step to step; splits merge one after another (common/attention.cuh). What a query does not see adds products with
-// weights of exactly 0. So a query's bits depend on its position and the rows before it, not on its neighbours in the step, nor on which
-// of the two kernels computes it: one family, since speculation must not change what greedy decoding says, nor a prompt's slices.
+// weights of exactly 0, which leave a sum as it is (in the emulator; that tensor cores do so has yet to be seen on a device). So a query's
+// bits depend on its position and the rows before it, not on its neighbours in the step, nor on which of the two kernels computes it: one
+// family, since speculation must not change what greedy decoding says, nor a prompt's slices what follows.
 //
 // Trees. A token of a draft tree sees the lane's committed rows and then `tree_rows`, one row a depth, its own last. Each stands at the
 // step's place of its position, where plain decoding would find it. Steps that are committed throughout are shared by all queries of a

@@ -83,7 +83,7 @@ pub struct AttentionStep {
     pub num_tokens: usize,
     /// Segments of the step, padding included.
     pub num_segments: usize,
-    /// Most tokens of a segment.
+    /// Most tokens of a segment: a longer one in device memory is not attended to its end.
     pub max_segment_len: usize,
     /// Positions of the step are below this.
     pub max_positions: usize,
