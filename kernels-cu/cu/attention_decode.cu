@@ -110,6 +110,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, int num_segments,
     TAKT_ATTENTION(fp8, Fp8Rows, HEAD_DIM)      \
     TAKT_ATTENTION(int8, Int8Rows, HEAD_DIM)
 
+TAKT_ATTENTION_FORMATS(16)
+TAKT_ATTENTION_FORMATS(32)
 TAKT_ATTENTION_FORMATS(64)
 TAKT_ATTENTION_FORMATS(80)
 TAKT_ATTENTION_FORMATS(96)
