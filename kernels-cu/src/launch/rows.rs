@@ -1,6 +1,8 @@
 //! Rows of F32 matrices moved and offset.
 
-use super::{DeviceAddress, Geometry, Launch, LaunchError, aligned, at_most, linear::optional, non_zero, to_u32};
+use super::{
+    DeviceAddress, Geometry, Launch, LaunchError, aligned, at_most, linear::optional, non_zero, to_u32,
+};
 
 const THREADS: u32 = 256;
 
