@@ -155,6 +155,8 @@ extern "C" __global__ void __launch_bounds__(32, 16)
                  const float* top_logits, const uint32_t* status, Sampler* samplers, int* committed_lens, int* results, int* moves,
                  int k, int max_path) {
     __shared__ double weights[MAX_TOP_K];
+    release_next_kernel();
+    await_previous_kernel();
     int4 tree = trees[blockIdx.x];
     int lane = tree.x, first = tree.y, num_nodes = tree.z;
     int* result = results + (long long)blockIdx.x * (4 + max_path);

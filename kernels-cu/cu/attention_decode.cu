@@ -12,8 +12,9 @@
 //
 // Order of arithmetic. Positions are split in runs of SPLIT_LEN, each in steps of STEP_LEN, both counted from position 0. Within a split
 // the softmax goes from step to step; splits merge one after another (common/attention.cuh). What a query does not see adds products with
-// weights of exactly 0. So a query's bits depend on its position and the rows before it, not on its neighbours in the step, nor on which
-// of the two kernels computes it: one family, since speculation must not change what greedy decoding says, nor a prompt's slices.
+// weights of exactly 0, which leave a sum as it is (in the emulator; that tensor cores do so has yet to be seen on a device). So a query's
+// bits depend on its position and the rows before it, not on its neighbours in the step, nor on which of the two kernels computes it: one
+// family, since speculation must not change what greedy decoding says, nor a prompt's slices what follows.
 //
 // Trees. A token of a draft tree sees the lane's committed rows and then `tree_rows`, one row a depth, its own last. Each stands at the
 // step's place of its position, where plain decoding would find it. Steps that are committed throughout are shared by all queries of a
@@ -59,6 +60,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, int num_segments,
                                        const Shape& shape) {
     using ThisWarp = Warp<Rows, HEAD_DIM>;
     TAKT_DYNAMIC_SHARED(uint4, shared);
+    release_next_kernel();
+    await_previous_kernel();
     BlockPlace place = find_place(buffers, num_segments, row_warps, shape);
     int tile = place.first_tile + warp_idx() % row_warps;
     // No barrier follows.
@@ -107,6 +110,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, int num_segments,
     TAKT_ATTENTION(fp8, Fp8Rows, HEAD_DIM)      \
     TAKT_ATTENTION(int8, Int8Rows, HEAD_DIM)
 
+TAKT_ATTENTION_FORMATS(16)
+TAKT_ATTENTION_FORMATS(32)
 TAKT_ATTENTION_FORMATS(64)
 TAKT_ATTENTION_FORMATS(80)
 TAKT_ATTENTION_FORMATS(96)
@@ -119,6 +124,8 @@ TAKT_ATTENTION_FORMATS(256)
 extern "C" __global__ void __launch_bounds__(256, 4)
     attention_combine(const float* partial_out, const float2* partial_state, const int* positions, const int* lanes,
                       bf16* out, int max_splits, int head_dim, int window) {
+    release_next_kernel();
+    await_previous_kernel();
     int token = blockIdx.x, column = threadIdx.x;
     if (lanes[token] < 0 || column >= head_dim) return;
     int end = positions[token] + 1;

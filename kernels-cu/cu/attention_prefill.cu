@@ -181,6 +181,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, uint32_t* out, in
     constexpr bool IS_STAGED = !ThisWarp::QUERIES_IN_SHARED;
     constexpr int NUM_SHARED = IS_STAGED ? ThisStage::NUM_FRAGMENTS : NUM_WARPS * ThisWarp::SHARED_FRAGMENTS;
     TAKT_DYNAMIC_SHARED(uint4, shared);
+    release_next_kernel();
+    await_previous_kernel();
     BlockPlace place = find_place(buffers, num_segments, NUM_WARPS, shape);
     if (place.first_tile >= place.num_tiles) return;
     // Warps beyond the segment have no queries, but come to the barriers.
@@ -237,6 +239,8 @@ __device__ __forceinline__ void attend(const Buffers& buffers, uint32_t* out, in
     TAKT_ATTENTION(fp8, Fp8Rows, HEAD_DIM)      \
     TAKT_ATTENTION(int8, Int8Rows, HEAD_DIM)
 
+TAKT_ATTENTION_FORMATS(16)
+TAKT_ATTENTION_FORMATS(32)
 TAKT_ATTENTION_FORMATS(64)
 TAKT_ATTENTION_FORMATS(80)
 TAKT_ATTENTION_FORMATS(96)

@@ -49,6 +49,8 @@ __device__ __forceinline__ void move_column(const Plane<T>& plane, int column, c
 // moves[num_moves, 3 + max_path]: lane (-1 for none), number of rows, first destination, then the source rows, as `accept` writes them.
 extern "C" __global__ void __launch_bounds__(128, 8)
     kv_compact(const unsigned long long* planes, const int* moves, int max_path, int num_kv_heads, int capacity, int row_bytes) {
+    release_next_kernel();
+    await_previous_kernel();
     const int* move = moves + (long long)blockIdx.x * (3 + max_path);
     int lane = move[0], count = min(move[1], max_path), first_row = move[2];
     const int* sources = move + 3;
@@ -76,6 +78,8 @@ extern "C" __global__ void __launch_bounds__(128, 8)
 extern "C" __global__ void __launch_bounds__(128, 8)
     kv_snapshot(const unsigned long long* planes, uint4* snapshot_rows, float* snapshot_scales, int lane, int len, int restores,
                 int num_kv_heads, int capacity, int row_bytes) {
+    release_next_kernel();
+    await_previous_kernel();
     int layer = int(blockIdx.y) / num_kv_heads, kv_head = int(blockIdx.y) % num_kv_heads;
     const unsigned long long* addresses = planes + layer * 4 + blockIdx.z;
     long long first = head_row(lane, kv_head, num_kv_heads, capacity);

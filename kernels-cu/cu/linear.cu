@@ -8,9 +8,10 @@
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
 //
-// Bound by memory: every weight is read once and costs about two instructions. A block computes 16 rows, each of its 8 warps one slice of
-// them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh), the first ones while the
-// kernel before may still run. The warps' sums are added in order.
+// Bound by memory: every weight is read once and costs about two instructions. A block computes 16 rows at a time, each of its 8 warps one
+// slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh), the first ones
+// while the kernel before may still run, and goes on into the block's next 16 rows: there are as many blocks as run at once, and their loads
+// never pause. The warps' sums are added in order.
 #include "common/weights.cuh"
 
 namespace {
@@ -95,46 +96,14 @@ __device__ __forceinline__ void multiply_unit(const RowPart& low, const RowPart&
     }
 }
 
-// One warp's share of 16 rows: one slice of both of the lane's rows.
-template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE>
-__device__ __forceinline__ void multiply_rows(const Row& low, const Row& high, const Activations& x, float (&sums)[TOKEN_TILES][4]) {
-    // Units loaded ahead: what hides the memory's latency, as far as the registers go.
-    constexpr int AHEAD = !IS_WHOLE ? 1 : TOKEN_TILES == 1 ? 4 : 3;
-    constexpr uint32_t UNIT = Layout<FORMAT>::UNIT_COLS, STEP = UNIT * NUM_SLICES;
-    uint32_t num_cols = x.num_cols, lane_col = lane_idx() % 4 * Layout<FORMAT>::LANE_COLS, col = warp_idx() * UNIT + lane_col;
-    // Pointers move once a round: the loads of a round are at constant distances from them.
-    Row low_at = low.at<FORMAT>(col), high_at = high.at<FORMAT>(col);
-    const bf16* rows[TOKEN_TILES];
-#pragma unroll
-    for (int tile = 0; tile < TOKEN_TILES; tile++) rows[tile] = x.row_of_tile(tile);
-    RowPart low_parts[AHEAD], high_parts[AHEAD];
-#pragma unroll
-    for (int idx = 0; idx < AHEAD; idx++) {
-        low_parts[idx] = load_part<FORMAT, IS_WHOLE>(low_at.at<FORMAT>(idx * STEP), col + idx * STEP, num_cols);
-        high_parts[idx] = load_part<FORMAT, IS_WHOLE>(high_at.at<FORMAT>(idx * STEP), col + idx * STEP, num_cols);
-    }
-    await_previous_kernel();
-    while (col - lane_col < num_cols) {
-        low_at = low_at.at<FORMAT>(AHEAD * STEP), high_at = high_at.at<FORMAT>(AHEAD * STEP);
-#pragma unroll
-        for (int idx = 0; idx < AHEAD; idx++) {
-            uint32_t here = col + idx * STEP, there = here + AHEAD * STEP;
-            if (here - lane_col >= num_cols) break;
-            RowPart low_part = low_parts[idx], high_part = high_parts[idx];
-            low_parts[idx] = load_part<FORMAT, IS_WHOLE>(low_at.at<FORMAT>(idx * STEP), there, num_cols);
-            high_parts[idx] = load_part<FORMAT, IS_WHOLE>(high_at.at<FORMAT>(idx * STEP), there, num_cols);
-            UnitColumns<TOKEN_TILES> unit = unit_columns<TOKEN_TILES>(rows, here, num_cols);
-            multiply_unit<FORMAT, TOKEN_TILES, IS_WHOLE>(low_part, high_part, unit, sums);
-        }
-        col += AHEAD * STEP;
-    }
-}
-
-// Adds the warps' sums in order, and stores the block's outputs.
+// Adds the warps' sums in order, and stores the outputs of 16 rows.
 template <Format FORMAT, int TOKEN_TILES>
-__device__ __forceinline__ void finish(const Place& place, const Activations& x, const float (&sums)[TOKEN_TILES][4]) {
+__device__ __forceinline__ void finish(const Place& place, const Activations& x, const float (&sums)[TOKEN_TILES][4],
+                                       uint32_t tile_count) {
     constexpr int TOKENS = TOKEN_TILES * TILE_TOKENS;
-    __shared__ float partial[NUM_SLICES][TOKENS * PARTIAL_STRIDE];
+    // Two in turn: when a warp writes one again, a barrier lies between it and those who read.
+    __shared__ float partials[2][NUM_SLICES][TOKENS * PARTIAL_STRIDE];
+    auto& partial = partials[tile_count % 2];
     int group = lane_idx() / 4, pair = lane_idx() % 4 * 2;
 #pragma unroll
     for (int tile = 0; tile < TOKEN_TILES; tile++) {
@@ -164,19 +133,102 @@ __device__ __forceinline__ void finish(const Place& place, const Activations& x,
     }
 }
 
+// The matrices of a launch.
+struct Matrices {
+    LinearMatrix first, second, third;
+    Output output;
+
+    __device__ __forceinline__ uint32_t num_tiles() const {
+        uint32_t num_rows = TILE_ROWS / (output == SWIGLU ? 2 : 1);
+        if (output == SWIGLU) return (first.num_rows + num_rows - 1) / num_rows;
+        uint32_t tiles = (first.num_rows + num_rows - 1) / num_rows + (second.num_rows + num_rows - 1) / num_rows;
+        return tiles + (third.num_rows + num_rows - 1) / num_rows;
+    }
+    __device__ __forceinline__ Place place(uint32_t tile) const { return place_of<TILE_ROWS>(tile, first, second, third, output); }
+};
+
+// A lane's two rows of a tile.
+struct RowPair {
+    Row low, high;
+
+    template <Format FORMAT>
+    __device__ __forceinline__ RowPair at(uint32_t cols) const {
+        return {low.at<FORMAT>(cols), high.at<FORMAT>(cols)};
+    }
+};
+
+// From column `col` on.
+template <Format FORMAT>
+__device__ __forceinline__ RowPair rows_of(const Place& place, uint32_t col, uint32_t num_cols) {
+    uint32_t row = place.first_row + lane_idx() / 4;
+    RowPair pair = {place.low_row<FORMAT>(row, num_cols), place.high_row<FORMAT>(row, num_cols)};
+    return pair.at<FORMAT>(col);
+}
+
+// Tile after tile of the block. Each warp computes its slice of both of the lane's rows, a round of AHEAD units at a time; while it does, it
+// loads the next round, past the end of a tile the first one of the next tile.
+template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE>
+__device__ __forceinline__ void multiply_tiles(const Matrices& matrices, const Activations& x) {
+    // As far as the registers go: what hides the memory's latency.
+    constexpr int AHEAD = !IS_WHOLE ? 1 : TOKEN_TILES == 1 ? 4 : 2;
+    constexpr uint32_t UNIT = Layout<FORMAT>::UNIT_COLS, STEP = UNIT * NUM_SLICES, ROUND = AHEAD * STEP, NOWHERE = 0x80000000u;
+    uint32_t num_cols = x.num_cols, lane_col = lane_idx() % 4 * Layout<FORMAT>::LANE_COLS, first_col = warp_idx() * UNIT + lane_col;
+    const bf16* x_rows[TOKEN_TILES];
+#pragma unroll
+    for (int tile = 0; tile < TOKEN_TILES; tile++) x_rows[tile] = x.row_of_tile(tile);
+    // The loads of a round are at constant distances from `at`.
+    RowPair at = rows_of<FORMAT>(matrices.place(blockIdx.x), first_col, num_cols);
+    RowPart low[AHEAD], high[AHEAD];
+    auto load = [&](int idx, uint32_t round_col) {
+        RowPair there = at.at<FORMAT>(idx * STEP);
+        low[idx] = load_part<FORMAT, IS_WHOLE>(there.low, round_col + idx * STEP, num_cols);
+        high[idx] = load_part<FORMAT, IS_WHOLE>(there.high, round_col + idx * STEP, num_cols);
+    };
+#pragma unroll
+    for (int idx = 0; idx < AHEAD; idx++) load(idx, first_col);
+    await_previous_kernel();
+    uint32_t num_tiles = matrices.num_tiles(), tile_count = 0;
+    for (uint32_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x, tile_count++) {
+        float sums[TOKEN_TILES][4] = {};
+        for (uint32_t round = 0; round < num_cols; round += ROUND) {
+            uint32_t next_col = round + ROUND + first_col;
+            if (round + ROUND < num_cols) {
+                at = at.at<FORMAT>(ROUND);
+            } else if (tile + gridDim.x < num_tiles) {
+                at = rows_of<FORMAT>(matrices.place(tile + gridDim.x), first_col, num_cols);
+                next_col = first_col;
+            } else {
+                next_col = NOWHERE;
+            }
+            uint32_t unit_col = round + warp_idx() * UNIT;
+            // Written so that the compiler leaves each load before the multiplication that it is to overlap: with the second loop's condition in
+            // the first one it gathers them behind all of them.
+#pragma unroll
+            for (int idx = 0; idx < AHEAD; idx++) {
+                if (unit_col + idx * STEP >= num_cols) break;
+                RowPart low_part = low[idx], high_part = high[idx];
+                load(idx, next_col);
+                UnitColumns<TOKEN_TILES> unit = unit_columns<TOKEN_TILES>(x_rows, unit_col + lane_col + idx * STEP, num_cols);
+                multiply_unit<FORMAT, TOKEN_TILES, IS_WHOLE>(low_part, high_part, unit, sums);
+            }
+#pragma unroll
+            for (int idx = 0; idx < AHEAD; idx++) {
+                if (unit_col + idx * STEP >= num_cols) load(idx, next_col);
+            }
+        }
+        finish<FORMAT, TOKEN_TILES>(matrices.place(tile), x, sums, tile_count);
+    }
+}
+
 template <Format FORMAT, int TOKEN_TILES>
-__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
+__device__ __forceinline__ void linear(const Matrices& matrices, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     release_next_kernel();
     Activations activations = {x, blockIdx.y * TOKEN_TILES * TILE_TOKENS, num_tokens, num_cols};
-    uint32_t low_row = place.first_row + lane_idx() / 4;
-    Row low = place.low_row<FORMAT>(low_row, num_cols), high = place.high_row<FORMAT>(low_row, num_cols);
-    float sums[TOKEN_TILES][4] = {};
     if (num_cols % Layout<FORMAT>::LANE_COLS == 0) {
-        multiply_rows<FORMAT, TOKEN_TILES, true>(low, high, activations, sums);
+        multiply_tiles<FORMAT, TOKEN_TILES, true>(matrices, activations);
     } else {
-        multiply_rows<FORMAT, TOKEN_TILES, false>(low, high, activations, sums);
+        multiply_tiles<FORMAT, TOKEN_TILES, false>(matrices, activations);
     }
-    finish<FORMAT, TOKEN_TILES>(place, activations, sums);
 }
 
 }  // namespace
@@ -184,9 +236,8 @@ __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32
 #define TAKT_LINEAR(name, format, token_tiles)                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) name##_##token_tiles(                                                \
         TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t output) { \
-        LinearMatrix first = TAKT_MATRIX_OF(0), second = TAKT_MATRIX_OF(1), third = TAKT_MATRIX_OF(2);                            \
-        Place place = place_of<TILE_ROWS>(blockIdx.x, first, second, third, Output(output));                                      \
-        linear<format, token_tiles>(place, x, num_tokens, num_cols);                                                              \
+        Matrices matrices = {TAKT_MATRIX_OF(0), TAKT_MATRIX_OF(1), TAKT_MATRIX_OF(2), Output(output)};                            \
+        linear<format, token_tiles>(matrices, x, num_tokens, num_cols);                                                           \
     }
 
 TAKT_LINEAR(linear_bf16, BF16, 1)

@@ -93,6 +93,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                   int vocab_size, int mask_words, int k) {
     __shared__ Key partial_keys[NUM_WARPS];
     __shared__ float partial_sums[NUM_WARPS];
+    release_next_kernel();
+    await_previous_kernel();
     int slice = blockIdx.x, row = blockIdx.y;
     long long place = (long long)row * gridDim.x + slice;
     const float* row_logits = logits + (long long)row * vocab_size;
@@ -136,6 +138,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     logits_combine(const unsigned long long* slice_keys, const float2* sums, int* tokens, float* values, float* log_sum_exp,
                    uint32_t* status, int num_slices, int k) {
     __shared__ Key partial_keys[NUM_WARPS];
+    release_next_kernel();
+    await_previous_kernel();
     int row = blockIdx.x;
     slice_keys += (long long)row * num_slices * k;
     sums += (long long)row * num_slices;

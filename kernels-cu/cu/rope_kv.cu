@@ -1,6 +1,7 @@
 // What attention needs of a token: its queries and keys normalized and rotated, its key and value stored in the cache.
 //
-//   q, k, v       rows of F32, `q_stride` and `kv_stride` elements apart: [num_tokens, num_heads · head_dim], [num_tokens, num_kv_heads · head_dim]
+//   q             [num_tokens, num_heads · head_dim] F32, rows `q_stride` elements apart
+//   k, v          [num_tokens, num_kv_heads · head_dim] F32, rows `kv_stride` elements apart
 //   q_out         [num_tokens, num_heads, head_dim] BF16
 //   keys, values  the layer's cache, see common/kv.cuh; the token's row is `rows[token]` of lane `lanes[token]`
 //
@@ -158,6 +159,8 @@ template <class Rows>
 __device__ __forceinline__ void rope_kv(const Projections& from, const Rotation& rotation, const Cache& cache, bf16* q_out,
                                         const int* positions, const int* lanes, const int* rows, int num_heads, int head_dim) {
     __shared__ float room[NUM_WARPS][MAX_HEAD_DIM];
+    release_next_kernel();
+    await_previous_kernel();
     int token = blockIdx.x, head = int(blockIdx.y) * NUM_WARPS + warp_idx();
     int lane = lanes[token];
     // No barrier of the block follows.

@@ -58,7 +58,17 @@ impl Target {
         major * 10 + minor
     }
 
-    /// Dynamic shared memory one block can be given, in bytes.
+    /// What a cubin counts to each block's shared memory for the system itself, in bytes; not part of [`Self::max_shared_bytes`]. Orin's
+    /// cubins do not count it.
+    #[must_use]
+    pub fn reserved_shared_bytes(self) -> u32 {
+        match self {
+            Self::Orin => 0,
+            Self::Hopper | Self::Thor | Self::Blackwell => 1024,
+        }
+    }
+
+    /// Shared memory one block can be given, static and dynamic, in bytes.
     #[must_use]
     pub fn max_shared_bytes(self) -> u32 {
         match self {

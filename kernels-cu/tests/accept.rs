@@ -243,6 +243,31 @@ fn the_longest_list_gives_the_hosts_draws() {
     }
 }
 
+/// Sums that reach a threshold exactly, where every comparison counts.
+#[test]
+fn ties_of_weights_and_thresholds_fall_as_on_the_host() {
+    if emulator().is_none() {
+        return;
+    }
+    let base = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    for params in [
+        SamplingParams { top_k: Some(4), top_p: 0.5, seed: 1, ..base },
+        SamplingParams { top_k: Some(8), top_p: 0.25, seed: 2, ..base },
+        SamplingParams { top_k: Some(8), min_p: 1.0, seed: 3, ..base },
+    ] {
+        let mut host = Sampler::new(&params).unwrap();
+        let (samplers, lens) = (Buffer::from_slice(&[state(&params)]), Buffer::from_slice(&[0]));
+        let mut logits = vec![-1.0; VOCAB];
+        logits[20..40].fill(2.0);
+        let tree = LaneTree { lane: 0, tokens: vec![1], parents: vec![0], logits: vec![logits] };
+        for _ in 0..12 {
+            let round = run(std::slice::from_ref(&tree), 8, &samplers, &lens);
+            let token = i32::try_from(host.sample(&tree.logits[0]).unwrap()).unwrap();
+            assert_eq!(round.of(1).token, Some(token), "{params:?}");
+        }
+    }
+}
+
 #[test]
 fn a_path_ends_at_its_longest() {
     if emulator().is_none() {

@@ -336,6 +336,8 @@ fn a_tree_verified_at_once_has_the_bits_of_its_paths_decoded_token_by_token() {
         (KvFormat::Fp8, 64, 121, Some(20)),
         (KvFormat::Bf16, 256, 128, None),
         (KvFormat::Int8, 64, 250, None),
+        (KvFormat::Fp8, 16, 30, None),
+        (KvFormat::Bf16, 32, 17, None),
     ] {
         let model = Model { num_heads: 6, window };
         let parents = tree(13, committed_len);
@@ -399,7 +401,7 @@ fn what_no_kernel_serves_is_refused_with_the_reason() {
     );
     let mut odd = good;
     odd.cache.head_dim = 48;
-    assert_eq!(error(odd), "head dimension: no kernel for 48; there is one for 64, 80, 96, 128, 256");
+    assert_eq!(error(odd), "head dimension: no kernel for 48; there is one for 16, 32, 64, 80, 96, 128, 256");
     let mut empty = good;
     empty.step.num_tokens = 0;
     assert_eq!(error(empty), "tokens: 0, expected at least 1");

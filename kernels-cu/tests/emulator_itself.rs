@@ -44,7 +44,7 @@ fn a_tensor_core_multiplies_two_tiles() {
     let (left, right) = (Buffer::from_slice(&a), Buffer::from_slice(&b));
     let product = Buffer::filled(128, f32::NAN);
     let arguments = vec![left.address().into(), right.address().into(), product.address().into()];
-    run("multiply_tiles", Geometry { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 768 }, arguments)
+    run("multiply_tiles", Geometry { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 1024 }, arguments)
         .unwrap();
     for (idx, found) in product.to_vec().into_iter().enumerate() {
         let (row, column) = (idx / 8, idx % 8);

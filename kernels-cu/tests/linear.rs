@@ -15,6 +15,9 @@ use takt_kernels_cu::launch::{
     swiglu::SwiGlu,
 };
 
+/// Few, so that narrow blocks go through several tiles.
+const NUM_MULTIPROCESSORS: usize = 1;
+
 fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
     EMULATOR.get_or_init(|| Emulator::of(&["linear.cu", "linear_wide.cu", "swiglu.cu"])).as_ref()
@@ -102,7 +105,7 @@ fn run(
 ) -> Vec<Vec<f32>> {
     run_with(matrices, x, |linear| {
         let linear = Linear { format, num_tokens, output, ..linear };
-        linear.launch(linear.tiling(16)).unwrap()
+        linear.launch(linear.tiling(16), NUM_MULTIPROCESSORS).unwrap()
     })
 }
 
@@ -285,7 +288,7 @@ fn rows_past_the_end_are_not_written() {
         num_cols: 64,
         output: Output::Store,
     };
-    emulator().unwrap().launch(&linear.launch(linear.tiling(16)).unwrap()).unwrap();
+    emulator().unwrap().launch(&linear.launch(linear.tiling(16), NUM_MULTIPROCESSORS).unwrap()).unwrap();
     assert!(out.to_vec()[6..].iter().all(|&value| value == 7.0));
 }
 
@@ -304,7 +307,7 @@ fn a_bias_is_added_once() {
     let (format, x_address) = (WeightFormat::Int4, input.address());
     let linear =
         Linear { format, matrices: &[matrix], x: x_address, num_tokens, num_cols, output: Output::Add };
-    emulator().unwrap().launch(&linear.launch(linear.tiling(16)).unwrap()).unwrap();
+    emulator().unwrap().launch(&linear.launch(linear.tiling(16), NUM_MULTIPROCESSORS).unwrap()).unwrap();
     let mut expected = device.expected(&x, num_tokens);
     for (idx, (sum, tolerance)) in expected.iter_mut().enumerate() {
         *sum += f64::from(bias[idx % num_rows]);
@@ -325,7 +328,9 @@ fn every_tiling_gives_the_same_bits() {
             let x = activations(num_tokens, num_cols);
             let outputs = Tiling::ALL.map(|tiling| {
                 let found = run_with(&[&device], &x, |linear| {
-                    Linear { format, output: Output::Add, ..linear }.launch(tiling).unwrap()
+                    Linear { format, output: Output::Add, ..linear }
+                        .launch(tiling, NUM_MULTIPROCESSORS)
+                        .unwrap()
                 });
                 found[0].iter().map(|value| value.to_bits()).collect::<Vec<_>>()
             });
@@ -360,7 +365,9 @@ fn gate_and_up_end_in_swiglu_with_the_bits_of_three_launches() {
         emulator().unwrap().launch(&swiglu.launch().unwrap()).unwrap();
         for tiling in Tiling::ALL.into_iter().filter(|tiling| num_cols != 48 || !tiling.is_wide()) {
             let found = run_with(&matrices, &x, |linear| {
-                Linear { format, output: Output::SwiGlu, ..linear }.launch(tiling).unwrap()
+                Linear { format, output: Output::SwiGlu, ..linear }
+                    .launch(tiling, NUM_MULTIPROCESSORS)
+                    .unwrap()
             });
             let bytes: Vec<u8> = found[0].iter().flat_map(|value| value.to_le_bytes()).collect();
             let found: Vec<bf16> =

@@ -184,8 +184,8 @@ fn same(a: &Row, b: &Row) -> bool {
 #[test]
 fn every_format_head_size_and_option_matches_the_formulas() {
     let Some(emulator) = Emulator::of(&["rope_kv.cu"]) else { return };
-    for (idx, format) in KvFormat::ALL.into_iter().cycle().take(15).enumerate() {
-        let head_dim = [64, 80, 96, 128, 256][idx % 5];
+    for (idx, format) in KvFormat::ALL.into_iter().cycle().take(21).enumerate() {
+        let head_dim = [16, 32, 64, 80, 96, 128, 256][idx % 7];
         let (num_heads, num_kv_heads) = [(4, 1), (3, 3), (7, 1), (8, 2)][idx % 4];
         let num_pairs = if idx % 3 == 1 { head_dim / 2 - 5 } else { head_dim / 2 };
         let pairing = if idx % 2 == 0 { Pairing::Half } else { Pairing::Interleaved };

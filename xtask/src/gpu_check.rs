@@ -91,7 +91,7 @@ fn test_names() -> anyhow::Result<Vec<String>> {
             continue;
         }
         let text = fs::read_to_string(&path)?;
-        if text.contains("Emulator::of(&[") && !text.contains("EmulatedDevice") {
+        if text.contains("Emulator::of(") && !text.contains("EmulatedDevice") {
             names.extend(path.file_stem().and_then(|name| name.to_str()).map(str::to_owned));
         }
     }

@@ -5,15 +5,20 @@
 #include "types.cuh"
 #include "warp.cuh"
 
+// Of a block.
 constexpr int NUM_WARPS = 4;
+// Of a warp: the rows of mma.m16n8k16.
 constexpr int NUM_QUERIES = 16;
 
 // What does not change within a launch.
 struct Shape {
     int num_heads;
     int num_kv_heads;
+    // Rows of a lane.
     int capacity;
+    // Columns of `tree_rows`.
     int max_depth;
+    // Last positions seen, the own one included; 0 for all.
     int window;
     float scale;
 };

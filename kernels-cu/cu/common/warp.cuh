@@ -48,15 +48,27 @@ __device__ __forceinline__ uint4 load_16(const void* address) {
 #endif
 }
 
-// Read once and by no other block: not kept in L1.
+// Read once and by no other block: not kept in L1. Loaded where it stands in the program, far ahead of its use, whatever the compiler
+// thinks of registers.
 __device__ __forceinline__ uint4 load_16_streaming(const void* address) {
 #if defined(TAKT_EMULATED)
     return *takt_emulated::checked(static_cast<const uint4*>(address), 16);
 #else
     uint4 value;
-    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-        : "l"(address));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(address));
+    return value;
+#endif
+}
+
+// The same of two bytes, which are kept.
+__device__ __forceinline__ uint32_t load_2_ahead(const void* address) {
+#if defined(TAKT_EMULATED)
+    return *takt_emulated::checked(static_cast<const uint16_t*>(address), 2);
+#else
+    uint16_t value;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(value) : "l"(address));
     return value;
 #endif
 }

@@ -86,7 +86,7 @@ __device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint3
     RowPart part = {make_uint4(0, 0, 0, 0), 0};
     // A lane past the row's end still holds sums of the group.
     if (FORMAT == INT4 && col / INT4_GROUP * INT4_GROUP < num_cols) {
-        part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
+        part.scales = load_2_ahead(row.scales);
     }
     if (col >= num_cols) return part;
     if (IS_WHOLE) {
@@ -96,7 +96,7 @@ __device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint3
     }
     if (FORMAT == NVFP4) {
         if (IS_WHOLE) {
-            part.scales = __ldg(reinterpret_cast<const uint16_t*>(row.scales));
+            part.scales = load_2_ahead(row.scales);
         } else {
             part.scales = row.scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(row.scales[1]) << 8 : 0);
         }

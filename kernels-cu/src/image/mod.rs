@@ -14,10 +14,6 @@ use crate::{
 use elf::Elf;
 use info::FunctionInfo;
 
-/// Shared memory the system keeps for itself in every block that uses some, in bytes, from Hopper on; counted by the compiler.
-#[cfg(test)]
-const RESERVED_SHARED_BYTES: u64 = 1024;
-
 /// Bytes that are no cubin for the target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -101,7 +97,8 @@ impl Kernel {
         if threads > max_threads {
             return too_large("threads of a block", threads, max_threads);
         }
-        let shared_bytes = self.shared_bytes.saturating_add(geometry.shared_bytes.into());
+        let static_bytes = self.shared_bytes.saturating_sub(target.reserved_shared_bytes().into());
+        let shared_bytes = static_bytes.saturating_add(geometry.shared_bytes.into());
         let max_shared_bytes = u64::from(target.max_shared_bytes());
         if shared_bytes > max_shared_bytes {
             return too_large("static and dynamic shared bytes", shared_bytes, max_shared_bytes);

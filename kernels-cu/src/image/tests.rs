@@ -65,7 +65,7 @@ fn parameters_and_bounds_are_read() {
         let kernel = image.kernel("shared_memory").unwrap();
         assert_eq!(kernel.parameter_bytes, [8, 8, 2, 1]);
         assert_eq!(kernel.max_threads, Some(256));
-        assert!(kernel.shared_bytes == 4000 || kernel.shared_bytes == 4000 + RESERVED_SHARED_BYTES);
+        assert_eq!(kernel.shared_bytes, 4000 + u64::from(fixture.target.reserved_shared_bytes()));
         assert_eq!(image.kernel("stack").unwrap().max_threads, None);
         assert!(image.kernel("nothing").is_none());
     }
@@ -91,6 +91,23 @@ fn a_launch_that_does_not_fit_the_kernel_is_refused() {
         Err(LaunchError::Mismatch { found: 8, expected: 4, .. })
     ));
     assert!(matches!(check(129, 0, whole()), Err(LaunchError::TooLarge { found: 129, max: 128, .. })));
+}
+
+#[test]
+fn a_block_may_have_all_the_targets_shared_memory() {
+    for fixture in FIXTURES {
+        let image = Image::parse(fixture.cubin.to_vec(), fixture.target).unwrap();
+        let mut kernel = image.kernel("shared_memory").unwrap().clone();
+        kernel.parameter_bytes = Vec::new();
+        let geometry = Geometry { shared_bytes: crate::launch::MAX_SHARED_BYTES, ..Geometry::linear(1, 256) };
+        let launch = Launch::new("shared_memory", geometry, Vec::new()).unwrap();
+        // Static memory that just fits beside it, and one byte more.
+        let room = fixture.target.max_shared_bytes() - crate::launch::MAX_SHARED_BYTES;
+        kernel.shared_bytes = u64::from(room + fixture.target.reserved_shared_bytes());
+        assert_eq!(kernel.check(&launch, fixture.target), Ok(()));
+        kernel.shared_bytes += 1;
+        assert!(matches!(kernel.check(&launch, fixture.target), Err(LaunchError::TooLarge { .. })));
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use super::{
 
 /// Positions of a split: the unit of merging. Part of the order of arithmetic.
 pub const SPLIT_LEN: usize = 128;
-/// Elements of a head there are kernels for.
-pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Elements of a head there are kernels for; the first two are those of test models.
+pub const HEAD_DIMS: [usize; 7] = [16, 32, 64, 80, 96, 128, 256];
 
 /// Queries of a warp: tokens times heads that share a key/value head.
 const QUERIES_PER_WARP: usize = 16;
@@ -83,7 +83,7 @@ pub struct AttentionStep {
     pub num_tokens: usize,
     /// Segments of the step, padding included.
     pub num_segments: usize,
-    /// Most tokens of a segment.
+    /// Most tokens of a segment: a longer one in device memory is not attended to its end.
     pub max_segment_len: usize,
     /// Positions of the step are below this.
     pub max_positions: usize,
@@ -326,16 +326,22 @@ fn in_order_shared_bytes(head_dim: usize) -> Result<u32, LaunchError> {
 fn kernel(format: KvFormat, head_dim: usize) -> Result<(&'static str, &'static str), LaunchError> {
     use KvFormat::{Bf16, Fp8, Int8};
     Ok(match (format, head_dim) {
+        (Bf16, 16) => ("attention_bf16_16", "attention_bf16_16_in_order"),
+        (Bf16, 32) => ("attention_bf16_32", "attention_bf16_32_in_order"),
         (Bf16, 64) => ("attention_bf16_64", "attention_bf16_64_in_order"),
         (Bf16, 80) => ("attention_bf16_80", "attention_bf16_80_in_order"),
         (Bf16, 96) => ("attention_bf16_96", "attention_bf16_96_in_order"),
         (Bf16, 128) => ("attention_bf16_128", "attention_bf16_128_in_order"),
         (Bf16, 256) => ("attention_bf16_256", "attention_bf16_256_in_order"),
+        (Fp8, 16) => ("attention_fp8_16", "attention_fp8_16_in_order"),
+        (Fp8, 32) => ("attention_fp8_32", "attention_fp8_32_in_order"),
         (Fp8, 64) => ("attention_fp8_64", "attention_fp8_64_in_order"),
         (Fp8, 80) => ("attention_fp8_80", "attention_fp8_80_in_order"),
         (Fp8, 96) => ("attention_fp8_96", "attention_fp8_96_in_order"),
         (Fp8, 128) => ("attention_fp8_128", "attention_fp8_128_in_order"),
         (Fp8, 256) => ("attention_fp8_256", "attention_fp8_256_in_order"),
+        (Int8, 16) => ("attention_int8_16", "attention_int8_16_in_order"),
+        (Int8, 32) => ("attention_int8_32", "attention_int8_32_in_order"),
         (Int8, 64) => ("attention_int8_64", "attention_int8_64_in_order"),
         (Int8, 80) => ("attention_int8_80", "attention_int8_80_in_order"),
         (Int8, 96) => ("attention_int8_96", "attention_int8_96_in_order"),
@@ -345,7 +351,7 @@ fn kernel(format: KvFormat, head_dim: usize) -> Result<(&'static str, &'static s
             return Err(LaunchError::Unsupported {
                 what: "head dimension",
                 found: head_dim.to_string(),
-                expected: "64, 80, 96, 128, 256",
+                expected: "16, 32, 64, 80, 96, 128, 256",
             });
         }
     })

@@ -9,6 +9,8 @@ use super::{
 
 /// Most matrices of one launch.
 pub const MAX_MATRICES: usize = 3;
+/// Most columns: what a kernel counts past them stays within 32 bits.
+const MAX_COLUMNS: usize = 1 << 30;
 /// Rows of the blocks that use weights most.
 const WIDE_ROWS: usize = 128;
 
@@ -167,13 +169,13 @@ pub struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// The launch; [`Linear::tiling`] suggests how. Every tiling gives the same bits.
+    /// The launch on a GPU of `num_multiprocessors`; [`Linear::tiling`] suggests how. Every tiling, and every number, gives the same bits.
     ///
     /// # Errors
     /// No token, row, column or matrix; too many of them; columns that do not fit the format; a wide tiling of columns that are no whole
     /// 16-byte pieces; a buffer that is missing or misaligned.
-    pub fn launch(&self, tiling: Tiling) -> Result<Launch, LaunchError> {
-        non_zero("columns", self.num_cols)?;
+    pub fn launch(&self, tiling: Tiling, num_multiprocessors: usize) -> Result<Launch, LaunchError> {
+        at_most("columns", non_zero("columns", self.num_cols)?, MAX_COLUMNS)?;
         multiple_of("columns", self.num_cols, self.format.column_multiple())?;
         if tiling.is_wide() {
             multiple_of("columns", self.num_cols, self.format.piece_columns())?;
@@ -193,8 +195,8 @@ impl Linear<'_> {
         arguments.push(to_u32("columns", self.num_cols)?.into());
         arguments.push(self.output.code().into());
         let blocks_y = self.num_tokens.div_ceil(tiling.num_tokens());
-        let grid =
-            [to_u32("grid x", self.num_row_blocks(tiling.num_rows()))?, to_u32("grid y", blocks_y)?, 1];
+        let blocks_x = self.num_row_blocks(tiling.num_rows()).min(tiling.max_blocks(num_multiprocessors));
+        let grid = [to_u32("grid x", blocks_x)?, to_u32("grid y", blocks_y)?, 1];
         let block = [tiling.num_threads(self.format), 1, 1];
         let geometry = Geometry { grid, block, shared_bytes: to_u32("shared bytes", tiling.shared_bytes())? };
         Launch::new(self.format.kernel(tiling), geometry, arguments)
@@ -312,6 +314,11 @@ impl Tiling {
         }
     }
 
+    /// Narrow blocks go through several tiles of rows: as many blocks as run at once, two a multiprocessor.
+    fn max_blocks(self, num_multiprocessors: usize) -> usize {
+        if self.is_wide() { usize::MAX } else { num_multiprocessors.saturating_mul(2).max(1) }
+    }
+
     /// Three stages of 256 bytes a token, and the block's outputs in F32.
     fn shared_bytes(self) -> usize {
         if self.is_wide() { self.num_tokens() * (3 * 256 + 4 * self.num_rows()) } else { 0 }
@@ -352,7 +359,7 @@ mod tests {
         ] {
             let matrices = [Matrix { num_rows, ..MATRIX }; 3];
             let linear = Linear { num_tokens, ..linear(&matrices) };
-            let launch = linear.launch(linear.tiling(132)).unwrap();
+            let launch = linear.launch(linear.tiling(132), 132).unwrap();
             assert_eq!((launch.kernel(), launch.geometry().grid), (kernel, grid));
             assert_eq!(launch.arguments().len(), 22);
         }
@@ -369,14 +376,23 @@ mod tests {
     }
 
     #[test]
+    fn narrow_blocks_are_as_many_as_run_at_once() {
+        let matrices = [Matrix { num_rows: 4096, ..MATRIX }];
+        let blocks = |num_multiprocessors| {
+            linear(&matrices).launch(Tiling::Narrow8, num_multiprocessors).unwrap().geometry().grid[0]
+        };
+        assert_eq!([0, 16, 132, 1000].map(blocks), [1, 32, 256, 256]);
+    }
+
+    #[test]
     fn a_gate_and_up_of_equal_rows_share_blocks() {
         let up = Matrix { out: DeviceAddress::NULL, ..MATRIX };
         let matrices = [MATRIX, up];
         let gated = Linear { output: Output::SwiGlu, ..linear(&matrices) };
-        assert_eq!(gated.launch(Tiling::Narrow8).unwrap().geometry().grid, [5, 1, 1]);
-        assert_eq!(gated.launch(Tiling::Wide32).unwrap().geometry().grid, [2, 1, 1]);
+        assert_eq!(gated.launch(Tiling::Narrow8, 16).unwrap().geometry().grid, [5, 1, 1]);
+        assert_eq!(gated.launch(Tiling::Wide32, 16).unwrap().geometry().grid, [2, 1, 1]);
         let refused = |matrices: &[Matrix]| {
-            Linear { matrices, ..gated }.launch(Tiling::Narrow8).unwrap_err().to_string()
+            Linear { matrices, ..gated }.launch(Tiling::Narrow8, 16).unwrap_err().to_string()
         };
         assert_eq!(refused(&[MATRIX]), "matrices: 1, expected 2");
         assert_eq!(refused(&[MATRIX, Matrix { num_rows: 41, ..up }]), "rows of gate and up: 41, expected 40");
@@ -386,9 +402,9 @@ mod tests {
     #[test]
     fn ragged_columns_are_served_by_narrow_blocks() {
         let ragged = Linear { num_cols: 48, num_tokens: 100, ..linear(&[MATRIX]) };
-        assert_eq!(ragged.launch(ragged.tiling(16)).unwrap().geometry().grid, [3, 7, 1]);
+        assert_eq!(ragged.launch(ragged.tiling(16), 16).unwrap().geometry().grid, [3, 7, 1]);
         assert_eq!(
-            ragged.launch(Tiling::Wide32),
+            ragged.launch(Tiling::Wide32, 16),
             Err(LaunchError::NotMultiple { what: "columns", found: 48, multiple: 32 })
         );
     }
@@ -396,14 +412,14 @@ mod tests {
     #[test]
     fn every_tiling_fits_every_targets_shared_memory() {
         for tiling in Tiling::ALL {
-            linear(&[MATRIX]).launch(tiling).unwrap();
+            linear(&[MATRIX]).launch(tiling, 16).unwrap();
         }
         assert_eq!(Tiling::Wide64.shared_bytes(), 80 * 1024);
     }
 
     #[test]
     fn what_no_kernel_serves_is_refused() {
-        let refused = |linear: Linear<'_>| linear.launch(Tiling::Narrow8).unwrap_err().to_string();
+        let refused = |linear: Linear<'_>| linear.launch(Tiling::Narrow8, 16).unwrap_err().to_string();
         assert_eq!(refused(Linear { num_tokens: 0, ..linear(&[MATRIX]) }), "tokens: 0, expected at least 1");
         assert_eq!(
             refused(Linear { num_cols: 24, ..linear(&[MATRIX]) }),

@@ -14,16 +14,17 @@ extern "C" __global__ void __launch_bounds__(32, 1) multiply_tiles(const bf16* a
     TAKT_DYNAMIC_SHARED(bf16, tiles);
     int lane = lane_idx(), group = lane / 4, pair = lane % 4 * 2;
     copy_16_async(tiles + lane * 8, a + lane * 8);
-    copy_16_async(tiles + 256 + lane % 16 * 8, b + lane % 16 * 8, lane < 16 || lane >= 16);
+    copy_16_async(tiles + 256 + lane * 8, b + lane * 8, lane < 16);  // zeros behind b
     copy_commit();
     copy_wait<0>();
     __syncthreads();
     uint32_t left[4], right[4];
     load_matrix_x4(left, tiles + lane % 16 * 16 + lane / 16 * 8);
-    load_matrix_x4(right, tiles + 256 + lane % 8 * 16 + lane / 8 % 2 * 8);
-    uint32_t right_pair[2] = {right[0], right[1]};
+    load_matrix_x4(right, tiles + 256 + lane / 16 * 128 + lane % 8 * 16 + lane / 8 % 2 * 8);
+    uint32_t right_pair[2] = {right[0], right[1]}, zeros[2] = {right[2], right[3]};
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     mma_m16n8k16(sums, left, right_pair);
+    mma_m16n8k16(sums, left, zeros);
     for (int idx = 0; idx < 4; idx++) d[(group + idx / 2 * 8) * 8 + pair + idx % 2] = sums[idx];
 }
 

@@ -22,7 +22,7 @@ pub fn faults(built: &Built) -> Vec<String> {
         if kernel.max_threads.is_none() {
             fault("no __launch_bounds__".to_owned());
         }
-        if kernel.shared_bytes > u64::from(target.max_shared_bytes()) {
+        if kernel.shared_bytes > u64::from(target.max_shared_bytes() + target.reserved_shared_bytes()) {
             fault(format!("{} bytes of shared memory", kernel.shared_bytes));
         }
         match built.instructions.get(&kernel.name) {

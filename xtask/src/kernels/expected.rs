@@ -19,8 +19,11 @@ struct Rule {
 
 const ATTENTION: [&str; 3] = ["attention_bf16_", "attention_fp8_", "attention_int8_"];
 
-/// Targets whose hardware converts to and from E4M3.
-const WITH_E4M3: [Target; 3] = [Target::Hopper, Target::Thor, Target::Blackwell];
+/// Products of many tokens.
+const WIDE: [&str; 4] = ["linear_bf16_wide_", "linear_fp8_wide_", "linear_nvfp4_wide_", "linear_int4_wide_"];
+
+/// Targets that convert to and from E4M3 in hardware, and that begin a kernel before the one ahead has ended.
+const SINCE_HOPPER: [Target; 3] = [Target::Hopper, Target::Thor, Target::Blackwell];
 
 const RULES: &[Rule] = &[
     Rule {
@@ -36,6 +39,20 @@ const RULES: &[Rule] = &[
         opcodes: &["LDG"],
         modifiers: &["128", "NA"],
         what: "16-byte load of weights that leaves the first-level cache alone",
+    },
+    Rule {
+        kernels: &["linear_"],
+        targets: &SINCE_HOPPER,
+        opcodes: &["ACQBULK"],
+        modifiers: &[],
+        what: "wait for the kernel ahead, before whose end it may begin",
+    },
+    Rule {
+        kernels: &WIDE,
+        targets: &Target::ALL,
+        opcodes: &["LDGSTS"],
+        modifiers: &["128"],
+        what: "16-byte copy of activations to shared memory, past the registers",
     },
     // The hardware's conversion of E2M1 ends in F16, from where BF16 is farther than by this multiplication.
     Rule {
@@ -69,7 +86,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         kernels: &["rope_kv_fp8"],
-        targets: &WITH_E4M3,
+        targets: &SINCE_HOPPER,
         opcodes: &["F2FP"],
         modifiers: &["E4M3"],
         what: "conversion to E4M3 in hardware",
@@ -111,7 +128,8 @@ impl Rule {
     }
 
     fn name(&self) -> String {
-        format!("{}.{}", self.opcodes.join("|"), self.modifiers.join("."))
+        let names = self.opcodes.join("|");
+        self.modifiers.iter().fold(names, |name, modifier| format!("{name}.{modifier}"))
     }
 }
 

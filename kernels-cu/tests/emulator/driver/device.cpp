@@ -208,3 +208,12 @@ EXPORTED CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice of) {
         return CUDA_SUCCESS;
     });
 }
+
+// The compiler's library asks every driver it finds for a table of functions that are nobody else's, and calls this even where it is missing.
+EXPORTED CUresult cuGetExportTable(const void** table, const CUuuid*) {
+    return on_device(__func__, [&](Lock&) {
+        if (table == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        *table = nullptr;
+        return CUDA_ERROR_NOT_SUPPORTED;
+    });
+}
