@@ -281,6 +281,6 @@ impl Forward<'_> {
             .collect();
         let linear =
             Linear { format: *format, matrices: &matrices, x, num_tokens, num_cols: *num_cols, output };
-        Ok(linear.launch(linear.tiling(self.num_sms))?)
+        Ok(linear.launch(linear.tiling(self.num_sms), self.num_sms)?)
     }
 }
