@@ -19,6 +19,7 @@ use crate::{
     BuildError, Result,
     checkpoint::{Checkpoint, TensorSource},
     draft::{Added, DraftOptions, add_draft, draft_warnings},
+    kernels::BoardKernels,
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
@@ -40,9 +41,11 @@ pub struct BuildOptions<'a> {
     pub max_context: Option<usize>,
     /// A draft head to add.
     pub draft: Option<DraftOptions<'a>>,
+    /// CUDA kernels to compile into it.
+    pub kernels: Option<&'a BoardKernels>,
     /// Replace an engine that is already there.
     pub force: bool,
-    /// Set by another thread to stop the build at the next tensor.
+    /// Set by another thread to stop the build at the next tensor or kernel source.
     pub cancelled: Option<&'a AtomicBool>,
 }
 
@@ -56,6 +59,7 @@ impl BuildOptions<'_> {
             kv: None,
             max_context: None,
             draft: None,
+            kernels: None,
             force: false,
             cancelled: None,
         }
@@ -80,16 +84,27 @@ impl BuildOptions<'_> {
     }
 }
 
-/// How far a build is; reported after each tensor.
+/// What a build is working through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The sources of the kernels, for each target; reported before each is compiled, which takes seconds.
+    Kernels,
+    /// The tensors of a checkpoint; reported after each.
+    Tensors,
+}
+
+/// How far a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The tensor just written.
-    pub tensor: &'a str,
-    /// Tensors of the checkpoint done so far.
+    /// What the items are.
+    pub stage: Stage,
+    /// The tensor just written; the source about to be compiled, with its target.
+    pub item: &'a str,
+    /// Items of the stage done so far.
     pub done: usize,
-    /// Tensors of the checkpoint in all.
+    /// Items of the stage in all.
     pub total: usize,
-    /// Bytes written so far.
+    /// Bytes the stage has written so far.
     pub bytes: u64,
 }
 
@@ -128,9 +143,15 @@ pub fn build_checkpoint(
     let staging = Staging::start(out, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
     let mut warnings = write_text_files(&staging, &text, &spec)?;
+    // Nor should kernels that do not compile.
+    let kernels = options.kernels.map(|kernels| kernels.compile_into(staging.path(), options, progress));
+    let kernels = kernels.transpose()?;
+    warnings.extend(options.kernels.and_then(BoardKernels::warning));
     // And a head of another model not the time of this one's.
     let added = options.draft.map(|draft| {
-        let mut report = |tensor: &str, done, total, bytes| progress(Progress { tensor, done, total, bytes });
+        let mut report = |item: &str, done, total, bytes| {
+            progress(Progress { stage: Stage::Tensors, item, done, total, bytes });
+        };
         add_draft(draft.folder, &spec, options, &staging, &mut report)
     });
     let added = added.transpose()?;
@@ -149,7 +170,8 @@ pub fn build_checkpoint(
     staging.write(MANIFEST_FILE, &json)?;
     let draft = match added {
         Some(added) if options.draft.is_some_and(|draft| draft.measures) => {
-            progress(Progress { tensor: "trying the draft head", done: 1, total: 1, bytes: 0 });
+            let item = "trying the draft head";
+            progress(Progress { stage: Stage::Tensors, item, done: 1, total: 1, bytes: 0 });
             let report = added.choose_reading(options, &staging)?;
             manifest.files = list_files(staging.path())?;
             json = manifest.to_json()?;
@@ -170,6 +192,7 @@ pub fn build_checkpoint(
         quantization,
         tensors: losses,
         draft,
+        kernels,
         warnings,
     })
 }
@@ -230,7 +253,7 @@ impl Plan {
             options.check_cancelled()?;
             losses.extend(write_part(part, source, tensors, &mut weights, num_threads)?);
             let (done, total, bytes) = (idx + 1, self.parts.len(), weights.bytes_written());
-            progress(Progress { tensor: source, done, total, bytes });
+            progress(Progress { stage: Stage::Tensors, item: source, done, total, bytes });
         }
         weights.finish()?;
         Ok(losses)

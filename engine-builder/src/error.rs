@@ -41,6 +41,9 @@ pub enum BuildError {
     /// The engine would not be valid.
     #[error(transparent)]
     Engine(#[from] takt_engine::EngineError),
+    /// Kernels could not be compiled, or there is nothing to compile them with.
+    #[error(transparent)]
+    Kernels(#[from] takt_kernels_cu::BuildError),
     /// The caller stopped the build.
     #[error("build cancelled")]
     Cancelled,

@@ -1,11 +1,12 @@
 //! Takt's builder: ONNX and Hugging Face checkpoints → one internal decoder description → a quantized engine directory, with a published
-//! EAGLE-3 head where one is given.
+//! EAGLE-3 head where one is given, and CUDA kernels for the boards that are named.
 
 mod build;
 pub mod checkpoint;
 pub mod draft;
 mod error;
 pub mod hf;
+mod kernels;
 pub mod onnx;
 mod quantize;
 mod report;
@@ -14,6 +15,7 @@ mod staging;
 mod text_files;
 mod write;
 
-pub use build::{BuildOptions, Progress, build, build_checkpoint};
+pub use build::{BuildOptions, Progress, Stage, build, build_checkpoint};
 pub use error::{BuildError, Result};
-pub use report::{BuildReport, DraftReport, GroupError, TensorError};
+pub use kernels::BoardKernels;
+pub use report::{BuildReport, DraftReport, GroupError, KernelReport, TensorError};

@@ -6,6 +6,7 @@ use takt_engine::{
     quant::{ErrorStats, WeightKind},
     spec::DecoderSpec,
 };
+use takt_kernels_cu::{Target, compiler::CompilerVersion};
 
 /// The outcome of a build. The time it took is the caller's to measure.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct BuildReport {
     pub spec: DecoderSpec,
     /// Its number formats.
     pub quantization: Quantization,
-    /// Bytes of the whole engine directory.
+    /// Bytes of the model: the manifest and the files it lists.
     pub engine_bytes: u64,
     /// Parameters of the model, a tied head counted once.
     pub num_parameters: u64,
@@ -22,6 +23,8 @@ pub struct BuildReport {
     pub tensors: Vec<TensorError>,
     /// The draft head, where one was added.
     pub draft: Option<DraftReport>,
+    /// The kernels, where boards were named.
+    pub kernels: Option<KernelReport>,
     /// What the user should know: no tokenizer, no end token, …
     pub warnings: Vec<String>,
 }
@@ -35,6 +38,19 @@ pub struct DraftReport {
     pub tensors: Vec<TensorError>,
     /// Whether another reading than the one its files suggest was better.
     pub differs: bool,
+}
+
+/// Kernels that were compiled into the engine.
+#[derive(Debug, Clone)]
+pub struct KernelReport {
+    /// For what, oldest first.
+    pub targets: Vec<Target>,
+    /// By which compiler.
+    pub compiler: CompilerVersion,
+    /// Files, one a source and target.
+    pub num_files: usize,
+    /// Bytes of all of them.
+    pub bytes: u64,
 }
 
 /// One tensor's loss.

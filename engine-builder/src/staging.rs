@@ -69,8 +69,10 @@ impl Staging {
 
     /// Puts the finished engine in its place. On failure the engine that was there before is still there.
     pub(crate) fn commit(self) -> Result<()> {
-        if self.path().join("draft").exists() {
-            sync_folder(&self.path().join("draft"))?;
+        for folder in
+            RESERVED_FOLDERS.map(|name| self.path().join(name)).iter().filter(|folder| folder.exists())
+        {
+            sync_folder(folder)?;
         }
         sync_folder(self.path())?;
         let parent = self.path().parent().unwrap_or(Path::new(".")).to_path_buf();

@@ -14,9 +14,10 @@
 #include "common/types.cuh"
 #include "common/warp.cuh"
 
-namespace {
-
+// Outside the unnamed namespace, where NVRTC puts the number of its process into the name: no two builds would give the same bytes.
 constexpr int MAX_TOP_K = 64;
+
+namespace {
 
 // How a lane chooses; 24 bytes, as launch/accept.rs lays them out.
 struct Sampler {

@@ -9,6 +9,7 @@ mod draft;
 mod forms;
 mod harness;
 mod install;
+mod kernels;
 mod service;
 mod suspension;
 
@@ -190,7 +191,11 @@ fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
     fail(["generate", engine(), "--prompt", "a", "--schema", "s.json", "--choice", "b"], 2, &["--choice"]);
     fail(["generate", engine(), "--prompt", "a", "--closing", "minimal"], 2, &["--schema"]);
     fail(["build", "a", "-o", "b", "--tensorrt"], 2, &["--tensorrt", later]);
-    fail(["build", "a", "-o", "b", "--for", "sm_87"], 2, &["--for", later]);
+    fail(
+        ["build", "a", "-o", "b", "--for", "sm_87,sm_86"],
+        2,
+        &["\"sm_86\"", "sm_87 (Orin)", "sm_110a (Thor)"],
+    );
     fail(["generate", engine(), "--prompt", "a", "--backend", "cuda"], 1, &["cuda"]);
     fail(["serve", "--ros-args", "-p", "a"], 2, &["-p a", "NAME:=VALUE expected"]);
     fail(["serve", "--ros-args", "--nonsense"], 2, &["--nonsense", "--params-file"]);

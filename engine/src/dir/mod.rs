@@ -6,7 +6,8 @@
 //! generation.json        end tokens, template strings, sampling defaults
 //! tokenizer.json  chat_template.jinja        optional
 //! draft/draft.json  draft/weights.safetensors     optional: an EAGLE-3 head
-//! kernels/ plans/ costs/              reserved for later parts; not looked into here
+//! kernels/<source>.<target>.….cubin      optional: kernels for the boards named at build time; not looked into here
+//! plans/ costs/                      reserved for later parts; not looked into here
 //! ```
 //!
 //! Architecture invariant: an [`EngineDir`] exists only after everything in it was checked (sizes, hashes, header, every
@@ -50,7 +51,10 @@ pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 /// See [`GenerationDefaults`].
 pub const GENERATION_FILE: &str = GenerationDefaults::FILE;
 /// Sub-folders that later parts of the project fill; whatever is in them does not concern the base model.
-pub const RESERVED_FOLDERS: [&str; 4] = ["draft", "kernels", "plans", "costs"];
+pub const RESERVED_FOLDERS: [&str; 4] = ["draft", KERNELS_FOLDER, "plans", "costs"];
+/// Sealed cubins for the boards the engine was built for. Not listed in the manifest: a damaged one is compiled again where a GPU needs it, and
+/// concerns nobody else.
+pub const KERNELS_FOLDER: &str = "kernels";
 
 /// An opened engine directory: validated whole, weights memory-mapped.
 #[derive(Debug)]

@@ -7,10 +7,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use takt_engine::{kv::KvKind, quant::WeightKind};
 use takt_engine_builder::{
-    BuildError, BuildOptions, BuildReport, DraftReport, GroupError, Progress, build, draft::DraftOptions,
+    BoardKernels, BuildError, BuildOptions, BuildReport, DraftReport, GroupError, KernelReport, Progress,
+    Stage, build, draft::DraftOptions,
 };
+use takt_kernels_cu::Target;
 
-use super::{CliError, interrupt::Interrupt, paint, print_json};
+use super::{CliError, gpu_options::cuda_root, interrupt::Interrupt, paint, print_json};
+use crate::config::process_environment;
 
 /// Make an engine directory from a Hugging Face folder or an ONNX file
 #[derive(Debug, Args)]
@@ -39,20 +42,27 @@ pub(super) struct BuildArgs {
     /// Prompts the head is tried on, {"system": …, "user": …} a line [default: prompts.jsonl beside the head, or built-in ones]
     #[arg(long, value_name = "FILE", requires = "draft")]
     draft_prompts: Option<PathBuf>,
+    /// Compile the CUDA kernels for these boards into the engine, so that they start without a compiler: sm_87 (Orin), sm_90a (Hopper), sm_110a
+    /// (Thor), sm_120a (Blackwell). Takes NVRTC and no GPU; the CUDA folder is TAKT_CUDA_ROOT, CUDA_HOME, CUDA_PATH or /usr/local/cuda
+    #[arg(long = "for", value_name = "TARGET,…", value_delimiter = ',')]
+    targets: Vec<Target>,
     /// Replace the engine that is there
     #[arg(long)]
     force: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long = "for", hide = true, value_name = "ARCH")]
-    targets: Option<String>,
     #[arg(long, hide = true)]
     tensorrt: bool,
 }
 
+const NO_CUDA: &str = "--for needs NVRTC, CUDA's compiler as a library, and found no CUDA folder: none of TAKT_CUDA_ROOT, CUDA_HOME and \
+    CUDA_PATH is set, and there is no /usr/local/cuda; install the CUDA toolkit, or the Python packages nvidia-cuda-nvrtc and \
+    nvidia-cuda-runtime with TAKT_CUDA_ROOT set to their folder nvidia/cu13 (no GPU is needed)";
+
 pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     refuse_later_options(args)?;
+    let kernels = board_kernels(&args.targets)?;
     let options = BuildOptions {
         weights: args.weights,
         lm_head: args.lm_head,
@@ -63,6 +73,7 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
             prompts: args.draft_prompts.as_deref(),
             measures: true,
         }),
+        kernels: kernels.as_ref(),
         force: args.force,
         cancelled: Some(interrupt.flag()),
     };
@@ -83,30 +94,43 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
 }
 
 fn refuse_later_options(args: &BuildArgs) -> Result<(), CliError> {
-    let asked = [("--for", args.targets.is_some()), ("--tensorrt", args.tensorrt)];
-    match asked.iter().find(|(_, is_asked)| *is_asked) {
-        Some((option, _)) => Err(CliError::not_yet(option)),
-        None => Ok(()),
+    if args.tensorrt { Err(CliError::not_yet("--tensorrt")) } else { Ok(()) }
+}
+
+/// Opened before the build: whether there is a compiler must not be found out after minutes of quantization.
+fn board_kernels(targets: &[Target]) -> Result<Option<BoardKernels>, CliError> {
+    if targets.is_empty() {
+        return Ok(None);
     }
+    let root = cuda_root(process_environment).ok_or_else(|| CliError::Failed(NO_CUDA.into()))?;
+    Ok(Some(BoardKernels::open(&root, targets)?))
 }
 
 /// Drawn on standard error, and only on a terminal.
 fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:32} {pos:>4}/{len} tensors  {elapsed}  {wide_msg}");
+    let style = ProgressStyle::with_template("{bar:32} {pos:>4}/{len} {prefix}  {elapsed}  {wide_msg}");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn show(bar: &ProgressBar, progress: Progress<'_>) {
     bar.set_length(progress.total as u64);
     bar.set_position(progress.done as u64);
-    bar.set_message(format!("{}  {}", paint::bytes(progress.bytes), progress.tensor));
+    bar.set_message(format!("{}  {}", paint::bytes(progress.bytes), progress.item));
+    bar.set_prefix(match progress.stage {
+        Stage::Kernels => "kernels",
+        Stage::Tensors => "tensors",
+    });
+    if progress.stage == Stage::Kernels {
+        tracing::info!("compiling {}", progress.item);
+    }
 }
 
 fn as_json(args: &BuildArgs, report: &BuildReport, seconds: f64) -> Value {
     json!({
         "engine": args.output, "seconds": seconds, "engine_bytes": report.engine_bytes,
         "parameters": report.num_parameters, "quantization": report.quantization, "errors": groups_json(&report.groups()),
-        "draft": report.draft.as_ref().map(draft_json), "warnings": report.warnings,
+        "draft": report.draft.as_ref().map(draft_json), "kernels": report.kernels.as_ref().map(kernels_json),
+        "warnings": report.warnings,
     })
 }
 
@@ -130,6 +154,13 @@ fn draft_json(draft: &DraftReport) -> Value {
     })
 }
 
+fn kernels_json(kernels: &KernelReport) -> Value {
+    let targets: Vec<&str> = kernels.targets.iter().map(|target| target.name()).collect();
+    json!({
+        "targets": targets, "cuda": kernels.compiler.to_string(), "files": kernels.num_files, "bytes": kernels.bytes,
+    })
+}
+
 fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     let mut text = String::new();
     let header = format!(
@@ -142,6 +173,9 @@ fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     }
     if let Some(draft) = &report.draft {
         text += &draft_text(draft);
+    }
+    if let Some(kernels) = &report.kernels {
+        text += &kernels_text(kernels);
     }
     for warning in &report.warnings {
         text += &format!("{} {warning}\n", paint::yellow("note:"));
@@ -169,6 +203,17 @@ fn group_text(group: &GroupError) -> String {
         group.stats.relative_rms() * 100.0,
         group.stats.max_abs_error,
         paint::dim(&format!("{} ({:.3} %)", group.worst.0, group.worst.1 * 100.0)),
+    )
+}
+
+fn kernels_text(kernels: &KernelReport) -> String {
+    let targets: Vec<&str> = kernels.targets.iter().map(|target| target.name()).collect();
+    let (files, bytes) = (kernels.num_files, paint::bytes(kernels.bytes));
+    format!(
+        "{:<10} for {}: {files} files, {bytes}, CUDA {}\n",
+        "kernels",
+        targets.join(", "),
+        kernels.compiler
     )
 }
 

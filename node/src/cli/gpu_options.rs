@@ -9,18 +9,27 @@ const USUAL_CUDA_ROOT: &str = "/usr/local/cuda";
 /// Longer than any step of a model that fits a robot, shorter than a person's patience.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Kernels that are compiled here are kept in `$XDG_CACHE_HOME/takt/kernels`; the toolkit is `TAKT_CUDA_ROOT`, `CUDA_HOME`, `CUDA_PATH`, or in its
-/// usual place.
+/// Kernels that are compiled here are kept in `$XDG_CACHE_HOME/takt/kernels`.
 pub(super) fn gpu_options(share: GpuShare, lookup: impl Fn(&str) -> Option<String>) -> GpuOptions {
-    let folder = |name: &str| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = |name: &str| folder(&lookup, name);
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-    let named = ["TAKT_CUDA_ROOT", "CUDA_HOME", "CUDA_PATH"].into_iter().find_map(folder);
     GpuOptions {
         share,
         kernel_cache: cache.map(|cache| cache.join("takt").join("kernels")),
-        cuda_root: named.or_else(|| Some(PathBuf::from(USUAL_CUDA_ROOT)).filter(|usual| usual.is_dir())),
+        cuda_root: cuda_root(lookup),
         step_limit: STEP_LIMIT,
     }
+}
+
+/// The toolkit: `TAKT_CUDA_ROOT`, `CUDA_HOME`, `CUDA_PATH`, or in its usual place.
+pub(super) fn cuda_root(lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let named =
+        ["TAKT_CUDA_ROOT", "CUDA_HOME", "CUDA_PATH"].into_iter().find_map(|name| folder(&lookup, name));
+    named.or_else(|| Some(PathBuf::from(USUAL_CUDA_ROOT)).filter(|usual| usual.is_dir()))
+}
+
+fn folder(lookup: impl Fn(&str) -> Option<String>, name: &str) -> Option<PathBuf> {
+    lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -12,7 +12,11 @@ use takt_engine::{
     memory::EngineMemory,
 };
 
-use super::{CliError, paint, print_json};
+use super::{
+    CliError,
+    inspect_kernels::{inspect_kernels, kernels_json, kernels_text},
+    paint, print_json,
+};
 
 /// Prompt tokens of one section, as `max_prefill_slice_tokens` has them built in.
 const SLICE_TOKENS: usize = 64;
@@ -57,15 +61,18 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let opened = EngineDir::open(&args.dir);
     let draft = opened.as_ref().ok().and_then(|dir| Some(dir.draft()?.manifest().clone()));
     let memory = memory(args, &manifest, draft.as_ref())?;
+    let kernels = inspect_kernels(&args.dir);
     if args.json {
         let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok());
         facts["draft"] = json!(draft);
+        facts["kernels"] = kernels_json(&kernels);
         print_json(&facts)?;
     } else {
         say!(
-            "{}{}",
+            "{}{}{}",
             as_text(args, &manifest, &checks, &memory),
-            draft.map_or_else(String::new, |draft| draft_text(&draft))
+            draft.map_or_else(String::new, |draft| draft_text(&draft)),
+            kernels_text(&kernels)
         );
     }
     opened?;

@@ -26,6 +26,7 @@ mod form;
 mod generate;
 mod gpu_options;
 mod inspect;
+mod inspect_kernels;
 mod interrupt;
 mod paint;
 mod score;

@@ -14,10 +14,7 @@ use takt_kernels_cu::{
 };
 
 use super::{CudaBackend, CudaOptions, GpuOptions, GpuShare};
-use crate::{EngineError, Result, spec::DecoderSpec, weights::WeightSource};
-
-/// Folder of an engine directory with cubins for the boards it was built for.
-const KERNEL_FOLDER: &str = "kernels";
+use crate::{EngineError, Result, dir::KERNELS_FOLDER, spec::DecoderSpec, weights::WeightSource};
 
 /// Opens `spec` on the first device there are kernels for.
 ///
@@ -65,7 +62,7 @@ fn share(share: GpuShare, device: &Device) -> Share {
 
 /// From the engine directory, the cache, or compiled now.
 fn kernels(target: Target, engine_dir: &Path, gpu: &GpuOptions) -> Result<KernelSet> {
-    let in_engine = Some(engine_dir.join(KERNEL_FOLDER)).filter(|folder| folder.is_dir());
+    let in_engine = Some(engine_dir.join(KERNELS_FOLDER)).filter(|folder| folder.is_dir());
     let folders: Vec<Cache> = in_engine.iter().chain(&gpu.kernel_cache).map(Cache::new).collect();
     // The engine directory is not written to.
     let without_compiler = Places { folders: &folders, compiler: None };
