@@ -67,7 +67,7 @@ impl Session {
     fn step(&mut self, addend: i32) -> Result<()> {
         self.addend.bytes_mut().copy_from_slice(&addend.to_le_bytes());
         self.stream.run(&self.graph)?;
-        self.stream.wait(USUAL, LIMIT)
+        self.stream.wait(USUAL, LIMIT).map(drop)
     }
 
     fn values(&self) -> Result<Vec<i32>> {

@@ -4,7 +4,7 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -180,21 +180,33 @@ impl Inner {
         share: Share,
         num_sms: u32,
     ) -> Self {
+        if green.is_some() {
+            NUM_GREEN.fetch_add(1, Ordering::SeqCst);
+        }
         Self { context, green, device: device.clone(), share, num_sms, is_lost: AtomicBool::new(false) }
     }
 }
+
+/// Green contexts of this process that are open.
+static NUM_GREEN: AtomicUsize = AtomicUsize::new(0);
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // Errors have no one to go to: the context is gone either way.
         // SAFETY: nothing that lives in the context is left, as everything holds it; handles are destroyed once.
         unsafe {
-            sys::cuCtxSetCurrent(ptr::null_mut());
+            let mut current = ptr::null_mut();
+            sys::cuCtxGetCurrent(&raw mut current);
+            if current == self.context {
+                sys::cuCtxSetCurrent(ptr::null_mut());
+            }
             match self.green {
                 Some(green) => {
                     sys::cuGreenCtxDestroy(green);
-                    // A green context shares the device's primary context, and a fault in one is a fault in the other: only a reset ends it.
-                    if *self.is_lost.get_mut() {
+                    let is_last = NUM_GREEN.fetch_sub(1, Ordering::SeqCst) == 1;
+                    // A green context shares the device's primary context, and a fault in one is a fault in the other: only a reset ends it. It
+                    // would take others of ours with it, which will find out for themselves.
+                    if *self.is_lost.get_mut() && is_last {
                         sys::cuDevicePrimaryCtxReset_v2(self.device.handle);
                     }
                 }
@@ -216,22 +228,17 @@ fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> 
     check("cuDeviceGetDevResource", unsafe {
         sys::cuDeviceGetDevResource(device.handle, &raw mut whole, CUdevResourceType::CU_DEV_RESOURCE_TYPE_SM)
     })?;
-    let mut num_groups = 1;
     let asked = num_sms.clamp(1, device.num_sms);
-    // SAFETY: room for one group, and one group is asked for.
-    check("cuDevSmResourceSplitByCount", unsafe {
-        sys::cuDevSmResourceSplitByCount(
-            &raw mut part,
-            &raw mut num_groups,
-            &raw const whole,
-            &raw mut rest,
-            0,
-            asked,
-        )
-    })?;
-    if num_groups == 0 {
-        let reason = format!("{asked} of {} multiprocessors cannot be split off", device.num_sms);
-        return Err(DriverError::Call { call: "cuDevSmResourceSplitByCount", reason });
+    if asked == device.num_sms {
+        part = whole;
+    } else {
+        split(&whole, &mut part, &mut rest, asked).or_else(|error| {
+            // Rounded up to what the device can split off, it may be more than there is.
+            match asked.checked_sub(SPLIT_STEP) {
+                Some(fewer @ 1..) => split(&whole, &mut part, &mut rest, fewer),
+                _ => Err(error),
+            }
+        })?;
     }
     let mut description = ptr::null_mut();
     // SAFETY: one resource that the driver gave.
@@ -255,4 +262,26 @@ fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> 
     // SAFETY: the resource is of multiprocessors: it was split off one of that type.
     let num_sms = unsafe { part.__bindgen_anon_1.sm.smCount };
     Ok((green, context, num_sms))
+}
+
+/// What green contexts' shares are rounded up to, at most.
+const SPLIT_STEP: u32 = 8;
+
+/// Splits `asked` multiprocessors, or a few more, off `whole`.
+fn split(
+    whole: &CUdevResource,
+    part: &mut CUdevResource,
+    rest: &mut CUdevResource,
+    asked: u32,
+) -> Result<()> {
+    let mut num_groups = 1;
+    // SAFETY: room for one group, and one group is asked for.
+    check("cuDevSmResourceSplitByCount", unsafe {
+        sys::cuDevSmResourceSplitByCount(part, &raw mut num_groups, whole, rest, 0, asked)
+    })?;
+    if num_groups == 0 {
+        let reason = format!("{asked} multiprocessors cannot be split off");
+        return Err(DriverError::Call { call: "cuDevSmResourceSplitByCount", reason });
+    }
+    Ok(())
 }

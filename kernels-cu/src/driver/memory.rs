@@ -116,6 +116,11 @@ impl MappedBuffer {
         unsafe { slice::from_raw_parts(self.host, self.num_bytes) }
     }
 
+    /// Where the device's copies go.
+    pub(super) fn host(&self) -> *mut u8 {
+        self.host
+    }
+
     /// [`Self::bytes`] as F32 values; what is left of a last one is not among them.
     #[must_use]
     pub fn floats(&self) -> &[f32] {

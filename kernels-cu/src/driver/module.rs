@@ -8,6 +8,7 @@ use super::{
     context::Context,
     error::{DriverError, Result, check},
 };
+use crate::launch::Launch;
 
 /// Shared memory that a kernel gets without being asked for.
 const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
@@ -46,6 +47,14 @@ impl Kernels {
             kernels.modules.push(module);
         }
         Ok(kernels)
+    }
+
+    /// Looks the kernel of `launch` up and allows it its shared memory. The driver may load code for that, which a capture does not permit.
+    ///
+    /// # Errors
+    /// [`DriverError::NoKernel`] when no image has it; [`DriverError::Call`] for more shared memory than the device has.
+    pub fn prepare(&mut self, launch: &Launch) -> Result<()> {
+        self.get(launch.kernel(), launch.geometry().shared_bytes).map(drop)
     }
 
     /// The kernel `name`, allowed `shared_bytes` of dynamic shared memory. Looked up once, before any capture.

@@ -33,6 +33,15 @@ pub struct Stream {
 // SAFETY: handles of the driver's, usable from any thread that has the context current.
 unsafe impl Send for Stream {}
 
+/// When [`Stream::wait`] found the work done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// At the first look after the usual time, or before: it may have been done long since.
+    AtOnce,
+    /// At a later look: the time tells how long it takes.
+    Later,
+}
+
 impl Stream {
     /// A new stream.
     ///
@@ -182,7 +191,7 @@ impl Stream {
     /// [`DriverError::Call`], [`DriverError::Lost`].
     pub fn fetch(&self, from: DeviceAddress, to: &MappedBuffer, num_bytes: usize) -> Result<()> {
         let len = num_bytes.min(to.bytes().len());
-        let host = to.bytes().as_ptr().cast_mut().cast();
+        let host = to.host().cast();
         // SAFETY: pinned memory of as many bytes, allocated as memory the device writes; its owner looks after the stream was waited for.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(host, from.0, len, self.handle) };
         self.context.note(check("cuMemcpyDtoH", result))
@@ -215,25 +224,30 @@ impl Stream {
     ///
     /// # Errors
     /// [`DriverError::TimedOut`] when it is not done within `limit`; [`DriverError::Lost`].
-    pub fn wait(&self, usual: Duration, limit: Duration) -> Result<()> {
+    pub fn wait(&self, usual: Duration, limit: Duration) -> Result<Found> {
         // SAFETY: our own event and stream.
         self.context.note(check("cuEventRecord", unsafe { sys::cuEventRecord(self.done, self.handle) }))?;
         let start = Instant::now();
         // A blocking wait cannot be ended, so a hung kernel would hang the node; looking now and then can. Until the usual time is over nobody
         // looks, and then there is sleep between looks: a core is never spun on.
         let (mut pause, mut next_pause) = (usual, FIRST_PAUSE);
+        let mut num_sleeps = 0;
         loop {
             // SAFETY: our own event.
             match unsafe { sys::cuEventQuery(self.done) } {
                 CUresult::CUDA_ERROR_NOT_READY if start.elapsed() < limit => {
                     thread::sleep(pause.min(limit.saturating_sub(start.elapsed())));
                     (pause, next_pause) = (next_pause, (next_pause * 5 / 4).min(MAX_PAUSE));
+                    num_sleeps += 1;
                 }
                 CUresult::CUDA_ERROR_NOT_READY => {
                     let waited_ms = start.elapsed().as_millis();
                     return self.context.note(Err(DriverError::TimedOut { waited_ms }));
                 }
-                result => return self.context.note(check("cuEventQuery", result)),
+                result => {
+                    self.context.note(check("cuEventQuery", result))?;
+                    return Ok(if num_sleeps <= 1 { Found::AtOnce } else { Found::Later });
+                }
             }
         }
     }
@@ -270,7 +284,12 @@ impl Stream {
                 }
                 _ => self.context.note(check("cuGraphInstantiate", result)),
             }?;
-            Ok(Graph { context: self.context.clone(), exec })
+            let graph = Graph { context: self.context.clone(), exec };
+            // Now rather than with the first step.
+            // SAFETY: a graph and a stream of this context.
+            let uploaded = unsafe { sys::cuGraphUpload(exec, self.handle) };
+            self.context.note(check("cuGraphUpload", uploaded))?;
+            Ok(graph)
         });
         if !graph.is_null() {
             // SAFETY: not needed after instantiation, destroyed once.

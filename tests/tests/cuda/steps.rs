@@ -35,7 +35,7 @@ fn a_step_is_one_graph_and_one_event_and_allocates_nothing() {
 #[test]
 fn an_engine_that_does_not_fit_is_refused_with_all_sizes_before_anything_is_allocated() {
     let test = "steps::an_engine_that_does_not_fit_is_refused_with_all_sizes_before_anything_is_allocated";
-    emulated(test).memory_bytes(80 << 20).run(|device| {
+    emulated(test).memory_bytes(148 << 20).run(|device| {
         let spec = spec();
         let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Nvfp4, 1);
         let mut large = options(KvKind::Bf16);

@@ -37,7 +37,10 @@ impl<T: Plain> AlignedVec<T> {
             // A step leaves empty values behind where it takes a buffer away for a moment, and must not allocate.
             return Self { bytes: Vec::new(), start: 0, len, values: PhantomData };
         }
-        let bytes = vec![0; len * mem::size_of::<T>() + LINE_BYTES - 1];
+        let num_bytes =
+            len.checked_mul(mem::size_of::<T>()).and_then(|bytes| bytes.checked_add(LINE_BYTES - 1));
+        // Too much is refused by the allocator, as any amount it has not.
+        let bytes = vec![0; num_bytes.unwrap_or(usize::MAX)];
         let start = bytes.as_ptr().addr().next_multiple_of(LINE_BYTES) - bytes.as_ptr().addr();
         Self { bytes, start, len, values: PhantomData }
     }

@@ -10,7 +10,7 @@ use takt_kernels_cu::{
         context::Context,
         memory::{DeviceBuffer, MappedBuffer},
         module::Kernels,
-        stream::{Graph, Stream},
+        stream::{Found, Graph, Stream},
     },
     launch::DeviceAddress,
 };
@@ -37,7 +37,9 @@ use crate::{
 };
 
 /// Device memory left to the driver for graphs and modules.
-const DRIVER_BYTES: usize = 64 << 20;
+const DRIVER_BYTES: usize = 128 << 20;
+/// Most graphs at a time: three times as many as the usual shapes of an engine with 256 tokens a step.
+const MAX_GRAPHS: usize = 96;
 
 /// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the buffers they name.
 #[derive(Debug)]
@@ -58,6 +60,7 @@ pub struct CudaBackend {
     first_row: Vec<usize>,
     captured: Features,
     num_sms: usize,
+    num_runs: u64,
 }
 
 /// A shape's graph, and how long it takes.
@@ -65,6 +68,8 @@ pub struct CudaBackend {
 struct Captures {
     graph: Graph,
     usual: Duration,
+    /// By [`CudaBackend::num_runs`].
+    last_run: u64,
 }
 
 /// The layers whose inputs are handed out; no buffers without any.
@@ -100,22 +105,23 @@ impl CudaBackend {
         let (lane_layout, input_layout) = (LaneLayout::new(spec, options), InputLayout::new(limits));
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens);
+        let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
         let needs = Needs {
             weights: DeviceModel::num_bytes(spec, source, options.lane_capacity)?,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
+            pinned: input_layout.num_bytes() + logits_bytes,
         };
         needs.check(context, options)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
         let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity)?;
-        let lanes = DeviceLanes::new(context, &stream, lane_layout)?;
+        let lanes = DeviceLanes::new(context, &stream, lane_layout, options.step_limit)?;
         let workspace_buffer = DeviceBuffer::new(context, needs.workspace, "the workspace of a step")?;
         stream.zero(&workspace_buffer)?;
         let workspace = workspace_layout.at(workspace_buffer.address())?;
         let input = StepInput::new(context, input_layout, workspace.input)?;
-        let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
         let mut backend = Self {
             graphs: HashMap::new(),
             capabilities: capabilities(context, options, &model, &lanes),
@@ -133,6 +139,7 @@ impl CudaBackend {
             first_row: Vec::with_capacity(options.num_lanes + 1),
             captured: Features::default(),
             num_sms,
+            num_runs: 0,
         };
         backend.capture_usual()?;
         Ok(backend)
@@ -162,6 +169,8 @@ impl CudaBackend {
             },
         };
         let launches = forward.launches(shape)?;
+        self.stream.context().make_current()?;
+        launches.iter().try_for_each(|launch| self.kernels.prepare(launch))?;
         let logits_bytes = shape.num_logits * self.spec.vocab_size * size_of::<f32>();
         let feature_bytes =
             shape.num_tokens * self.captured.layers.len() * self.spec.hidden_size * size_of::<f32>();
@@ -178,8 +187,20 @@ impl CudaBackend {
                 None => Ok(()),
             }
         })?;
-        self.graphs.insert(shape, Captures { graph, usual: Duration::ZERO });
+        self.drop_oldest_graph();
+        self.graphs.insert(shape, Captures { graph, usual: Duration::ZERO, last_run: self.num_runs });
         Ok(())
+    }
+
+    /// Makes room for another: they take memory of the driver's.
+    fn drop_oldest_graph(&mut self) {
+        if self.graphs.len() < MAX_GRAPHS {
+            return;
+        }
+        let oldest = self.graphs.iter().min_by_key(|(_, captures)| captures.last_run);
+        if let Some(shape) = oldest.map(|(shape, _)| *shape) {
+            self.graphs.remove(&shape);
+        }
     }
 
     /// Runs the graph of `shape` and waits for it: the one wait of a step.
@@ -187,14 +208,21 @@ impl CudaBackend {
         let Some(captures) = self.graphs.get_mut(&shape) else {
             return Err(EngineError::Backend("a step's graph was not captured".into()));
         };
+        self.num_runs += 1;
+        captures.last_run = self.num_runs;
         let start = Instant::now();
         self.stream.context().make_current()?;
         self.stream.run(&captures.graph)?;
         // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
-        self.stream.wait(captures.usual.mul_f32(0.9), self.options.step_limit)?;
+        let found = self.stream.wait(captures.usual.mul_f32(0.9), self.options.step_limit)?;
         let took = start.elapsed();
-        captures.usual =
-            if captures.usual.is_zero() { took } else { (captures.usual * 7 + took) / 8 }.min(took * 2);
+        captures.usual = match found {
+            // The first time is of loading, too.
+            _ if captures.usual.is_zero() => took / 2,
+            // How much too long the sleep was cannot be known.
+            Found::AtOnce => captures.usual * 3 / 4,
+            Found::Later => (captures.usual * 3 + took) / 4,
+        };
         Ok(())
     }
 
@@ -232,8 +260,10 @@ impl Backend for CudaBackend {
         check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes.book)?;
         let num_logits = self.lay_out_logits(plan);
         let shape = StepShape::of(plan, num_logits, self.limits);
-        self.capture_shape(shape)?;
         self.input.write(plan, shape, &self.lanes.book)?;
+        self.capture_shape(shape)?;
+        // Whatever comes of it, the rows of earlier trees are overwritten.
+        plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
         self.run_graph(shape)?;
         for segment in &plan.segments {
             if segment.is_tree {
@@ -256,6 +286,7 @@ impl Backend for CudaBackend {
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
+        self.check_alive()?;
         let num_layers = self.spec.num_layers;
         if let Some(layer) = layer_inputs.iter().find(|&&layer| layer > num_layers) {
             return Err(EngineError::Input(format!(
@@ -311,6 +342,8 @@ struct Needs {
     weights: usize,
     kv: usize,
     workspace: usize,
+    /// Of the host's; the device's own where both share memory.
+    pinned: usize,
 }
 
 impl Needs {
@@ -324,12 +357,15 @@ impl Needs {
             )));
         }
         let (free, total) = context.memory_bytes()?;
-        let Self { weights, kv, workspace } = self;
-        let needed = weights + kv + workspace + DRIVER_BYTES;
-        if needed > free {
+        let Self { weights, kv, workspace, pinned } = self;
+        let is_shared = context.device().is_integrated;
+        let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
+        // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
+        let most = if is_shared { total } else { free };
+        if needed > most {
             return Err(EngineError::Capacity(format!(
                 "the engine takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}), {free} of {total} are free: use fewer or shorter lanes, a smaller format, or free memory"
+                 {DRIVER_BYTES}; pinned {pinned}), {free} of {total} are free: use fewer or shorter lanes, a smaller format, or free memory"
             )));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Keys and values in device memory: lanes of fixed capacity, and snapshots of their prefixes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use takt_kernels_cu::{
     driver::{
@@ -34,6 +34,8 @@ pub(super) struct DeviceLanes {
     moves: MappedBuffer,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     next_snapshot: u64,
+    /// What is not done by then is taken for hung.
+    limit: Duration,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,12 @@ const ALIGNMENT: usize = 256;
 
 impl DeviceLanes {
     /// Empty lanes.
-    pub(super) fn new(context: &Context, stream: &Stream, layout: LaneLayout) -> Result<Self> {
+    pub(super) fn new(
+        context: &Context,
+        stream: &Stream,
+        layout: LaneLayout,
+        limit: Duration,
+    ) -> Result<Self> {
         let buffer = DeviceBuffer::new(context, layout.num_bytes(), "the KV cache")?;
         let planes = DeviceBuffer::new(
             context,
@@ -138,6 +145,7 @@ impl DeviceLanes {
             moves: MappedBuffer::new(context, move_bytes, "rows to keep")?,
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
+            limit,
         })
     }
 
@@ -208,7 +216,7 @@ impl DeviceLanes {
             };
             stream.context().make_current()?;
             stream.launch(kernels, &compaction.launch()?)?;
-            stream.synchronize()?;
+            stream.wait(Duration::ZERO, self.limit)?;
         }
         self.book.commit(lane, path.len());
         Ok(())
@@ -285,6 +293,7 @@ impl DeviceLanes {
         stream.context().make_current()?;
         stream.launch(kernels, &copy.launch()?)?;
         // A snapshot may be dropped right after it was restored.
-        Ok(stream.synchronize()?)
+        stream.wait(Duration::ZERO, self.limit)?;
+        Ok(())
     }
 }

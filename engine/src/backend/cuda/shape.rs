@@ -30,12 +30,19 @@ impl StepShape {
     pub(super) fn of(plan: &StepPlan, num_logits: usize, limits: ShapeLimits) -> Self {
         let num_tokens = rounded(plan.tokens.len()).min(limits.max_tokens);
         let (num_segments, longest) = (plan.segments.len(), longest_segment(plan));
+        let has_tree = plan.segments.iter().any(|segment| segment.is_tree);
+        let num_logits = match num_logits {
+            0 => 0,
+            // Of a tree all rows are wanted: one shape for whatever else is in the step.
+            _ if has_tree => num_tokens.min(limits.max_logits),
+            _ => rounded(num_logits).min(limits.max_logits),
+        };
         Self {
             num_tokens,
-            num_logits: if num_logits == 0 { 0 } else { rounded(num_logits).min(limits.max_logits) },
+            num_logits,
             num_segments: if num_segments == 1 { 1 } else { limits.num_lanes },
             max_segment_len: if num_segments == 1 || longest > 1 { num_tokens } else { 1 },
-            has_tree: plan.segments.iter().any(|segment| segment.is_tree),
+            has_tree,
         }
     }
 
