@@ -38,7 +38,7 @@ pub const STREAM: Topic = topic("~/stream", Token::TYPE, Qos::STREAM);
 /// Answers, a sentence at a time.
 pub const SENTENCE: Topic = topic("~/sentence", Token::TYPE, Qos { depth: 100, ..Qos::DEFAULT });
 /// How requests ended. A burst is answered in a burst.
-pub const REPLY: Topic = topic("~/reply", REPLY_TYPE, Qos { depth: 100, ..Qos::DEFAULT });
+pub const REPLY: Topic = topic("~/reply", REPLY_TYPE, Qos::BURST);
 /// The action, before remapping.
 const GENERATE: &str = "~/generate";
 /// News of goals; below the action's name.

@@ -44,7 +44,7 @@ impl Qos {
     /// Streams of tokens: a subscriber may stall for a second or two without losing any.
     pub const STREAM: Self = Self { depth: 1000, ..Self::DEFAULT };
     /// Requests in, by topic or service. Of a burst, what finds no room in the reader's history is gone without a word: each is to be answered or
-    /// refused instead.
+    /// refused instead. And replies out: what a slow subscriber has not acknowledged when its place is taken is gone too.
     pub const BURST: Self = Self { depth: 1000, ..Self::DEFAULT };
 }
 

@@ -221,7 +221,8 @@ impl Transport for DdsTransport {
         mut on_request: OnRequest,
     ) -> Result<(), RosError> {
         let (topic, overlap) = (reply_topic(service), server::OVERLAP);
-        let writer = self.create_writer(&topic, &ty.response(), Qos::DEFAULT, self.renew_after, overlap)?;
+        // A thousand refusals take milliseconds, and a client may be slower than that.
+        let writer = self.create_writer(&topic, &ty.response(), Qos::BURST, self.renew_after, overlap)?;
         let (reader, cache) = self.create_reader(&request_topic(service), &ty.request(), Qos::BURST)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
         let server =

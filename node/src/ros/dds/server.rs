@@ -40,8 +40,8 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// How long the sample that says so follows a long reply. Datagrams of two sockets may overtake each other, and a long one is
 /// there with its last fragment only.
 const LOST_AFTER: Duration = Duration::from_millis(40);
-/// Replies waiting at a time; beyond it the oldest is given up.
-const MAX_WAITING: usize = 256;
+/// Replies waiting at a time; beyond it the oldest is given up. Two bursts as long as a reader's history, all refused at once.
+const MAX_WAITING: usize = 2048;
 /// Bytes before the body: the encapsulation header.
 const ENCAPSULATION_LEN: usize = 4;
 /// rmw_cyclonedds: `uint64 client`, `int64 sequence`.
