@@ -23,7 +23,7 @@ use super::{
     bench_ros::{self, RosBenchArgs},
     bench_speculation::{self, SpeculationArgs},
     duration,
-    engine_args::EngineArgs,
+    engine_args::{EngineArgs, check_runs_shapes},
     interrupt::Interrupt,
     paint, print_json,
 };
@@ -190,6 +190,7 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
         let (load, engine_bytes) = (started.elapsed(), manifest.total_bytes());
         return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes, is_engine: true });
     };
+    check_runs_shapes(options.backend)?;
     let spec = shapes::decoder_spec(shape)?;
     let (weights, lm_head) = args.kinds();
     let source = shapes::RandomWeights::new(&spec, weights, lm_head, 1)?;

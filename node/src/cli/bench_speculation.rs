@@ -18,7 +18,7 @@ use takt_engine::{
     text::Text,
 };
 
-use super::{CliError, interrupt::Interrupt, paint, print_json};
+use super::{CliError, engine_args::check_runs_shapes, interrupt::Interrupt, paint, print_json};
 use crate::bench::speculation::{
     SpeculationError,
     measured::{self, Course},
@@ -141,6 +141,7 @@ fn on_shape(
     let Target::Shape { name, weights, lm_head, ref profile, context_len } = bench.target else {
         return Err(CliError::Usage("no shape".into()));
     };
+    check_runs_shapes(options.backend)?;
     let spec = shapes::decoder_spec(name)?;
     options.lane_capacity = Some(simulated::lane_capacity(context_len));
     let mut cpu_options = options.cpu_options(&spec, KvKind::Bf16);

@@ -7,7 +7,7 @@ use takt_engine::{
     kv::KvKind,
 };
 
-use super::gpu_options::gpu_options;
+use super::{CliError, gpu_options::gpu_options};
 use crate::config::process_environment;
 
 #[derive(Debug, Args)]
@@ -37,5 +37,15 @@ impl EngineArgs {
             gpu: gpu_options(GpuShare::Priority, process_environment),
             ..EngineOptions::default()
         }
+    }
+}
+
+/// Random weights of a shape run on the CPU only so far; asked for another backend, that is said rather than the CPU measured in its place.
+pub(super) fn check_runs_shapes(backend: BackendKind) -> Result<(), CliError> {
+    match backend {
+        BackendKind::Auto | BackendKind::Cpu => Ok(()),
+        BackendKind::Cuda | BackendKind::TensorRt => Err(CliError::Usage(
+            "--shape runs on the CPU only so far: give an engine directory, or leave --backend out".into(),
+        )),
     }
 }

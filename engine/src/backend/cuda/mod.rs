@@ -12,7 +12,8 @@
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Architecture invariant: after it was opened nothing allocates device memory in a step; a step is one graph and one wait.
+//! Architecture invariant: a step is one graph and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
+//! the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
 
 mod backend;
 mod device;
