@@ -305,7 +305,7 @@ impl Backend for CpuBackend {
     }
 }
 
-/// Every row is here, whole.
+/// Every row is here, whole; so no list is worth more than the largest logit, which is found anyway.
 impl RowSource for CpuBackend {
     fn here(&self, rows: Range<usize>) -> Option<&[f32]> {
         let vocab_size = self.spec.vocab_size;
@@ -313,8 +313,8 @@ impl RowSource for CpuBackend {
         computed.get(rows.start * vocab_size..rows.end * vocab_size)
     }
 
-    fn list(&self, _: usize) -> Option<Likeliest<'_>> {
-        None
+    fn list(&self, row: usize) -> Option<Likeliest<'_>> {
+        self.arena.largest.row(row)
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {
