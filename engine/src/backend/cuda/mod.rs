@@ -10,7 +10,8 @@
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
-//! | [`lists`] | the likeliest tokens of a step's rows, which travel instead of the logits |
+//! | [`rows`] | a step's rows of logits: what of them comes to the host |
+//! | [`lists`] | the likeliest tokens of the rows, which travel instead |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
 //! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
@@ -24,6 +25,7 @@ mod input;
 mod lanes;
 mod lists;
 mod options;
+mod rows;
 mod shape;
 mod weights;
 mod workspace;
