@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::{
-    EngineError, Result,
+    Result,
     backend::Backend,
     kv::LaneId,
     sequence::{Advance, Sequence},
@@ -14,7 +14,7 @@ use crate::{
 /// (then [`Sequence::finish_now`] gives the text held back). The lane must hold exactly the tokens the sequence has committed.
 ///
 /// # Errors
-/// Those of the backend and of [`Sequence::advance`].
+/// Those of the backend and of [`Sequence::advance_by`].
 pub fn generate(
     backend: &mut dyn Backend,
     lane: LaneId,
@@ -26,14 +26,12 @@ pub fn generate(
     while !sequence.pending().is_empty() {
         plan.clear();
         let num_tokens = sequence.push_to(&mut plan, lane, max_step_tokens);
-        let output = backend.run_step(&plan)?;
+        let mut output = backend.run_step(&plan)?;
         sequence.commit(num_tokens)?;
         if !sequence.awaits_logits() {
             continue;
         }
-        let logits =
-            output.last_logits(0).ok_or_else(|| EngineError::Backend("no logits came back".into()))?;
-        if on_token(&sequence.advance(logits)?).is_break() {
+        if on_token(&sequence.advance_by(output.last_row(0)?)?).is_break() {
             break;
         }
     }

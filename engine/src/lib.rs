@@ -11,6 +11,7 @@
 //! | [`dir`] | the engine directory: manifest, validation, mapping |
 //! | [`kv`] | cache formats, lanes and prefix snapshots |
 //! | [`step`] | one unit of device work: what goes in, what comes out |
+//! | [`rows`] | its logits: whole rows, or short lists of the likeliest tokens |
 //! | [`backend`] | the trait, and one folder per implementation |
 //! | [`engine`] | an opened directory with its backend |
 //! | [`memory`] | what an engine takes, before it is opened |
@@ -34,6 +35,7 @@ pub mod grammar;
 pub mod kv;
 pub mod memory;
 pub mod quant;
+pub mod rows;
 pub mod sampler;
 pub mod score;
 pub mod sequence;

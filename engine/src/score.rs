@@ -99,7 +99,9 @@ fn score_slices(
         plan.clear();
         plan.push(lane, &tokens[start..end], LogitsWanted::All);
         let output = backend.run_step(&plan)?;
-        let rows = output.logits.chunks_exact(output.vocab_size).zip(&tokens[start + 1..]);
+        let logits =
+            output.segment_logits(0).ok_or_else(|| EngineError::Backend("no logits came back".into()))?;
+        let rows = logits.chunks_exact(output.vocab_size()).zip(&tokens[start + 1..]);
         for (row, &next) in rows.skip(context_len.saturating_sub(start + 1)) {
             sum += negative_log_likelihood(row, next);
         }

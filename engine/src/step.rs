@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{TokenId, kv::LaneId};
+use crate::{
+    EngineError, Result, TokenId,
+    kv::LaneId,
+    rows::{LogitsRow, RowSource},
+};
 
 /// Which positions of a segment the caller wants logits of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +19,18 @@ pub enum LogitsWanted {
     All,
 }
 
+/// How much of each of its logits rows a segment is handed with the step. The rest of a row can always be had, one row at a time
+/// ([`LogitsRow::whole`]), for as long as the step's output is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// All of them.
+    Whole,
+    /// At least that many of the likeliest tokens, or the whole row where the backend has no shorter list: what is enough to choose a token.
+    Likeliest(usize),
+    /// Nothing: whoever looks at a row fetches it. For trees, of whose rows few are looked at.
+    OnDemand,
+}
+
 /// Tokens of one lane after its committed ones: consecutive, and committed by the step; or a tree of proposals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
@@ -24,6 +40,8 @@ pub struct Segment {
     pub tokens: Range<usize>,
     /// Which logits to compute.
     pub logits: LogitsWanted,
+    /// How much of them to hand out.
+    pub detail: Detail,
     /// Whether the tokens are a tree: each is at the position after its parent's and sees the lane, its ancestors and itself. The step commits
     /// none of them; [`crate::backend::Backend::keep`] commits a path.
     pub is_tree: bool,
@@ -59,7 +77,7 @@ impl StepPlan {
         self.segments.clear();
     }
 
-    /// Appends `tokens` for `lane`.
+    /// Appends `tokens` for `lane`, with whole rows of logits; see [`Self::last_needs`].
     pub fn push(&mut self, lane: LaneId, tokens: &[TokenId], logits: LogitsWanted) {
         self.parents.extend((0..tokens.len()).map(|idx| idx.saturating_sub(1)));
         self.add(lane, tokens, logits, false);
@@ -71,42 +89,96 @@ impl StepPlan {
         self.add(lane, tokens, LogitsWanted::All, true);
     }
 
+    /// The segment that was appended last needs no more of its rows than `detail`; nothing happens without one.
+    pub fn last_needs(&mut self, detail: Detail) {
+        if let Some(segment) = self.segments.last_mut() {
+            segment.detail = detail;
+        }
+    }
+
     fn add(&mut self, lane: LaneId, tokens: &[TokenId], logits: LogitsWanted, is_tree: bool) {
         let start = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
-        self.segments.push(Segment { lane, tokens: start..self.tokens.len(), logits, is_tree });
+        let tokens = start..self.tokens.len();
+        self.segments.push(Segment { lane, tokens, logits, detail: Detail::Whole, is_tree });
     }
 }
 
 /// Logits of one step, borrowed from the backend until the next step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct StepOutput<'a> {
-    /// `[num_rows, vocab_size]`, F32, row-major: the wanted rows of segment 0, then of segment 1, …
-    pub logits: &'a [f32],
-    /// First row of each segment, and one past the last row at the end; `num_segments + 1` values.
-    pub first_row: &'a [usize],
-    /// Columns of `logits`.
-    pub vocab_size: usize,
-    /// `[num_tokens, num_captured · hidden_size]`, F32, for every token of the plan in its order; empty when nothing is captured.
-    pub features: &'a [f32],
+    /// `[num_rows, vocab_size]`, F32: the wanted rows of segment 0, then of segment 1, …, as far as they were asked for.
+    rows: &'a dyn RowSource,
+    first_row: &'a [usize],
+    vocab_size: usize,
+    features: &'a [f32],
 }
 
 impl<'a> StepOutput<'a> {
-    /// Logits of the last wanted position of segment `segment_idx`, `[vocab_size]`; `None` when none were wanted.
+    /// What a backend hands out. `first_row`, of `num_segments + 1` values, has the first row of each segment, and one past the last row at
+    /// the end; for `features` see [`Self::features`].
     #[must_use]
-    pub fn last_logits(&self, segment_idx: usize) -> Option<&'a [f32]> {
-        let (first, end) = (*self.first_row.get(segment_idx)?, *self.first_row.get(segment_idx + 1)?);
-        if first == end { None } else { self.row(end - 1) }
+    pub fn new(
+        rows: &'a dyn RowSource,
+        first_row: &'a [usize],
+        vocab_size: usize,
+        features: &'a [f32],
+    ) -> Self {
+        Self { rows, first_row, vocab_size, features }
     }
 
-    /// All wanted logits of segment `segment_idx`, `[num_rows, vocab_size]`.
+    /// Logits of a row.
     #[must_use]
-    pub fn segment_logits(&self, segment_idx: usize) -> Option<&'a [f32]> {
-        let (first, end) = (*self.first_row.get(segment_idx)?, *self.first_row.get(segment_idx + 1)?);
-        self.logits.get(first * self.vocab_size..end * self.vocab_size)
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
     }
 
-    fn row(&self, row_idx: usize) -> Option<&'a [f32]> {
-        self.logits.get(row_idx * self.vocab_size..(row_idx + 1) * self.vocab_size)
+    /// `[num_tokens, num_captured · hidden_size]`, F32, for every token of the plan in its order; empty when nothing is captured.
+    #[must_use]
+    pub fn features(&self) -> &'a [f32] {
+        self.features
+    }
+
+    /// Rows that segment `segment_idx` asked for; none for a segment that does not exist.
+    #[must_use]
+    pub fn num_rows(&self, segment_idx: usize) -> usize {
+        self.rows_of(segment_idx).map_or(0, |rows| rows.len())
+    }
+
+    /// Row `row_idx` of those that segment `segment_idx` asked for.
+    ///
+    /// # Errors
+    /// [`EngineError::Backend`] when there is no such row.
+    pub fn row(&mut self, segment_idx: usize, row_idx: usize) -> Result<LogitsRow<'_>> {
+        let row = self.rows_of(segment_idx).and_then(|mut rows| rows.nth(row_idx));
+        let row = row.ok_or_else(|| {
+            EngineError::Backend(format!("no logits came back for row {row_idx} of segment {segment_idx}"))
+        })?;
+        Ok(LogitsRow::behind(self.rows, row, self.vocab_size))
+    }
+
+    /// The row of the last wanted position of segment `segment_idx`.
+    ///
+    /// # Errors
+    /// [`EngineError::Backend`] when none were wanted.
+    pub fn last_row(&mut self, segment_idx: usize) -> Result<LogitsRow<'_>> {
+        self.row(segment_idx, self.num_rows(segment_idx).saturating_sub(1))
+    }
+
+    /// Logits of the last wanted position of segment `segment_idx`, `[vocab_size]`; `None` when none were wanted, or not whole.
+    #[must_use]
+    pub fn last_logits(&self, segment_idx: usize) -> Option<&[f32]> {
+        let row = self.rows_of(segment_idx)?.next_back()?;
+        self.rows.here(row..row + 1)
+    }
+
+    /// All wanted logits of segment `segment_idx`, `[num_rows, vocab_size]`; `None` when they were not wanted whole.
+    #[must_use]
+    pub fn segment_logits(&self, segment_idx: usize) -> Option<&[f32]> {
+        self.rows.here(self.rows_of(segment_idx)?)
+    }
+
+    fn rows_of(&self, segment_idx: usize) -> Option<Range<usize>> {
+        Some(*self.first_row.get(segment_idx)?..*self.first_row.get(segment_idx + 1)?)
     }
 }

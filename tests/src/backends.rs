@@ -51,7 +51,8 @@ pub fn run_slices(
         let mut plan = StepPlan::default();
         plan.push(lane, slice, LogitsWanted::All);
         let output = backend.run_step(&plan).expect("a step");
-        logits.extend(output.logits.chunks(output.vocab_size).map(<[f32]>::to_vec));
+        let rows = output.segment_logits(0).expect("whole rows");
+        logits.extend(rows.chunks(output.vocab_size()).map(<[f32]>::to_vec));
     }
     logits
 }

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod counting;
 pub mod grammar;
 pub mod heldout;
+pub mod lister;
 pub mod memory_weights;
 pub mod reference;
 pub mod reference_head;

@@ -58,10 +58,10 @@ pub fn answer(
         if sequence.is_prefilling() || method == Method::Plain {
             num_rounds += usize::from(!sequence.is_prefilling());
             let num_tokens = sequence.push_to(&mut plan, LANE, max_tokens);
-            let output = backend.run_step(&plan)?;
+            let mut output = backend.run_step(&plan)?;
             sequence.commit(num_tokens)?;
             if sequence.awaits_logits() {
-                sequence.advance(output.last_logits(0).unwrap_or_default())?;
+                sequence.advance_by(output.last_row(0)?)?;
             }
             continue;
         }
@@ -74,12 +74,11 @@ pub fn answer(
             Method::Plain => continue,
         };
         plan.push_tree(LANE, &tree.tokens, &tree.parents);
-        let output = backend.run_step(&plan)?;
-        let logits = output.segment_logits(0).unwrap_or_default();
+        plan.last_needs(sequence.tree_detail());
+        let mut output = backend.run_step(&plan)?;
         let choose = |node: usize| {
             sequence.commit(1)?;
-            let row = &logits[node * output.vocab_size..(node + 1) * output.vocab_size];
-            let has_ended = sequence.advance(row)?.finish.is_some();
+            let has_ended = sequence.advance_by(output.row(0, node)?)?.finish.is_some();
             Ok::<_, EngineError>(if has_ended { None } else { sequence.pending().first().copied() })
         };
         walk(&tree, choose, &mut path)?;

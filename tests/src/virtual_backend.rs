@@ -18,6 +18,8 @@ use takt_engine::{
 };
 use takt_node::clock::VirtualClock;
 
+use crate::lister::Lister;
+
 /// What the steps of a [`VirtualBackend`] cost and how many ran; clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct StepLog {
@@ -63,6 +65,8 @@ pub struct VirtualBackend {
     pub level: Duration,
     /// What happened.
     pub log: StepLog,
+    /// Hands out lists in place of whole rows, where there is one.
+    pub lister: Option<Lister>,
 }
 
 impl std::fmt::Debug for VirtualBackend {
@@ -94,7 +98,10 @@ impl Backend for VirtualBackend {
         }
         self.log.num_tokens.fetch_add(plan.tokens.len(), Ordering::SeqCst);
         self.log.max_segments.fetch_max(plan.segments.len(), Ordering::SeqCst);
-        self.inner.run_step(plan)
+        match &mut self.lister {
+            Some(lister) => lister.run(self.inner.as_mut(), plan),
+            None => self.inner.run_step(plan),
+        }
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {

@@ -23,7 +23,10 @@ use takt_node::{
     worker::{Parts, Turn, WorkerCore, WorkerOptions},
 };
 
-use crate::virtual_backend::{StepLog, VirtualBackend};
+use crate::{
+    lister::Lister,
+    virtual_backend::{StepLog, VirtualBackend},
+};
 
 /// Cost of a step.
 pub const STEP: Duration = Duration::from_millis(2);
@@ -122,6 +125,17 @@ impl Bench {
     /// A calibrated worker of another engine.
     #[must_use]
     pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
+        Self::with_rows(dir, options, worker, None)
+    }
+
+    /// [`Self::of`] a backend whose rows `lister` hands out.
+    #[must_use]
+    pub fn with_rows(
+        dir: &Path,
+        options: &EngineOptions,
+        worker: &WorkerOptions,
+        lister: Option<Lister>,
+    ) -> Self {
         let engine = Engine::open(dir, options).unwrap();
         let draft = engine.draft;
         let (clock, log) = (VirtualClock::default(), StepLog::default());
@@ -132,6 +146,7 @@ impl Bench {
             token: TOKEN,
             level: LEVEL,
             log: log.clone(),
+            lister,
         };
         let text = Arc::new(Text::open(dir).unwrap().unwrap());
         let mut backend: Box<dyn Backend> = Box::new(backend);

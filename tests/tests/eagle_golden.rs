@@ -84,7 +84,7 @@ fn read(engine: &mut Engine, input_ids: &[TokenId], slice_len: usize) -> Vec<f32
     for slice in input_ids.chunks(slice_len) {
         let mut plan = StepPlan::default();
         plan.push(LANE, slice, LogitsWanted::None);
-        features.extend_from_slice(engine.backend.run_step(&plan).unwrap().features);
+        features.extend_from_slice(engine.backend.run_step(&plan).unwrap().features());
     }
     features
 }

@@ -7,7 +7,7 @@ use takt_engine::{
     },
     kv::{KvKind, LaneId, SnapshotId},
     quant::WeightKind,
-    step::{LogitsWanted, Segment, StepPlan},
+    step::{Detail, LogitsWanted, Segment, StepPlan},
 };
 use takt_tests::{
     backends::{open, options, run_slices},
@@ -78,8 +78,13 @@ fn each_bad_plan_is_refused_with_its_fact() {
 
 #[test]
 fn segments_that_do_not_cover_the_tokens_in_order_are_refused() {
-    let segment =
-        |lane, tokens| Segment { lane: LaneId(lane), tokens, logits: LogitsWanted::Last, is_tree: false };
+    let segment = |lane, tokens| Segment {
+        lane: LaneId(lane),
+        tokens,
+        logits: LogitsWanted::Last,
+        detail: Detail::Whole,
+        is_tree: false,
+    };
     let bad = [
         vec![segment(0, 0..1)],
         vec![segment(1, 1..3)],

@@ -66,7 +66,7 @@ fn every_node_gets_the_logits_of_its_path_alone_bit_for_bit() {
                 let logits: Vec<Vec<f32>> = output
                     .segment_logits(0)
                     .unwrap()
-                    .chunks(output.vocab_size)
+                    .chunks(output.vocab_size())
                     .map(<[f32]>::to_vec)
                     .collect();
                 assert_eq!(logits.len(), num_nodes);

@@ -346,6 +346,7 @@ fn an_engine_that_is_being_opened_again_is_not_waited_for_when_the_process_ends(
             token: Duration::ZERO,
             level: Duration::ZERO,
             log: log.clone(),
+            lister: None,
         };
         let text = Arc::new(Text::open(&dir)?.expect("the fixture has a tokenizer"));
         Ok(Opened {

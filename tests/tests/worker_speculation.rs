@@ -26,6 +26,7 @@ use takt_node::{
 use takt_tests::{
     checkpoint::fixtures,
     heldout,
+    lister::Lister,
     worker_bench::{Bench, Demand, finish},
 };
 
@@ -51,6 +52,10 @@ static ENGINES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 });
 
 fn bench(engine: &str, num_lanes: usize, drafting: Drafting) -> Bench {
+    bench_with_rows(engine, num_lanes, drafting, None)
+}
+
+fn bench_with_rows(engine: &str, num_lanes: usize, drafting: Drafting, lister: Option<Lister>) -> Bench {
     let options = EngineOptions {
         threads: Some(1),
         num_lanes,
@@ -60,7 +65,7 @@ fn bench(engine: &str, num_lanes: usize, drafting: Drafting) -> Bench {
         ..EngineOptions::default()
     };
     let worker = WorkerOptions { drafting, ..WorkerOptions::default() };
-    Bench::of(&ENGINES.path().join(engine), &options, &worker)
+    Bench::with_rows(&ENGINES.path().join(engine), &options, &worker, lister)
 }
 
 /// Held-out sentences, as the demo asks them.
@@ -185,6 +190,48 @@ fn forms_are_kept_along_every_branch_and_change_no_answer() {
         let (reply, _) = finish(&receiver);
         if reply.status != Status::Rejected {
             judge.check(reply.text.as_bytes()).unwrap();
+        }
+    }
+}
+
+/// Every second sampled, every fourth without a limit that a list could keep.
+fn mixed(demands: &mut [Demand], form: Option<&Form>) {
+    for (demand, seed) in demands.iter_mut().zip(0..) {
+        let top_k = [Some(40), None][usize::from(seed % 4 == 3)];
+        let sampled = SamplingParams { temperature: 0.9, top_k, top_p: 0.95, min_p: 0.0, seed };
+        demand.sampling = (seed % 2 == 1).then_some(sampled);
+        demand.form = form.cloned();
+    }
+}
+
+#[test]
+fn lists_of_the_likeliest_change_no_answer_and_leave_few_rows_to_be_fetched() {
+    let form = Form { spec: GrammarSpec::JsonSchema(schema()), closing: ClosingPolicy::Declared };
+    for (form, drafting) in [
+        (None, Drafting::Off),
+        (None, Drafting::Head),
+        (Some(&form), Drafting::Off),
+        (Some(&form), Drafting::Head),
+    ] {
+        let mut all = demands(100);
+        mixed(&mut all, form);
+        let whole = answers(&mut bench("demo", 3, drafting), &all);
+        let lister = Lister::default();
+        let counts = lister.counts.clone();
+        let listed = answers(&mut bench_with_rows("demo", 3, drafting, Some(lister)), &all);
+        assert_eq!(said(&listed), said(&whole), "{drafting:?}, a form: {}", form.is_some());
+        let [num_listed, num_fetched] = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
+        let num_tokens: usize = listed.iter().map(|reply| reply.token_ids.len()).sum();
+        let unlimited = listed.iter().skip(3).step_by(4);
+        let num_unlimited: usize = unlimited.map(|reply| reply.token_ids.len()).sum();
+        println!("{drafting:?}: {num_listed} rows listed, {num_fetched} fetched, {num_tokens} tokens");
+        assert!(num_listed > num_tokens / 3, "{num_listed} of {num_tokens}");
+        match (form, drafting) {
+            // Steps without a tree have their whole rows with them.
+            (None, Drafting::Off) => assert_eq!(num_fetched, 0),
+            (None, _) => assert!(num_fetched > 0 && num_fetched <= num_unlimited, "{num_fetched}"),
+            // Of 64 likeliest tokens 40 that are allowed are not always found, one is.
+            (Some(_), _) => assert!(num_fetched < num_listed, "{num_fetched} of {num_listed}"),
         }
     }
 }

@@ -192,7 +192,7 @@ impl Run<'_> {
         self.plan.push_tree(LANE, &tokens, &parents);
         let output = self.backend.run_step(&self.plan)?;
         let logits = output.segment_logits(0).unwrap_or_default();
-        let vocab_size = output.vocab_size;
+        let vocab_size = output.vocab_size();
         let mut new = Vec::with_capacity(tokens.len());
         self.counts.num_chains += 1;
         for node in 0..tokens.len() {

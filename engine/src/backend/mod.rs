@@ -137,3 +137,7 @@ pub trait Backend: Send {
 fn no_draft(backend: &str) -> EngineError {
     EngineError::Unsupported(format!("the {backend} backend has no draft head"))
 }
+
+fn no_row(row: usize, num_rows: usize) -> EngineError {
+    EngineError::Input(format!("row {row} of the step's logits asked, it has {num_rows}"))
+}

@@ -20,6 +20,19 @@ pub enum Steering {
     Shorten,
 }
 
+/// The tokens that may come next.
+#[derive(Debug, Clone)]
+pub struct Mask(llguidance::toktrie::SimpleVob);
+
+impl Mask {
+    /// Whether `token` may come.
+    #[must_use]
+    pub fn allows(&self, token: TokenId) -> bool {
+        // Tokens beyond the mask are left alone, as `apply_mask` leaves them.
+        self.0.as_slice().get(token as usize / 32).is_none_or(|word| word >> (token % 32) & 1 == 1)
+    }
+}
+
 /// Says which tokens may come next, and keeps what has come.
 ///
 /// Follows Park et al., "TruncProof" (arXiv 2605.13076), in steering by the length of the shortest completion; unlike there the completion
@@ -49,10 +62,24 @@ impl Matcher {
     /// Sets the logits `[vocab_size]` of all tokens that may not come next to −∞.
     ///
     /// # Errors
-    /// [`EngineError::Grammar`] when the mask takes more than its limits allow, or the answer is complete. Then only [`Self::close`] is left.
+    /// As [`Self::mask`].
     pub fn apply(&mut self, logits: &mut [f32], steering: Steering) -> Result<()> {
-        let mask = self.inner.compute_mask().map_err(|error| broken(&error.to_string()))?;
-        for (word, chunk) in mask.as_slice().iter().zip(logits.chunks_mut(32)) {
+        let mask = self.mask()?;
+        self.apply_mask(&mask, logits, steering);
+        Ok(())
+    }
+
+    /// Which tokens may come next. Costs of the grammar's limits each time it is asked.
+    ///
+    /// # Errors
+    /// [`EngineError::Grammar`] when the mask takes more than its limits allow, or the answer is complete. Then only [`Self::close`] is left.
+    pub fn mask(&mut self) -> Result<Mask> {
+        self.inner.compute_mask().map(Mask).map_err(|error| broken(&error.to_string()))
+    }
+
+    /// [`Self::apply`] with the mask from here.
+    pub fn apply_mask(&mut self, mask: &Mask, logits: &mut [f32], steering: Steering) {
+        for (word, chunk) in mask.0.as_slice().iter().zip(logits.chunks_mut(32)) {
             match *word {
                 u32::MAX => {}
                 0 => chunk.fill(f32::NEG_INFINITY),
@@ -68,7 +95,6 @@ impl Matcher {
         if steering != Steering::Free {
             self.steer(logits, steering);
         }
-        Ok(())
     }
 
     /// Narrows masked `logits` to candidates that go the right way; leaves them when none does.

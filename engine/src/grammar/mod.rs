@@ -27,5 +27,5 @@ mod vocabulary;
 
 pub use closing::Closing;
 pub use compile::{Grammar, GrammarCompiler};
-pub use matcher::{Checker, Matcher, Steering};
+pub use matcher::{Checker, Mask, Matcher, Steering};
 pub use spec::{ClosingPolicy, GrammarSpec};

@@ -5,13 +5,19 @@
 //! operations, so the same logits and seed give the same tokens on every platform.
 
 mod exponential;
+#[cfg(test)]
+mod list_tests;
 mod params;
 mod random;
 mod shortlist;
 
 pub use params::SamplingParams;
 
-use crate::{EngineError, Result, TokenId};
+use crate::{
+    EngineError, Result, TokenId,
+    rows::{Likeliest, LogitsRow, MAX_LIST_LEN},
+    step::Detail,
+};
 use random::SplitMix64;
 use shortlist::Shortlist;
 
@@ -60,6 +66,58 @@ impl Sampler {
         let token = self.shortlist.pick(self.random.next_unit());
         token.map_or_else(|| first_equal(logits, largest), Ok)
     }
+
+    /// What it needs of a row of `vocab_size` logits.
+    #[must_use]
+    pub fn detail(&self, vocab_size: usize) -> Detail {
+        match self.params.top_k {
+            _ if self.is_greedy() => Detail::Likeliest(1),
+            // Of a list of one token 0 and −0 are the same, and here they are not.
+            Some(k) if k < vocab_size && k <= MAX_LIST_LEN => Detail::Likeliest(k.max(2)),
+            _ => Detail::Whole,
+        }
+    }
+
+    /// The token that [`Self::sample`] chooses by the whole row; by the row's list where that decides it.
+    ///
+    /// # Errors
+    /// As [`Self::sample`], and when the row cannot be fetched.
+    pub fn sample_row(&mut self, row: &mut LogitsRow<'_>) -> Result<TokenId> {
+        let listed = row.list().and_then(|list| self.sample_list(list, row.vocab_size(), |_| true));
+        listed.map_or_else(|| self.sample(row.whole()?), Ok)
+    }
+
+    /// The token that [`Self::sample`] chooses by a row of which `list` has the likeliest tokens, all that are not `allowed` being −∞;
+    /// `None`, and no number drawn, where others than those of the list could count.
+    pub(crate) fn sample_list(
+        &mut self,
+        list: Likeliest<'_>,
+        vocab_size: usize,
+        allowed: impl Fn(TokenId) -> bool,
+    ) -> Option<TokenId> {
+        if self.params.is_greedy() {
+            return likeliest_of(list, allowed);
+        }
+        let k = self.params.top_k.filter(|&k| k < vocab_size && list.max_len() > 1)?;
+        self.shortlist.gather(list, k, allowed);
+        if self.shortlist.is_empty() || self.shortlist.len() < k && !list.is_complete() {
+            return None;
+        }
+        self.shortlist.narrow(&self.params);
+        self.shortlist.pick(self.random.next_unit())
+    }
+}
+
+/// The lowest id of those allowed tokens whose logits equal the largest; `None` where one that is not listed could be it.
+fn likeliest_of(list: Likeliest<'_>, allowed: impl Fn(TokenId) -> bool) -> Option<TokenId> {
+    let mut allowed = list.entries().filter(|&(token, _)| allowed(token));
+    let (first, largest) = allowed.next()?;
+    // Ids ascend among the same logits; but −0 comes after 0 in the list, where the two are equal here, and the list may end in between.
+    let is_cut = largest == 0.0 && list.max_len() > 1 && !list.is_complete();
+    if is_cut && list.entries().last().is_some_and(|(_, logit)| logit == 0.0) {
+        return None;
+    }
+    allowed.take_while(|&(_, logit)| logit == largest).map(|(token, _)| token).chain([first]).min()
 }
 
 /// The largest of the logits.

@@ -12,6 +12,12 @@ impl SplitMix64 {
         Self { state: seed }
     }
 
+    /// Advances with every number.
+    #[cfg(test)]
+    pub fn state(&self) -> u64 {
+        self.state
+    }
+
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;

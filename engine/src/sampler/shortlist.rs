@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{SamplingParams, exponential::exp_nonpositive};
-use crate::TokenId;
+use crate::{TokenId, rows::Likeliest};
 
 /// Tokens sorted at a time when looking for the top-p set; it is usually far smaller.
 const FIRST_BATCH: usize = 128;
@@ -43,6 +43,32 @@ impl Shortlist {
             Some(k) if k < logits.len() => self.collect_top_k(logits, k),
             _ => self.candidates.extend(finite(logits)),
         }
+        self.weigh(largest, params);
+    }
+
+    /// The first `k` of a list that are `allowed`: what [`Self::fill`] takes of the row for a top-k of `k`, if the list is long enough.
+    pub fn gather(&mut self, list: Likeliest<'_>, k: usize, allowed: impl Fn(TokenId) -> bool) {
+        self.candidates.clear();
+        let allowed = list.entries().filter(|&(token, _)| allowed(token));
+        self.candidates.extend(allowed.map(|(token, logit)| Candidate { logit, token, weight: 0.0 }).take(k));
+    }
+
+    /// Applies the filters after top-k to what [`Self::gather`] found.
+    pub fn narrow(&mut self, params: &SamplingParams) {
+        if let Some(&Candidate { logit, .. }) = self.candidates.first() {
+            self.weigh(logit, params);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.candidates.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.candidates.len()
+    }
+
+    fn weigh(&mut self, largest: f32, params: &SamplingParams) {
         for candidate in &mut self.candidates {
             let scaled = (f64::from(candidate.logit) - f64::from(largest)) / f64::from(params.temperature);
             candidate.weight = exp_nonpositive(scaled);

@@ -3,7 +3,8 @@
 use super::{Finish, Sequence, answer::AnswerText};
 use crate::{
     EngineError, Result, TokenId,
-    grammar::{Checker, Closing, Grammar, Matcher, Steering},
+    grammar::{Checker, Closing, Grammar, Mask, Matcher, Steering},
+    rows::LogitsRow,
     sampler::Sampler,
 };
 
@@ -44,17 +45,29 @@ impl Bound {
     }
 
     /// Chooses among the tokens that are allowed. When the mask cannot be had within its limits, the closing's first token is chosen.
-    pub fn choose(&mut self, sampler: &mut Sampler, logits: &[f32]) -> Result<TokenId> {
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        if self.matcher.apply(&mut self.logits, self.steering).is_err() {
-            return Ok(self.give_up());
-        }
-        let token = sampler.sample(&self.logits)?;
+    pub fn choose(&mut self, sampler: &mut Sampler, row: &mut LogitsRow<'_>) -> Result<TokenId> {
+        let Ok(mask) = self.matcher.mask() else { return Ok(self.give_up()) };
+        let token = match self.choose_listed(sampler, row, &mask) {
+            Some(token) => token,
+            None => self.choose_of_all(sampler, row.whole()?, &mask)?,
+        };
         match self.matcher.commit(token) {
             Ok(()) => Ok(token),
             Err(_) => Ok(self.give_up()),
         }
+    }
+
+    /// By the row's list, where the choice can only fall on one of it. Steering looks at tokens that are not likely.
+    fn choose_listed(&self, sampler: &mut Sampler, row: &LogitsRow<'_>, mask: &Mask) -> Option<TokenId> {
+        let list = row.list().filter(|_| self.steering == Steering::Free)?;
+        sampler.sample_list(list, row.vocab_size(), |token| mask.allows(token))
+    }
+
+    fn choose_of_all(&mut self, sampler: &mut Sampler, logits: &[f32], mask: &Mask) -> Result<TokenId> {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.matcher.apply_mask(mask, &mut self.logits, self.steering);
+        sampler.sample(&self.logits)
     }
 
     fn give_up(&mut self) -> TokenId {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A sequence knows no backend and no clock. Its owner puts pending tokens into a [`StepPlan`] ([`Sequence::push_to`]), runs it, tells how
-//! many were computed ([`Sequence::commit`]) and, when those were all, hands the logits of the last to [`Sequence::advance`].
+//! many were computed ([`Sequence::commit`]) and, when those were all, hands the last one's row of logits to [`Sequence::advance_by`].
 
 mod answer;
 mod bound;
@@ -21,8 +21,9 @@ use crate::{
     EngineError, Result, TokenId,
     backend::Backend,
     kv::LaneId,
+    rows::{LogitsRow, MAX_LIST_LEN},
     sampler::{Sampler, SamplingParams},
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
     text::{StopStrings, StreamDecoder},
 };
 use answer::AnswerText;
@@ -175,8 +176,28 @@ impl Sequence {
         let len = slice.len();
         if len > 0 {
             plan.push(lane, &self.tokens[slice], logits);
+            plan.last_needs(self.detail());
         }
         len
+    }
+
+    /// What [`Self::advance_by`] needs of a row, as a rule.
+    #[must_use]
+    pub fn detail(&self) -> Detail {
+        match self.sampler.detail(self.limits.vocab_size) {
+            // The likeliest of all may not be allowed; that none of so many is happens, and then the row is fetched.
+            Detail::Likeliest(_) if self.bound.is_some() => Detail::Likeliest(MAX_LIST_LEN),
+            detail => detail,
+        }
+    }
+
+    /// What a tree's nodes need: of whole rows only those that are come to.
+    #[must_use]
+    pub fn tree_detail(&self) -> Detail {
+        match self.detail() {
+            Detail::Whole => Detail::OnDemand,
+            detail => detail,
+        }
     }
 
     /// Proposals behind the pending tokens that the lane has room for; 0 when at most one more token can come.
@@ -215,24 +236,32 @@ impl Sequence {
         Ok(())
     }
 
-    /// True when every token is in the lane, so that [`Self::advance`] is due with the logits of the last.
+    /// True when every token is in the lane, so that [`Self::advance_by`] is due with the last one's row of logits.
     #[must_use]
     pub fn awaits_logits(&self) -> bool {
         self.finish.is_none() && self.committed_len == self.tokens.len()
     }
 
-    /// Chooses the next token by the last token's `logits` `[vocab_size]`. Allocates nothing but the growth of a text longer than foreseen,
+    /// [`Self::advance_by`] a row that is here, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn advance(&mut self, logits: &[f32]) -> Result<Advance<'_>> {
+        self.advance_by(logits.into())
+    }
+
+    /// Chooses the next token by the row of logits of the last one: by its list, where that decides. Allocates nothing but the growth of a text longer than foreseen,
     /// and what a grammar's mask takes.
     ///
     /// # Errors
     /// [`EngineError::Input`] when tokens are still pending or the answer is complete, [`EngineError::Backend`] for broken logits. The sequence is unchanged.
-    pub fn advance(&mut self, logits: &[f32]) -> Result<Advance<'_>> {
+    pub fn advance_by(&mut self, mut row: LogitsRow<'_>) -> Result<Advance<'_>> {
         if !self.awaits_logits() {
             return Err(EngineError::Input(
                 "the sequence was advanced while tokens are pending, or after its end".into(),
             ));
         }
-        let token = self.choose(logits)?;
+        let token = self.choose(&mut row)?;
         let offset = self.answer.shown_len;
         self.take(token);
         self.take_forced();
@@ -274,17 +303,14 @@ impl Sequence {
     }
 
     /// From logits to a token; a grammar's mask comes between the two.
-    fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
-        if logits.len() != self.limits.vocab_size {
-            return Err(EngineError::Backend(format!(
-                "{} logits for {} tokens",
-                logits.len(),
-                self.limits.vocab_size
-            )));
+    fn choose(&mut self, row: &mut LogitsRow<'_>) -> Result<TokenId> {
+        let (num_logits, vocab_size) = (row.vocab_size(), self.limits.vocab_size);
+        if num_logits != vocab_size {
+            return Err(EngineError::Backend(format!("{num_logits} logits for {vocab_size} tokens")));
         }
         match &mut self.bound {
-            None => self.sampler.sample(logits),
-            Some(bound) => bound.choose(&mut self.sampler, logits),
+            None => self.sampler.sample_row(row),
+            Some(bound) => bound.choose(&mut self.sampler, row),
         }
     }
 

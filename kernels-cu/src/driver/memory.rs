@@ -108,6 +108,12 @@ impl MappedBuffer {
         DeviceAddress(self.address)
     }
 
+    /// Its size.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
     /// As the host sees it. What the device writes meanwhile is seen after the event that follows it was waited for.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -126,6 +132,13 @@ impl MappedBuffer {
     pub fn floats(&self) -> &[f32] {
         // SAFETY: as in `bytes`; pinned memory begins on a page, and any bits are an F32 value.
         unsafe { slice::from_raw_parts(self.host.cast(), self.num_bytes / size_of::<f32>()) }
+    }
+
+    /// [`Self::bytes`] as 32-bit words; what is left of a last one is not among them.
+    #[must_use]
+    pub fn words(&self) -> &[u32] {
+        // SAFETY: as in `floats`; any bits are a U32 value.
+        unsafe { slice::from_raw_parts(self.host.cast(), self.num_bytes / size_of::<u32>()) }
     }
 
     /// As the host sees it, to write. The device must not be reading: the caller has waited for the step before.

@@ -190,8 +190,24 @@ impl Stream {
     /// # Errors
     /// [`DriverError::Call`], [`DriverError::Lost`].
     pub fn fetch(&self, from: DeviceAddress, to: &MappedBuffer, num_bytes: usize) -> Result<()> {
-        let len = num_bytes.min(to.bytes().len());
-        let host = to.host().cast();
+        self.fetch_to(from, to, 0, num_bytes)
+    }
+
+    /// [`Self::fetch`] to byte `at` of `to`; what does not fit is left out.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`], [`DriverError::Lost`].
+    pub fn fetch_to(
+        &self,
+        from: DeviceAddress,
+        to: &MappedBuffer,
+        at: usize,
+        num_bytes: usize,
+    ) -> Result<()> {
+        let at = at.min(to.num_bytes());
+        let len = num_bytes.min(to.num_bytes() - at);
+        // SAFETY: within the buffer.
+        let host = unsafe { to.host().add(at) }.cast();
         // SAFETY: pinned memory of as many bytes, allocated as memory the device writes; its owner looks after the stream was waited for.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(host, from.0, len, self.handle) };
         self.context.note(check("cuMemcpyDtoH", result))

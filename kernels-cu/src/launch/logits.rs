@@ -10,6 +10,12 @@ pub const MAX_TOP_K: usize = 64;
 const SLICE_LEN: usize = 4096;
 const THREADS: u32 = 256;
 
+/// Longest list of likeliest tokens of `vocab_size` logits: one block combines what their slices found.
+#[must_use]
+pub fn max_top_k(vocab_size: usize) -> usize {
+    (SLICE_LEN / vocab_size.div_ceil(SLICE_LEN).max(1)).min(MAX_TOP_K)
+}
+
 /// Bit of a row's status: a logit is NaN or +∞.
 pub const BROKEN: u32 = 1;
 /// Bit of a row's status: no token that is allowed has a finite logit.

@@ -13,7 +13,8 @@ use takt_engine::{
         cpu::{ThreadPool, kernels::ReadProbe},
     },
     kv::LaneId,
-    step::{LogitsWanted, StepPlan},
+    sampler::{Sampler, SamplingParams},
+    step::{Detail, LogitsWanted, StepOutput, StepPlan},
 };
 
 use crate::demo::percentile;
@@ -104,8 +105,11 @@ pub fn prefill(
             let wanted = if slice_end == prompt_len { LogitsWanted::Last } else { LogitsWanted::None };
             plan.clear();
             plan.push(lane, &prompt[slice_start..slice_end], wanted);
-            let output = backend.run_step(&plan)?;
-            black_box(output.last_logits(0).map(likeliest));
+            plan.last_needs(Detail::Likeliest(1));
+            let mut output = backend.run_step(&plan)?;
+            if wanted == LogitsWanted::Last {
+                black_box(likeliest(&mut output)?);
+            }
         }
         times.push(started.elapsed());
     }
@@ -179,8 +183,8 @@ pub fn read_bandwidth(num_threads: usize) -> Result<f64, EngineError> {
 fn step(backend: &mut dyn Backend, plan: &mut StepPlan, token: TokenId) -> Result<TokenId, EngineError> {
     plan.clear();
     plan.push(LaneId(0), &[token], LogitsWanted::Last);
-    let output = backend.run_step(plan)?;
-    output.last_logits(0).map(likeliest).ok_or_else(|| EngineError::Backend("no logits came back".into()))
+    plan.last_needs(Detail::Likeliest(1));
+    likeliest(&mut backend.run_step(plan)?)
 }
 
 /// Tokens spread over the vocabulary, so that embedding rows are not all cached.
@@ -189,7 +193,7 @@ fn tokens(backend: &dyn Backend, len: usize) -> Vec<TokenId> {
     (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) % vocab_size) as TokenId).collect() // below 2^22
 }
 
-fn likeliest(logits: &[f32]) -> TokenId {
-    let best = (0..).zip(logits).max_by(|a: &(TokenId, &f32), b| a.1.total_cmp(b.1));
-    best.map_or(0, |(token, _)| token)
+/// The greedy choice, as a sequence makes it.
+fn likeliest(output: &mut StepOutput<'_>) -> Result<TokenId, EngineError> {
+    Sampler::new(&SamplingParams::default())?.sample_row(&mut output.last_row(0)?)
 }

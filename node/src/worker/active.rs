@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use takt_engine::{
     grammar::Steering,
     kv::{LaneId, SnapshotId},
+    rows::LogitsRow,
     sequence::{Finish, Sequence},
 };
 
@@ -244,9 +245,9 @@ impl Active {
         });
     }
 
-    /// Chooses the next token by `logits`; says whether the answer is complete.
-    pub fn advance(&mut self, logits: &[f32], now: Instant) -> takt_engine::Result<Option<Finish>> {
-        let finish = self.sequence.advance(logits)?.finish;
+    /// Chooses the next token by `row`; says whether the answer is complete.
+    pub fn advance(&mut self, row: LogitsRow<'_>, now: Instant) -> takt_engine::Result<Option<Finish>> {
+        let finish = self.sequence.advance_by(row)?.finish;
         self.first_token.get_or_insert(now);
         Ok(finish)
     }

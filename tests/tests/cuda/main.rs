@@ -6,6 +6,7 @@
 mod emulator;
 mod faults;
 mod forward;
+mod lists;
 mod models;
 mod same_bits;
 mod shipped;

@@ -88,7 +88,8 @@ fn a_tree_gives_the_bits_of_decoding_and_keeps_its_path() {
             let mut plan = StepPlan::default();
             plan.push_tree(LaneId(1), &tree, &parents);
             let output = backend.run_step(&plan).unwrap();
-            let rows: Vec<_> = output.logits.chunks(spec.vocab_size).map(<[f32]>::to_vec).collect();
+            let rows: Vec<_> =
+                output.segment_logits(0).unwrap().chunks(spec.vocab_size).map(<[f32]>::to_vec).collect();
             for (depth, &node) in path.iter().enumerate() {
                 assert_eq!(rows[node], plain[depth], "{weights}, {kv}, node {node}");
             }
@@ -138,7 +139,7 @@ fn features_are_the_residual_stream_whatever_the_shape() {
             for slice in tokens.chunks(len) {
                 let mut plan = StepPlan::default();
                 plan.push(LaneId(0), slice, LogitsWanted::None);
-                all.extend_from_slice(backend.run_step(&plan).unwrap().features);
+                all.extend_from_slice(backend.run_step(&plan).unwrap().features());
             }
             all
         };

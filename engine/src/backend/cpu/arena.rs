@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::{
     activations::{Activations, Arithmetic},
     attention::MAX_QUERIES,
+    largest::LargestLogits,
 };
 use crate::{
     backend::plan_check::num_logits_rows,
     kv::{KvLanes, LaneId},
     spec::DecoderSpec,
-    step::StepPlan,
+    step::{Detail, StepPlan},
 };
 
 /// Buffers `[max_tokens, …]` of one step and where its tokens belong.
@@ -38,6 +39,9 @@ pub(super) struct Arena {
     pub gate_up: Vec<f32>,
     /// Logits `[R, V]`.
     pub logits: Vec<f32>,
+    /// The largest of each row, for a step of which somebody wants no more.
+    pub largest: LargestLogits,
+    pub wants_largest: bool,
     /// Rows of the residual stream: one a token, until [`Self::keep_wanted`].
     pub num_rows: usize,
     /// Layers at whose input the residual stream is kept.
@@ -146,6 +150,8 @@ impl Arena {
             attended: vec![0.0; lens.attended],
             gate_up: vec![0.0; lens.gate_up],
             logits: vec![0.0; lens.logits],
+            largest: LargestLogits::default(),
+            wants_largest: false,
             num_rows: 0,
             captured: Vec::new(),
             features: Vec::new(),
@@ -222,6 +228,8 @@ impl Arena {
         self.blocks.clear();
         self.logits_tokens.clear();
         self.first_row.clear();
+        self.largest.clear();
+        self.wants_largest = false;
         for segment in &plan.segments {
             let (lane, tokens) = (segment.lane, segment.tokens.clone());
             let position = lanes.committed_len(lane);
@@ -236,6 +244,8 @@ impl Arena {
                 .extend(blocks.map(|start| Block { tokens: start..tokens.end.min(start + block_len), lane }));
             self.first_row.push(self.logits_tokens.len());
             self.logits_tokens.extend(tokens.end - num_logits_rows(segment)..tokens.end);
+            // Within a form, too, the likeliest of all is mostly the choice.
+            self.wants_largest |= matches!(segment.detail, Detail::Likeliest(_));
         }
         self.first_row.push(self.logits_tokens.len());
         self.num_rows = self.places.len();

@@ -1,6 +1,6 @@
 //! The CPU backend: one model, its lanes and its threads.
 
-use std::str::FromStr;
+use std::{ops::Range, str::FromStr};
 
 use super::{
     activations::Arithmetic,
@@ -15,10 +15,11 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
+    backend::{Backend, Capabilities, no_draft, no_row, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, KvLanes, LaneId, SnapshotId},
     quant::WeightKind,
+    rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
     weights::WeightSource,
@@ -200,14 +201,9 @@ impl Backend for CpuBackend {
                 self.lanes.commit(segment.lane, segment.tokens.len());
             }
         }
-        let vocab_size = self.spec.vocab_size;
-        Ok(StepOutput {
-            logits: &self.arena.logits[..self.arena.logits_tokens.len() * vocab_size],
-            first_row: &self.arena.first_row,
-            vocab_size,
-            features: &self.arena.features
-                [..plan.tokens.len() * self.arena.captured.len() * self.spec.hidden_size],
-        })
+        let feature_len = plan.tokens.len() * self.arena.captured.len() * self.spec.hidden_size;
+        let features = &self.arena.features[..feature_len];
+        Ok(StepOutput::new(self, &self.arena.first_row, self.spec.vocab_size, features))
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
@@ -306,5 +302,22 @@ impl Backend for CpuBackend {
         let embed = |token, out: &mut [f32]| self.model.embed(token, out);
         let host = Host { pool: &self.pool, vectors: self.vectors, embed: &embed };
         draft.draft(plan, |lane| self.lanes.committed_len(lane), host)
+    }
+}
+
+/// Every row is here, whole; so no list is worth more than the largest logit, which is found anyway.
+impl RowSource for CpuBackend {
+    fn here(&self, rows: Range<usize>) -> Option<&[f32]> {
+        let vocab_size = self.spec.vocab_size;
+        let computed = &self.arena.logits[..self.arena.logits_tokens.len() * vocab_size];
+        computed.get(rows.start * vocab_size..rows.end * vocab_size)
+    }
+
+    fn list(&self, row: usize) -> Option<Likeliest<'_>> {
+        self.arena.largest.row(row)
+    }
+
+    fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {
+        self.here(row..row + 1).ok_or_else(|| no_row(row, self.arena.logits_tokens.len()))
     }
 }

@@ -8,7 +8,7 @@ use super::{
     activations::Activations,
     arena::{Arena, AttentionTasks},
     attention::{Attention, MAX_QUERIES, Query, with_room},
-    linear::linear,
+    linear::{linear, linear_with_largest},
     model::{Layer, Model},
     norm::{RmsNorm, add},
     pool::ThreadPool,
@@ -186,7 +186,12 @@ impl Forward<'_> {
             self.vectors.run(RmsNorm { x, weight: &model.final_norm, eps: self.spec.norm_eps, out });
         });
         arena.last = last;
-        linear(self.pool, &model.lm_head, &arena.last, &mut arena.logits[..num_rows * vocab_size]);
+        let logits = &mut arena.logits[..num_rows * vocab_size];
+        if arena.wants_largest {
+            linear_with_largest(self.pool, &model.lm_head, &arena.last, logits, &mut arena.largest);
+        } else {
+            linear(self.pool, &model.lm_head, &arena.last, logits);
+        }
     }
 
     /// `normed = RMSNorm(residual)` for every token.

@@ -7,6 +7,7 @@ use super::{
     activations::Activations,
     disjoint::Disjoint,
     kernels::{self, Isa, MAX_TOKENS, PAIR_ROWS, PairOut, PairPart, PairPlan},
+    largest::{Found, LargestLogits},
     packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS},
     pool::ThreadPool,
 };
@@ -30,25 +31,77 @@ pub fn linear(pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f
 /// # Panics
 /// As [`linear`].
 pub fn linear_on(isa: Isa, pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f32]) {
-    let (num_tokens, num_rows) = (x.num_rows(), w.num_rows());
-    assert_eq!(x.num_cols(), w.num_cols(), "activations and weights differ in columns");
-    assert_eq!(out.len(), num_tokens * num_rows, "output of [{num_tokens}, {num_rows}]");
-    // Whole pairs of tiles; a matrix's last rows may be fewer.
-    let plan = PairPlan::of(isa, x.arithmetic(), w.kind()).filter(|plan| num_tokens >= plan.min_tokens);
-    let num_pairs = if plan.is_some() { num_rows / PAIR_ROWS } else { 0 };
-    let num_units = num_pairs + (w.num_tiles() - 2 * num_pairs);
-    let num_tasks = num_units.min(pool.num_threads() * TASKS_PER_THREAD);
+    let product = Product::of(isa, pool, w, x, out.len());
     let out = Disjoint::new(out);
-    pool.run(num_tasks, &|task_idx| {
+    pool.run(product.num_tasks, &|task_idx| drop(product.multiply(task_idx, &out)));
+}
+
+/// [`linear`] that also finds the largest of each row of `out`: every task looks at the columns that it has just written.
+///
+/// # Panics
+/// As [`linear`].
+pub(super) fn linear_with_largest(
+    pool: &ThreadPool,
+    w: &PackedMatrix,
+    x: &Activations,
+    out: &mut [f32],
+    largest: &mut LargestLogits,
+) {
+    let product = Product::of(Isa::detect(), pool, w, x, out.len());
+    let (num_tokens, num_rows) = (x.num_rows(), w.num_rows());
+    let (out, found) = (Disjoint::new(out), Disjoint::new(largest.begin(product.num_tasks, num_tokens)));
+    pool.run(product.num_tasks, &|task_idx| {
+        let cols = product.multiply(task_idx, &out);
+        // SAFETY: only this task writes its results.
+        let found = unsafe { found.part(task_idx * num_tokens, num_tokens) };
+        for (token_idx, found) in found.iter_mut().enumerate() {
+            // SAFETY: these columns are this task's, which has done writing them.
+            let logits = unsafe { out.part(token_idx * num_rows + cols.start, cols.len()) };
+            *found = Found::of(logits, cols.start);
+        }
+    });
+    largest.combine(num_tokens);
+}
+
+/// A product in tasks.
+struct Product<'a> {
+    isa: Isa,
+    w: &'a PackedMatrix,
+    x: &'a Activations,
+    plan: Option<PairPlan>,
+    num_pairs: usize,
+    /// Pairs of tiles, then single tiles.
+    num_units: usize,
+    num_tasks: usize,
+}
+
+impl<'a> Product<'a> {
+    fn of(isa: Isa, pool: &ThreadPool, w: &'a PackedMatrix, x: &'a Activations, out_len: usize) -> Self {
+        let (num_tokens, num_rows) = (x.num_rows(), w.num_rows());
+        assert_eq!(x.num_cols(), w.num_cols(), "activations and weights differ in columns");
+        assert_eq!(out_len, num_tokens * num_rows, "output of [{num_tokens}, {num_rows}]");
+        // Whole pairs of tiles; a matrix's last rows may be fewer.
+        let plan = PairPlan::of(isa, x.arithmetic(), w.kind()).filter(|plan| num_tokens >= plan.min_tokens);
+        let num_pairs = if plan.is_some() { num_rows / PAIR_ROWS } else { 0 };
+        let num_units = num_pairs + (w.num_tiles() - 2 * num_pairs);
+        let num_tasks = num_units.min(pool.num_threads() * TASKS_PER_THREAD);
+        Self { isa, w, x, plan, num_pairs, num_units, num_tasks }
+    }
+
+    /// Computes the columns of a task, and returns which.
+    fn multiply(&self, task_idx: usize, out: &Disjoint<'_, f32>) -> Range<usize> {
+        let Self { isa, w, x, plan, num_pairs, num_units, num_tasks } = *self;
         let units = task_idx * num_units / num_tasks..(task_idx + 1) * num_units / num_tasks;
         if let Some(plan) = plan {
-            multiply_pairs(isa, plan, w, units.start..units.end.min(num_pairs), x, &out);
+            multiply_pairs(isa, plan, w, units.start..units.end.min(num_pairs), x, out);
         }
         let mut sums = [[0.0; TILE_ROWS]; MAX_TOKENS];
         for tile_idx in units.start.max(num_pairs)..units.end {
-            multiply_tile(isa, w, num_pairs + tile_idx, x, &mut sums, &out);
+            multiply_tile(isa, w, num_pairs + tile_idx, x, &mut sums, out);
         }
-    });
+        let col = |unit: usize| ((unit + unit.min(num_pairs)) * TILE_ROWS).min(w.num_rows());
+        col(units.start)..col(units.end)
+    }
 }
 
 /// Columns `[32 · pairs.start, 32 · pairs.end)` of the output, for all tokens. Pair after pair meets the same few columns of the

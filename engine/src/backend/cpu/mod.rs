@@ -10,6 +10,7 @@ mod draft;
 mod forward;
 mod interleave;
 pub mod kernels;
+mod largest;
 mod linear;
 mod load;
 mod model;

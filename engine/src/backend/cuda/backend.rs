@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,7 @@ use super::{
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
+    lists::{ListShape, Lists},
     options::CudaOptions,
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
@@ -27,12 +29,13 @@ use super::{
 use crate::{
     EngineError, Result,
     backend::{
-        Backend, Capabilities,
+        Backend, Capabilities, no_row,
         plan_check::{check_plan, num_logits_rows},
     },
     kv::{LaneId, SnapshotId},
+    rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
-    step::{StepOutput, StepPlan},
+    step::{Detail, StepOutput, StepPlan},
     weights::WeightSource,
 };
 
@@ -45,6 +48,7 @@ const MAX_GRAPHS: usize = 96;
 #[derive(Debug)]
 pub struct CudaBackend {
     graphs: HashMap<StepShape, Captures>,
+    lists: Lists,
     stream: Stream,
     kernels: Kernels,
     spec: DecoderSpec,
@@ -58,6 +62,8 @@ pub struct CudaBackend {
     _workspace_buffer: DeviceBuffer,
     logits: MappedBuffer,
     first_row: Vec<usize>,
+    /// Which rows of the last step are in `logits`.
+    whole: Vec<bool>,
     captured: Features,
     num_sms: usize,
     num_runs: u64,
@@ -104,13 +110,13 @@ impl CudaBackend {
         let num_sms = usize::try_from(context.num_sms()).unwrap_or(1);
         let (lane_layout, input_layout) = (LaneLayout::new(spec, options), InputLayout::new(limits));
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
-        let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens);
+        let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
         let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
         let needs = Needs {
             weights: DeviceModel::num_bytes(spec, source, options.lane_capacity)?,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
-            pinned: input_layout.num_bytes() + logits_bytes,
+            pinned: input_layout.num_bytes() + logits_bytes + Lists::pinned_bytes(limits, spec.vocab_size),
         };
         needs.check(context, options)?;
 
@@ -122,8 +128,10 @@ impl CudaBackend {
         stream.zero(&workspace_buffer)?;
         let workspace = workspace_layout.at(workspace_buffer.address())?;
         let input = StepInput::new(context, input_layout, workspace.input)?;
+        let of_logits = (workspace.logits, spec.vocab_size);
         let mut backend = Self {
             graphs: HashMap::new(),
+            lists: Lists::new(context, limits, of_logits, workspace.lists)?,
             capabilities: capabilities(context, options, &model, &lanes),
             stream,
             kernels,
@@ -137,6 +145,7 @@ impl CudaBackend {
             _workspace_buffer: workspace_buffer,
             logits: MappedBuffer::new(context, logits_bytes, "logits")?,
             first_row: Vec::with_capacity(options.num_lanes + 1),
+            whole: Vec::with_capacity(options.max_logits_rows),
             captured: Features::default(),
             num_sms,
             num_runs: 0,
@@ -146,7 +155,14 @@ impl CudaBackend {
     }
 
     fn capture_usual(&mut self) -> Result<()> {
-        StepShape::usual(self.limits).into_iter().try_for_each(|shape| self.capture_shape(shape))
+        for shape in StepShape::usual(self.limits) {
+            self.capture_shape(shape)?;
+            if shape.num_logits > 0 {
+                let greedy = ListShape { num_rows: shape.num_logits, len: 1 };
+                self.lists.capture(&self.stream, &mut self.kernels, greedy)?;
+            }
+        }
+        Ok(())
     }
 
     /// Captures the graph of `shape`, unless it is there.
@@ -171,17 +187,12 @@ impl CudaBackend {
         let launches = forward.launches(shape)?;
         self.stream.context().make_current()?;
         launches.iter().try_for_each(|launch| self.kernels.prepare(launch))?;
-        let logits_bytes = shape.num_logits * self.spec.vocab_size * size_of::<f32>();
         let feature_bytes =
             shape.num_tokens * self.captured.layers.len() * self.spec.hidden_size * size_of::<f32>();
-        let (input, logits, from, kernels) =
-            (&self.input, &self.logits, self.workspace.logits, &mut self.kernels);
+        let (input, kernels) = (&self.input, &mut self.kernels);
         let graph = self.stream.capture(|stream| {
             input.send(stream, shape)?;
             launches.iter().try_for_each(|launch| stream.launch(kernels, launch))?;
-            if logits_bytes > 0 {
-                stream.fetch(from, logits, logits_bytes)?;
-            }
             match features {
                 Some((device, host)) => stream.fetch(device.address(), host, feature_bytes),
                 None => Ok(()),
@@ -203,8 +214,8 @@ impl CudaBackend {
         }
     }
 
-    /// Runs the graph of `shape` and waits for it: the one wait of a step.
-    fn run_graph(&mut self, shape: StepShape) -> Result<()> {
+    /// Runs the graph of `shape`, finds `lists` and brings whole rows, and waits for all of it: the one wait of a step.
+    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape, lists: Option<ListShape>) -> Result<()> {
         let Some(captures) = self.graphs.get_mut(&shape) else {
             return Err(EngineError::Backend("a step's graph was not captured".into()));
         };
@@ -213,6 +224,15 @@ impl CudaBackend {
         let start = Instant::now();
         self.stream.context().make_current()?;
         self.stream.run(&captures.graph)?;
+        self.lists.find(&self.stream, lists)?;
+        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
+            if segment.detail == Detail::Whole && rows[0] < rows[1] {
+                let row_bytes = self.spec.vocab_size * size_of::<f32>();
+                let (at, num_bytes) = (rows[0] * row_bytes, (rows[1] - rows[0]) * row_bytes);
+                let from = self.workspace.logits.offset(at)?;
+                self.stream.fetch_to(from, &self.logits, at, num_bytes)?;
+            }
+        }
         // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
         let found = self.stream.wait(captures.usual.mul_f32(0.9), self.options.step_limit)?;
         let took = start.elapsed();
@@ -236,10 +256,13 @@ impl CudaBackend {
 
     fn lay_out_logits(&mut self, plan: &StepPlan) -> usize {
         self.first_row.clear();
+        self.whole.clear();
+        self.lists.forget();
         let mut num_rows = 0;
         for segment in &plan.segments {
             self.first_row.push(num_rows);
             num_rows += num_logits_rows(segment);
+            self.whole.resize(num_rows, segment.detail == Detail::Whole);
         }
         self.first_row.push(num_rows);
         num_rows
@@ -262,9 +285,13 @@ impl Backend for CudaBackend {
         let shape = StepShape::of(plan, num_logits, self.limits);
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
+        let lists = self.lists.shape_of(plan, shape.num_logits);
+        if let Some(lists) = lists {
+            self.lists.capture(&self.stream, &mut self.kernels, lists)?;
+        }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
-        self.run_graph(shape)?;
+        self.run_graph(plan, shape, lists)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -272,17 +299,12 @@ impl Backend for CudaBackend {
                 self.lanes.book.commit(segment.lane, segment.tokens.len());
             }
         }
-        let vocab_size = self.spec.vocab_size;
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
-        Ok(StepOutput {
-            logits: &self.logits.floats()[..num_logits * vocab_size],
-            first_row: &self.first_row,
-            vocab_size,
-            features: match &self.captured.buffers {
-                Some((_, host)) => &host.floats()[..feature_len],
-                None => &[],
-            },
-        })
+        let features = match &self.captured.buffers {
+            Some((_, host)) => &host.floats()[..feature_len],
+            None => &[],
+        };
+        Ok(StepOutput::new(self, &self.first_row, self.spec.vocab_size, features))
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
@@ -334,6 +356,32 @@ impl Backend for CudaBackend {
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
+    }
+}
+
+impl RowSource for CudaBackend {
+    fn here(&self, rows: Range<usize>) -> Option<&[f32]> {
+        let vocab_size = self.spec.vocab_size;
+        let all_here = self.whole.get(rows.clone())?.iter().all(|&is_here| is_here);
+        let logits = self.logits.floats().get(rows.start * vocab_size..rows.end * vocab_size);
+        logits.filter(|_| all_here)
+    }
+
+    fn list(&self, row: usize) -> Option<Likeliest<'_>> {
+        self.lists.row(row)
+    }
+
+    fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {
+        self.check_alive()?;
+        let row_bytes = self.spec.vocab_size * size_of::<f32>();
+        if row >= self.whole.len() {
+            return Err(no_row(row, self.whole.len()));
+        }
+        let from = self.workspace.logits.offset(row * row_bytes)?;
+        self.stream.context().make_current()?;
+        self.stream.fetch_to(from, &self.logits, row * row_bytes, row_bytes)?;
+        self.stream.wait(Duration::ZERO, self.options.step_limit)?;
+        Ok(&self.logits.floats()[row * self.spec.vocab_size..][..self.spec.vocab_size])
     }
 }
 

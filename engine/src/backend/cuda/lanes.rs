@@ -30,8 +30,8 @@ pub(super) struct DeviceLanes {
     buffer: DeviceBuffer,
     /// What [`KvPlanes::addresses`] points at.
     planes: DeviceBuffer,
-    /// The rows that a path keeps, one lane at a time.
-    moves: MappedBuffer,
+    /// The rows that a path keeps, by lane.
+    moves: Vec<MappedBuffer>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     next_snapshot: u64,
     /// What is not done by then is taken for hung.
@@ -137,12 +137,13 @@ impl DeviceLanes {
         }
         stream.upload(&addresses, &planes, 0)?;
         let move_bytes = (MOVE_HEADER + MAX_TREE_DEPTH) * size_of::<i32>();
+        let moves = (0..layout.num_lanes).map(|_| MappedBuffer::new(context, move_bytes, "rows to keep"));
         Ok(Self {
             book: LaneBook::new(layout.num_lanes, layout.capacity),
             layout,
             buffer,
             planes,
-            moves: MappedBuffer::new(context, move_bytes, "rows to keep")?,
+            moves: moves.collect::<std::result::Result<_, _>>()?,
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
             limit,
@@ -186,7 +187,8 @@ impl DeviceLanes {
         }
     }
 
-    /// Commits a path of the tree noted last, moving its rows together. Waits, since the rows are told through pinned memory.
+    /// Commits a path of the tree noted last, moving its rows together. Nobody waits for it: whatever comes after it in the stream finds the rows
+    /// moved, and the lane's place in pinned memory, which says where to, is not written again before a step with another tree was waited for.
     ///
     /// # Errors
     /// [`crate::EngineError::Input`] for what is no path; [`crate::EngineError::Backend`] when the device fails.
@@ -204,19 +206,19 @@ impl DeviceLanes {
         if let Some((first, _)) = moved.clone().next() {
             let header = [lane.0, path.len() - first, committed_len + first];
             let sources = path[first..].iter().map(|node| committed_len + node);
-            let words = self.moves.bytes_mut().chunks_exact_mut(size_of::<i32>());
+            let moves = &mut self.moves[lane.0];
+            let words = moves.bytes_mut().chunks_exact_mut(size_of::<i32>());
             for (to, value) in words.zip(header.into_iter().chain(sources)) {
                 to.copy_from_slice(&i32::try_from(value).unwrap_or(-1).to_ne_bytes());
             }
             let compaction = Compaction {
                 planes: self.kv_planes(),
-                moves: self.moves.address(),
+                moves: self.moves[lane.0].address(),
                 num_moves: 1,
                 max_path: MAX_TREE_DEPTH,
             };
             stream.context().make_current()?;
             stream.launch(kernels, &compaction.launch()?)?;
-            stream.wait(Duration::ZERO, self.limit)?;
         }
         self.book.commit(lane, path.len());
         Ok(())

@@ -10,9 +10,10 @@
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
+//! | [`lists`] | the likeliest tokens of a step's rows, which travel instead of the logits |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Architecture invariant: a step is one graph and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
+//! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
 //! the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
 
 mod backend;
@@ -21,6 +22,7 @@ mod error;
 mod forward;
 mod input;
 mod lanes;
+mod lists;
 mod options;
 mod shape;
 mod weights;

@@ -2,7 +2,7 @@
 
 use takt_kernels_cu::launch::DeviceAddress;
 
-use super::{input::InputLayout, shape::ShapeLimits};
+use super::{input::InputLayout, lists::ListRoom, shape::ShapeLimits};
 use crate::{Result, spec::DecoderSpec};
 
 const ALIGNMENT: usize = 256;
@@ -20,6 +20,7 @@ pub(super) struct WorkspaceLayout {
     last: usize,
     last_normed: usize,
     logits: usize,
+    lists: [usize; 3],
     partial_out: usize,
     partial_state: usize,
     num_bytes: usize,
@@ -48,18 +49,23 @@ pub(super) struct Workspace {
     pub last_normed: DeviceAddress,
     /// F32 `[R, V]`.
     pub logits: DeviceAddress,
+    /// For the likeliest tokens of the rows.
+    pub lists: ListRoom,
     /// Attention's partial results and their states.
     pub partial: (DeviceAddress, DeviceAddress),
 }
 
 impl WorkspaceLayout {
     /// For steps within `limits`, `partial_lens` F32 values of attention's partial results.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Backend`] for sizes past the address space.
     pub(super) fn new(
         spec: &DecoderSpec,
         limits: ShapeLimits,
         input: &InputLayout,
         partial_lens: (usize, usize),
-    ) -> Self {
+    ) -> Result<Self> {
         let (tokens, rows) = (limits.max_tokens, limits.max_logits);
         let (hidden, inner, q_dim, kv_dim) =
             (spec.hidden_size, spec.intermediate_size, spec.q_dim(), spec.kv_dim());
@@ -79,9 +85,10 @@ impl WorkspaceLayout {
         let last = place(4 * rows * hidden);
         let last_normed = place(2 * rows * hidden);
         let logits = place(4 * rows * spec.vocab_size);
+        let lists = ListRoom::num_bytes(limits, spec.vocab_size)?.map(&mut place);
         let partial_out = place(4 * partial_lens.0);
         let partial_state = place(4 * partial_lens.1);
-        Self {
+        Ok(Self {
             input,
             residual,
             normed,
@@ -92,10 +99,11 @@ impl WorkspaceLayout {
             last,
             last_normed,
             logits,
+            lists,
             partial_out,
             partial_state,
             num_bytes: end,
-        }
+        })
     }
 
     pub(super) fn num_bytes(&self) -> usize {
@@ -116,6 +124,11 @@ impl WorkspaceLayout {
             last: at(self.last)?,
             last_normed: at(self.last_normed)?,
             logits: at(self.logits)?,
+            lists: ListRoom {
+                keys: at(self.lists[0])?,
+                sums: at(self.lists[1])?,
+                results: at(self.lists[2])?,
+            },
             partial: (at(self.partial_out)?, at(self.partial_state)?),
         })
     }

@@ -28,6 +28,9 @@ CUresult copy_now(Context& root, const End& to, const End& from) {
         fail_context(root, CUDA_ERROR_ILLEGAL_ADDRESS, "a copy to or from memory that was freed since it was submitted");
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
+    bool from_device = from.kind == End::Kind::device, to_device = to.kind == End::Kind::device;
+    if (from_device && !to_device) device().bytes_to_host += to.bytes;
+    if (to_device && !from_device) device().bytes_to_device += to.bytes;
     lock.unlock();
     memmove(destination, source, to.bytes);
     return CUDA_SUCCESS;

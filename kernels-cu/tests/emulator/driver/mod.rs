@@ -246,7 +246,7 @@ impl Device {
 }
 
 /// Counts by name: `contexts`, `green_contexts`, `streams`, `events`, `modules`, `graphs`, `graph_execs`, `device_allocations`,
-/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `launches`, `overruns`, `left.…` of destroyed contexts, and
+/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `launches`, `overruns`, `bytes_to_host` and `bytes_to_device` (copied, not read in place), `left.…` of destroyed contexts, and
 /// `calls.…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report(BTreeMap<String, u64>);

@@ -44,6 +44,8 @@ std::string report() {
         {"host_bytes", d.pinned_bytes + d.registered_bytes},
         {"launches", d.num_launches},
         {"overruns", d.num_overruns},
+        {"bytes_to_host", d.bytes_to_host},
+        {"bytes_to_device", d.bytes_to_device},
         {"left.streams", d.left.streams},
         {"left.events", d.left.events},
         {"left.modules", d.left.modules},

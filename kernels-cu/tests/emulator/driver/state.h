@@ -206,6 +206,8 @@ struct Device {
     Left left;
     uint64_t device_bytes = 0, peak_device_bytes = 0, pinned_bytes = 0, registered_bytes = 0;
     uint64_t num_launches = 0, num_overruns = 0, num_resource_splits = 0;
+    // Copied between device and host memory, in streams and in graphs.
+    uint64_t bytes_to_host = 0, bytes_to_device = 0;
     std::map<std::string, uint64_t> calls;
     std::string last_message;
 

@@ -147,9 +147,10 @@ impl<'a> Player<'a> {
             let wanted = if idx + 1 == num_slices { LogitsWanted::Last } else { LogitsWanted::None };
             self.plan.clear();
             self.plan.push(LANE, slice, wanted);
-            let output = self.backend.run_step(&self.plan)?;
-            if let Some(logits) = output.last_logits(0) {
-                first = self.sampler.sample(logits)?;
+            self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+            let mut output = self.backend.run_step(&self.plan)?;
+            if wanted == LogitsWanted::Last {
+                first = self.sampler.sample_row(&mut output.last_row(0)?)?;
             }
         }
         let took = began.elapsed();
@@ -304,12 +305,12 @@ impl<'a> Player<'a> {
         } else {
             self.plan.push(LANE, &tree.tokens, LogitsWanted::Last);
         }
-        let output = self.backend.run_step(&self.plan)?;
-        let (logits, vocab_size) = (output.segment_logits(0).unwrap_or_default(), output.vocab_size);
+        self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+        let mut output = self.backend.run_step(&self.plan)?;
         let (history, sampler) = (&mut self.history, &mut self.sampler);
         let choose = |node: usize| {
-            let row = logits.get(node * vocab_size..(node + 1) * vocab_size).unwrap_or_default();
-            let token = sampler.sample(row)?;
+            let mut row = output.row(0, node)?;
+            let token = sampler.sample_row(&mut row)?;
             history.push(token);
             let has_ended = has_ended(&history[self.prompt_len..], &self.eos, self.max_tokens);
             Ok::<_, EngineError>((!has_ended).then_some(token))

@@ -185,13 +185,13 @@ impl<'a> Bench<'a> {
         } else {
             self.plan.push(LANE, &tree.tokens, LogitsWanted::Last);
         }
-        let output = self.backend.run_step(&self.plan)?;
-        let (logits, vocab_size) = (output.segment_logits(0).unwrap_or_default(), output.vocab_size);
+        self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+        let mut output = self.backend.run_step(&self.plan)?;
         let (sampler, random, mut chosen) = (&mut self.sampler, &mut self.random, 0);
         let choose = |node: usize| {
             // As in a real round, where each accepted node's logits are searched.
-            let row = logits.get(node * vocab_size..(node + 1) * vocab_size).unwrap_or_default();
-            chosen = sampler.sample(row)?;
+            let mut row = output.row(0, node)?;
+            chosen = sampler.sample_row(&mut row)?;
             Ok::<_, EngineError>(Some(draw(tree, node, random).unwrap_or(OTHER)))
         };
         walk(tree, choose, &mut self.path)?;

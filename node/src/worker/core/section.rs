@@ -66,6 +66,7 @@ impl WorkerCore {
             let Some(active) = self.lanes.holder_mut(lane) else { continue };
             let num_tokens = if let Some(tree) = self.speculation.tree(lane) {
                 self.plan.push_tree(lane, &tree.tokens, &tree.parents);
+                self.plan.last_needs(active.sequence.tree_detail());
                 sizes.num_nodes += tree.len();
                 tree.num_certain
             } else {
@@ -87,7 +88,7 @@ impl WorkerCore {
     /// Runs the plan, advances every sequence in it, keeps what was accepted of trees.
     fn run_plan(&mut self) -> Result<Progress, EngineError> {
         let Self { backend, lanes, speculation, table, clock, plan, ended, .. } = self;
-        let output = backend.run_step(plan)?;
+        let mut output = backend.run_step(plan)?;
         let now = clock.now();
         let mut progress = Progress::default();
         let mut chose = |took: Duration| {
@@ -98,9 +99,10 @@ impl WorkerCore {
         speculation.forget_paths();
         for (segment_idx, segment) in plan.segments.iter().enumerate() {
             let Some(active) = lanes.holder_mut(segment.lane) else { continue };
-            let step = Step { output: &output, segment_idx, clock: clock.as_ref(), now };
+            let step = Step { segment_idx, clock: clock.as_ref(), now };
             let has_ended = if segment.is_tree {
-                let (has_ended, num_kept) = speculation.walk(segment.lane, active, step, &mut chose)?;
+                let (has_ended, num_kept) =
+                    speculation.walk(segment.lane, active, (step, &mut output), &mut chose)?;
                 progress.num_tokens += num_kept;
                 has_ended
             } else {
@@ -109,7 +111,7 @@ impl WorkerCore {
                 }
                 active.sequence.commit(segment.tokens.len())?;
                 active.sequence.awaits_logits()
-                    && step.choose(active, output.last_logits(segment_idx), &mut chose)?
+                    && step.choose(active, output.last_row(segment_idx)?, &mut chose)?
             };
             if has_ended {
                 ended.push(segment.lane);

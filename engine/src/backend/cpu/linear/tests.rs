@@ -416,3 +416,33 @@ fn matrices_that_cannot_be_packed_are_refused_with_the_reason() {
     ragged.num_cols = 24;
     assert!(reason(&[ragged.view()]).contains("multiple of 16"));
 }
+
+#[test]
+fn the_largest_of_every_row_is_found_beside_the_same_product() {
+    let mut noise = Noise(12);
+    for (num_rows, num_tokens) in [(1, 1), (17, 3), (40, 9), (600, 1), (1000, 17), (333, 64)] {
+        for (kind, arithmetic) in [(WeightKind::Bf16, Arithmetic::F32), (WeightKind::Nvfp4, Arithmetic::Int8)]
+        {
+            let packed =
+                PackedMatrix::pack(&[Stored::random(kind, num_rows, 64, &mut noise).view()]).unwrap();
+            let x = activations(arithmetic, num_tokens, &noise.values(num_tokens * 64));
+            for threads in [1, 3] {
+                let pool = ThreadPool::new(threads).unwrap();
+                let (mut out, mut largest) =
+                    (vec![f32::NAN; num_tokens * num_rows], LargestLogits::default());
+                linear_with_largest(&pool, &packed, &x, &mut out, &mut largest);
+                assert_eq!(
+                    out,
+                    product(Isa::detect(), &pool, &packed, &x),
+                    "{kind} {num_rows} x {num_tokens}"
+                );
+                for (row_idx, row) in out.chunks(num_rows).enumerate() {
+                    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let token = row.iter().position(|&logit| logit == most).unwrap() as u32;
+                    let found = largest.row(row_idx).unwrap().entries().next();
+                    assert_eq!(found, Some((token, most)), "row {row_idx} of {num_rows} x {num_tokens}");
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use takt_eagle_spec::verify::walk;
-use takt_engine::{EngineError, kv::LaneId, step::StepOutput};
+use takt_engine::{EngineError, kv::LaneId, rows::LogitsRow, step::StepOutput};
 
 use super::Speculation;
 use crate::{clock::Clock, worker::active::Active};
@@ -11,7 +11,6 @@ use crate::{clock::Clock, worker::active::Active};
 /// A step that has run, for one of its segments.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Step<'a> {
-    pub output: &'a StepOutput<'a>,
     pub segment_idx: usize,
     pub clock: &'a dyn Clock,
     /// When it ended.
@@ -19,21 +18,18 @@ pub(in super::super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Lets `active` choose its next token by `logits`; true when its answer is complete. `chose` is told what a token within a form took.
+    /// Lets `active` choose its next token by `row`; true when its answer is complete. `chose` is told what a token within a form took.
     pub fn choose(
         &self,
         active: &mut Active,
-        logits: Option<&[f32]>,
+        row: LogitsRow<'_>,
         chose: &mut dyn FnMut(Duration),
     ) -> Result<bool, EngineError> {
-        let logits = logits.ok_or_else(|| {
-            EngineError::Backend(format!("no logits for segment {} of the step", self.segment_idx))
-        })?;
         if !active.sequence.is_bound() {
-            return Ok(active.advance(logits, self.now)?.is_some());
+            return Ok(active.advance(row, self.now)?.is_some());
         }
         let from = self.clock.now();
-        let finish = active.advance(logits, self.now)?;
+        let finish = active.advance(row, self.now)?;
         chose(self.clock.now().saturating_duration_since(from));
         Ok(finish.is_some())
     }
@@ -51,21 +47,18 @@ impl Speculation {
         &mut self,
         lane: LaneId,
         active: &mut Active,
-        step: Step<'_>,
+        (step, output): (Step<'_>, &mut StepOutput<'_>),
         chose: &mut dyn FnMut(Duration),
     ) -> Result<(bool, usize), EngineError> {
         let Some(slot) = self.lanes.iter().position(|&drafting| drafting == lane) else {
             return Err(EngineError::Backend(format!("lane {} has a tree, but did not draft", lane.0)));
         };
         let tree = &self.trees[slot];
-        let (logits, vocab_size) =
-            (step.output.segment_logits(step.segment_idx).unwrap_or_default(), step.output.vocab_size);
         let mut has_ended = false;
         let choose = |node: usize| {
             active.sequence.commit(1)?;
             if active.sequence.awaits_logits() {
-                let row = logits.get(node * vocab_size..(node + 1) * vocab_size);
-                has_ended = step.choose(active, row, chose)?;
+                has_ended = step.choose(active, output.row(step.segment_idx, node)?, chose)?;
             }
             Ok::<_, EngineError>(if has_ended { None } else { active.sequence.pending().first().copied() })
         };

@@ -1,0 +1,192 @@
+//! Short lists of the likeliest tokens: found on the device behind a step's graph, in the same stream, so that they travel instead of logits.
+//!
+//! ```text
+//! results  [R] U32 status | [R, k] U32 tokens, NO_TOKEN behind the last | [R, k] F32 logits | [R] F32 log-sum-exp, which stays
+//! ```
+//!
+//! A graph of its own for each number of rows R and length k: a step's graph does not depend on what its caller wants of the logits.
+
+use std::collections::HashMap;
+
+use takt_kernels_cu::{
+    driver::{
+        context::Context,
+        memory::MappedBuffer,
+        module::Kernels,
+        stream::{Graph, Stream},
+    },
+    launch::{
+        DeviceAddress,
+        logits::{self, Logits, LogitsOutput, LogitsScratch},
+    },
+};
+
+use super::shape::ShapeLimits;
+use crate::{
+    EngineError, Result, TokenId,
+    backend::plan_check::num_logits_rows,
+    rows::{Likeliest, MAX_LIST_LEN},
+    step::{Detail, StepPlan},
+};
+
+/// Lengths that lists are rounded up to. Finding the likeliest takes a pass over what a block holds for each, so they are few but not one.
+const LENS: [usize; 5] = [1, 8, 16, 32, MAX_LIST_LEN];
+/// In place of a token where a row has no more; the kernel writes −1.
+const NO_TOKEN: TokenId = TokenId::MAX;
+
+/// A list's graph: rows, those that pad the step's shape included, and tokens of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct ListShape {
+    pub num_rows: usize,
+    pub len: usize,
+}
+
+impl ListShape {
+    /// Bytes of what travels.
+    fn num_bytes(self) -> usize {
+        self.num_rows * (1 + 2 * self.len) * size_of::<u32>()
+    }
+
+    /// Word in the results at which the status, the tokens, the logits and the log-sum-exp begin.
+    fn words(self) -> [usize; 4] {
+        let Self { num_rows, len } = self;
+        [0, num_rows, num_rows * (1 + len), num_rows * (1 + 2 * len)]
+    }
+}
+
+/// Where the lists' kernels work, for the most rows and the longest lists.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ListRoom {
+    /// U64 `[R, slices, k]`.
+    pub keys: DeviceAddress,
+    /// F32 `[R, slices, 2]`.
+    pub sums: DeviceAddress,
+    /// See the top of this file.
+    pub results: DeviceAddress,
+}
+
+impl ListRoom {
+    /// Bytes of its three buffers.
+    pub(super) fn num_bytes(limits: ShapeLimits, vocab_size: usize) -> Result<[usize; 3]> {
+        let len = max_len(vocab_size);
+        let none = DeviceAddress::NULL;
+        let room = Self { keys: none, sums: none, results: none };
+        let largest = ListShape { num_rows: limits.max_logits, len };
+        let (keys, sums) = room.logits(none, vocab_size, largest)?.scratch_lens()?;
+        let results = largest.num_bytes() + largest.num_rows * size_of::<f32>();
+        Ok([keys * size_of::<u64>(), sums * size_of::<f32>(), results])
+    }
+
+    fn logits(&self, logits: DeviceAddress, vocab_size: usize, shape: ListShape) -> Result<Logits> {
+        let [status, tokens, values, log_sum_exp] = shape.words();
+        let at = |word: usize| self.results.offset(word * size_of::<u32>());
+        Ok(Logits {
+            logits,
+            masks: None,
+            scratch: LogitsScratch { keys: self.keys, sums: self.sums },
+            output: LogitsOutput {
+                tokens: at(tokens)?,
+                values: at(values)?,
+                log_sum_exp: at(log_sum_exp)?,
+                status: at(status)?,
+            },
+            num_rows: shape.num_rows,
+            vocab_size,
+            k: shape.len,
+        })
+    }
+}
+
+/// The longest list that the kernel finds in so many logits, and anybody asks for.
+fn max_len(vocab_size: usize) -> usize {
+    logits::max_top_k(vocab_size).min(MAX_LIST_LEN)
+}
+
+/// The lists of the last step.
+#[derive(Debug)]
+pub(super) struct Lists {
+    graphs: HashMap<ListShape, Graph>,
+    results: MappedBuffer,
+    room: ListRoom,
+    logits: DeviceAddress,
+    vocab_size: usize,
+    /// What the results are of; `None` when the last step had no lists.
+    found: Option<ListShape>,
+}
+
+impl Lists {
+    /// Of rows of `vocab_size` logits at `logits`, none found yet.
+    pub(super) fn new(
+        context: &Context,
+        limits: ShapeLimits,
+        (logits, vocab_size): (DeviceAddress, usize),
+        room: ListRoom,
+    ) -> Result<Self> {
+        let results = MappedBuffer::new(context, Self::pinned_bytes(limits, vocab_size), "lists of tokens")?;
+        Ok(Self { graphs: HashMap::new(), results, room, logits, vocab_size, found: None })
+    }
+
+    /// Bytes of pinned memory.
+    pub(super) fn pinned_bytes(limits: ShapeLimits, vocab_size: usize) -> usize {
+        ListShape { num_rows: limits.max_logits, len: max_len(vocab_size) }.num_bytes()
+    }
+
+    /// The lists that `plan` needs, of `num_rows` rows with padding; `None` for none. Who asks for a longer one than there is fetches rows.
+    pub(super) fn shape_of(&self, plan: &StepPlan, num_rows: usize) -> Option<ListShape> {
+        let max_len = max_len(self.vocab_size);
+        let asked = plan.segments.iter().filter(|segment| num_logits_rows(segment) > 0);
+        let asked = asked.filter_map(|segment| match segment.detail {
+            Detail::Likeliest(len) if len <= max_len => Some(len.max(1)),
+            _ => None,
+        });
+        let longest = asked.max()?;
+        let len = LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len));
+        Some(ListShape { num_rows, len })
+    }
+
+    /// Captures the graph of `shape`, unless it is there.
+    pub(super) fn capture(&mut self, stream: &Stream, kernels: &mut Kernels, shape: ListShape) -> Result<()> {
+        if self.graphs.contains_key(&shape) {
+            return Ok(());
+        }
+        let launches = self.room.logits(self.logits, self.vocab_size, shape)?.launches()?;
+        stream.context().make_current()?;
+        launches.iter().try_for_each(|launch| kernels.prepare(launch))?;
+        let graph = stream.capture(|stream| {
+            launches.iter().try_for_each(|launch| stream.launch(kernels, launch))?;
+            stream.fetch(self.room.results, &self.results, shape.num_bytes())
+        })?;
+        self.graphs.insert(shape, graph);
+        Ok(())
+    }
+
+    /// Finds the lists of the step that is in the stream, in its order.
+    pub(super) fn find(&mut self, stream: &Stream, shape: Option<ListShape>) -> Result<()> {
+        self.found = shape;
+        let Some(shape) = shape else { return Ok(()) };
+        let Some(graph) = self.graphs.get(&shape) else {
+            return Err(EngineError::Backend("the graph of a step's lists was not captured".into()));
+        };
+        Ok(stream.run(graph)?)
+    }
+
+    /// Forgets what was found: the step failed.
+    pub(super) fn forget(&mut self) {
+        self.found = None;
+    }
+
+    /// The list of row `row`; `None` without one, or when the row has no logits to choose by: then the whole row says what is wrong with it.
+    pub(super) fn row(&self, row: usize) -> Option<Likeliest<'_>> {
+        let shape = self.found.filter(|shape| row < shape.num_rows)?;
+        let [status, tokens, values, _] = shape.words();
+        let words = self.results.words();
+        if words.get(status + row) != Some(&0) {
+            return None;
+        }
+        let first = row * shape.len;
+        let listed = words.get(tokens + first..tokens + first + shape.len)?;
+        let len = listed.iter().position(|&token| token == NO_TOKEN).unwrap_or(shape.len);
+        let values = self.results.floats().get(values + first..values + first + len)?;
+        Some(Likeliest::new(&listed[..len], values, shape.len))
+    }
+}
