@@ -263,7 +263,7 @@ impl Backend for CudaBackend {
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
         // Whatever comes of it, the rows of earlier trees are overwritten.
-        plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
+        plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
         self.run_graph(shape)?;
         for segment in &plan.segments {
             if segment.is_tree {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use takt_kernels_cu::driver::context::Share;
 
-use crate::{EngineError, Result, kv::KvKind, spec::DecoderSpec};
+use crate::{Result, backend::limits::Sizes, kv::KvKind, spec::DecoderSpec};
 
 /// How the GPU is shared with the robot's perception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,17 +67,12 @@ pub struct CudaOptions {
 
 impl CudaOptions {
     pub(super) fn validate(&self, spec: &DecoderSpec) -> Result<()> {
-        let counts = [
-            ("lanes", self.num_lanes, 1 << 10),
-            ("tokens a lane", self.lane_capacity, spec.max_context),
-            ("tokens a step", self.max_step_tokens, 1 << 16),
-            ("logits rows a step", self.max_logits_rows, 1 << 16),
-        ];
-        for (what, value, limit) in counts {
-            if value == 0 || value > limit {
-                return Err(EngineError::Input(format!("{value} {what} asked, expected 1..={limit}")));
-            }
-        }
-        Ok(())
+        let sizes = Sizes {
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: self.max_logits_rows,
+        };
+        sizes.check(spec)
     }
 }
