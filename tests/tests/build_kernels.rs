@@ -21,9 +21,9 @@ use takt_tests::checkpoint::{CheckpointCopy as Copy, engine_bytes};
 
 const MODEL: &str = "families/llama-linear";
 
-/// The CUDA folder in `TAKT_CUDA_ROOT`; without one the test says so and passes, unless `TAKT_REQUIRE_NVRTC=1`.
-fn cuda_root() -> Option<PathBuf> {
-    let root = env::var_os("TAKT_CUDA_ROOT").map(PathBuf::from);
+/// The CUDA folders in `TAKT_CUDA_ROOT`; without one the test says so and passes, unless `TAKT_REQUIRE_NVRTC=1`.
+fn cuda_roots() -> Option<Vec<PathBuf>> {
+    let root = env::var_os("TAKT_CUDA_ROOT").map(|roots| env::split_paths(&roots).collect());
     if root.is_none() {
         assert!(env::var_os("TAKT_REQUIRE_NVRTC").is_none(), "TAKT_REQUIRE_NVRTC without TAKT_CUDA_ROOT");
         eprintln!("skipped: no TAKT_CUDA_ROOT, so no CUDA compiler");
@@ -34,15 +34,15 @@ fn cuda_root() -> Option<PathBuf> {
 /// As a board without a compiler opens them.
 fn open(engine: &Path, target: Target) -> Result<KernelSet, takt_kernels_cu::BuildError> {
     let folders = [Cache::new(engine.join(KERNELS_FOLDER))];
-    let places = Places { folders: &folders, compiler: None };
+    let places = Places { folders: &folders, compiler: None, driver: None };
     KernelSet::open(target, places, |_| panic!("nothing can be compiled")).map(|(kernels, _)| kernels)
 }
 
 #[test]
 fn kernels_for_a_board_land_in_the_engine_and_need_no_compiler_again() {
-    let Some(root) = cuda_root() else { return };
+    let Some(roots) = cuda_roots() else { return };
     let copy = Copy::of(MODEL);
-    let kernels = BoardKernels::open(&root, &[Target::Orin, Target::Orin]).unwrap();
+    let kernels = BoardKernels::open(&roots[..1], &[Target::Orin, Target::Orin], &[]).unwrap();
     assert_eq!(kernels.targets(), [Target::Orin]);
     let options = BuildOptions { kernels: Some(&kernels), ..BuildOptions::new(WeightKind::Bf16) };
     let mut compiled = Vec::new();
@@ -51,11 +51,13 @@ fn kernels_for_a_board_land_in_the_engine_and_need_no_compiler_again() {
             compiled.push(progress.item.to_owned());
         }
     });
-    let expected: Vec<String> =
-        SOURCES.iter().map(|source| format!("{}.cu for sm_87", source.name)).collect();
+    let found = report.unwrap().kernels.unwrap();
+    let expected: Vec<String> = SOURCES
+        .iter()
+        .map(|source| format!("{}.cu for sm_87, CUDA {}", source.name, found.compilers[0]))
+        .collect();
     assert_eq!(compiled, expected);
 
-    let found = report.unwrap().kernels.unwrap();
     let folder = copy.out().join(KERNELS_FOLDER);
     let lengths: Vec<u64> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
@@ -86,11 +88,12 @@ fn kernels_for_a_board_land_in_the_engine_and_need_no_compiler_again() {
 
 #[test]
 fn a_build_cancelled_between_two_kernels_keeps_the_old_engine_and_leaves_nothing_else() {
-    let Some(root) = cuda_root() else { return };
+    let Some(roots) = cuda_roots() else { return };
     let copy = Copy::of(MODEL);
     copy.build().unwrap();
     let before = engine_bytes(&copy.out());
-    let (kernels, stop) = (BoardKernels::open(&root, &[Target::Orin]).unwrap(), AtomicBool::new(false));
+    let (kernels, stop) =
+        (BoardKernels::open(&roots[..1], &[Target::Orin], &[]).unwrap(), AtomicBool::new(false));
     let options = BuildOptions {
         kernels: Some(&kernels),
         force: true,

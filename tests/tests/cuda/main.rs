@@ -6,6 +6,7 @@
 mod emulator;
 mod faults;
 mod forward;
+mod mapped;
 mod models;
 mod same_bits;
 mod shipped;

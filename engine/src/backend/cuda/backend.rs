@@ -19,7 +19,9 @@ use super::{
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
+    mapped::WeightsFile,
     options::CudaOptions,
+    room::{Needs, Room},
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
     workspace::{Workspace, WorkspaceLayout},
@@ -36,8 +38,6 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Device memory left to the driver for graphs and modules.
-const DRIVER_BYTES: usize = 128 << 20;
 /// Most graphs at a time: three times as many as the usual shapes of an engine with 256 tokens a step.
 const MAX_GRAPHS: usize = 96;
 
@@ -80,7 +80,7 @@ struct Features {
 }
 
 impl CudaBackend {
-    /// Copies the weights of `spec` from `source` to the device of `context`, allocates the lanes and everything a step needs, and captures
+    /// Copies the weights of `spec` from `source` to the device of `context`, or has it read them in their file, allocates the lanes and everything a step needs, and captures
     /// the usual steps. `cubins` are all kernels of the device's target.
     ///
     /// # Errors
@@ -106,17 +106,21 @@ impl CudaBackend {
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens);
         let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
+        let file = WeightsFile::open(context, source, options.weights)?;
+        let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
         let needs = Needs {
-            weights: DeviceModel::num_bytes(spec, source, options.lane_capacity)?,
+            weights: weights.copied,
+            mapped: weights.mapped,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
             pinned: input_layout.num_bytes() + logits_bytes,
         };
-        needs.check(context, options)?;
+        check_kv(needs.kv, options)?;
+        needs.check(&Room::of(context)?)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
-        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity)?;
+        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity, file)?;
         let lanes = DeviceLanes::new(context, &stream, lane_layout, options.step_limit)?;
         let workspace_buffer = DeviceBuffer::new(context, needs.workspace, "the workspace of a step")?;
         stream.zero(&workspace_buffer)?;
@@ -337,38 +341,14 @@ impl Backend for CudaBackend {
     }
 }
 
-/// Bytes of device memory by what they are for.
-struct Needs {
-    weights: usize,
-    kv: usize,
-    workspace: usize,
-    /// Of the host's; the device's own where both share memory.
-    pinned: usize,
-}
-
-impl Needs {
-    /// That all of it fits what is free, and the cache what is allowed.
-    fn check(&self, context: &Context, options: &CudaOptions) -> Result<()> {
-        if let Some(max_bytes) = options.max_kv_bytes.filter(|&most| self.kv as u64 > most) {
-            let kv = self.kv;
-            return Err(EngineError::Capacity(format!(
-                "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
-                options.kv, options.num_lanes, options.lane_capacity
-            )));
-        }
-        let (free, total) = context.memory_bytes()?;
-        let Self { weights, kv, workspace, pinned } = self;
-        let is_shared = context.device().is_integrated;
-        let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
-        // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
-        let most = if is_shared { total } else { free };
-        if needed > most {
-            return Err(EngineError::Capacity(format!(
-                "the engine takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}; pinned {pinned}), {free} of {total} are free: use fewer or shorter lanes, a smaller format, or free memory"
-            )));
-        }
-        Ok(())
+/// That the cache stays within what is allowed.
+fn check_kv(kv: usize, options: &CudaOptions) -> Result<()> {
+    match options.max_kv_bytes.filter(|&most| kv as u64 > most) {
+        None => Ok(()),
+        Some(max_bytes) => Err(EngineError::Capacity(format!(
+            "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
+            options.kv, options.num_lanes, options.lane_capacity
+        ))),
     }
 }
 
@@ -408,7 +388,12 @@ fn capabilities(
     Capabilities {
         backend: "cuda",
         device: device.key(),
-        kernels: format!("{target}, {} of {} multiprocessors", context.num_sms(), device.num_sms),
+        kernels: format!(
+            "{target}, {} of {} multiprocessors{}",
+            context.num_sms(),
+            device.num_sms,
+            if model.mapped_bytes > 0 { ", weights in their mapped file" } else { "" }
+        ),
         num_lanes: options.num_lanes,
         lane_capacity: options.lane_capacity,
         max_step_tokens: options.max_step_tokens,
