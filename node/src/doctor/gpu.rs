@@ -11,6 +11,9 @@ use takt_kernels_cu::driver::{
 
 use super::{Finding, read};
 
+/// The compiler that knows every board. Older drivers take no cubins of it.
+const CUDA_OF_ALL_BOARDS: u32 = 13;
+
 pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let folders = library_folders(lookup);
     let mut findings = driver(&folders);
@@ -48,11 +51,17 @@ fn driver(folders: &[PathBuf]) -> Vec<Finding> {
 fn usable(device: &Device) -> Finding {
     let found = format!("{}, driver of CUDA {}", device.key(), device.driver_version);
     match device.target() {
-        Some(_) => Finding::note(
-            "gpu",
-            found,
-            "used by `--backend cuda` only: the kernels have not been tried on a GPU yet",
-        ),
+        Some(target) => {
+            let unused = "used by `--backend cuda` only: the kernels have not been tried on a GPU yet";
+            let effect = if device.driver_version.major < CUDA_OF_ALL_BOARDS {
+                format!(
+                    "{unused}; its driver takes kernels by compilers of CUDA 12 alone: `takt build ENGINE --kernels-only --for {target} --cuda 12.6`"
+                )
+            } else {
+                unused.to_owned()
+            };
+            Finding::note("gpu", found, effect)
+        }
         None => Finding::note("gpu", found, "there are no kernels for it: answers come from the CPU"),
     }
 }
