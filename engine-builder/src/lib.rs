@@ -17,5 +17,5 @@ mod write;
 
 pub use build::{BuildOptions, Progress, Stage, build, build_checkpoint};
 pub use error::{BuildError, Result};
-pub use kernels::BoardKernels;
+pub use kernels::{BoardKernels, add_kernels};
 pub use report::{BuildReport, DraftReport, GroupError, KernelReport, TensorError};

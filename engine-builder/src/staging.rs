@@ -134,7 +134,7 @@ fn move_away(parent: &Path, target: &Path) -> Result<TempDir> {
     Ok(away)
 }
 
-fn hidden_sibling(parent: &Path, name: &str, what: &str) -> Result<TempDir> {
+pub(crate) fn hidden_sibling(parent: &Path, name: &str, what: &str) -> Result<TempDir> {
     let prefix = format!(".{name}.{what}-");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix);
@@ -188,7 +188,7 @@ fn looks_like_engine(folder: &Path) -> Result<bool> {
 }
 
 /// Flushes a folder's entries, so that a power cut after the rename finds the whole engine.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(|e| io_error("flush", folder, e))
 }
 

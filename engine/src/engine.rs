@@ -118,6 +118,7 @@ impl EngineOptions {
         let cpu_options = self.with_draft_rows(cpu_options.clone());
         CudaOptions {
             share,
+            weights: self.gpu.weights,
             num_lanes: cpu_options.num_lanes,
             lane_capacity: cpu_options.lane_capacity,
             kv: cpu_options.kv,
@@ -185,7 +186,7 @@ impl Engine {
             let text =
                 text.join().map_err(|_| EngineError::Backend("reading the tokenizer failed".into()))??;
             let (draft, backend) = loaded?;
-            // The backend owns packed copies, so the mapping ends with the directory.
+            // A backend owns packed copies, or holds the mapping itself.
             Ok(Self { manifest: dir.manifest().clone(), text, draft, backend })
         })
     }

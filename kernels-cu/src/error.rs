@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-use crate::{compiler::CompilerVersion, image::ImageError, target::Target};
+use crate::{CudaVersion, compiler::CompilerVersion, image::ImageError, target::Target};
 
 /// Result of building kernels.
 pub type Result<T> = std::result::Result<T, BuildError>;
@@ -37,6 +37,17 @@ pub enum BuildError {
         /// What the loader said.
         reason: String,
     },
+    /// There are compilers, and none of the version that was asked for.
+    #[error(
+        "no compiler of CUDA {asked}: there is {}; install it, or set TAKT_CUDA_ROOT to its folder (several with colons between them)",
+        versions(found)
+    )]
+    OtherCompilers {
+        /// The version.
+        asked: CudaVersion,
+        /// Those that are there.
+        found: Vec<CudaVersion>,
+    },
     /// This compiler does not know the target.
     #[error("NVRTC {version} does not know {target}; {}", advice(*.target))]
     UnknownTarget {
@@ -61,12 +72,16 @@ pub enum BuildError {
     },
     /// There is no compiler to make what no folder has.
     #[error(
-        "no kernels for {target} and no CUDA compiler to make them: {} not found, or made from other sources, in {}",
-        .sources.join(", "), list(folders)
+        "no kernels for {target}{} and no CUDA compiler to make them: {} not found, or made from other sources, in {}{}",
+        loadable(*driver), .sources.join(", "), list(folders), remedy(*target, *driver, *newest)
     )]
     Missing {
         /// For what.
         target: Target,
+        /// CUDA version of the driver that is to load them, if there is one.
+        driver: Option<CudaVersion>,
+        /// The newest of the cubins' compilers, or of the compiler itself, that the driver is too old for.
+        newest: Option<CudaVersion>,
         /// Names of the sources.
         sources: Vec<&'static str>,
         /// Where cubins were looked for.
@@ -87,6 +102,27 @@ pub enum BuildError {
 
 fn list(folders: &[PathBuf]) -> String {
     folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn versions(found: &[CudaVersion]) -> String {
+    found.iter().map(|version| format!("CUDA {version}")).collect::<Vec<_>>().join(", ")
+}
+
+fn loadable(driver: Option<CudaVersion>) -> String {
+    driver.map_or_else(String::new, |driver| format!(" that a driver of CUDA {driver} takes"))
+}
+
+/// What to do about cubins that are there and too new.
+fn remedy(target: Target, driver: Option<CudaVersion>, newest: Option<CudaVersion>) -> String {
+    let Some((driver, newest)) = driver.zip(newest) else { return String::new() };
+    let major = driver.major;
+    // The one compiler of CUDA 12 that is fetched and looked at in our own checks.
+    let compiler = if major == 12 { "12.6".to_owned() } else { driver.to_string() };
+    format!(
+        "; there is CUDA {newest}, whose cubins take a driver of CUDA {}: put kernels by CUDA {major} into the engine with \
+         `takt build ENGINE --kernels-only --for {target} --cuda {compiler}`, or update the driver",
+        newest.major
+    )
 }
 
 fn advice(target: Target) -> &'static str {

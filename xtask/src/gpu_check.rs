@@ -51,13 +51,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 fn described(device: &Device) -> String {
     format!(
-        "{}, {} multiprocessors, {} MiB{}, CUDA {}.{} in the driver",
+        "{}, {} multiprocessors, {} MiB{}, CUDA {} in the driver",
         device.name,
         device.num_sms,
         device.memory_bytes >> 20,
         if device.is_integrated { " shared with the processor" } else { "" },
-        device.driver_version / 1000,
-        device.driver_version % 1000 / 10,
+        device.driver_version,
     )
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod limits;
 mod plan_check;
 
 use crate::{

@@ -14,6 +14,9 @@ pub(super) const EMBEDDING: &str = "model.embed_tokens";
 /// Name of the output head.
 pub(super) const LM_HEAD: &str = "lm_head";
 
+/// What large tensors begin at a multiple of, in bytes: what a GPU loads at once, so that it can read them where the file is mapped.
+pub const TENSOR_ALIGNMENT: usize = 16;
+
 /// What a matrix does in the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -132,8 +135,9 @@ pub fn parts(spec: &DecoderSpec, quantization: &Quantization) -> Vec<Part> {
     parts
 }
 
-/// The tensors of `weights.safetensors` in file order: by falling element size, so that every tensor is aligned to its
-/// elements, then in the order of [`parts`].
+/// The tensors of `weights.safetensors` in file order: first those that are a multiple of [`TENSOR_ALIGNMENT`] long, so that each begins at
+/// one; within them, and among the others, by falling element size, so that every tensor is aligned to its elements; then in the order of
+/// [`parts`].
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] when a matrix does not fit its number format; [`EngineError::Capacity`] when sizes overflow.
@@ -150,7 +154,8 @@ pub fn lay_out(parts: &[Part]) -> Result<Vec<StoredTensor>> {
     for part in parts {
         tensors.extend(part.stored()?);
     }
-    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
+    let is_odd = |tensor: &StoredTensor| !tensor.byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+    tensors.sort_by_key(|tensor| (is_odd(tensor), std::cmp::Reverse(tensor.dtype.bitsize())));
     let mut offset = 0usize;
     for tensor in &mut tensors {
         tensor.offset = offset;

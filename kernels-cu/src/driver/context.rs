@@ -14,6 +14,7 @@ use cudarc::driver::sys::{
 
 use super::{
     device::Device,
+    entry,
     error::{DriverError, Result, check},
 };
 
@@ -83,13 +84,7 @@ impl Context {
     }
 
     fn plain(device: &Device, share: Share) -> Result<Self> {
-        let mut context = ptr::null_mut();
-        // Threads that wait for the device sleep: they may have a core's other work beside them.
-        let flags = CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | CUctx_flags::CU_CTX_MAP_HOST as u32;
-        // SAFETY: writes one handle; the device is one the driver named; no parameters beyond the flags.
-        check("cuCtxCreate", unsafe {
-            sys::cuCtxCreate_v4(&raw mut context, ptr::null_mut(), flags, device.handle)
-        })?;
+        let context = create(device)?;
         Ok(Self { inner: Arc::new(Inner::new(context, None, device, share, device.num_sms)) })
     }
 
@@ -218,8 +213,32 @@ impl Drop for Inner {
     }
 }
 
+/// A context on all of `device`.
+fn create(device: &Device) -> Result<CUcontext> {
+    // Threads that wait for the device sleep: they may have a core's other work beside them.
+    let flags = CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | CUctx_flags::CU_CTX_MAP_HOST as u32;
+    let mut context = ptr::null_mut();
+    let result = if entry::has(entry::CTX_CREATE) {
+        // SAFETY: writes one handle; the device is one the driver named; no parameters beyond the flags.
+        unsafe { sys::cuCtxCreate_v4(&raw mut context, ptr::null_mut(), flags, device.handle) }
+    } else {
+        let missing = || DriverError::Incomplete { missing: vec![entry::CTX_CREATE, "cuCtxCreate_v2"] };
+        let create = entry::ctx_create_v2().ok_or_else(missing)?;
+        // SAFETY: as above.
+        unsafe { create(&raw mut context, flags, device.handle) }
+    };
+    check("cuCtxCreate", result)?;
+    Ok(context)
+}
+
 /// A green context of at least `num_sms` multiprocessors, as far as the device can split them off.
 fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> {
+    if let Some(missing) = entry::missing(entry::GREEN).first() {
+        let version = device.driver_version;
+        let reason =
+            format!("they take a driver of CUDA 12.5 or later, this one is of {version} and lacks it");
+        return Err(DriverError::Call { call: missing, reason });
+    }
     // SAFETY: plain data of the driver's, all zeros is a value.
     let mut whole: CUdevResource = unsafe { std::mem::zeroed() };
     // SAFETY: as above.

@@ -27,7 +27,7 @@ pub fn check(launch: &Launch) -> Result<(), String> {
 
 fn found() -> Vec<KernelSet> {
     let folders = [Cache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins"))];
-    let places = Places { folders: &folders, compiler: None };
+    let places = Places { folders: &folders, compiler: None, driver: None };
     let opened = Target::ALL.map(|target| KernelSet::open(target, places, |_| {}));
     let (found, missing): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     if let Some(Err(error)) = missing.into_iter().next() {

@@ -46,7 +46,8 @@ impl Device {
         eprintln!("on {}", device.key());
         let compiler = env::var_os("TAKT_CUDA_ROOT").map(|root| Compiler::open(Path::new(&root)).unwrap());
         let folders = [Cache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins"))];
-        let places = Places { folders: &folders, compiler: compiler.as_ref() };
+        let places =
+            Places { folders: &folders, compiler: compiler.as_ref(), driver: Some(device.driver_version) };
         let (set, _) = KernelSet::open(target, places, |source| eprintln!("compiling {}.cu", source.name))
             .unwrap_or_else(|error| panic!("{error}; run `cargo run -p xtask -- kernels`"));
         let (context, _) = Context::open(device, Share::None).unwrap();

@@ -88,7 +88,8 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
     let on_gpu = config.text("engine", "backend") == "cuda";
-    if !(on_gpu || config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
+    let is_set = ["share", "sm_share_percent", "weights"].iter().any(|key| !config.is_built_in("gpu", key));
+    if is_set && !on_gpu {
         tracing::warn!("[gpu] of the configuration has no effect: the engine runs on the CPU");
     }
     let service = Service::from_lookup(process_environment, std::process::id());

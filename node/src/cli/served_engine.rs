@@ -8,7 +8,10 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use takt_engine::{
-    backend::cuda::GpuShare, dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy,
+    backend::cuda::{GpuOptions, GpuShare},
+    dir::Manifest,
+    engine::EngineOptions,
+    grammar::ClosingPolicy,
     sampler::SamplingParams,
 };
 
@@ -154,7 +157,10 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
         speculation: drafting(config) == Drafting::Head,
         max_bytes: Some(config.whole("memory", "budget_mib") << 20).filter(|bytes| *bytes > 0),
         num_snapshots: config.count("scheduler", "prefix_snapshots"),
-        gpu: gpu_options(gpu_share(config), process_environment),
+        gpu: GpuOptions {
+            weights: config.text("gpu", "weights").parse()?,
+            ..gpu_options(gpu_share(config), process_environment)
+        },
         ..EngineOptions::default()
     })
 }

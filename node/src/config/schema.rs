@@ -66,6 +66,8 @@ pub const CLASSES: &[&str] = &["control", "interactive"];
 /// Scheduling policies of the worker thread.
 pub const POLICIES: &[&str] = &["other", "fifo"];
 
+/// Where the GPU reads weights.
+pub const GPU_WEIGHTS: &[&str] = &["auto", "copied", "mapped"];
 /// How the GPU is shared with perception.
 pub const GPU_SHARES: &[&str] = &["green_context", "priority", "none"];
 
@@ -314,6 +316,13 @@ pub const KEYS: &[Key] = &[
         Accepts::Whole(1, 100),
         BuiltIn::Whole(50),
         "multiprocessors of a green context, rounded down to what the GPU can split; no effect on the CPU",
+    ),
+    key(
+        "gpu",
+        "weights",
+        Accepts::Word(GPU_WEIGHTS),
+        BuiltIn::Text("auto"),
+        "where the GPU reads weights: copied to its memory, mapped (in the engine's file), auto (mapped where it shares memory and page tables)",
     ),
     key(
         "memory",

@@ -7,6 +7,7 @@ mod emulator;
 mod faults;
 mod forward;
 mod lists;
+mod mapped;
 mod models;
 mod same_bits;
 mod shipped;

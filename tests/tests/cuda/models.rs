@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use takt_engine::{
     Result, TokenId,
-    backend::cuda::{CudaBackend, CudaOptions},
+    backend::cuda::{CudaBackend, CudaOptions, GpuWeights},
     kv::KvKind,
     spec::DecoderSpec,
     weights::WeightSource,
@@ -36,6 +36,7 @@ pub fn spec() -> DecoderSpec {
 pub fn options(kv: KvKind) -> CudaOptions {
     CudaOptions {
         share: Share::GreenContext { num_sms: 16 },
+        weights: GpuWeights::Auto,
         num_lanes: 3,
         lane_capacity: 200,
         kv,

@@ -21,10 +21,10 @@ use crate::models::emulated;
 const STRIDE: usize = 200;
 
 /// Cubins as `cargo run -p xtask -- kernels` keeps them, or none. The emulated device loads them as a device does, and runs its own.
-fn cubins() -> Option<PathBuf> {
+pub fn cubins() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins");
     let cache = Cache::new(&folder);
-    if SOURCES.iter().all(|source| cache.find(source, Target::Orin).is_some()) {
+    if SOURCES.iter().all(|source| cache.find(source, Target::Orin, None).is_some()) {
         return Some(folder);
     }
     assert!(env::var_os("TAKT_REQUIRE_CUBINS").is_none(), "no cubins: run `cargo run -p xtask -- kernels`");
@@ -79,7 +79,7 @@ fn without_kernels_the_engine_says_what_is_missing_and_for_which_board() {
         build_demo(&dir);
         let error = Engine::open(&dir, &options()).unwrap_err().to_string();
         assert!(error.contains("no kernels for sm_87") && error.contains("linear"), "{error}");
-        let nowhere = GpuOptions { cuda_root: Some(scratch.path().to_owned()), ..GpuOptions::default() };
+        let nowhere = GpuOptions { cuda_roots: vec![scratch.path().to_owned()], ..GpuOptions::default() };
         let error = Engine::open(&dir, &EngineOptions { gpu: nowhere, ..options() }).unwrap_err().to_string();
         assert!(error.contains("no CUDA compiler under"), "{error}");
         assert_eq!(device.report().leaks(), Vec::<String>::new());

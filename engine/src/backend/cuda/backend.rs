@@ -21,7 +21,9 @@ use super::{
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
     lists::{ListShape, Lists},
+    mapped::WeightsFile,
     options::CudaOptions,
+    room::{Needs, Room},
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
     workspace::{Workspace, WorkspaceLayout},
@@ -39,8 +41,6 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Device memory left to the driver for graphs and modules.
-const DRIVER_BYTES: usize = 128 << 20;
 /// Most graphs at a time: three times as many as the usual shapes of an engine with 256 tokens a step.
 const MAX_GRAPHS: usize = 96;
 
@@ -86,7 +86,7 @@ struct Features {
 }
 
 impl CudaBackend {
-    /// Copies the weights of `spec` from `source` to the device of `context`, allocates the lanes and everything a step needs, and captures
+    /// Copies the weights of `spec` from `source` to the device of `context`, or has it read them in their file, allocates the lanes and everything a step needs, and captures
     /// the usual steps. `cubins` are all kernels of the device's target.
     ///
     /// # Errors
@@ -112,17 +112,21 @@ impl CudaBackend {
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
         let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
+        let file = WeightsFile::open(context, source, options.weights)?;
+        let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
         let needs = Needs {
-            weights: DeviceModel::num_bytes(spec, source, options.lane_capacity)?,
+            weights: weights.copied,
+            mapped: weights.mapped,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
             pinned: input_layout.num_bytes() + logits_bytes + Lists::pinned_bytes(limits, spec.vocab_size),
         };
-        needs.check(context, options)?;
+        check_kv(needs.kv, options)?;
+        needs.check(&Room::of(context)?)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
-        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity)?;
+        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity, file)?;
         let lanes = DeviceLanes::new(context, &stream, lane_layout, options.step_limit)?;
         let workspace_buffer = DeviceBuffer::new(context, needs.workspace, "the workspace of a step")?;
         stream.zero(&workspace_buffer)?;
@@ -290,7 +294,7 @@ impl Backend for CudaBackend {
             self.lists.capture(&self.stream, &mut self.kernels, lists)?;
         }
         // Whatever comes of it, the rows of earlier trees are overwritten.
-        plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
+        plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
         self.run_graph(plan, shape, lists)?;
         for segment in &plan.segments {
             if segment.is_tree {
@@ -385,38 +389,14 @@ impl RowSource for CudaBackend {
     }
 }
 
-/// Bytes of device memory by what they are for.
-struct Needs {
-    weights: usize,
-    kv: usize,
-    workspace: usize,
-    /// Of the host's; the device's own where both share memory.
-    pinned: usize,
-}
-
-impl Needs {
-    /// That all of it fits what is free, and the cache what is allowed.
-    fn check(&self, context: &Context, options: &CudaOptions) -> Result<()> {
-        if let Some(max_bytes) = options.max_kv_bytes.filter(|&most| self.kv as u64 > most) {
-            let kv = self.kv;
-            return Err(EngineError::Capacity(format!(
-                "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
-                options.kv, options.num_lanes, options.lane_capacity
-            )));
-        }
-        let (free, total) = context.memory_bytes()?;
-        let Self { weights, kv, workspace, pinned } = self;
-        let is_shared = context.device().is_integrated;
-        let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
-        // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
-        let most = if is_shared { total } else { free };
-        if needed > most {
-            return Err(EngineError::Capacity(format!(
-                "the engine takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}; pinned {pinned}), {free} of {total} are free: use fewer or shorter lanes, a smaller format, or free memory"
-            )));
-        }
-        Ok(())
+/// That the cache stays within what is allowed.
+fn check_kv(kv: usize, options: &CudaOptions) -> Result<()> {
+    match options.max_kv_bytes.filter(|&most| kv as u64 > most) {
+        None => Ok(()),
+        Some(max_bytes) => Err(EngineError::Capacity(format!(
+            "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
+            options.kv, options.num_lanes, options.lane_capacity
+        ))),
     }
 }
 
@@ -456,7 +436,12 @@ fn capabilities(
     Capabilities {
         backend: "cuda",
         device: device.key(),
-        kernels: format!("{target}, {} of {} multiprocessors", context.num_sms(), device.num_sms),
+        kernels: format!(
+            "{target}, {} of {} multiprocessors{}",
+            context.num_sms(),
+            device.num_sms,
+            if model.mapped_bytes > 0 { ", weights in their mapped file" } else { "" }
+        ),
         num_lanes: options.num_lanes,
         lane_capacity: options.lane_capacity,
         max_step_tokens: options.max_step_tokens,

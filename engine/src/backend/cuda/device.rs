@@ -5,7 +5,7 @@ use std::path::Path;
 use takt_kernels_cu::{
     Target,
     cache::Cache,
-    compiler::Compiler,
+    compiler,
     driver::{
         context::{Context, Share},
         device::{self, Device},
@@ -28,7 +28,7 @@ pub(crate) fn open(
     options: impl FnOnce(Share) -> CudaOptions,
 ) -> Result<CudaBackend> {
     let (device, target) = choose(device::probe()?)?;
-    let kernels = kernels(target, engine_dir, gpu)?;
+    let kernels = kernels(&device, target, engine_dir, gpu)?;
     let options = options(share(gpu.share, &device));
     let (context, fallback) = Context::open(&device, options.share)?;
     if let Some(fallback) = fallback {
@@ -61,20 +61,26 @@ fn share(share: GpuShare, device: &Device) -> Share {
 }
 
 /// From the engine directory, the cache, or compiled now.
-fn kernels(target: Target, engine_dir: &Path, gpu: &GpuOptions) -> Result<KernelSet> {
+fn kernels(device: &Device, target: Target, engine_dir: &Path, gpu: &GpuOptions) -> Result<KernelSet> {
     let in_engine = Some(engine_dir.join(KERNELS_FOLDER)).filter(|folder| folder.is_dir());
     let folders: Vec<Cache> = in_engine.iter().chain(&gpu.kernel_cache).map(Cache::new).collect();
+    let driver = Some(device.driver_version);
     // The engine directory is not written to.
-    let without_compiler = Places { folders: &folders, compiler: None };
+    let without_compiler = Places { folders: &folders, compiler: None, driver };
     let missing = match KernelSet::open(target, without_compiler, |_| ()) {
         Ok((kernels, _)) => return Ok(kernels),
         Err(error) => error,
     };
     let unsupported = |error: &dyn std::fmt::Display| EngineError::Unsupported(error.to_string());
-    let root = gpu.cuda_root.as_deref().ok_or_else(|| unsupported(&missing))?;
-    let compiler = Compiler::open(root).map_err(|error| unsupported(&error))?;
+    if gpu.cuda_roots.is_empty() {
+        return Err(unsupported(&missing));
+    }
+    let compilers = compiler::open_all(&gpu.cuda_roots).map_err(|error| unsupported(&error))?;
+    // Of compilers that are all too new the newest stands in the message.
+    let fit = compiler::choose(&compilers, target, driver);
+    let compiler = fit.or_else(|| compiler::choose(&compilers, target, None));
     let cached = gpu.kernel_cache.is_some();
-    let places = Places { folders: if cached { &folders } else { &[] }, compiler: Some(&compiler) };
+    let places = Places { folders: if cached { &folders } else { &[] }, compiler, driver };
     let compiling = |source: &takt_kernels_cu::source::Source| {
         tracing::info!("compiling {} for {target}, which takes seconds, once", source.name);
     };

@@ -6,7 +6,9 @@
 //! | [`device`] | from a machine and an engine directory to a backend: the device, its context, its kernels |
 //! | [`shape`] | the few shapes that steps are rounded up to, each captured as a CUDA graph once |
 //! | [`input`] | what a step is about: tokens, positions, rows, trees; the bytes that travel to the device |
-//! | [`weights`] | a model's tensors in device memory, as the engine directory stores them |
+//! | [`mapped`] | whether and how weights are read where their file is mapped |
+//! | [`room`] | how much memory there is, and whether an engine fits |
+//! | [`weights`] | a model's tensors as the engine directory stores them, in device memory or in its mapped file |
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
@@ -23,11 +25,14 @@ mod forward;
 mod input;
 mod lanes;
 mod lists;
+mod mapped;
 mod options;
+mod room;
 mod shape;
 mod weights;
 mod workspace;
 
 pub use backend::CudaBackend;
 pub(crate) use device::open;
+pub use mapped::GpuWeights;
 pub use options::{CudaOptions, GpuOptions, GpuShare};

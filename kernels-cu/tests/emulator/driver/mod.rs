@@ -36,7 +36,7 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use takt_kernels_cu::source::SOURCES;
+use takt_kernels_cu::{CudaVersion, driver::host_memory::HostReach, source::SOURCES};
 
 use super::{Compiler, hex, own_folder, run};
 
@@ -51,13 +51,60 @@ pub struct EmulatedDevice {
     sources: Vec<PathBuf>,
     settings: Vec<(&'static str, String)>,
     limit: Duration,
+    version: CudaVersion,
+    hidden: Vec<&'static str>,
 }
+
+/// What the emulated driver is.
+const VERSION: CudaVersion = CudaVersion::new(13, 0);
+
+/// Functions of the emulated driver that older ones lack, by the version that brought them.
+const BROUGHT_BY: &[(CudaVersion, &[&str])] = &[
+    (CudaVersion::new(11, 8), &["cuLaunchKernelEx"]),
+    (CudaVersion::new(12, 1), &["cuCtxSetFlags"]),
+    (
+        CudaVersion::new(12, 4),
+        &[
+            "cuCtxFromGreenCtx",
+            "cuDevResourceGenerateDesc",
+            "cuDevSmResourceSplitByCount",
+            "cuDeviceGetDevResource",
+            "cuGreenCtxCreate",
+            "cuGreenCtxDestroy",
+            "cuGreenCtxGetDevResource",
+            "cuStreamGetGreenCtx",
+        ],
+    ),
+    (CudaVersion::new(12, 5), &["cuCtxCreate_v4", "cuGreenCtxStreamCreate"]),
+    (CudaVersion::new(12, 8), &["cuEventElapsedTime_v2"]),
+];
 
 impl EmulatedDevice {
     /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory and no
     /// kernels.
     pub fn new(test: &'static str) -> Self {
-        Self { test, sources: Vec::new(), settings: Vec::new(), limit: Duration::from_secs(60) }
+        Self {
+            test,
+            sources: Vec::new(),
+            settings: Vec::new(),
+            limit: Duration::from_secs(60),
+            version: VERSION,
+            hidden: Vec::new(),
+        }
+    }
+
+    /// The driver's version, if not 13.0: what came later is not among its functions, and cubins of later compilers are refused.
+    #[must_use]
+    pub fn cuda(mut self, major: u32, minor: u32) -> Self {
+        self.version = CudaVersion::new(major, minor);
+        self.set("TAKT_EMULATED_DRIVER_VERSION", major * 1000 + minor * 10)
+    }
+
+    /// A driver that lacks the function `name`, of whatever version it is.
+    #[must_use]
+    pub fn without(mut self, name: &'static str) -> Self {
+        self.hidden.push(name);
+        self
     }
 
     /// The device's compute capability: 87 Orin, 90 H200, 110 Thor, 120 RTX.
@@ -76,6 +123,17 @@ impl EmulatedDevice {
     #[must_use]
     pub fn memory_bytes(self, bytes: u64) -> Self {
         self.set("TAKT_EMULATED_MEMORY_BYTES", bytes)
+    }
+
+    /// How the device reads memory that the processor may only read, if not by registering it.
+    #[must_use]
+    pub fn host_reach(self, reach: HostReach) -> Self {
+        let number = match reach {
+            HostReach::Nothing => 0,
+            HostReach::Registered => 1,
+            HostReach::PageTables => 2,
+        };
+        self.set("TAKT_EMULATED_HOST_REACH", number)
     }
 
     /// Least time between an operation's submission and its begin.
@@ -118,13 +176,20 @@ impl EmulatedDevice {
         self
     }
 
+    /// Functions that the driver does not have.
+    fn hidden(&self) -> Vec<&'static str> {
+        let later = BROUGHT_BY.iter().filter(|(version, _)| *version > self.version);
+        later.flat_map(|(_, names)| names.iter().copied()).chain(self.hidden.iter().copied()).collect()
+    }
+
     /// What a program is started with so that it finds the device; `None` without a C++ compiler. `TAKT_EMULATED_FAIL_ALLOCATION`,
     /// `TAKT_EMULATED_FAIL_LAUNCH` and `TAKT_EMULATED_HANG_LAUNCH` beside it say which of them fails, from 1; `TAKT_EMULATED_REPORT` names
     /// a file for the [`Report`] at the program's end.
     pub fn environment(&self) -> Option<Vec<(&'static str, OsString)>> {
         let compiler = Compiler::found_or_skip()?;
-        let mut path =
-            OsString::from(library(&compiler, &self.sources).unwrap_or_else(|error| panic!("{error}")));
+        let mut path = OsString::from(
+            library(&compiler, &self.sources, &self.hidden()).unwrap_or_else(|error| panic!("{error}")),
+        );
         if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
             path.push(":");
             path.push(before);
@@ -246,7 +311,7 @@ impl Device {
 }
 
 /// Counts by name: `contexts`, `green_contexts`, `streams`, `events`, `modules`, `graphs`, `graph_execs`, `device_allocations`,
-/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `launches`, `overruns`, `bytes_to_host` and `bytes_to_device` (copied, not read in place), `left.…` of destroyed contexts, and
+/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `registered_bytes`, `launches`, `overruns`, `bytes_to_host` and `bytes_to_device` (copied, not read in place), `left.…` of destroyed contexts, and
 /// `calls.…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report(BTreeMap<String, u64>);
@@ -290,8 +355,8 @@ impl Report {
     }
 }
 
-/// The folder of the driver's library with the kernels of `sources`, made if it is not there yet.
-fn library(compiler: &Compiler, sources: &[PathBuf]) -> io::Result<PathBuf> {
+/// The folder of the driver's library with the kernels of `sources`, made if it is not there yet, without the functions `hidden`.
+fn library(compiler: &Compiler, sources: &[PathBuf], hidden: &[&str]) -> io::Result<PathBuf> {
     let kernels = compiler.library(sources)?;
     let own = own_folder().join("tests/emulator/driver");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
@@ -307,7 +372,7 @@ fn library(compiler: &Compiler, sources: &[PathBuf]) -> io::Result<PathBuf> {
     }
     let sources: Vec<_> = files.into_iter().filter(|path| is_a(path, "cpp")).collect();
     let objects = objects(compiler, &headers, &folder, &sources)?;
-    linked(compiler, &folder, &objects, &kernels)
+    linked(compiler, &folder, Parts { objects: &objects, kernels: &kernels, hidden })
 }
 
 /// An object of each source; two at a time are compiled.
@@ -342,9 +407,18 @@ fn objects(
     })
 }
 
+/// What a library is made of.
+#[derive(Debug, Clone, Copy)]
+struct Parts<'a> {
+    objects: &'a [PathBuf],
+    kernels: &'a Path,
+    hidden: &'a [&'a str],
+}
+
 /// A folder for the library under all names that a loader may look for first.
-fn linked(compiler: &Compiler, folder: &Path, objects: &[PathBuf], kernels: &Path) -> io::Result<PathBuf> {
-    let hash = hex(Sha256::new().chain_update(format!("{objects:?} {}", kernels.display())));
+fn linked(compiler: &Compiler, folder: &Path, parts: Parts<'_>) -> io::Result<PathBuf> {
+    let Parts { objects, kernels, hidden } = parts;
+    let hash = hex(Sha256::new().chain_update(format!("{objects:?} {} {hidden:?}", kernels.display())));
     let made = folder.join(format!("driver-{hash}"));
     if made.exists() {
         return Ok(made);
@@ -352,13 +426,14 @@ fn linked(compiler: &Compiler, folder: &Path, objects: &[PathBuf], kernels: &Pat
     let partial = folder.join(format!("driver-{hash}.partial"));
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
-    run(Command::new(&compiler.program)
-        .args(&compiler.flags)
-        .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1"])
-        .args(objects)
-        .arg(kernels)
-        .arg("-o")
-        .arg(partial.join(LIBRARY)))?;
+    let mut command = Command::new(&compiler.program);
+    command.args(&compiler.flags).args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1"]);
+    if !hidden.is_empty() {
+        let script = partial.join("hidden");
+        fs::write(&script, format!("{{ local: {}; }};\n", hidden.join("; ")))?;
+        command.arg(format!("-Wl,--version-script={}", script.display()));
+    }
+    run(command.args(objects).arg(kernels).arg("-o").arg(partial.join(LIBRARY)))?;
     symlink(LIBRARY, partial.join("libcuda.so"))?;
     fs::rename(partial, &made)?;
     Ok(made)
