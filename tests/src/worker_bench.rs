@@ -8,7 +8,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{
-    backend::Backend,
+    backend::{Backend, Capabilities},
     engine::{Engine, EngineOptions},
     quant::WeightKind,
     sampler::SamplingParams,
@@ -122,10 +122,17 @@ impl Bench {
     /// A calibrated worker of another engine.
     #[must_use]
     pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
+        Self::on("cpu", dir, options, worker)
+    }
+
+    /// A calibrated worker whose backend says that it is `backend`.
+    #[must_use]
+    pub fn on(backend: &'static str, dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
         let engine = Engine::open(dir, options).unwrap();
         let draft = engine.draft;
         let (clock, log) = (VirtualClock::default(), StepLog::default());
         let backend = VirtualBackend {
+            facts: Capabilities { backend, ..engine.backend.capabilities().clone() },
             inner: engine.backend,
             clock: clock.clone(),
             step: STEP,
