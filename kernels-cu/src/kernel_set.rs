@@ -34,10 +34,23 @@ impl KernelSet {
     pub fn open(
         target: Target,
         places: Places<'_>,
+        compiling: impl FnMut(&Source),
+    ) -> Result<(Self, Vec<BuildError>)> {
+        Self::open_of(SOURCES, target, places, compiling)
+    }
+
+    /// The kernels of `sources` alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_of(
+        sources: &[Source],
+        target: Target,
+        places: Places<'_>,
         mut compiling: impl FnMut(&Source),
     ) -> Result<(Self, Vec<BuildError>)> {
         let (mut images, mut not_stored, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        for source in SOURCES {
+        for source in sources {
             if let Some(image) = places.folders.iter().find_map(|folder| folder.find(source, target)) {
                 images.push(image);
                 continue;

@@ -19,6 +19,7 @@ use takt_kernels_cu::{
     },
     kernel_set::{KernelSet, Places},
     launch::Launch,
+    source,
 };
 
 /// A device with all kernels. Tests take turns.
@@ -47,8 +48,10 @@ impl Device {
         let compiler = env::var_os("TAKT_CUDA_ROOT").map(|root| Compiler::open(Path::new(&root)).unwrap());
         let folders = [Cache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins"))];
         let places = Places { folders: &folders, compiler: compiler.as_ref() };
-        let (set, _) = KernelSet::open(target, places, |source| eprintln!("compiling {}.cu", source.name))
-            .unwrap_or_else(|error| panic!("{error}; run `cargo run -p xtask -- kernels`"));
+        let sources: Vec<_> = source::all().copied().collect();
+        let (set, _) =
+            KernelSet::open_of(&sources, target, places, |source| eprintln!("compiling {}.cu", source.name))
+                .unwrap_or_else(|error| panic!("{error}; run `cargo run -p xtask -- kernels`"));
         let (context, _) = Context::open(device, Share::None).unwrap();
         let kernels = Kernels::load(&context, set.images().iter().map(|image| image.bytes())).unwrap();
         let stream = Stream::new(&context).unwrap();

@@ -36,7 +36,7 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use takt_kernels_cu::source::SOURCES;
+use takt_kernels_cu::source;
 
 use super::{Compiler, hex, own_folder, run};
 
@@ -95,7 +95,7 @@ impl EmulatedDevice {
     #[must_use]
     pub fn all_kernels(self) -> Self {
         let files: Vec<_> =
-            SOURCES.iter().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
+            source::all().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
         self.kernel_files(&files)
     }
 
