@@ -28,4 +28,5 @@ mod workspace;
 
 pub use backend::CudaBackend;
 pub(crate) use device::open;
+pub use device::{kernels, usable_device};
 pub use options::{CudaOptions, GpuOptions, GpuShare};
