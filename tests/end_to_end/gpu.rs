@@ -44,7 +44,7 @@ struct Machine {
 impl Machine {
     fn new() -> Option<Self> {
         let (cubins, folder) = (cubins()?, tempfile::tempdir().unwrap());
-        let device = EmulatedDevice::new("").sm(87).num_sms(8).memory_bytes(224 << 20).all_kernels();
+        let device = EmulatedDevice::new("").sm(87).num_sms(8).memory_bytes(176 << 20).all_kernels();
         let environment = device.environment()?;
         fs::create_dir(folder.path().join("takt")).unwrap();
         symlink(cubins, folder.path().join("takt/kernels")).unwrap();
@@ -112,7 +112,7 @@ fn every_kind_of_step_is_measured_beside_what_the_devices_memory_gives() {
     );
     let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0).expect("a number above 0");
     let copy = number(&found["gpu"]["copy_gb_s"]);
-    assert!(number(&found["gpu"]["buffer_bytes"]) >= 16e6);
+    assert!(number(&found["gpu"]["buffer_bytes"]) >= 1e6);
     for kind in kinds {
         assert!((number(&kind["copy_share"]) - number(&kind["gb_s"]) / copy).abs() < 1e-6, "{kind}");
         assert_eq!(kind["over_decode"].is_null(), kind["kind"] != "verify", "{kind}");

@@ -35,8 +35,12 @@ struct Inner {
 /// The device the tests have to run on, if they have to.
 pub fn required() -> Option<&'static Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    let is_required = || env::var_os("TAKT_REQUIRE_DEVICE").is_some_and(|value| value == "1");
     DEVICE.get_or_init(|| is_required().then(Device::open)).as_ref()
+}
+
+/// Whether tests have to run on the machine's own device.
+pub fn is_required() -> bool {
+    env::var_os("TAKT_REQUIRE_DEVICE").is_some_and(|value| value == "1")
 }
 
 impl Device {

@@ -7,6 +7,7 @@ mod emulator;
 mod faults;
 mod forward;
 mod models;
+mod required;
 mod same_bits;
 mod shipped;
 mod steps;

@@ -38,7 +38,7 @@ use libloading::Library;
 use sha2::{Digest, Sha256};
 use takt_kernels_cu::source;
 
-use super::{Compiler, hex, own_folder, run};
+use super::{Compiler, device::is_required as is_device_required, hex, own_folder, run};
 
 /// Names the test that a child process is started for.
 const CHILD: &str = "TAKT_EMULATED_CHILD";
@@ -51,13 +51,20 @@ pub struct EmulatedDevice {
     sources: Vec<PathBuf>,
     settings: Vec<(&'static str, String)>,
     limit: Duration,
+    on_any_device: bool,
 }
 
 impl EmulatedDevice {
     /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory and no
     /// kernels.
     pub fn new(test: &'static str) -> Self {
-        Self { test, sources: Vec::new(), settings: Vec::new(), limit: Duration::from_secs(60) }
+        Self {
+            test,
+            sources: Vec::new(),
+            settings: Vec::new(),
+            limit: Duration::from_secs(60),
+            on_any_device: false,
+        }
     }
 
     /// The device's compute capability: 87 Orin, 90 H200, 110 Thor, 120 RTX.
@@ -113,6 +120,13 @@ impl EmulatedDevice {
         self
     }
 
+    /// For a test that asks nothing of the [`Device`]: with `TAKT_REQUIRE_DEVICE=1` it runs on the machine's own, whichever that is. Without
+    /// this it is then skipped.
+    #[must_use]
+    pub fn or_any_device(self) -> Self {
+        Self { on_any_device: true, ..self }
+    }
+
     fn set(mut self, name: &'static str, value: impl ToString) -> Self {
         self.settings.push((name, value.to_string()));
         self
@@ -137,6 +151,12 @@ impl EmulatedDevice {
     pub fn run(self, body: impl FnOnce(&Device)) {
         if std::env::var_os(CHILD).is_some_and(|name| name == self.test) {
             return body(&Device::open());
+        }
+        if is_device_required() {
+            if self.on_any_device {
+                return body(&Device::open());
+            }
+            return eprintln!("skipped: a test of the emulated device");
         }
         let Some(environment) = self.environment() else { return };
         let mut command = Command::new(std::env::current_exe().unwrap());
