@@ -17,6 +17,7 @@ use crate::{
     memory::EngineMemory,
     spec::DecoderSpec,
     text::Text,
+    weights::WeightSource,
 };
 
 /// Most tokens of a lane when the caller names no capacity: models are made for up to 131,072 tokens, whose cache would
@@ -211,7 +212,8 @@ impl Engine {
         }
         if on_gpu {
             let cuda_options = |share| options.cuda_options(&cpu_options, share);
-            let backend = cuda::open(&manifest.spec, unchecked, dir.path(), &options.gpu, cuda_options)?;
+            let backend =
+                cuda::open(&manifest.spec, unchecked, Some(dir.path()), &options.gpu, cuda_options)?;
             return Ok((None, Box::new(backend)));
         }
         let mut backend = CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?;
@@ -228,6 +230,25 @@ fn open_text(dir: &EngineDir) -> Result<Option<Text>> {
         text.check_vocab_size(dir.manifest().spec.vocab_size)?;
     }
     Ok(text)
+}
+
+/// A backend for weights that are in no engine directory, as [`RandomWeights`](crate::shapes::RandomWeights); their cache is BF16 unless `options`
+/// say otherwise.
+///
+/// # Errors
+/// As [`Engine::open`], without those of a directory.
+pub fn open_weights(
+    spec: &DecoderSpec,
+    source: &dyn WeightSource,
+    options: &EngineOptions,
+) -> Result<Box<dyn Backend>> {
+    options.backend.check_present()?;
+    let cpu_options = options.cpu_options(spec, KvKind::Bf16);
+    if options.backend != BackendKind::Cuda {
+        return Ok(Box::new(CpuBackend::new(spec, source, &cpu_options)?));
+    }
+    let cuda_options = |share| options.cuda_options(&cpu_options, share);
+    Ok(Box::new(cuda::open(spec, source, None, &options.gpu, cuda_options)?))
 }
 
 impl BackendKind {

@@ -36,6 +36,19 @@ impl KernelSet {
     pub fn open(
         target: Target,
         places: Places<'_>,
+        compiling: impl FnMut(&Source),
+    ) -> Result<(Self, Vec<BuildError>)> {
+        Self::open_of(SOURCES, target, places, compiling)
+    }
+
+    /// The kernels of `sources` alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_of(
+        sources: &[Source],
+        target: Target,
+        places: Places<'_>,
         mut compiling: impl FnMut(&Source),
     ) -> Result<(Self, Vec<BuildError>)> {
         let (mut images, mut not_stored, mut missing) = (Vec::new(), Vec::new(), Vec::new());
@@ -43,7 +56,7 @@ impl KernelSet {
             places.driver.is_none_or(|driver| driver.takes_cubins_of(compiler.version().cuda()))
         };
         let compiler = places.compiler.filter(takes);
-        for source in SOURCES {
+        for source in sources {
             let find = |folder: &Cache| folder.find(source, target, places.driver);
             if let Some(image) = places.folders.iter().find_map(find) {
                 images.push(image);
@@ -98,7 +111,7 @@ impl KernelSet {
 
 impl Places<'_> {
     /// Why there are no cubins of `sources`, with what to do.
-    fn missing(&self, target: Target, sources: &[&'static Source]) -> BuildError {
+    fn missing(&self, target: Target, sources: &[&Source]) -> BuildError {
         let versions = |source: &&Source| {
             let of_folder = |folder: &Cache| folder.versions(source, target);
             self.folders.iter().flat_map(of_folder).map(|version| version.cuda()).collect::<Vec<_>>()

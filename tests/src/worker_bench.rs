@@ -8,7 +8,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{
-    backend::Backend,
+    backend::{Backend, Capabilities},
     engine::{Engine, EngineOptions},
     quant::WeightKind,
     sampler::SamplingParams,
@@ -125,7 +125,7 @@ impl Bench {
     /// A calibrated worker of another engine.
     #[must_use]
     pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
-        Self::with_rows(dir, options, worker, None)
+        Self::with("cpu", dir, options, worker, None)
     }
 
     /// [`Self::of`] a backend whose rows `lister` hands out.
@@ -136,10 +136,27 @@ impl Bench {
         worker: &WorkerOptions,
         lister: Option<Lister>,
     ) -> Self {
+        Self::with("cpu", dir, options, worker, lister)
+    }
+
+    /// A calibrated worker whose backend says that it is `backend`.
+    #[must_use]
+    pub fn on(backend: &'static str, dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
+        Self::with(backend, dir, options, worker, None)
+    }
+
+    fn with(
+        backend: &'static str,
+        dir: &Path,
+        options: &EngineOptions,
+        worker: &WorkerOptions,
+        lister: Option<Lister>,
+    ) -> Self {
         let engine = Engine::open(dir, options).unwrap();
         let draft = engine.draft;
         let (clock, log) = (VirtualClock::default(), StepLog::default());
         let backend = VirtualBackend {
+            facts: Capabilities { backend, ..engine.backend.capabilities().clone() },
             inner: engine.backend,
             clock: clock.clone(),
             step: STEP,

@@ -49,6 +49,8 @@ pub struct Context {
 struct Inner {
     context: CUcontext,
     green: Option<CUgreenCtx>,
+    /// The device's own, which is given back and not destroyed.
+    is_primary: bool,
     device: Device,
     share: Share,
     num_sms: u32,
@@ -81,6 +83,22 @@ impl Context {
             }
         }
         Ok((Self::plain(device, share)?, None))
+    }
+
+    /// The context that the CUDA runtime gives every library of a process: where a robot's perception lives. Nothing of ours does but what
+    /// stands in for perception.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`] or [`DriverError::OutOfMemory`].
+    pub fn primary(device: &Device) -> Result<Self> {
+        let mut context = ptr::null_mut();
+        // SAFETY: writes one handle; the device is one the driver named.
+        check("cuDevicePrimaryCtxRetain", unsafe {
+            sys::cuDevicePrimaryCtxRetain(&raw mut context, device.handle)
+        })?;
+        let mut inner = Inner::new(context, None, device, Share::None, device.num_sms);
+        inner.is_primary = true;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     fn plain(device: &Device, share: Share) -> Result<Self> {
@@ -178,7 +196,8 @@ impl Inner {
         if green.is_some() {
             NUM_GREEN.fetch_add(1, Ordering::SeqCst);
         }
-        Self { context, green, device: device.clone(), share, num_sms, is_lost: AtomicBool::new(false) }
+        let (device, is_lost) = (device.clone(), AtomicBool::new(false));
+        Self { context, green, is_primary: false, device, share, num_sms, is_lost }
     }
 }
 
@@ -204,6 +223,9 @@ impl Drop for Inner {
                     if *self.is_lost.get_mut() && is_last {
                         sys::cuDevicePrimaryCtxReset_v2(self.device.handle);
                     }
+                }
+                None if self.is_primary => {
+                    sys::cuDevicePrimaryCtxRelease_v2(self.device.handle);
                 }
                 None => {
                     sys::cuCtxDestroy_v2(self.context);

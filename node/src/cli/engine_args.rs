@@ -50,12 +50,12 @@ impl EngineArgs {
     }
 }
 
-/// Random weights of a shape run on the CPU only so far; asked for another backend, that is said rather than the CPU measured in its place.
+/// Random draft heads run on the CPU only so far; asked for another backend, that is said rather than the CPU measured in its place.
 pub(super) fn check_runs_shapes(backend: BackendKind) -> Result<(), CliError> {
     match backend {
         BackendKind::Auto | BackendKind::Cpu => Ok(()),
         BackendKind::Cuda | BackendKind::TensorRt => Err(CliError::Usage(
-            "--shape runs on the CPU only so far: give an engine directory, or leave --backend out".into(),
+            "--speculation with --shape runs on the CPU only so far: give an engine directory, or leave --backend out".into(),
         )),
     }
 }

@@ -11,6 +11,8 @@ mod bag_report;
 mod bench;
 mod bench_compare;
 mod bench_deadlines;
+mod bench_gpu;
+mod bench_perception;
 mod bench_ros;
 mod bench_speculation;
 #[cfg(test)]
@@ -79,6 +81,8 @@ enum Command {
     Ask(ask::AskArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(name = bench_perception::SECOND_PROCESS, hide = true)]
+    PerceptionFrames(bench_perception::FramesArgs),
 }
 
 /// What is logged without `RUST_LOG`, after the level of `--log-level`. Of the silenced parts of rustdds, two call every orderly end
@@ -116,6 +120,7 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
         Command::BagReport(args) => bag_report::run(&args, &interrupt()?),
         Command::Demo(args) => demo::run(&args, &interrupt()?),
         Command::Doctor(args) => doctor::run(&args),
+        Command::PerceptionFrames(args) => bench_perception::run_second_process(&args),
     }
 }
 

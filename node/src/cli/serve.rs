@@ -17,7 +17,7 @@ use super::{
     served_engine::{SentenceForm, ServedEngine, SharedWorker, ask_defaults},
 };
 use crate::{
-    config::{Config, Layers, RosArgs, Value, process_environment},
+    config::{Config, Layers, RosArgs, Value, process_environment, schema::KEYS},
     ros::{
         NodeSettings, RosNode, RosOptions, TransportKind, endpoints::Endpoints, join, lifecycle::Change,
         parameters::Fixed, qos_overrides::QosOverride, transport::Transport,
@@ -88,8 +88,8 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
     let on_gpu = config.text("engine", "backend") == "cuda";
-    let is_set = ["share", "sm_share_percent", "weights"].iter().any(|key| !config.is_built_in("gpu", key));
-    if is_set && !on_gpu {
+    let gpu_keys = KEYS.iter().filter(|key| key.section == "gpu");
+    if !on_gpu && !gpu_keys.clone().all(|key| config.is_built_in(key.section, key.name)) {
         tracing::warn!("[gpu] of the configuration has no effect: the engine runs on the CPU");
     }
     let service = Service::from_lookup(process_environment, std::process::id());

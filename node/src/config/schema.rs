@@ -325,6 +325,20 @@ pub const KEYS: &[Key] = &[
         "where the GPU reads weights: copied to its memory, mapped (in the engine's file), auto (mapped where it shares memory and page tables)",
     ),
     key(
+        "gpu",
+        "max_section_ms",
+        Accepts::Whole(0, 10_000),
+        BuiltIn::Whole(0),
+        "longest section on a GPU by its measured bound, also if lanes must take turns for it; 0: that of [scheduler]; no effect on the CPU",
+    ),
+    key(
+        "gpu",
+        "idle_gap_us",
+        Accepts::Whole(0, 100_000),
+        BuiltIn::Whole(0),
+        "sleep after every section, so that other work gets the GPU; promises count it; no effect on the CPU",
+    ),
+    key(
         "memory",
         "budget_mib",
         Accepts::Whole(0, MAX_MIB),

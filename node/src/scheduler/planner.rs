@@ -6,7 +6,7 @@
 //! 1. every decoding lane and a slice of the first prompt in order,
 //! 2. the decoding lanes ahead of that prompt, and the slice,
 //! 3. the slice alone, or the decoding lanes alone: whoever is first in order first,
-//! 4. fewer and fewer decoding lanes,
+//! 4. fewer and fewer decoding lanes, where time presses or a section may take no longer,
 //! 5. a slice of the first promised prompt alone, which is what promises count on.
 
 use std::time::Duration;
@@ -135,13 +135,19 @@ fn choose(
         richest.into_iter().chain(alone).flatten().chain(halves.map(|num| (num, None))).chain(promised);
     for (num_decodes, slice) in drafts {
         let draft = Draft { decodes: &decoding[..num_decodes], slice, ..Draft::default() };
-        if !draft.is_empty() && is_safe(&draft, jobs, situation) {
+        if !draft.is_empty() && !is_too_long(&draft, jobs, situation) && is_safe(&draft, jobs, situation) {
             return (num_decodes, slice);
         }
     }
     // Nothing is safe: sections took longer than their bounds. What promises count on goes first.
     let rest = if decoding.is_empty() { slice(0, reading.first) } else { None };
     promised.or(rest).unwrap_or((decoding.len().min(1), None))
+}
+
+/// Whether `draft` takes longer than any section may, and something shorter is possible: fewer lanes, or a lane or a slice alone.
+fn is_too_long(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bool {
+    let is_least = draft.decodes.len() + usize::from(draft.slice.is_some()) == 1;
+    !is_least && situation.limits.is_too_long(draft.cost(jobs, situation.bounds))
 }
 
 /// How many forced tokens may be computed along with `draft`: those for which a decode step has room as measured, when that is safe.
@@ -239,6 +245,8 @@ mod tests {
             max_prefill_slice_tokens: 8,
             max_step_tokens: 16,
             max_section: 10 * MS,
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: Duration::ZERO,
         };
         let now = Instant::now();
@@ -289,6 +297,8 @@ mod tests {
             max_prefill_slice_tokens: 8,
             max_step_tokens: 64,
             max_section: 10 * MS,
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: Duration::ZERO,
         };
         let wished = Round { num_levels: 4, top_k: 2, num_proposals: 8, max_nodes: 64, has_head: true };

@@ -9,6 +9,7 @@ mod forward;
 mod lists;
 mod mapped;
 mod models;
+mod required;
 mod same_bits;
 mod shipped;
 mod steps;

@@ -77,6 +77,20 @@ const RULES: &[Rule] = &[
         what: "16-byte load of keys and values",
     },
     Rule {
+        kernels: &["perception_gemm"],
+        targets: &Target::ALL,
+        opcodes: &["HMMA"],
+        modifiers: &["16816", "F32", "BF16"],
+        what: "tensor core multiplication of BF16 with F32 sums",
+    },
+    Rule {
+        kernels: &["read_memory"],
+        targets: &Target::ALL,
+        opcodes: &["LDG"],
+        modifiers: &["128", "NA"],
+        what: "16-byte load that leaves the first-level cache alone",
+    },
+    Rule {
         kernels: &["kv_compact", "kv_snapshot"],
         targets: &Target::ALL,
         // Where the pointer is chosen among several, the compiler does not see that it is global memory.

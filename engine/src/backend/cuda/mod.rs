@@ -34,5 +34,6 @@ mod workspace;
 
 pub use backend::CudaBackend;
 pub(crate) use device::open;
+pub use device::{kernels, usable_device};
 pub use mapped::GpuWeights;
 pub use options::{CudaOptions, GpuOptions, GpuShare};

@@ -36,9 +36,9 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use takt_kernels_cu::{CudaVersion, driver::host_memory::HostReach, source::SOURCES};
+use takt_kernels_cu::{CudaVersion, driver::host_memory::HostReach, source};
 
-use super::{Compiler, hex, own_folder, run};
+use super::{Compiler, device::is_required as is_device_required, hex, own_folder, run};
 
 /// Names the test that a child process is started for.
 const CHILD: &str = "TAKT_EMULATED_CHILD";
@@ -53,6 +53,7 @@ pub struct EmulatedDevice {
     limit: Duration,
     version: CudaVersion,
     hidden: Vec<&'static str>,
+    on_any_device: bool,
 }
 
 /// What the emulated driver is.
@@ -90,6 +91,7 @@ impl EmulatedDevice {
             limit: Duration::from_secs(60),
             version: VERSION,
             hidden: Vec::new(),
+            on_any_device: false,
         }
     }
 
@@ -153,7 +155,7 @@ impl EmulatedDevice {
     #[must_use]
     pub fn all_kernels(self) -> Self {
         let files: Vec<_> =
-            SOURCES.iter().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
+            source::all().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
         self.kernel_files(&files)
     }
 
@@ -169,6 +171,13 @@ impl EmulatedDevice {
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
+    }
+
+    /// For a test that asks nothing of the [`Device`]: with `TAKT_REQUIRE_DEVICE=1` it runs on the machine's own, whichever that is. Without
+    /// this it is then skipped.
+    #[must_use]
+    pub fn or_any_device(self) -> Self {
+        Self { on_any_device: true, ..self }
     }
 
     fn set(mut self, name: &'static str, value: impl ToString) -> Self {
@@ -202,6 +211,12 @@ impl EmulatedDevice {
     pub fn run(self, body: impl FnOnce(&Device)) {
         if std::env::var_os(CHILD).is_some_and(|name| name == self.test) {
             return body(&Device::open());
+        }
+        if is_device_required() {
+            if self.on_any_device {
+                return body(&Device::open());
+            }
+            return eprintln!("skipped: a test of the emulated device");
         }
         let Some(environment) = self.environment() else { return };
         let mut command = Command::new(std::env::current_exe().unwrap());
