@@ -24,7 +24,7 @@ use crate::{
 fn cubins() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins");
     let cache = Cache::new(&folder);
-    if source::all().all(|source| cache.find(source, Target::Orin).is_some()) {
+    if source::all().all(|source| cache.find(source, Target::Orin, None).is_some()) {
         return Some(fs::canonicalize(folder).unwrap());
     }
     assert!(
