@@ -61,19 +61,37 @@ class Runner:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.call = session.run
+            self.call, self.limits = session.run, {}
         else:
-            self.call = ReferenceEvaluator(onnx.load(path), new_ops=[TRT_FP4DynamicQuantize]).run
+            model = onnx.load(path)
+            self.limits = activation_limits(model)
+            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.limits)
+            self.call = ReferenceEvaluator(model, new_ops=[TRT_FP4DynamicQuantize]).run
+        self.shares: list[float] = []
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [port["name"] for port in self.facts["outputs"]]
+        names = [port["name"] for port in self.facts["outputs"]] + list(self.limits)
         assert set(feeds) == set(self.dims), (sorted(set(feeds) ^ set(self.dims)))
         for name, value in feeds.items():
             port = self.dims[name]
             assert len(value.shape) == len(port["shape"]), (name, value.shape)
             for have, want in zip(value.shape, port["shape"]):
                 assert isinstance(want, str) or have == want, (name, value.shape, port["shape"])
-        return dict(zip(names, self.call(names, feeds)))
+        outputs = dict(zip(names, self.call(names, feeds)))
+        for name, limit in self.limits.items():
+            self.shares.append(float(np.abs(outputs[name].astype(np.float32)).max()) / limit)
+        return outputs
+
+
+def activation_limits(model: onnx.ModelProto) -> dict[str, float]:
+    """What is quantized while running, and the largest value its scale takes."""
+    scales = {tensor.name: tensor for tensor in model.graph.initializer}
+    limits = {}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "TRT_FP4DynamicQuantize"):
+            scale = float(onnx.numpy_helper.to_array(scales[node.input[1]]))
+            limits[node.input[0]] = scale * 448 * (1 if node.op_type == "QuantizeLinear" else 6)
+    return limits
 
 
 class Cache:
@@ -258,6 +276,10 @@ def main() -> None:
             print(json.dumps({"unsupported": str(error).splitlines()[0]}))
             return
         raise
+    shares = [share for model in models for share in model.shares]
+    if shares:
+        print(f"quantized while running: {min(shares):.1e} to {max(shares):.1e} of what the scales take", file=sys.stderr)
+        errors.found["saturated"] = float(max(shares) > 1)
     print(json.dumps(errors.found))
 
 

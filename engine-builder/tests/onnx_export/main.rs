@@ -106,3 +106,71 @@ fn every_family_is_computed_as_the_cpu_does() {
         }
     }
 }
+
+#[test]
+fn every_format_of_weights_is_computed_as_the_cpu_does() {
+    for kind in [WeightKind::Fp8, WeightKind::Int4, WeightKind::Nvfp4] {
+        for form in FORMS {
+            for head in [WeightKind::Fp8, kind] {
+                let mut case = Case::new("hf/tiny-qwen3", kind, form);
+                case.build.lm_head = Some(head);
+                let held = case.check(&BOTH);
+                // onnxruntime has no 4-bit floats.
+                let expected = kind != WeightKind::Nvfp4;
+                assert!(held.get("reference").is_none_or(|held| *held), "{kind}");
+                assert!(held.get("onnxruntime").is_none_or(|held| *held == expected), "{kind}: {held:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_in_16_bits_stay_near() {
+    for (compute, bound) in [(Compute::F16, HALF), (Compute::Bf16, BRAIN)] {
+        for kind in [WeightKind::Bf16, WeightKind::Int4, WeightKind::Nvfp4] {
+            for form in FORMS {
+                let mut case = Case::new("hf/tiny-llama", kind, form);
+                (case.export.compute, case.bound) = (compute, bound);
+                let held = case.check(&BOTH);
+                println!("{compute:?} {kind} {}: {held:?}", form.name());
+                assert!(held.get("reference").is_none_or(|held| *held), "{kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_activations_stay_near() {
+    for kind in [WeightKind::Fp8, WeightKind::Nvfp4] {
+        for form in FORMS {
+            let mut case = Case::new("hf/tiny-qwen2", kind, form);
+            case.export.target = "tensorrt-10.16".parse().unwrap();
+            case.export.activations = Activations::Quantized;
+            // E4M3 rounds by up to 1/16 of each value, E2M1 by up to 1/4 and more near zero; random weights do not even that out.
+            case.bound = if kind == WeightKind::Fp8 { 0.3 } else { 0.8 };
+            all_hold(&case.check(&["reference"]));
+        }
+    }
+}
+
+#[test]
+fn trees_and_draft_heads_are_computed_as_published() {
+    for (head, source) in [("tiny-llama-midlayer", "hf/tiny-llama"), ("tiny-qwen3-layers", "hf/tiny-qwen3")] {
+        let folder = fixtures().join("eagle3").join(head);
+        for form in FORMS {
+            let mut case = Case::new(source, WeightKind::Bf16, form);
+            case.build.draft = Some(DraftOptions { folder: &folder, prompts: None, measures: false });
+            case.export.target = "tensorrt-11.4".parse().unwrap();
+            all_hold(&case.check(&BOTH));
+        }
+    }
+}
+
+#[test]
+fn trees_are_verified_under_attention_windows() {
+    for form in FORMS {
+        let mut case = Case::new("families/mistral-window", WeightKind::Bf16, form);
+        case.export.variant = Some(Variant::Eagle3);
+        all_hold(&case.check(&BOTH));
+    }
+}

@@ -50,6 +50,7 @@ pub fn check(python: &Path, folder: &Path, case: &Path, runtime: &str) -> serde_
     let output = Command::new(python).arg(script).args([folder, case]).arg(runtime).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{runtime} on {folder:?}: {err}");
+    eprint!("{err}");
     serde_json::from_str(out.lines().last().unwrap_or_default())
         .unwrap_or_else(|e| panic!("{e}: {out}\n{err}"))
 }
