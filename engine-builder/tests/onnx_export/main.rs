@@ -2,6 +2,7 @@
 
 mod case;
 mod python;
+mod structure;
 
 use std::{collections::BTreeMap, path::Path};
 

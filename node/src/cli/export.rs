@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use takt_engine_builder::{
     BuildError,
     export::{
-        Activations, Compute, Contract, ExportOptions, ExportProgress, ExportReport, Form, Model, Target, Variant,
-        export,
+        Activations, Compute, Contract, ExportOptions, ExportProgress, ExportReport, Form, Model, Target,
+        Variant, export,
     },
 };
 
@@ -111,7 +111,8 @@ fn as_json(args: &ExportArgs, report: &ExportReport, seconds: f64) -> Value {
 
 fn as_text(args: &ExportArgs, report: &ExportReport, seconds: f64) -> String {
     let contract = &report.contract;
-    let header = format!("{:<12} {:>6} {:>7} {:>10}  {:<24} in → out", "model", "opset", "nodes", "data", "weights");
+    let header =
+        format!("{:<12} {:>6} {:>7} {:>10}  {:<24} in → out", "model", "opset", "nodes", "data", "weights");
     let mut text = format!("{}\n", paint::dim(&header));
     text += &contract.models.iter().map(|model| model_text(contract, model)).collect::<String>();
     for warning in &report.warnings {
@@ -131,7 +132,11 @@ fn as_text(args: &ExportArgs, report: &ExportReport, seconds: f64) -> String {
 }
 
 fn model_text(contract: &Contract, model: &Model) -> String {
-    let layers = if model.role == "draft" { "draft head".to_owned() } else { contract.quantization.weights.to_string() };
+    let layers = if model.role == "draft" {
+        "draft head".to_owned()
+    } else {
+        contract.quantization.weights.to_string()
+    };
     let is_cache = |name: &str| name.starts_with("past_key_values") || name.starts_with("present");
     let names = |ports: &[takt_engine_builder::export::Port]| {
         let plain: Vec<&str> =
