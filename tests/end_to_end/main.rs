@@ -6,6 +6,7 @@
 mod bad_input;
 mod bag_report;
 mod draft;
+mod export;
 mod forms;
 mod harness;
 mod install;

@@ -200,14 +200,14 @@ impl<'a> Plan<'a> {
         source.spec.validate()?;
         let form = options.form.unwrap_or_else(|| options.target.newest_form());
         options.target.check_form(form)?;
-        options.target.check_weights(source.quantization.weights, "decoder layers")?;
-        options.target.check_weights(source.quantization.lm_head, "the output head")?;
+        options.target.check_weights(source.quantization.weights, "decoder layers", "--weights")?;
+        options.target.check_weights(source.quantization.lm_head, "the output head", "--lm-head")?;
         let default = if source.draft.is_some() { Variant::Eagle3 } else { Variant::Plain };
         let variant = options.variant.unwrap_or(default);
         if let Some((draft, _)) = source.draft.filter(|_| variant == Variant::Eagle3) {
             draft.spec.validate(source.spec)?;
-            options.target.check_weights(draft.weights, "the draft head's layer")?;
-            options.target.check_weights(draft.lm_head, "the draft head's output head")?;
+            options.target.check_weights(draft.weights, "the draft head's layer", "--weights")?;
+            options.target.check_weights(draft.lm_head, "the draft head's output head", "--weights")?;
         }
         if options.activations == Activations::Quantized
             && source.quantization.weights == WeightKind::Nvfp4

@@ -143,15 +143,15 @@ impl Target {
         }
     }
 
-    /// Checks that it computes with weights of `kind`; `what` says which weights, for the message.
+    /// Checks that it computes with weights of `kind`; `what` says which weights, and `option` which option of `takt build` chooses them.
     ///
     /// # Errors
     /// [`BuildError::Unsupported`] saying which formats it does compute with.
-    pub fn check_weights(&self, kind: WeightKind, what: &str) -> Result<()> {
+    pub fn check_weights(&self, kind: WeightKind, what: &str, option: &str) -> Result<()> {
         let refuse = |fact: String| {
             let works = self.working_kinds().join(" or ");
             Err(BuildError::Unsupported(format!(
-                "{what} in {kind} for {self}: {fact}; build the engine again with {works}"
+                "{what} in {kind} for {self}: {fact}; build the engine again with {option} {works}"
             )))
         };
         let Runtime::TensorRt(version) = self.runtime else { return Ok(()) };
@@ -291,12 +291,17 @@ mod tests {
     #[test]
     fn formats_a_target_lacks_are_refused_with_those_it_has() {
         for (text, kind, fact, works) in [
-            ("tensorrt-10.7", WeightKind::Nvfp4, "from 10.8 on", "with int4 or fp8 or bf16"),
-            ("tensorrt-10.16,sm_90a", WeightKind::Nvfp4, "from sm_100 on", "with int4 or fp8 or bf16"),
-            ("tensorrt-10.3,sm_87", WeightKind::Fp8, "from sm_89 on", "with int4 or bf16"),
-            ("tensorrt-10.16,sm_87", WeightKind::Nvfp4, "from sm_100 on", "with int4 or bf16"),
+            ("tensorrt-10.7", WeightKind::Nvfp4, "from 10.8 on", "with --weights int4 or fp8 or bf16"),
+            (
+                "tensorrt-10.16,sm_90a",
+                WeightKind::Nvfp4,
+                "from sm_100 on",
+                "with --weights int4 or fp8 or bf16",
+            ),
+            ("tensorrt-10.3,sm_87", WeightKind::Fp8, "from sm_89 on", "with --weights int4 or bf16"),
+            ("tensorrt-10.16,sm_87", WeightKind::Nvfp4, "from sm_100 on", "with --weights int4 or bf16"),
         ] {
-            let message = target(text).check_weights(kind, "layers").unwrap_err().to_string();
+            let message = target(text).check_weights(kind, "layers", "--weights").unwrap_err().to_string();
             assert!(message.contains(fact) && message.ends_with(works), "{text}: {message}");
         }
         for (text, kind) in [
@@ -306,7 +311,7 @@ mod tests {
             ("tensorrt-10.3,sm_87", WeightKind::Int4),
             ("onnx,sm_87", WeightKind::Nvfp4),
         ] {
-            target(text).check_weights(kind, "layers").unwrap();
+            target(text).check_weights(kind, "layers", "--weights").unwrap();
         }
     }
 

@@ -51,8 +51,9 @@ impl<'a> Case<'a> {
         let (out, case_folder) = (folder.path().join("export"), folder.path().join("case"));
         export(&engine, &out, &self.export, &mut |_| {}).unwrap();
         std::fs::create_dir(&case_folder).unwrap();
-        let golden = self.build.draft.map(|draft| draft.folder.join("golden.json"));
-        let trees = self.export.variant == Some(Variant::Eagle3) || golden.is_some();
+        let golden =
+            self.build.draft.map(|draft| draft.folder.join("golden.json")).filter(|path| path.exists());
+        let trees = self.export.variant == Some(Variant::Eagle3) || self.build.draft.is_some();
         case::write(&case_folder, &engine, trees, golden.as_deref());
         runtimes
             .iter()
@@ -173,5 +174,23 @@ fn trees_are_verified_under_attention_windows() {
         let mut case = Case::new("families/mistral-window", WeightKind::Bf16, form);
         case.export.variant = Some(Variant::Eagle3);
         all_hold(&case.check(&BOTH));
+    }
+}
+
+/// The shipped model with its head, as it is built and exported by default but for the type of products.
+#[test]
+fn the_demo_model_is_computed_as_the_cpu_does() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
+    let head = demo.join("eagle3");
+    for (kind, target, runtimes) in [
+        (WeightKind::Nvfp4, "tensorrt-10.16,sm_110a", &BOTH[..1]),
+        (WeightKind::Int4, "tensorrt-10.13", &BOTH[..]),
+        (WeightKind::Fp8, "tensorrt-10.3", &BOTH[..]),
+        (WeightKind::Bf16, "onnx", &BOTH[..]),
+    ] {
+        let mut case = Case::new("../../models/takt-demo", kind, Form::Operators);
+        case.build.draft = Some(DraftOptions { folder: &head, prompts: None, measures: false });
+        (case.export.target, case.export.form) = (target.parse().unwrap(), None);
+        all_hold(&case.check(runtimes));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use takt_engine::quant::WeightKind;
+use takt_engine::{dir::EngineDir, quant::WeightKind, spec::DecoderSpec};
 use takt_engine_builder::{
     BuildError, BuildOptions, build,
     draft::DraftOptions,
@@ -153,14 +153,14 @@ fn what_a_target_lacks_is_refused_with_what_works() {
     nvfp4.refused(&ExportOptions { num_lanes: Some(0), ..for_target("onnx") }, &["0 lanes"]);
     let int4 = made("hf/tiny-qwen3", &BuildOptions::new(WeightKind::Int4));
     // Its output head is fp8 unless something else is asked for.
-    int4.refused(&for_target("tensorrt-10.3,sm_87"), &["the output head in fp8", "int4 or bf16"]);
+    int4.refused(&for_target("tensorrt-10.3,sm_87"), &["the output head in fp8", "--lm-head int4 or bf16"]);
 }
 
 #[test]
 fn int4_whose_columns_no_block_of_tensorrts_divides_is_refused_by_name() {
     let options = BuildOptions { lm_head: Some(WeightKind::Bf16), ..BuildOptions::new(WeightKind::Int4) };
     let odd = made("families/mistral-wide-heads", &options);
-    let spec = &takt_engine::dir::EngineDir::open(&odd.engine).unwrap().manifest().spec.clone();
+    let spec = &EngineDir::open(&odd.engine).unwrap().manifest().spec.clone();
     let widths = [spec.hidden_size, spec.q_dim(), spec.intermediate_size];
     let fits = widths.iter().all(|width| width % 64 == 0);
     assert!(!fits, "{widths:?}: another fixture is needed");
@@ -222,16 +222,44 @@ fn check_profiles(model: &Value, capacity: u64) {
     }
 }
 
+/// Everything that a backend goes by; names for people aside.
+fn essence(engine: &Path) -> DecoderSpec {
+    let mut spec = EngineDir::open(engine).unwrap().manifest().spec.clone();
+    spec.family.clear();
+    (spec.rope.theta, spec.rope.scaling) = (0.0, String::new());
+    // A rotary table tells its frequencies to within its own rounding.
+    spec.rope.inv_freq.iter_mut().for_each(|freq| *freq = (*freq * 1e4).round());
+    spec.rope.attention_factor = (spec.rope.attention_factor * 1e4).round();
+    spec
+}
+
 #[test]
 fn an_export_in_primitives_is_read_back_as_the_same_engine() {
-    for source in ["hf/tiny-llama", "hf/tiny-qwen3"] {
+    for (source, compute) in [
+        ("hf/tiny-llama", Compute::F32),
+        ("hf/tiny-llama", Compute::Bf16),
+        ("hf/tiny-qwen2", Compute::F32),
+        ("hf/tiny-qwen3", Compute::Bf16),
+        ("families/llama-biases", Compute::F32),
+        ("families/mistral-window", Compute::Bf16),
+        ("families/qwen2-window", Compute::F32),
+        ("families/qwen3-yarn", Compute::F32),
+    ] {
         let made = made(source, &BuildOptions::new(WeightKind::Bf16));
-        let options =
-            ExportOptions { form: Some(Form::Primitives), compute: Compute::F32, ..for_target("onnx") };
+        let max_context = EngineDir::open(&made.engine).unwrap().manifest().spec.max_context.min(256);
+        let options = ExportOptions {
+            form: Some(Form::Primitives),
+            compute,
+            max_context: Some(max_context),
+            ..for_target("onnx")
+        };
         let out = made.export(&options).unwrap();
         let again = made.folder.path().join("again");
-        build(&out, &again, &BuildOptions::new(WeightKind::Bf16), &mut |_| {}).unwrap();
+        build(&out, &again, &BuildOptions::new(WeightKind::Bf16), &mut |_| {})
+            .unwrap_or_else(|error| panic!("{source} {compute:?}: {error}"));
         let weights = |engine: &Path| fs::read(engine.join("weights.safetensors")).unwrap();
         assert!(weights(&made.engine) == weights(&again), "{source}: other weights");
+        let expected = DecoderSpec { max_context, ..essence(&made.engine) };
+        assert_eq!(essence(&again), expected, "{source}");
     }
 }
