@@ -23,7 +23,7 @@ use crate::{
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
-    staging::Staging,
+    staging::{Kind, Staging},
     text_files::write_text_files,
     write::{WeightsFile, file_entry},
 };
@@ -140,7 +140,7 @@ pub fn build_checkpoint(
     let spec = with_context(spec, options.max_context)?;
     let quantization = options.quantization();
     let plan = Plan::new(&spec, &quantization, &*tensors)?;
-    let staging = Staging::start(out, options.force)?;
+    let staging = Staging::start(out, Kind::Engine, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
     let mut warnings = write_text_files(&staging, &text, &spec)?;
     // Nor should kernels that do not compile.

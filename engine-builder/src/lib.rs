@@ -5,6 +5,7 @@ mod build;
 pub mod checkpoint;
 pub mod draft;
 mod error;
+pub mod export;
 pub mod hf;
 mod kernels;
 pub mod onnx;

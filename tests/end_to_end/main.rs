@@ -8,6 +8,7 @@ mod bag_report;
 mod draft;
 #[path = "../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
+mod export;
 mod forms;
 mod gpu;
 mod harness;

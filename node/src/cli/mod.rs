@@ -24,6 +24,7 @@ mod doctor;
 mod duration;
 mod engine_args;
 mod error;
+mod export;
 mod form;
 mod generate;
 mod gpu_options;
@@ -70,6 +71,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Export(export::ExportArgs),
     Inspect(inspect::InspectArgs),
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
@@ -109,6 +111,7 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
     let interrupt = Interrupt::install;
     match cli.command {
         Command::Build(args) => build::run(&args, &interrupt()?),
+        Command::Export(args) => export::run(&args, &interrupt()?),
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args, &interrupt()?),
         Command::Score(args) => score::run(&args),
