@@ -10,18 +10,24 @@
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
+//! | [`product`] | products of matrices |
+//! | [`captures`] | captured graphs by shape, and how long each takes |
+//! | [`draft`] | a draft head beside the model: what it reads along, and what it proposes |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Architecture invariant: a step is one graph and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
+//! Architecture invariant: a step is one graph and one wait (two graphs where a draft head reads along), and allocates nothing once its shape was captured. The usual shapes are captured when
 //! the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
 
 mod backend;
+mod captures;
 mod device;
+mod draft;
 mod error;
 mod forward;
 mod input;
 mod lanes;
 mod options;
+mod product;
 mod shape;
 mod weights;
 mod workspace;
