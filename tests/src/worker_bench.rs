@@ -9,6 +9,7 @@ use std::{
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{
     backend::Backend,
+    draft::DraftManifest,
     engine::{Engine, EngineOptions},
     quant::WeightKind,
     sampler::SamplingParams,
@@ -123,22 +124,24 @@ impl Bench {
     #[must_use]
     pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
         let engine = Engine::open(dir, options).unwrap();
-        let draft = engine.draft;
-        let (clock, log) = (VirtualClock::default(), StepLog::default());
-        let backend = VirtualBackend {
-            inner: engine.backend,
-            clock: clock.clone(),
-            step: STEP,
-            token: TOKEN,
-            level: LEVEL,
-            log: log.clone(),
-        };
-        let text = Arc::new(Text::open(dir).unwrap().unwrap());
-        let mut backend: Box<dyn Backend> = Box::new(backend);
-        let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
-        let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
-        log.reset();
-        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), draft, desk: None };
+        let text = Text::open(dir).unwrap().unwrap();
+        let clock = VirtualClock::default();
+        let (backend, table) = virtual_costs(engine.backend, worker, &clock);
+        Self::over(backend, (engine.draft, text), worker, table, clock)
+    }
+
+    /// A worker over any backend, with the head and the text of its engine, and its costs in the virtual time of `clock`.
+    #[must_use]
+    pub fn over(
+        inner: Box<dyn Backend>,
+        (draft, text): (Option<DraftManifest>, Text),
+        worker: &WorkerOptions,
+        table: CostTable,
+        clock: VirtualClock,
+    ) -> Self {
+        let log = StepLog::default();
+        let backend = Box::new(in_virtual_time(inner, &clock, &log));
+        let parts = Parts { backend, text: Arc::new(text), table, draft, desk: None };
         Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
     }
 
@@ -183,6 +186,23 @@ impl Bench {
         while self.core.turn().unwrap() == Turn::Worked {}
         assert_eq!(self.core.num_open(), 0);
     }
+}
+
+fn in_virtual_time(inner: Box<dyn Backend>, clock: &VirtualClock, log: &StepLog) -> VirtualBackend {
+    VirtualBackend { inner, clock: clock.clone(), step: STEP, token: TOKEN, level: LEVEL, log: log.clone() }
+}
+
+/// What sections of `backend` cost in virtual time: the same for every backend of its sizes.
+#[must_use]
+pub fn virtual_costs(
+    backend: Box<dyn Backend>,
+    worker: &WorkerOptions,
+    clock: &VirtualClock,
+) -> (Box<dyn Backend>, CostTable) {
+    let mut backend = in_virtual_time(backend, clock, &StepLog::default());
+    let grid = grid_of(&backend, worker.max_prefill_slice_tokens);
+    let costs = measure(&mut backend, clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
+    (backend.inner, CostTable::new(grid, &costs))
 }
 
 /// The one reply, with the streamed text before it.

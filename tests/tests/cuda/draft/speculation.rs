@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use takt_eagle_spec::tree::TreeShape;
 use takt_engine::{
     EngineOptions,
-    backend::{Backend, cuda::CudaOptions},
+    backend::{
+        Backend,
+        cpu::{ActivationArithmetic, CpuOptions},
+        cuda::CudaOptions,
+    },
     dir::EngineDir,
     engine::Engine,
     kv::KvKind,
@@ -14,9 +18,15 @@ use takt_engine::{
     text::Text,
 };
 use takt_engine_builder::{BuildOptions, build, draft::DraftOptions};
+use takt_node::{
+    clock::VirtualClock,
+    request::{Prompt, Reply},
+    worker::{Drafting, WorkerOptions},
+};
 use takt_tests::{
-    heldout,
+    backends, heldout,
     speculated::{Method, Speculated, answer},
+    worker_bench::{Bench, Demand, finish, virtual_costs},
 };
 
 use super::attach;
@@ -89,5 +99,72 @@ fn the_demo_models_head_saves_most_steps_and_changes_no_answer() {
             );
             assert!(rounds(&found) <= rounds(&on_cpu) + 3, "{shape:?}: {} on the processor", rounds(&on_cpu));
         }
+    });
+}
+
+fn demands() -> Vec<Demand> {
+    let lines = heldout::read(&model().join("eval/heldout.jsonl"), STRIDE).unwrap();
+    let demands = lines.into_iter().map(|line| {
+        let system = line.system.map(|text| ("system".to_owned(), text));
+        let messages = system.into_iter().chain([("user".to_owned(), line.user)]).collect();
+        Demand { prompt: Prompt::Chat(messages), max_tokens: 40, ..Demand::raw("") }
+    });
+    demands.collect()
+}
+
+/// In virtual time, so that what a round is worth does not depend on the machine that emulates.
+#[test]
+fn a_worker_speculates_in_several_lanes_at_once_and_answers_as_without() {
+    let test = "draft::speculation::a_worker_speculates_in_several_lanes_at_once_and_answers_as_without";
+    emulated(test).run(|_| {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("engine");
+        build_demo(&path);
+        let dir = EngineDir::open(&path).unwrap();
+        let cuda_options = CudaOptions {
+            num_lanes: 2,
+            lane_capacity: 192,
+            max_step_tokens: 48,
+            max_logits_rows: 48,
+            ..options(KvKind::Bf16)
+        };
+        let answers = |drafting: Drafting| -> Vec<Reply> {
+            let draft = dir.draft().filter(|_| drafting == Drafting::Head);
+            let worker = WorkerOptions { drafting, ..WorkerOptions::default() };
+            // Virtual costs are those of any backend of the same sizes: the processor's are known sooner than an emulated device's.
+            let cpu_options = CpuOptions {
+                num_lanes: 2,
+                lane_capacity: 192,
+                max_step_tokens: 48,
+                max_logits_rows: 48,
+                ..backends::options(KvKind::Bf16, ActivationArithmetic::F32)
+            };
+            let mut on_cpu: Box<dyn Backend> =
+                Box::new(backends::open(&dir.manifest().spec, &dir, &cpu_options));
+            let mut backend: Box<dyn Backend> =
+                Box::new(models::open(&dir.manifest().spec, &dir, &cuda_options).unwrap());
+            if draft.is_some() {
+                attach(on_cpu.as_mut(), &dir).unwrap();
+                attach(backend.as_mut(), &dir).unwrap();
+            }
+            let clock = VirtualClock::default();
+            let (_, table) = virtual_costs(on_cpu, &worker, &clock);
+            let text = Text::open(&path).unwrap().unwrap();
+            let engine = (draft.map(|draft| draft.manifest().clone()), text);
+            let mut bench = Bench::over(backend, engine, &worker, table, clock);
+            let asked: Vec<_> = demands().into_iter().map(|demand| bench.ask(demand).1).collect();
+            bench.run_until_idle();
+            asked.iter().map(|events| finish(events).0).collect()
+        };
+        let (plain, found) = (answers(Drafting::Off), answers(Drafting::Head));
+        let said = |replies: &[Reply]| -> Vec<_> {
+            replies.iter().map(|one| (one.status, one.token_ids.clone())).collect()
+        };
+        assert_eq!(said(&found), said(&plain));
+        let rounds: Vec<_> = found.iter().map(|one| one.speculation).collect();
+        println!("{rounds:?}");
+        let accepted: usize = rounds.iter().flatten().map(|one| one.accepted).sum();
+        let num_tokens: usize = plain.iter().map(|one| one.token_ids.len()).sum();
+        assert!(accepted * 2 > num_tokens, "{accepted} of {num_tokens} tokens were drafted: {rounds:?}");
     });
 }
