@@ -200,8 +200,7 @@ impl Engine {
         let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let on_gpu = options.backend == BackendKind::Cuda;
-        // The CUDA backend has no draft heads yet; answers are the same without.
-        let draft = dir.draft().filter(|_| options.speculation && !on_gpu);
+        let draft = dir.draft().filter(|_| options.speculation);
         if draft.is_some() {
             cpu_options = options.with_draft_rows(cpu_options);
         }
@@ -210,17 +209,16 @@ impl Engine {
             EngineMemory::of(&manifest.spec, &manifest.quantization, draft, options)?
                 .check(max_bytes, options)?;
         }
-        if on_gpu {
+        let mut backend: Box<dyn Backend> = if on_gpu {
             let cuda_options = |share| options.cuda_options(&cpu_options, share);
-            let backend =
-                cuda::open(&manifest.spec, unchecked, Some(dir.path()), &options.gpu, cuda_options)?;
-            return Ok((None, Box::new(backend)));
-        }
-        let mut backend = CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?;
+            Box::new(cuda::open(&manifest.spec, unchecked, Some(dir.path()), &options.gpu, cuda_options)?)
+        } else {
+            Box::new(CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?)
+        };
         if let Some(draft) = draft {
             backend.attach_draft(&draft.manifest().spec, draft)?;
         }
-        Ok((draft.map(|draft| draft.manifest().clone()), Box::new(backend)))
+        Ok((draft.map(|draft| draft.manifest().clone()), backend))
     }
 }
 

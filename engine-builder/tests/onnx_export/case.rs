@@ -100,15 +100,15 @@ fn run(engine: &mut Engine, number: usize, step: &[Share], tensors: &mut Vec<(St
         }
     }
     let output = engine.backend.run_step(&plan).unwrap();
-    let (width, mut first) = (output.features.len() / plan.tokens.len(), 0);
+    let (width, mut first) = (output.features().len() / plan.tokens.len(), 0);
     for (place, share) in step.iter().enumerate() {
         let count = share.tokens.len();
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let logits = output.segment_logits(place).unwrap();
-        let hidden = &output.features[first * width..(first + count) * width];
+        let hidden = &output.features()[first * width..(first + count) * width];
         tensors.push((
             format!("{number}.{}.logits", share.lane),
-            vec![count, output.vocab_size],
+            vec![count, output.vocab_size()],
             bytes(logits),
         ));
         tensors.push((format!("{number}.{}.hidden", share.lane), vec![count, width], bytes(hidden)));

@@ -1,7 +1,6 @@
 //! The CUDA backend: one model in one context of our own.
 
 use std::{
-    collections::HashMap,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -11,12 +10,14 @@ use takt_kernels_cu::{
         context::Context,
         memory::{DeviceBuffer, MappedBuffer},
         module::Kernels,
-        stream::{Found, Graph, Stream},
+        stream::Stream,
     },
     launch::DeviceAddress,
 };
 
 use super::{
+    captures::{self, Captures},
+    draft::{CudaDraft, DraftSetup, Host},
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
@@ -31,9 +32,10 @@ use super::{
 use crate::{
     EngineError, Result,
     backend::{
-        Backend, Capabilities, no_row,
+        Backend, Capabilities, no_draft, no_row,
         plan_check::{check_plan, num_logits_rows},
     },
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
@@ -41,14 +43,12 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Most graphs at a time: three times as many as the usual shapes of an engine with 256 tokens a step.
-const MAX_GRAPHS: usize = 96;
-
 /// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the buffers they name.
 #[derive(Debug)]
 pub struct CudaBackend {
-    graphs: HashMap<StepShape, Captures>,
+    graphs: Captures<StepShape>,
     lists: Lists,
+    draft: Option<Box<CudaDraft>>,
     stream: Stream,
     kernels: Kernels,
     spec: DecoderSpec,
@@ -66,16 +66,8 @@ pub struct CudaBackend {
     whole: Vec<bool>,
     captured: Features,
     num_sms: usize,
-    num_runs: u64,
-}
-
-/// A shape's graph, and how long it takes.
-#[derive(Debug)]
-struct Captures {
-    graph: Graph,
-    usual: Duration,
-    /// By [`CudaBackend::num_runs`].
-    last_run: u64,
+    /// Of the device's memory, without a draft head.
+    held_bytes: usize,
 }
 
 /// The layers whose inputs are handed out; no buffers without any.
@@ -122,7 +114,8 @@ impl CudaBackend {
             pinned: input_layout.num_bytes() + logits_bytes + Lists::pinned_bytes(limits, spec.vocab_size),
         };
         check_kv(needs.kv, options)?;
-        needs.check(&Room::of(context)?)?;
+        let room = Room::of(context)?;
+        needs.check(&room)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
@@ -134,8 +127,9 @@ impl CudaBackend {
         let input = StepInput::new(context, input_layout, workspace.input)?;
         let of_logits = (workspace.logits, spec.vocab_size);
         let mut backend = Self {
-            graphs: HashMap::new(),
+            graphs: Captures::default(),
             lists: Lists::new(context, limits, of_logits, workspace.lists)?,
+            draft: None,
             capabilities: capabilities(context, options, &model, &lanes),
             stream,
             kernels,
@@ -152,7 +146,7 @@ impl CudaBackend {
             whole: Vec::with_capacity(options.max_logits_rows),
             captured: Features::default(),
             num_sms,
-            num_runs: 0,
+            held_bytes: needs.of_device(&room),
         };
         backend.capture_usual()?;
         Ok(backend)
@@ -171,22 +165,26 @@ impl CudaBackend {
 
     /// Captures the graph of `shape`, unless it is there.
     fn capture_shape(&mut self, shape: StepShape) -> Result<()> {
-        if self.graphs.contains_key(&shape) {
+        if self.graphs.contains(shape) {
             return Ok(());
         }
         let features = self.captured.buffers.as_ref();
+        let input = self.input.addresses()?;
+        let (kept, feature_rows) = match (&self.draft, features) {
+            // Each token's where the head will look for it.
+            (Some(draft), _) => (draft.features(), input.feature_rows),
+            (None, Some((buffer, _))) => (buffer.address(), DeviceAddress::NULL),
+            (None, None) => (DeviceAddress::NULL, DeviceAddress::NULL),
+        };
         let forward = Forward {
             spec: &self.spec,
             model: &self.model,
             lanes: &self.lanes,
-            input: self.input.addresses()?,
+            input,
             workspace: self.workspace,
             num_sms: self.num_sms,
             capacity: self.options.lane_capacity,
-            captured: Captured {
-                layers: &self.captured.layers,
-                features: features.map_or(DeviceAddress::NULL, |(buffer, _)| buffer.address()),
-            },
+            captured: Captured { layers: &self.captured.layers, features: kept, rows: feature_rows },
         };
         let launches = forward.launches(shape)?;
         self.stream.context().make_current()?;
@@ -202,32 +200,22 @@ impl CudaBackend {
                 None => Ok(()),
             }
         })?;
-        self.drop_oldest_graph();
-        self.graphs.insert(shape, Captures { graph, usual: Duration::ZERO, last_run: self.num_runs });
+        self.graphs.insert(shape, graph);
         Ok(())
     }
 
-    /// Makes room for another: they take memory of the driver's.
-    fn drop_oldest_graph(&mut self) {
-        if self.graphs.len() < MAX_GRAPHS {
-            return;
-        }
-        let oldest = self.graphs.iter().min_by_key(|(_, captures)| captures.last_run);
-        if let Some(shape) = oldest.map(|(shape, _)| *shape) {
-            self.graphs.remove(&shape);
-        }
-    }
-
-    /// Runs the graph of `shape`, finds `lists` and brings whole rows, and waits for all of it: the one wait of a step.
-    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape, lists: Option<ListShape>) -> Result<()> {
-        let Some(captures) = self.graphs.get_mut(&shape) else {
-            return Err(EngineError::Backend("a step's graph was not captured".into()));
-        };
-        self.num_runs += 1;
-        captures.last_run = self.num_runs;
+    /// Runs the graph of `shape`, finds `lists`, brings whole rows, lets the head read along if it `reads`, and waits for all of it: the one
+    /// wait of a step.
+    fn run_graph(
+        &mut self,
+        plan: &StepPlan,
+        shape: StepShape,
+        lists: Option<ListShape>,
+        reads: bool,
+    ) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
-        self.stream.run(&captures.graph)?;
+        let usual = self.graphs.start(&self.stream, shape)?;
         self.lists.find(&self.stream, lists)?;
         for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
             if segment.detail == Detail::Whole && rows[0] < rows[1] {
@@ -237,17 +225,12 @@ impl CudaBackend {
                 self.stream.fetch_to(from, &self.logits, at, num_bytes)?;
             }
         }
-        // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
-        let found = self.stream.wait(captures.usual.mul_f32(0.9), self.options.step_limit)?;
-        let took = start.elapsed();
-        captures.usual = match found {
-            // The first time is of loading, too.
-            _ if captures.usual.is_zero() => took / 2,
-            // How much too long the sleep was cannot be known.
-            Found::AtOnce => captures.usual * 3 / 4,
-            Found::Later => (captures.usual * 3 + took) / 4,
+        let Some(draft) = self.draft.as_mut().filter(|_| reads) else {
+            let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
+            self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
+            return Ok(());
         };
-        Ok(())
+        draft.read_and_wait(&self.stream, start, usual)
     }
 
     /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
@@ -256,6 +239,14 @@ impl CudaBackend {
             return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
         }
         Ok(())
+    }
+
+    /// As if there had never been a head.
+    fn detach_draft(&mut self) {
+        self.graphs = Captures::default();
+        self.captured = Features::default();
+        self.draft = None;
+        self.capabilities.kv_bytes = self.lanes.num_bytes();
     }
 
     fn lay_out_logits(&mut self, plan: &StepPlan) -> usize {
@@ -293,9 +284,18 @@ impl Backend for CudaBackend {
         if let Some(lists) = lists {
             self.lists.capture(&self.stream, &mut self.kernels, lists)?;
         }
+        let reads = match &mut self.draft {
+            Some(draft) => draft.follow_step(
+                plan,
+                &self.lanes.book,
+                &mut self.input,
+                &mut Host { stream: &self.stream, kernels: &mut self.kernels },
+            )?,
+            None => false,
+        };
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        self.run_graph(plan, shape, lists)?;
+        self.run_graph(plan, shape, lists, reads)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -303,6 +303,7 @@ impl Backend for CudaBackend {
                 self.lanes.book.commit(segment.lane, segment.tokens.len());
             }
         }
+        // Captured for a draft head they stay on the device.
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         let features = match &self.captured.buffers {
             Some((_, host)) => &host.floats()[..feature_len],
@@ -313,6 +314,9 @@ impl Backend for CudaBackend {
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
         self.check_alive()?;
+        if self.draft.is_some() {
+            return Err(EngineError::Input("features are captured for the draft head already".into()));
+        }
         let num_layers = self.spec.num_layers;
         if let Some(layer) = layer_inputs.iter().find(|&&layer| layer > num_layers) {
             return Err(EngineError::Input(format!(
@@ -329,14 +333,19 @@ impl Backend for CudaBackend {
             Some((device, MappedBuffer::new(context, num_bytes, "captured features")?))
         };
         // Their launches name the buffers of before.
-        self.graphs.clear();
+        self.graphs = Captures::default();
         self.captured = Features { layers: layer_inputs.to_vec(), buffers };
         self.capture_usual()
     }
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
         self.check_alive()?;
-        self.lanes.keep(&self.stream, &mut self.kernels, lane, path)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        if let Some(draft) = &mut self.draft {
+            draft.prepare_keep(lane, path, &mut host)?;
+        }
+        self.lanes.keep(host.stream, host.kernels, lane, path)?;
+        self.draft.as_mut().map_or(Ok(()), |draft| draft.keep(lane, path, &self.stream))
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {
@@ -345,21 +354,86 @@ impl Backend for CudaBackend {
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
         self.check_alive()?;
-        self.lanes.book.truncate(lane, len)
+        self.lanes.book.truncate(lane, len)?;
+        if let Some(draft) = &mut self.draft {
+            draft.truncate(lane, len);
+        }
+        Ok(())
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
         self.check_alive()?;
-        self.lanes.save_snapshot(&self.stream, &mut self.kernels, lane, len)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        let snapshot = self.lanes.save_snapshot(host.stream, host.kernels, lane, len)?;
+        if let Some(draft) = &mut self.draft
+            && let Err(error) = draft.save_snapshot(lane, len, snapshot, &mut host)
+        {
+            self.lanes.drop_snapshot(snapshot);
+            return Err(error);
+        }
+        Ok(snapshot)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
         self.check_alive()?;
-        self.lanes.restore_snapshot(&self.stream, &mut self.kernels, lane, snapshot)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        self.lanes.restore_snapshot(host.stream, host.kernels, lane, snapshot)?;
+        self.draft.as_mut().map_or(Ok(()), |draft| draft.restore_snapshot(lane, snapshot, &mut host))
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
+        if let Some(draft) = &mut self.draft {
+            draft.drop_snapshot(snapshot);
+        }
+    }
+
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        self.check_alive()?;
+        spec.validate(&self.spec)?;
+        let setup = DraftSetup {
+            options: &self.options,
+            num_sms: self.num_sms,
+            embedding: self.model.embedding,
+            kv_bytes: self.lanes.num_bytes(),
+            held_bytes: self.held_bytes,
+        };
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
+        (0..self.options.num_lanes).try_for_each(|lane| self.lanes.book.truncate(LaneId(lane), 0))?;
+        // Their launches name the buffers of before.
+        self.graphs = Captures::default();
+        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        self.captured = Features { layers: spec.captured.to_vec(), buffers: None };
+        self.draft = Some(Box::new(draft));
+        let captured = self.capture_usual();
+        if captured.is_err() {
+            self.detach_draft();
+        }
+        captured
+    }
+
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        self.draft.as_ref().map(|draft| draft.facts())
+    }
+
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        let committed_len = self.lanes.book.committed_len(lane);
+        if let Some(draft) = &mut self.draft {
+            draft.follow(lane, follows, committed_len);
+        }
+    }
+
+    fn can_draft(&self, lane: LaneId) -> bool {
+        let draft = self.draft.as_ref();
+        draft.is_some_and(|draft| draft.is_warm(lane, self.lanes.book.committed_len(lane)))
+    }
+
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        self.check_alive()?;
+        let Some(draft) = &mut self.draft else { return Err(no_draft("cuda")) };
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        draft.draft(plan, |lane| self.lanes.book.committed_len(lane), &mut host)
     }
 }
 

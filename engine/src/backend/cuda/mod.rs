@@ -13,13 +13,18 @@
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
 //! | [`lists`] | the likeliest tokens of a step's rows, which travel instead of the logits |
+//! | [`product`] | products of matrices |
+//! | [`captures`] | captured graphs by shape, and how long each takes |
+//! | [`draft`] | a draft head beside the model: what it reads along, and what it proposes |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
+//! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, one more where a draft head reads along, and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
 //! the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
 
 mod backend;
+mod captures;
 mod device;
+mod draft;
 mod error;
 mod forward;
 mod input;
@@ -27,6 +32,7 @@ mod lanes;
 mod lists;
 mod mapped;
 mod options;
+mod product;
 mod room;
 mod shape;
 mod weights;

@@ -55,7 +55,16 @@ impl Room {
         }
     }
 
-    fn in_words(&self) -> String {
+    /// [`Self::available`] for more, of which `held` bytes of ours are taken already: what driver and system tell knows of them, what the board
+    /// has does not.
+    pub(super) fn available_beside(&self, held: usize) -> usize {
+        match self.shared {
+            None => self.free,
+            Some(_) => self.available().min(self.total.saturating_sub(held)),
+        }
+    }
+
+    pub(super) fn in_words(&self) -> String {
         let Self { free, total, shared } = self;
         match shared.map(|shared| shared.available) {
             None => format!("{free} of {total} are free"),
@@ -68,15 +77,21 @@ impl Room {
 }
 
 impl Needs {
+    /// What a device's memory holds of it, the driver's share included.
+    pub(super) fn of_device(&self, room: &Room) -> usize {
+        let Self { weights, mapped, kv, workspace, pinned } = *self;
+        let shared = if room.shared.is_some() { [mapped, pinned] } else { [0, 0] };
+        let parts = [weights, kv, workspace, DRIVER_BYTES].into_iter().chain(shared);
+        parts.fold(0_usize, usize::saturating_add)
+    }
+
     /// That all of it fits.
     ///
     /// # Errors
     /// [`EngineError::Capacity`] with every size.
     pub(super) fn check(&self, room: &Room) -> Result<()> {
         let Self { weights, mapped, kv, workspace, pinned } = *self;
-        let shared = if room.shared.is_some() { [mapped, pinned] } else { [0, 0] };
-        let parts = [weights, kv, workspace, DRIVER_BYTES].into_iter().chain(shared);
-        let needed = parts.fold(0_usize, usize::saturating_add);
+        let needed = self.of_device(room);
         if needed <= room.available() {
             return Ok(());
         }
@@ -118,6 +133,16 @@ mod tests {
         // A container may be told of more than the board has.
         let small = Room { total: ALL - 1, ..room(0, Some(2 * ALL)) };
         assert!(!fits(small));
+    }
+
+    #[test]
+    fn what_comes_later_finds_what_is_left() {
+        let own = Room { free: 300 * MIB, total: 8000 * MIB, shared: None };
+        assert_eq!(own.available_beside(OWN), 300 * MIB);
+        let shared = |available| Room { shared: Some(SharedRoom { available }), ..own };
+        assert_eq!(shared(None).available_beside(ALL), 6500 * MIB);
+        assert_eq!(shared(Some(700 * MIB)).available_beside(ALL), 700 * MIB);
+        assert_eq!(shared(Some(7900 * MIB)).available_beside(ALL), 6500 * MIB);
     }
 
     #[test]

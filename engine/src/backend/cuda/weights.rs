@@ -79,7 +79,7 @@ pub(super) struct DeviceLayer {
 }
 
 /// Gives tensors their places: counted first, then copied, unless they are read where they are.
-struct Placement<'a> {
+pub(super) struct Placement<'a> {
     target: Option<(&'a Stream, &'a DeviceBuffer)>,
     source: &'a dyn WeightSource,
     file: Option<&'a WeightsFile>,
@@ -143,6 +143,27 @@ struct Tensors {
     rope: (DeviceAddress, DeviceAddress),
 }
 
+impl<'a> Placement<'a> {
+    /// Only counts bytes; addresses are null.
+    pub(super) fn counting(source: &'a dyn WeightSource) -> Self {
+        Self { target: None, source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+    }
+
+    /// Copies into `buffer`, which is as large as was counted.
+    pub(super) fn copying(
+        stream: &'a Stream,
+        buffer: &'a DeviceBuffer,
+        source: &'a dyn WeightSource,
+    ) -> Self {
+        Self { target: Some((stream, buffer)), source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+    }
+
+    /// Bytes placed so far.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.end
+    }
+}
+
 impl Placement<'_> {
     fn model(&mut self, spec: &DecoderSpec, lane_capacity: usize) -> Result<Tensors> {
         let (embedding_view, head_view) = (self.source.embedding()?, self.source.lm_head()?);
@@ -195,14 +216,24 @@ impl Placement<'_> {
         })
     }
 
-    fn linear(&mut self, name: &str, shape: (usize, usize), has_bias: bool) -> Result<DeviceMatrix> {
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        has_bias: bool,
+    ) -> Result<DeviceMatrix> {
         let matrix = self.matrix(name, self.source.matrix(name)?, shape)?;
         let bias =
             if has_bias { self.vector(&format!("{name}.bias"), shape.0)? } else { DeviceAddress::NULL };
         Ok(DeviceMatrix { bias, ..matrix })
     }
 
-    fn matrix(&mut self, name: &str, view: MatrixView<'_>, shape: (usize, usize)) -> Result<DeviceMatrix> {
+    pub(super) fn matrix(
+        &mut self,
+        name: &str,
+        view: MatrixView<'_>,
+        shape: (usize, usize),
+    ) -> Result<DeviceMatrix> {
         if (view.num_rows, view.num_cols) != shape {
             let fact = format!("shape [{}, {}], expected {shape:?}", view.num_rows, view.num_cols);
             return Err(EngineError::Tensor { name: name.into(), fact });
@@ -232,7 +263,7 @@ impl Placement<'_> {
         })
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<DeviceAddress> {
+    pub(super) fn vector(&mut self, name: &str, len: usize) -> Result<DeviceAddress> {
         let values = self.source.vector(name)?;
         if values.len() != len {
             let fact = format!("{} values, expected {len}", values.len());
@@ -242,7 +273,11 @@ impl Placement<'_> {
     }
 
     /// As the CPU backend computes them: F32 products `position · inv_freq`.
-    fn rope(&mut self, spec: &DecoderSpec, lane_capacity: usize) -> Result<(DeviceAddress, DeviceAddress)> {
+    pub(super) fn rope(
+        &mut self,
+        spec: &DecoderSpec,
+        lane_capacity: usize,
+    ) -> Result<(DeviceAddress, DeviceAddress)> {
         let rope = &spec.rope;
         let table = |turn: fn(f32) -> f32| -> Vec<f32> {
             let angles =
