@@ -5,11 +5,12 @@ use takt_engine::{
     backend::{Backend, cpu::ActivationArithmetic},
     kv::{KvKind, LaneId},
     quant::WeightKind,
+    sampler::{Sampler, SamplingParams},
     spec::DecoderSpec,
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::{
-    backends::{argmax, open, options},
+    backends::{open, options},
     counting::{CountingAllocator, num_allocations},
     memory_weights::{MemoryWeights, small_spec},
 };
@@ -41,14 +42,16 @@ fn prefill_slices_and_decode_steps_allocate_nothing() {
 fn allocations_of_60_steps(backend: &mut dyn Backend, plan: &mut StepPlan) -> usize {
     backend.truncate(LaneId(0), 0).unwrap();
     backend.truncate(LaneId(1), 0).unwrap();
+    let mut greedy = Sampler::new(&SamplingParams::default()).unwrap();
     let before = num_allocations();
     let mut next: [TokenId; 3] = [1, 2, 3];
     for step in 0..60 {
         plan.clear();
         plan.push(LaneId(0), &next[..1], LogitsWanted::Last);
+        plan.last_needs(if step % 3 == 0 { Detail::Whole } else { Detail::Likeliest(1) });
         plan.push(LaneId(1), &next, if step % 2 == 0 { LogitsWanted::All } else { LogitsWanted::None });
-        let output = backend.run_step(plan).unwrap();
-        next[0] = argmax(output.last_logits(0).unwrap());
+        let mut output = backend.run_step(plan).unwrap();
+        next[0] = greedy.sample_row(&mut output.last_row(0).unwrap()).unwrap();
     }
     num_allocations() - before
 }

@@ -7,7 +7,8 @@ use takt_engine::{
     backend::Backend,
     draft::{DraftPlan, DraftRow},
     kv::LaneId,
-    step::{LogitsWanted, StepPlan},
+    rows::MAX_LIST_LEN,
+    step::{Detail, LogitsWanted, StepPlan},
 };
 
 use crate::{
@@ -192,6 +193,8 @@ impl<'a> Bench<'a> {
         if shape.kind == SectionKind::Verify && len <= self.max_logits_rows {
             let parents: Vec<usize> = (0..len).map(|node: usize| node.saturating_sub(1) / 2).collect();
             self.plan.push_tree(LaneId(0), &self.tokens[..len], &parents);
+            // As much as a round is ever handed.
+            self.plan.last_needs(Detail::Likeliest(MAX_LIST_LEN));
         } else {
             for lane in (0..num_lanes).map(LaneId) {
                 self.plan.push(lane, &self.tokens[..len], LogitsWanted::Last);

@@ -102,6 +102,42 @@ fn a_tree_gives_the_bits_of_decoding_and_keeps_its_path() {
     });
 }
 
+/// Nobody waits between two lanes' rows being moved together, nor before the next step.
+#[test]
+fn the_paths_of_all_lanes_are_kept_at_once() {
+    on_device("same_bits::the_paths_of_all_lanes_are_kept_at_once").run(|_| {
+        let spec = all_options();
+        let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Bf16, 6);
+        let mut backend = open(&spec, &model, &options(KvKind::Int8)).unwrap();
+        let (tree, parents, _) = TREE;
+        let paths: [&[usize]; 3] = [&[0, 1, 4, 6], &[0, 2, 5], &[0, 1, 3]];
+        let prompt = tokens(&spec, 14);
+        let expected: Vec<_> = paths
+            .iter()
+            .map(|path| {
+                let along: Vec<TokenId> = path.iter().map(|&node| tree[node]).collect();
+                backend.truncate(LaneId(0), 0).unwrap();
+                run_slices(&mut backend, LaneId(0), &prompt, 14);
+                run_slices(&mut backend, LaneId(0), &along, 1);
+                run_slices(&mut backend, LaneId(0), &[60, 61], 1)
+            })
+            .collect();
+        let mut plan = StepPlan::default();
+        for lane in 0..3 {
+            backend.truncate(LaneId(lane), 0).unwrap();
+            run_slices(&mut backend, LaneId(lane), &prompt, 14);
+            plan.push_tree(LaneId(lane), &tree, &parents);
+        }
+        backend.run_step(&plan).unwrap();
+        for (lane, path) in paths.iter().enumerate() {
+            backend.keep(LaneId(lane), path).unwrap();
+        }
+        for (lane, expected) in expected.iter().enumerate() {
+            assert_eq!(run_slices(&mut backend, LaneId(lane), &[60, 61], 1), *expected, "lane {lane}");
+        }
+    });
+}
+
 #[test]
 fn a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix() {
     on_device("same_bits::a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix").run(|_| {
