@@ -49,7 +49,7 @@ pub enum BuildError {
         found: Vec<CudaVersion>,
     },
     /// This compiler does not know the target.
-    #[error("NVRTC {version} does not know {target}; {}", advice(*.target))]
+    #[error("NVRTC {version} does not know {target}; use {} or newer", .target.first_compiler())]
     UnknownTarget {
         /// Of the compiler.
         version: CompilerVersion,
@@ -115,20 +115,29 @@ fn loadable(driver: Option<CudaVersion>) -> String {
 /// What to do about cubins that are there and too new.
 fn remedy(target: Target, driver: Option<CudaVersion>, newest: Option<CudaVersion>) -> String {
     let Some((driver, newest)) = driver.zip(newest) else { return String::new() };
-    let major = driver.major;
-    // The one compiler of CUDA 12 that is fetched and looked at in our own checks.
-    let compiler = if major == 12 { "12.6".to_owned() } else { driver.to_string() };
-    format!(
-        "; there is CUDA {newest}, whose cubins take a driver of CUDA {}: put kernels by CUDA {major} into the engine with \
-         `takt build ENGINE --kernels-only --for {target} --cuda {compiler}`, or update the driver",
-        newest.major
-    )
+    let compiler = target.first_compiler();
+    let way_out = if driver.takes_cubins_of(compiler) {
+        format!(
+            "put kernels by CUDA {} into the engine with `takt build ENGINE --kernels-only --for {target} --cuda {compiler}`, or update the driver",
+            compiler.major
+        )
+    } else {
+        "update the driver".to_owned()
+    };
+    format!("; there is CUDA {newest}, whose cubins take a driver of CUDA {}: {way_out}", newest.major)
 }
 
-fn advice(target: Target) -> &'static str {
-    match target {
-        Target::Orin | Target::Hopper => "use 12.6 or newer",
-        Target::Thor => "use 13.0 or newer",
-        Target::Blackwell => "use 12.8 or newer",
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiler_named_is_one_that_knows_the_board_and_that_the_driver_goes_with() {
+        let remedy =
+            |target, minor| remedy(target, Some(CudaVersion::new(12, minor)), Some(CudaVersion::new(13, 0)));
+        assert!(remedy(Target::Orin, 2).contains("--for sm_87 --cuda 12.6"));
+        assert!(remedy(Target::Blackwell, 8).contains("--for sm_120a --cuda 12.8"));
+        let thor = remedy(Target::Thor, 6);
+        assert!(thor.contains("update the driver") && !thor.contains("--cuda"), "{thor}");
     }
 }

@@ -42,6 +42,20 @@ fn cuda_12_root() -> Option<PathBuf> {
     root
 }
 
+/// Every file of an engine with kernels, by its path below the engine.
+fn everything(engine: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for (folder, prefix) in [(engine.to_owned(), ""), (engine.join(KERNELS_FOLDER), "kernels/")] {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            if entry.file_type().unwrap().is_file() {
+                let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+                files.insert(name, fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+    files
+}
+
 /// As a board without a compiler opens them.
 fn open(engine: &Path, target: Target) -> Result<KernelSet, takt_kernels_cu::BuildError> {
     open_on(engine, target, None)
@@ -119,7 +133,7 @@ fn kernels_by_an_older_compiler_come_beside_them(copy: &Copy, roots: &[PathBuf],
     let others = |files: BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
         files.into_iter().filter(|(name, _)| !name.starts_with(KERNELS_FOLDER)).collect()
     };
-    let before = engine_bytes(&copy.out());
+    let before = everything(&copy.out());
     let kernels = BoardKernels::open(roots, &[Target::Orin], &[jetpack_6]).unwrap();
     assert_eq!(kernels.warning(), None);
 
@@ -127,19 +141,19 @@ fn kernels_by_an_older_compiler_come_beside_them(copy: &Copy, roots: &[PathBuf],
     let cancelled =
         add_kernels(&copy.out(), &kernels, Some(&stop), &mut |_| stop.store(true, Ordering::Relaxed));
     assert!(matches!(cancelled, Err(BuildError::Cancelled)));
-    assert_eq!(engine_bytes(&copy.out()), before);
+    assert_eq!(everything(&copy.out()), before);
     assert_eq!(copy.neighbours(), ["engine", "model"]);
 
     let mut items = 0;
     let report = add_kernels(&copy.out(), &kernels, None, &mut |progress| {
         assert_eq!((progress.stage, progress.done, progress.total), (Stage::Kernels, items, SOURCES.len()));
-        assert_eq!(engine_bytes(&copy.out()), before, "nothing is touched before all is compiled");
+        assert_eq!(everything(&copy.out()), before, "nothing is touched before all is compiled");
         items += 1;
     });
     assert_eq!(items, SOURCES.len());
     assert_eq!(report.unwrap().compilers, [jetpack_6]);
     assert_eq!(copy.neighbours(), ["engine", "model"]);
-    let after = engine_bytes(&copy.out());
+    let after = everything(&copy.out());
     assert_eq!(others(after.clone()), others(before.clone()));
     // What held is still there, what was damaged is not.
     assert_eq!(after.len(), before.len() + SOURCES.len() - 1);

@@ -252,3 +252,35 @@ fn stored(name: String, dtype: Dtype, shape: Vec<usize>) -> Result<StoredTensor>
 fn too_large(name: &str) -> EngineError {
     EngineError::Capacity(format!("the size of tensor {name} overflows"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kv::KvKind, shapes::decoder_spec};
+
+    #[test]
+    fn large_tensors_begin_where_a_gpu_loads_them_and_all_at_their_elements() {
+        for weights in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Nvfp4, WeightKind::Int4] {
+            // Scales of single values, an odd number of them, and a head of an odd number of rows.
+            let spec = DecoderSpec {
+                num_layers: 3,
+                vocab_size: 1001,
+                tied_embeddings: false,
+                ..decoder_spec("llama-3.2-1b").unwrap()
+            };
+            let quantization = Quantization { weights, lm_head: WeightKind::Fp8, kv: KvKind::Bf16 };
+            let tensors = expected_tensors(&spec, &quantization).unwrap();
+            let mut end = 0;
+            for tensor in &tensors {
+                let StoredTensor { name, offset, byte_len, dtype, .. } = tensor;
+                assert_eq!(*offset, end, "{name}");
+                assert!(offset.is_multiple_of(dtype.bitsize() / 8), "{name} at {offset}");
+                let is_large = byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+                assert!(!is_large || offset.is_multiple_of(TENSOR_ALIGNMENT), "{name} at {offset}");
+                end += byte_len;
+            }
+            let is_odd = |tensor: &StoredTensor| !tensor.byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+            assert!(tensors.iter().any(is_odd), "{weights}: nothing was there to go wrong");
+        }
+    }
+}

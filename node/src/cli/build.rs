@@ -46,7 +46,8 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "FILE", requires = "draft")]
     draft_prompts: Option<PathBuf>,
     /// Compile the CUDA kernels for these boards into the engine, so that they start without a compiler: sm_87 (Orin), sm_90a (Hopper), sm_110a
-    /// (Thor), sm_120a (Blackwell). Takes NVRTC and no GPU; the CUDA folder is TAKT_CUDA_ROOT, CUDA_HOME, CUDA_PATH or /usr/local/cuda
+    /// (Thor), sm_120a (Blackwell). Takes NVRTC and no GPU; CUDA folders are those in TAKT_CUDA_ROOT (several with colons), else CUDA_HOME, CUDA_PATH
+    /// and /usr/local/cuda*
     #[arg(long = "for", value_name = "TARGET,…", value_delimiter = ',')]
     targets: Vec<Target>,
     /// Compilers to compile the kernels with, by their versions of CUDA: 12.6, 13.0. A driver takes no kernels of a later major version than its

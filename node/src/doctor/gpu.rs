@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use takt_engine::backend::cuda::GpuWeights;
-use takt_kernels_cu::driver::{
-    DriverError,
-    device::{self, Device},
-    host_memory::HostReach,
+use takt_kernels_cu::{
+    Target,
+    driver::{
+        DriverError,
+        device::{self, Device},
+        host_memory::HostReach,
+    },
 };
 
 use super::{Finding, read};
-
-/// The compiler that knows every board. Older drivers take no cubins of it.
-const CUDA_OF_ALL_BOARDS: u32 = 13;
 
 pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let folders = library_folders(lookup);
@@ -53,9 +53,13 @@ fn usable(device: &Device) -> Finding {
     match device.target() {
         Some(target) => {
             let unused = "used by `--backend cuda` only: the kernels have not been tried on a GPU yet";
-            let effect = if device.driver_version.major < CUDA_OF_ALL_BOARDS {
+            // The compiler that knows every board is newer.
+            let effect = if device.driver_version.major < Target::Thor.first_compiler().major {
+                let compiler = target.first_compiler();
                 format!(
-                    "{unused}; its driver takes kernels by compilers of CUDA 12 alone: `takt build ENGINE --kernels-only --for {target} --cuda 12.6`"
+                    "{unused}; its driver takes kernels by compilers of CUDA {} or older alone: `takt build ENGINE --kernels-only --for {target} \
+                     --cuda {compiler}`",
+                    device.driver_version.major
                 )
             } else {
                 unused.to_owned()

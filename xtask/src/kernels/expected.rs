@@ -54,7 +54,8 @@ const RULES: &[Rule] = &[
         modifiers: &["128"],
         what: "16-byte copy of activations to shared memory, past the registers",
     },
-    // The hardware's conversion of E2M1 ends in F16, from where BF16 is farther than by this multiplication.
+    // With CUDA 13.0 the hardware's conversion of E2M1 ends in F16, from where BF16 is farther than by this multiplication; see
+    // docs/performance-gpu.md for the compiler that has another.
     Rule {
         kernels: &["linear_nvfp4_"],
         targets: &Target::ALL,

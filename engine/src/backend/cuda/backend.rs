@@ -78,8 +78,8 @@ struct Features {
 }
 
 impl CudaBackend {
-    /// Copies the weights of `spec` from `source` to the device of `context`, or has it read them in their file, allocates the lanes and everything a step needs, and captures
-    /// the usual steps. `cubins` are all kernels of the device's target.
+    /// Copies the weights of `spec` from `source` to the device of `context`, or has it read them in their file, allocates the lanes and
+    /// everything a step needs, and captures the usual steps. `cubins` are all kernels of the device's target.
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a model that does not hold or has sizes without a kernel,

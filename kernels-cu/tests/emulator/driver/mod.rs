@@ -23,6 +23,8 @@
 //! - Not emulated, and refused: clusters, cooperative launches, memory pools, managed memory, linking, PTX, textures, IPC. Time means
 //!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture, and ranges of a copy within the device must not overlap.
 
+mod versions;
+
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsString, c_char, c_int},
@@ -56,30 +58,6 @@ pub struct EmulatedDevice {
     on_any_device: bool,
 }
 
-/// What the emulated driver is.
-const VERSION: CudaVersion = CudaVersion::new(13, 0);
-
-/// Functions of the emulated driver that older ones lack, by the version that brought them.
-const BROUGHT_BY: &[(CudaVersion, &[&str])] = &[
-    (CudaVersion::new(11, 8), &["cuLaunchKernelEx"]),
-    (CudaVersion::new(12, 1), &["cuCtxSetFlags"]),
-    (
-        CudaVersion::new(12, 4),
-        &[
-            "cuCtxFromGreenCtx",
-            "cuDevResourceGenerateDesc",
-            "cuDevSmResourceSplitByCount",
-            "cuDeviceGetDevResource",
-            "cuGreenCtxCreate",
-            "cuGreenCtxDestroy",
-            "cuGreenCtxGetDevResource",
-            "cuStreamGetGreenCtx",
-        ],
-    ),
-    (CudaVersion::new(12, 5), &["cuCtxCreate_v4", "cuGreenCtxStreamCreate"]),
-    (CudaVersion::new(12, 8), &["cuEventElapsedTime_v2"]),
-];
-
 impl EmulatedDevice {
     /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory and no
     /// kernels.
@@ -89,7 +67,7 @@ impl EmulatedDevice {
             sources: Vec::new(),
             settings: Vec::new(),
             limit: Duration::from_secs(60),
-            version: VERSION,
+            version: versions::OWN,
             hidden: Vec::new(),
             on_any_device: false,
         }
@@ -187,8 +165,7 @@ impl EmulatedDevice {
 
     /// Functions that the driver does not have.
     fn hidden(&self) -> Vec<&'static str> {
-        let later = BROUGHT_BY.iter().filter(|(version, _)| *version > self.version);
-        later.flat_map(|(_, names)| names.iter().copied()).chain(self.hidden.iter().copied()).collect()
+        versions::later_than(self.version).chain(self.hidden.iter().copied()).collect()
     }
 
     /// What a program is started with so that it finds the device; `None` without a C++ compiler. `TAKT_EMULATED_FAIL_ALLOCATION`,
