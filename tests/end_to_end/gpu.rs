@@ -193,13 +193,13 @@ fn second_process(first: &Child) -> Option<u32> {
 
 fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(60) {
+    loop {
         if let Some(found) = found() {
             return found;
         }
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
         thread::sleep(Duration::from_millis(20));
     }
-    panic!("{what}: not within a minute");
 }
 
 #[test]

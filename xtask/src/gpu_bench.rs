@@ -13,7 +13,7 @@ use crate::{gpu_outcome::Outcome, repository, target_folder};
 
 /// What is measured.
 #[derive(Args)]
-pub struct Options {
+pub struct Measurements {
     /// Leaves out the measurements
     #[arg(long)]
     no_bench: bool,
@@ -48,7 +48,7 @@ struct Case {
 ///
 /// # Errors
 /// A program that cannot be built, or a measurement that failed for another reason than memory. A goal that is missed is none.
-pub fn run(options: &Options, root: &Path, device: &str) -> anyhow::Result<()> {
+pub fn run(options: &Measurements, root: &Path, device: &str) -> anyhow::Result<()> {
     if options.no_bench {
         return Ok(());
     }
@@ -74,7 +74,7 @@ pub fn run(options: &Options, root: &Path, device: &str) -> anyhow::Result<()> {
     }
 }
 
-impl Options {
+impl Measurements {
     fn cases(&self) -> Vec<Case> {
         let sizes: &[&str] = if self.tiny {
             &["--prompt-len", "8", "--tokens", "3", "--prefill-lens", "20", "--verify-sizes", "8,16"]
@@ -167,10 +167,10 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        options: Options,
+        options: Measurements,
     }
 
-    fn options(args: &[&str]) -> Options {
+    fn options(args: &[&str]) -> Measurements {
         Line::parse_from([&["x"], args].concat()).options
     }
 

@@ -25,7 +25,7 @@ pub struct Options {
     #[arg(long)]
     no_tests: bool,
     #[command(flatten)]
-    bench: gpu_bench::Options,
+    bench: gpu_bench::Measurements,
 }
 
 /// What of compute-sanitizer is run: accesses outside allocations, then races in shared memory, then barriers that not all threads reach.

@@ -154,7 +154,7 @@ impl Row {
     }
 
     fn as_text(&self) -> String {
-        let head = format!("{:<16}{:<10}", self.shape, self.format);
+        let head = format!("{:<15} {:<9} ", self.shape, self.format);
         if let Err(error) = &self.found {
             let what = if is_too_large(error) { "does not fit" } else { "failed" };
             return format!("{head}  {what}: {error}\n");

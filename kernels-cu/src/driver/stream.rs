@@ -89,6 +89,19 @@ impl Stream {
         &self.context
     }
 
+    /// Its priority as CUDA counts: the smaller goes first, and 0 is both the ordinary and the lowest.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`] or [`DriverError::Lost`].
+    pub fn priority(&self) -> Result<i32> {
+        self.context.make_current()?;
+        let mut priority = 0;
+        // SAFETY: our own stream; writes one number.
+        let result = unsafe { sys::cuStreamGetPriority(self.handle, &raw mut priority) };
+        self.context.note(check("cuStreamGetPriority", result))?;
+        Ok(priority)
+    }
+
     /// Launches a kernel.
     ///
     /// # Errors

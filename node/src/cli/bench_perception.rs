@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use takt_engine::{EngineOptions, engine::BackendKind};
+use takt_engine::{EngineError, EngineOptions, engine::BackendKind};
 
 use super::{CliError, duration, engine_args::EngineArgs, gpu_options::gpu_options, interrupt::Interrupt};
 use super::{paint, print_json};
@@ -98,7 +98,10 @@ pub(super) fn run(
     if interrupt.is_raised() {
         return Err(CliError::Failed("interrupted".into()));
     }
-    let report = measured?;
+    let report = measured.map_err(|error| match error {
+        EngineError::Unsupported(fact) => CliError::Failed(format!("--perception measures a GPU: {fact}")),
+        other => other.into(),
+    })?;
     if let Some(path) = bench.plot {
         std::fs::write(path, plot::svg(&report))
             .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", path.display())))?;

@@ -75,7 +75,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     Calibrate(calibrate::CalibrateArgs),
     Simulate(simulate::SimulateArgs),
     BagReport(bag_report::BagReportArgs),
