@@ -120,7 +120,7 @@ fn fp8_scale(bound: f32) -> f32 {
 impl Writer<'_> {
     /// `x`, 32 bits, as a product with weights of `kind` takes it; `bound` is its largest magnitude.
     pub(super) fn operand(&mut self, x: &str, kind: WeightKind, bound: Option<f32>) -> Result<Value> {
-        let x = self.to_compute(x);
+        let x = self.narrowed(x);
         self.operand_of_compute(&x, kind, bound)
     }
 
@@ -187,6 +187,6 @@ impl Writer<'_> {
         let scales = self.graph.op("DequantizeLinear", &part("fp4_block_scales"), &[&scales, &scale], &[]);
         let attributes = [("axis", Attribute::Int(-1)), ("block_size", Attribute::Int(NVFP4_BLOCK as i64))];
         let values = self.graph.op("DequantizeLinear", &part("from_fp4"), &[&codes, &scales], &attributes);
-        Ok(self.to_compute(&values))
+        Ok(self.narrowed(&values))
     }
 }

@@ -45,7 +45,7 @@ impl Writer<'_> {
         ["batch".into(), self.spec.num_kv_heads.into(), rows, self.spec.head_dim.into()]
     }
 
-    /// `q` `[batch, H, sequence, d]` over the cache with `new` keys and values `[batch, G, sequence, d]`; all in the type that is computed in.
+    /// `q` `[batch, H, sequence, d]`, scaled, over the cache with `new` keys and values `[batch, G, sequence, d]`; all in the type that is computed in.
     pub(super) fn attend(
         &mut self,
         label: &str,
@@ -61,7 +61,7 @@ impl Writer<'_> {
         let mask = visibility.mask(self.spec.window(layer_idx));
         match self.form {
             Form::Operators => {
-                let scale = [("scale", Attribute::Float(self.spec.attention_scale))];
+                let scale = [("scale", Attribute::Float(1.0))];
                 Ok(self.graph.op("Attention", label, &[q, &cached[0], &cached[1], mask], &scale))
             }
             Form::Primitives => self.attend_plainly(label, q, [&cached[0], &cached[1]], mask),
@@ -98,19 +98,18 @@ impl Writer<'_> {
         Ok(value)
     }
 
-    /// `softmax(scale · q·kᵀ + mask) · v`. Queries of a key head are rows of one product, so that keys and values are not repeated.
+    /// `softmax(q·kᵀ + mask) · v`. Queries of a key head are rows of one product, so that keys and values are not repeated.
     fn attend_plainly(&mut self, label: &str, q: &str, [k, v]: [&str; 2], mask: &str) -> Result<Value> {
         let spec = self.spec;
         let (heads, kv_heads, head_dim) =
             (spec.num_q_heads as i64, spec.num_kv_heads as i64, spec.head_dim as i64);
         let part = |what: &str| format!("{label}.{what}");
-        let (scale, hidden) = (self.graph.float(spec.attention_scale)?, self.graph.float(HIDDEN)?);
+        let hidden = self.graph.float(HIDDEN)?;
         let (kv_len, sequence) = (self.dim(&part("kv"), k, 2), self.dim(&part("sequence"), q, 2));
         let grouped = self.reshape(&part("grouped"), q, &[0, kv_heads, -1, head_dim])?;
         let keys = self.transpose(&part("keys"), k, &[0, 1, 3, 2]);
         let scores = self.graph.op("MatMul", &part("products"), &[&grouped, &keys], &[]);
-        let scores = self.to_f32(&scores);
-        let scores = self.graph.op("Mul", &part("scores"), &[&scores, &scale], &[]);
+        let scores = self.widened(&scores);
         // [batch, G, H/G · sequence, kv] ↔ [batch, H, sequence, kv]: the same numbers in the same order.
         let (batch, h) = (self.graph.ints(&[0])?, self.graph.ints(&[heads])?);
         let axis = [("axis", Attribute::Int(0))];
@@ -118,7 +117,7 @@ impl Writer<'_> {
         let scores = self.graph.op("Reshape", &part("by_head"), &[&scores, &shape], &[]);
         let scores = self.graph.op("Where", &part("masked"), &[mask, &scores, &hidden], &[]);
         let weights = self.graph.op("Softmax", &part("weights"), &[&scores], &[("axis", Attribute::Int(3))]);
-        let weights = self.to_compute(&weights);
+        let weights = self.narrowed(&weights);
         let (g, rest) = (self.graph.ints(&[kv_heads])?, self.graph.ints(&[-1])?);
         let shape = self.graph.op("Concat", &part("group_shape"), &[&batch, &g, &rest, &kv_len], &axis);
         let weights = self.graph.op("Reshape", &part("by_group"), &[&weights, &shape], &[]);

@@ -80,7 +80,7 @@ impl Writer<'_> {
             let parts: Vec<&str> = normed.iter().map(String::as_str).collect();
             x = self.graph.op("Concat", "features.normed", &parts, &[("axis", Attribute::Int(2))]);
         }
-        let x = self.to_compute(&x);
+        let x = self.narrowed(&x);
         self.linear_f32("fc", &x, false)
     }
 

@@ -31,8 +31,10 @@ impl Writer<'_> {
         let (spec, bounds) = (self.spec, &layer.bounds);
         let x = self.operand(normed, layer.kind, bounds.as_ref().map(|bounds| bounds.attention_input))?;
         let q = self.heads(&name("q"), &x, spec.num_q_heads, Some(layer.rotation))?;
+        let q = self.scaled(&name("q.scaled"), &q)?;
         let k = self.heads(&name("k"), &x, spec.num_kv_heads, Some(layer.rotation))?;
         let v = self.heads(&name("v"), &x, spec.num_kv_heads, None)?;
+        let [q, k, v] = [q, k, v].map(|heads| self.narrowed(&heads));
         let attended = self.attend(&name("attention"), layer.layer_idx, &q, [&k, &v], layer.visibility)?;
         let rows = self.transpose(&name("rows"), &attended, &[0, 2, 1, 3]);
         let rows = self.reshape(&name("joined"), &rows, &[0, 0, spec.q_dim() as i64])?;
@@ -41,7 +43,7 @@ impl Writer<'_> {
         Ok(self.graph.op("Add", &format!("{}.after_attention", layer.prefix), &[residual, &out], &[]))
     }
 
-    /// The projection `label`_proj as heads `[batch, heads, sequence, d]`, normed and rotated where that is wanted.
+    /// The projection `label`_proj as heads `[batch, heads, sequence, d]`, normed and rotated where that is wanted; 32 bits.
     fn heads(
         &mut self,
         label: &str,
@@ -54,16 +56,20 @@ impl Writer<'_> {
         let heads =
             self.reshape(&format!("{label}.heads"), &projected, &[0, 0, num_heads as i64, head_dim])?;
         let Some(rotation) = rotation else {
-            let heads = self.transpose(&format!("{label}.by_head"), &heads, &[0, 2, 1, 3]);
-            return Ok(self.to_compute(&heads));
+            return Ok(self.transpose(&format!("{label}.by_head"), &heads, &[0, 2, 1, 3]));
         };
         let heads = match self.spec.qk_norm {
             true => self.rms_norm(&format!("{label}.normed"), &heads, &format!("{label}_norm.weight"))?,
             false => heads,
         };
         let heads = self.transpose(&format!("{label}.by_head"), &heads, &[0, 2, 1, 3]);
-        let rotated = self.rotate(&format!("{label}.rotated"), &heads, rotation)?;
-        Ok(self.to_compute(&rotated))
+        self.rotate(&format!("{label}.rotated"), &heads, rotation)
+    }
+
+    /// Queries times the scale of the scores. Left to `Attention`, TensorRT's parser would multiply the keys too: the whole cache, at every step.
+    fn scaled(&mut self, label: &str, q: &str) -> Result<Value> {
+        let scale = self.graph.float(self.spec.attention_scale)?;
+        Ok(self.graph.op("Mul", label, &[q, &scale], &[]))
     }
 
     fn feed_forward(&mut self, layer: &LayerInputs<'_>, residual: &str) -> Result<Value> {

@@ -33,7 +33,7 @@ impl Writer<'_> {
     /// [`Self::linear`] in 32 bits, with its bias where `has_bias`.
     pub(super) fn linear_f32(&mut self, name: &str, x: &str, has_bias: bool) -> Result<Value> {
         let product = self.linear(name, x)?;
-        let product = self.to_f32(&product);
+        let product = self.widened(&product);
         if !has_bias {
             return Ok(product);
         }
@@ -81,7 +81,7 @@ impl Writer<'_> {
             }
         };
         let exact = matrix.kind() == WeightKind::Int4 && self.int4_scale_type() == self.compute.element();
-        Ok(if exact { values } else { self.to_compute(&values) })
+        Ok(if exact { values } else { self.narrowed(&values) })
     }
 
     fn dequantize(

@@ -53,7 +53,7 @@ impl Writer<'_> {
     }
 
     /// `x`, which is in the type that is computed in, in 32 bits.
-    pub(super) fn to_f32(&mut self, x: &str) -> Value {
+    pub(super) fn widened(&mut self, x: &str) -> Value {
         if self.compute == Compute::F32 {
             return x.to_owned();
         }
@@ -61,7 +61,7 @@ impl Writer<'_> {
     }
 
     /// `x`, which has 32 bits, in the type that is computed in.
-    pub(super) fn to_compute(&mut self, x: &str) -> Value {
+    pub(super) fn narrowed(&mut self, x: &str) -> Value {
         if self.compute == Compute::F32 {
             return x.to_owned();
         }

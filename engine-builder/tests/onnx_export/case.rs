@@ -11,7 +11,7 @@ use takt_engine::{
     TokenId,
     backend::cpu::ActivationArithmetic,
     dir::EngineDir,
-    draft::DraftSource as _,
+    draft::{DraftPlan, DraftRow, DraftSource as _},
     engine::{Engine, EngineOptions},
     kv::LaneId,
     step::{LogitsWanted, StepPlan},
@@ -66,8 +66,18 @@ fn steps(trees: bool) -> Vec<Vec<Share>> {
     steps
 }
 
+/// Where what a draft head must say comes from.
+pub enum Head {
+    /// There is none.
+    None,
+    /// A fixture's golden answers, which are the published definition's.
+    Golden(PathBuf),
+    /// The CPU backend.
+    Cpu,
+}
+
 /// Writes `case.json` and `expected.safetensors` for the engine into `folder`.
-pub fn write(folder: &Path, engine_dir: &Path, trees: bool, draft: Option<&Path>) {
+pub fn write(folder: &Path, engine_dir: &Path, trees: bool, head: &Head) {
     let options = EngineOptions {
         arithmetic: ActivationArithmetic::F32,
         num_lanes: 2,
@@ -83,7 +93,7 @@ pub fn write(folder: &Path, engine_dir: &Path, trees: bool, draft: Option<&Path>
         run(&mut engine, number, step, &mut tensors);
         described.push(describe(step));
     }
-    let case = json!({"num_lanes": 2, "steps": described, "draft": draft.map_or(json!([]), |golden| heads(engine_dir, golden))});
+    let case = json!({"num_lanes": 2, "steps": described, "draft": heads(engine_dir, head)});
     fs::write(folder.join("case.json"), case.to_string()).unwrap();
     let views = tensors.iter().map(|(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
         (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
@@ -132,13 +142,18 @@ fn describe(step: &[Share]) -> Value {
     })
 }
 
-/// The golden answers of a head, with what leads from its tokens to the target's.
-fn heads(engine_dir: &Path, golden: &Path) -> Value {
+/// What a head must say, with what leads from its tokens to the target's.
+fn heads(engine_dir: &Path, head: &Head) -> Value {
+    let mut cases = match head {
+        Head::None => return json!([]),
+        Head::Golden(path) => {
+            serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap()["cases"].clone()
+        }
+        Head::Cpu => json!([drafted(engine_dir, &[5, 17, 3, 29, 11, 40], 8)]),
+    };
     let engine = EngineDir::open(engine_dir).unwrap();
     let head = engine.draft().unwrap();
     let (targets, width) = (head.target_tokens().unwrap(), head.manifest().spec.hidden_size);
-    let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
-    let mut cases = golden["cases"].clone();
     for case in cases.as_array_mut().unwrap() {
         let fed: Vec<Value> =
             ["input_ids", "next_token", "draft_logits_last", "chain_5"].map(|key| case[key].clone()).into();
@@ -147,4 +162,28 @@ fn heads(engine_dir: &Path, golden: &Path) -> Value {
             "hidden_size": width, "target_tokens": targets});
     }
     cases
+}
+
+/// What the CPU backend's head proposes after `input_ids` and `next_token`: first logits, and a greedy chain of five.
+fn drafted(engine_dir: &Path, input_ids: &[TokenId], next_token: TokenId) -> Value {
+    let options = EngineOptions {
+        arithmetic: ActivationArithmetic::F32,
+        lane_capacity: Some(64),
+        ..EngineOptions::default()
+    };
+    let mut backend = Engine::open(engine_dir, &options).unwrap().backend;
+    let mut plan = StepPlan::default();
+    plan.push(LaneId(0), input_ids, LogitsWanted::None);
+    backend.run_step(&plan).unwrap();
+    let (mut logits, mut chain, mut token) = (Vec::new(), Vec::new(), next_token);
+    for number in 0..5_usize {
+        let rows = vec![DraftRow { lane: LaneId(0), parent: number.checked_sub(1), token }];
+        let output = backend.draft(&DraftPlan { rows, top_k: 1, wants_logits: true }).unwrap();
+        if number == 0 {
+            logits = output.logits.to_vec();
+        }
+        token = output.row(0).next().unwrap().0;
+        chain.push(token);
+    }
+    json!({"input_ids": input_ids, "next_token": next_token, "draft_logits_last": logits, "chain_5": chain})
 }
