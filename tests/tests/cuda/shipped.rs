@@ -76,6 +76,31 @@ fn the_demo_model_answers_on_the_device_as_on_the_processor() {
 }
 
 #[test]
+fn the_demo_models_head_is_in_use_on_the_device_unless_it_is_not_wanted() {
+    let test = "shipped::the_demo_models_head_is_in_use_on_the_device_unless_it_is_not_wanted";
+    emulated(test).sm(87).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        let Some(cubins) = cubins() else { return };
+        crate::draft::build_demo(&dir);
+        let gpu = GpuOptions { kernel_cache: Some(cubins), ..options().gpu };
+        let opened = |speculation| {
+            Engine::open(&dir, &EngineOptions { speculation, gpu: gpu.clone(), ..options() }).unwrap()
+        };
+        let with_head = opened(true);
+        assert_eq!(with_head.backend.capabilities().backend, "cuda");
+        let record = with_head.draft.as_ref().unwrap();
+        let facts = with_head.backend.draft_facts().unwrap();
+        assert_eq!(facts.max_positions, record.spec.max_positions.min(256));
+        drop(with_head);
+        let without = opened(false);
+        assert!(without.draft.is_none() && without.backend.draft_facts().is_none());
+        drop(without);
+        assert_eq!(device.report().leaks(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn without_kernels_the_engine_says_what_is_missing_and_for_which_board() {
     let test = "shipped::without_kernels_the_engine_says_what_is_missing_and_for_which_board";
     emulated(test).sm(87).run(|device| {

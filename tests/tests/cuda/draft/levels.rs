@@ -5,9 +5,12 @@ use takt_eagle_spec::{
     tree::{TreeShape, grow},
 };
 use takt_engine::{
+    TokenId,
     backend::Backend,
-    draft::{DraftPlan, DraftRow},
+    dir::DraftDir,
+    draft::{DraftPlan, DraftRow, DraftSource},
     kv::{KvKind, LaneId},
+    quant::{MatrixData, MatrixView},
     step::{LogitsWanted, StepPlan},
 };
 use takt_tests::eagle::{chain_logits, read};
@@ -107,7 +110,7 @@ fn proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target() {
     emulated("draft::levels::proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target").run(|_| {
         let fixture = Fixture::new(1);
         let mut backend = fixture.with_head(&options(KvKind::Bf16));
-        let targets = takt_engine::draft::DraftSource::target_tokens(fixture.dir.draft().unwrap()).unwrap();
+        let targets = fixture.dir.draft().unwrap().target_tokens().unwrap();
         read(&mut backend, &[5, 6, 7, 8, 9], 96);
         for top_k in [1, 2, 3, 8, 11, 64] {
             let plan = DraftPlan { rows: vec![row(A, None, 3)], top_k, wants_logits: true };
@@ -123,6 +126,61 @@ fn proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target() {
                 let wanted = f64::from(output.logits[expected]) - sum.ln();
                 assert!((f64::from(*log_prob) - wanted).abs() < 1e-4, "{log_prob}, {wanted}");
             }
+        }
+    });
+}
+
+/// A head whose output layer has grown beyond all numbers.
+struct Overflown<'a> {
+    head: &'a DraftDir,
+    lm_head: Vec<u8>,
+}
+
+impl DraftSource for Overflown<'_> {
+    fn matrix(&self, name: &str) -> takt_engine::Result<MatrixView<'_>> {
+        let view = self.head.matrix(name)?;
+        Ok(if name == "lm_head" {
+            MatrixView { data: MatrixData::Bf16(&self.lm_head), ..view }
+        } else {
+            view
+        })
+    }
+
+    fn vector(&self, name: &str) -> takt_engine::Result<Vec<f32>> {
+        self.head.vector(name)
+    }
+
+    fn target_tokens(&self) -> takt_engine::Result<Vec<TokenId>> {
+        self.head.target_tokens()
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_make_proposals_that_are_never_likely_and_trees_all_the_same() {
+    let test = "draft::levels::numbers_that_are_not_finite_make_proposals_that_are_never_likely_and_trees_all_the_same";
+    emulated(test).run(|_| {
+        let fixture = Fixture::new(0);
+        let head = fixture.dir.draft().unwrap();
+        let view = head.matrix("lm_head").unwrap();
+        let (num_rows, num_cols) = (view.num_rows, view.num_cols);
+        for is_partly in [false, true] {
+            // BF16's infinity, in all rows or in one.
+            let one = |at: usize| if is_partly && at / num_cols != 3 { 0x3f80_u16 } else { 0x7f80 };
+            let lm_head = (0..num_rows * num_cols).flat_map(|at| one(at).to_le_bytes()).collect();
+            let mut backend = fixture.without_head(&options(KvKind::Bf16));
+            backend.attach_draft(&head.manifest().spec, &Overflown { head, lm_head }).unwrap();
+            read(&mut backend, &[5, 6, 7, 8, 9], 96);
+            let plan = DraftPlan { rows: vec![row(A, None, 3)], top_k: 4, wants_logits: false };
+            let found: Vec<_> = backend.draft(&plan).unwrap().row(0).collect();
+            assert_eq!(found.len(), 4);
+            assert!(
+                found.iter().all(|(token, log_prob)| *token < 640 && *log_prob == f32::NEG_INFINITY),
+                "{found:?}"
+            );
+            let shape = TreeShape { top_k: 3, num_levels: 3, num_nodes: 8 };
+            let tree = grow(&mut HeadDrafter::new(&mut backend, &[A]), 7, shape).unwrap();
+            assert_eq!(tree.tokens[0], 7);
+            step(&mut backend, A, &[1]);
         }
     });
 }

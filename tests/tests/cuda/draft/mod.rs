@@ -1,10 +1,13 @@
 //! Draft heads on the device.
 
+mod anything;
 mod failures;
 mod following;
 mod golden;
 mod levels;
 mod speculation;
+
+pub use speculation::build_demo;
 
 use std::path::Path;
 

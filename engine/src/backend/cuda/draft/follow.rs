@@ -212,7 +212,7 @@ impl CudaDraft {
         for idx in 0..num_rows {
             let row = ReadRow {
                 source: source(self, idx),
-                next_token: self.book.next_tokens(lane)[idx],
+                next_token: self.book.next_tokens(lane).get(idx).copied().unwrap_or_default(),
                 lane: lane.0,
                 position: first + idx,
                 tip: (idx + 1 == num_rows).then(|| hidden_row(lane, None)),
