@@ -7,8 +7,8 @@ use std::{
 
 use takt_engine::{
     dir::{
-        CHAT_TEMPLATE_FILE, EngineDir, FileEntry, GENERATION_FILE, MANIFEST_FILE, Manifest, Part,
-        Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
+        CHAT_TEMPLATE_FILE, EngineDir, FileEntry, GENERATION_FILE, KERNELS_FOLDER, MANIFEST_FILE, Manifest,
+        Part, Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
     },
     kv::KvKind,
     quant::WeightKind,
@@ -23,7 +23,7 @@ use crate::{
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
-    staging::Staging,
+    staging::{Kind, Staging},
     text_files::write_text_files,
     write::{WeightsFile, file_entry},
 };
@@ -140,11 +140,14 @@ pub fn build_checkpoint(
     let spec = with_context(spec, options.max_context)?;
     let quantization = options.quantization();
     let plan = Plan::new(&spec, &quantization, &*tensors)?;
-    let staging = Staging::start(out, options.force)?;
+    let staging = Staging::start(out, Kind::Engine, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
     let mut warnings = write_text_files(&staging, &text, &spec)?;
     // Nor should kernels that do not compile.
-    let kernels = options.kernels.map(|kernels| kernels.compile_into(staging.path(), options, progress));
+    let kernels = options.kernels.map(|kernels| {
+        let folder = staging.path().join(KERNELS_FOLDER);
+        kernels.compile_into(&folder, options.cancelled, progress)
+    });
     let kernels = kernels.transpose()?;
     warnings.extend(options.kernels.and_then(BoardKernels::warning));
     // And a head of another model not the time of this one's.

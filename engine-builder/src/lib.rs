@@ -5,6 +5,7 @@ mod build;
 pub mod checkpoint;
 pub mod draft;
 mod error;
+pub mod export;
 pub mod hf;
 mod kernels;
 pub mod onnx;
@@ -17,5 +18,5 @@ mod write;
 
 pub use build::{BuildOptions, Progress, Stage, build, build_checkpoint};
 pub use error::{BuildError, Result};
-pub use kernels::BoardKernels;
+pub use kernels::{BoardKernels, add_kernels};
 pub use report::{BuildReport, DraftReport, GroupError, KernelReport, TensorError};

@@ -6,7 +6,7 @@ use takt_engine::{
     quant::{ErrorStats, WeightKind},
     spec::DecoderSpec,
 };
-use takt_kernels_cu::{Target, compiler::CompilerVersion};
+use takt_kernels_cu::{CudaVersion, Target};
 
 /// The outcome of a build. The time it took is the caller's to measure.
 #[derive(Debug, Clone)]
@@ -45,9 +45,9 @@ pub struct DraftReport {
 pub struct KernelReport {
     /// For what, oldest first.
     pub targets: Vec<Target>,
-    /// By which compiler.
-    pub compiler: CompilerVersion,
-    /// Files, one a source and target.
+    /// By which compilers, oldest first.
+    pub compilers: Vec<CudaVersion>,
+    /// Files, one a source, target and compiler.
     pub num_files: usize,
     /// Bytes of all of them.
     pub bytes: u64,

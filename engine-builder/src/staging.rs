@@ -1,4 +1,4 @@
-//! An engine appears whole or not at all: everything is written into a hidden sibling folder, flushed, and renamed.
+//! An engine, or an export of one, appears whole or not at all: everything is written into a hidden sibling folder, flushed, and renamed.
 
 use std::{
     fs::{self, File},
@@ -11,13 +11,54 @@ use takt_engine::dir::{
 };
 use tempfile::TempDir;
 
-use crate::{BuildError, Result};
+use crate::{
+    BuildError, Result,
+    export::{CONTRACT_FILE, EXPORT_FILES},
+};
 
-/// What lies where the engine shall appear.
+/// What lies where the folder shall appear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Existing {
     Nothing,
+    /// One of the same kind, which may be replaced.
+    Same,
+}
+
+/// What is being made, and by what one that is there already is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An engine directory.
     Engine,
+    /// ONNX models for TensorRT, made from an engine.
+    Export,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Export => "export",
+        }
+    }
+
+    fn manifest(self) -> &'static str {
+        match self {
+            Self::Engine => MANIFEST_FILE,
+            Self::Export => CONTRACT_FILE,
+        }
+    }
+
+    /// Whether it may hold an entry of this name.
+    fn may_hold(self, name: &str) -> bool {
+        match self {
+            Self::Engine => {
+                let files =
+                    [MANIFEST_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE];
+                files.contains(&name) || RESERVED_FOLDERS.contains(&name)
+            }
+            Self::Export => EXPORT_FILES.contains(&name),
+        }
+    }
 }
 
 /// A folder under construction; dropping it removes it.
@@ -27,20 +68,22 @@ pub(crate) struct Staging {
     /// Declared after `folder`: the folder is removed first.
     parents: CreatedParents,
     target: PathBuf,
+    kind: Kind,
     existing: Existing,
 }
 
 impl Staging {
-    /// Starts a folder beside `target`. An engine that is already there is only replaced with `force`; anything else never.
-    pub(crate) fn start(target: &Path, force: bool) -> Result<Self> {
-        let existing = existing(target, force)?;
+    /// Starts a folder beside `target`. One of the same kind that is already there is only replaced with `force`; anything else never.
+    pub(crate) fn start(target: &Path, kind: Kind, force: bool) -> Result<Self> {
+        let existing = existing(target, kind, force)?;
         let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else {
-            return Err(refused(target, "is no place for an engine: expected a path that ends in a name"));
+            let fact = format!("is no place for an {}: expected a path that ends in a name", kind.name());
+            return Err(refused(target, &fact));
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let parents = CreatedParents::create(parent)?;
         let folder = hidden_sibling(parent, &name.to_string_lossy(), "building")?;
-        Ok(Self { folder, parents, target: target.into(), existing })
+        Ok(Self { folder, parents, target: target.into(), kind, existing })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -77,9 +120,9 @@ impl Staging {
         sync_folder(self.path())?;
         let parent = self.path().parent().unwrap_or(Path::new(".")).to_path_buf();
         // What was there may have changed while we were building.
-        let replaced = match existing(&self.target, self.existing == Existing::Engine)? {
+        let replaced = match existing(&self.target, self.kind, self.existing == Existing::Same)? {
             Existing::Nothing => None,
-            Existing::Engine => Some(move_away(&parent, &self.target)?),
+            Existing::Same => Some(move_away(&parent, &self.target)?),
         };
         if let Err(e) = fs::rename(self.path(), &self.target) {
             if let Some(old) = &replaced {
@@ -134,7 +177,7 @@ fn move_away(parent: &Path, target: &Path) -> Result<TempDir> {
     Ok(away)
 }
 
-fn hidden_sibling(parent: &Path, name: &str, what: &str) -> Result<TempDir> {
+pub(crate) fn hidden_sibling(parent: &Path, name: &str, what: &str) -> Result<TempDir> {
     let prefix = format!(".{name}.{what}-");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix);
@@ -147,7 +190,7 @@ fn hidden_sibling(parent: &Path, name: &str, what: &str) -> Result<TempDir> {
     builder.tempdir_in(parent).map_err(|e| io_error("create", parent, e))
 }
 
-fn existing(target: &Path, force: bool) -> Result<Existing> {
+fn existing(target: &Path, kind: Kind, force: bool) -> Result<Existing> {
     let facts = match fs::symlink_metadata(target) {
         Ok(facts) => facts,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Existing::Nothing),
@@ -162,25 +205,25 @@ fn existing(target: &Path, force: bool) -> Result<Existing> {
     if fs::read_dir(target).map_err(|e| io_error("read", target, e))?.next().is_none() {
         return Ok(Existing::Nothing);
     }
-    if !looks_like_engine(target)? {
-        return Err(refused(target, "exists and is not an engine directory, so it is never replaced"));
+    if !looks_like(kind, target)? {
+        let fact = format!("exists and is not an {} directory, so it is never replaced", kind.name());
+        return Err(refused(target, &fact));
     }
     if !force {
-        return Err(refused(target, "is an engine already; --force replaces it"));
+        return Err(refused(target, &format!("is an {} already; --force replaces it", kind.name())));
     }
-    Ok(Existing::Engine)
+    Ok(Existing::Same)
 }
 
-/// Whether `folder` has an `engine.json` and nothing an engine does not have: a damaged engine may be replaced, somebody's
+/// Whether `folder` has the manifest of its kind and nothing that kind does not have: a damaged engine may be replaced, somebody's
 /// other files may not.
-fn looks_like_engine(folder: &Path) -> Result<bool> {
-    let files = [MANIFEST_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE];
+fn looks_like(kind: Kind, folder: &Path) -> Result<bool> {
     let mut has_manifest = false;
     for entry in fs::read_dir(folder).map_err(|e| io_error("read", folder, e))? {
         let name = entry.map_err(|e| io_error("read", folder, e))?.file_name();
         let name = name.to_string_lossy();
-        has_manifest |= name == MANIFEST_FILE;
-        if !files.contains(&&*name) && !RESERVED_FOLDERS.contains(&&*name) {
+        has_manifest |= name == kind.manifest();
+        if !kind.may_hold(&name) {
             return Ok(false);
         }
     }
@@ -188,7 +231,7 @@ fn looks_like_engine(folder: &Path) -> Result<bool> {
 }
 
 /// Flushes a folder's entries, so that a power cut after the rename finds the whole engine.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(|e| io_error("flush", folder, e))
 }
 

@@ -17,6 +17,7 @@ use crate::{
     memory::EngineMemory,
     spec::DecoderSpec,
     text::Text,
+    weights::WeightSource,
 };
 
 /// Most tokens of a lane when the caller names no capacity: models are made for up to 131,072 tokens, whose cache would
@@ -118,6 +119,7 @@ impl EngineOptions {
         let cpu_options = self.with_draft_rows(cpu_options.clone());
         CudaOptions {
             share,
+            weights: self.gpu.weights,
             num_lanes: cpu_options.num_lanes,
             lane_capacity: cpu_options.lane_capacity,
             kv: cpu_options.kv,
@@ -185,7 +187,7 @@ impl Engine {
             let text =
                 text.join().map_err(|_| EngineError::Backend("reading the tokenizer failed".into()))??;
             let (draft, backend) = loaded?;
-            // The backend owns packed copies, so the mapping ends with the directory.
+            // A backend owns packed copies, or holds the mapping itself.
             Ok(Self { manifest: dir.manifest().clone(), text, draft, backend })
         })
     }
@@ -198,8 +200,7 @@ impl Engine {
         let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let on_gpu = options.backend == BackendKind::Cuda;
-        // The CUDA backend has no draft heads yet; answers are the same without.
-        let draft = dir.draft().filter(|_| options.speculation && !on_gpu);
+        let draft = dir.draft().filter(|_| options.speculation);
         if draft.is_some() {
             cpu_options = options.with_draft_rows(cpu_options);
         }
@@ -208,16 +209,16 @@ impl Engine {
             EngineMemory::of(&manifest.spec, &manifest.quantization, draft, options)?
                 .check(max_bytes, options)?;
         }
-        if on_gpu {
+        let mut backend: Box<dyn Backend> = if on_gpu {
             let cuda_options = |share| options.cuda_options(&cpu_options, share);
-            let backend = cuda::open(&manifest.spec, unchecked, dir.path(), &options.gpu, cuda_options)?;
-            return Ok((None, Box::new(backend)));
-        }
-        let mut backend = CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?;
+            Box::new(cuda::open(&manifest.spec, unchecked, Some(dir.path()), &options.gpu, cuda_options)?)
+        } else {
+            Box::new(CpuBackend::new(&manifest.spec, unchecked, &cpu_options)?)
+        };
         if let Some(draft) = draft {
             backend.attach_draft(&draft.manifest().spec, draft)?;
         }
-        Ok((draft.map(|draft| draft.manifest().clone()), Box::new(backend)))
+        Ok((draft.map(|draft| draft.manifest().clone()), backend))
     }
 }
 
@@ -227,6 +228,25 @@ fn open_text(dir: &EngineDir) -> Result<Option<Text>> {
         text.check_vocab_size(dir.manifest().spec.vocab_size)?;
     }
     Ok(text)
+}
+
+/// A backend for weights that are in no engine directory, as [`RandomWeights`](crate::shapes::RandomWeights); their cache is BF16 unless `options`
+/// say otherwise.
+///
+/// # Errors
+/// As [`Engine::open`], without those of a directory.
+pub fn open_weights(
+    spec: &DecoderSpec,
+    source: &dyn WeightSource,
+    options: &EngineOptions,
+) -> Result<Box<dyn Backend>> {
+    options.backend.check_present()?;
+    let cpu_options = options.cpu_options(spec, KvKind::Bf16);
+    if options.backend != BackendKind::Cuda {
+        return Ok(Box::new(CpuBackend::new(spec, source, &cpu_options)?));
+    }
+    let cuda_options = |share| options.cuda_options(&cpu_options, share);
+    Ok(Box::new(cuda::open(spec, source, None, &options.gpu, cuda_options)?))
 }
 
 impl BackendKind {

@@ -120,8 +120,19 @@ impl EngineMemory {
 #[must_use]
 pub fn peak_rss_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    kib_of(&status, "VmHWM:")?.checked_mul(1024)
+}
+
+/// Bytes that the system could give without swapping, pages of files that give way among them; `None` where the kernel does not tell.
+#[must_use]
+pub fn available_bytes() -> Option<u64> {
+    kib_of(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?.checked_mul(1024)
+}
+
+/// The number of a line `NAME   123 kB`.
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 /// Bytes of tensors as the engine's files hold them.
@@ -138,6 +149,16 @@ mod tests {
         quant::WeightKind,
         shapes::{RandomWeights, decoder_spec},
     };
+
+    #[test]
+    fn the_kernels_numbers_are_read_and_other_lines_are_none() {
+        let text = "MemTotal:       24611148 kB\nMemAvailable:   23000012 kB\nHugePages_Total:       0\n";
+        assert_eq!(kib_of(text, "MemAvailable:"), Some(23_000_012));
+        assert_eq!(kib_of(text, "MemTotal:"), Some(24_611_148));
+        assert_eq!(kib_of(text, "HugePages_Total:"), None);
+        assert_eq!(kib_of("MemAvailable: lots kB", "MemAvailable:"), None);
+        assert_eq!(kib_of("", "MemAvailable:"), None);
+    }
 
     #[test]
     fn what_is_told_before_is_what_a_backend_takes() {

@@ -1,5 +1,9 @@
 //! Where a backend takes its weights from.
 
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
 use crate::{
     Result,
     dir::{EngineDir, UncheckedDir},
@@ -36,6 +40,11 @@ pub trait WeightSource: Sync {
     /// Who is to hear of the bytes of views that a loader reads.
     fn watch(&self) -> &dyn ReadWatch {
         &Unwatched
+    }
+
+    /// The mapped file that matrices' views are slices of, which stays mapped as long as it is held; `None` where they are of no file.
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        None
     }
 }
 
@@ -75,6 +84,10 @@ impl WeightSource for EngineDir {
     fn watch(&self) -> &dyn ReadWatch {
         Self::watch(self)
     }
+
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        Some(Self::mapping(self))
+    }
 }
 
 /// Of contents that are checked while they are read, and after that: nothing that comes of them counts before [`UncheckedDir::check`].
@@ -97,5 +110,9 @@ impl WeightSource for UncheckedDir {
 
     fn watch(&self) -> &dyn ReadWatch {
         self.contents().watch()
+    }
+
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        Some(self.contents().mapping())
     }
 }

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-use crate::{compiler::CompilerVersion, image::ImageError, target::Target};
+use crate::{CudaVersion, compiler::CompilerVersion, image::ImageError, target::Target};
 
 /// Result of building kernels.
 pub type Result<T> = std::result::Result<T, BuildError>;
@@ -37,8 +37,19 @@ pub enum BuildError {
         /// What the loader said.
         reason: String,
     },
+    /// There are compilers, and none of the version that was asked for.
+    #[error(
+        "no compiler of CUDA {asked}: there is {}; install it, or set TAKT_CUDA_ROOT to its folder (several with colons between them)",
+        versions(found)
+    )]
+    OtherCompilers {
+        /// The version.
+        asked: CudaVersion,
+        /// Those that are there.
+        found: Vec<CudaVersion>,
+    },
     /// This compiler does not know the target.
-    #[error("NVRTC {version} does not know {target}; {}", advice(*.target))]
+    #[error("NVRTC {version} does not know {target}; use {} or newer", .target.first_compiler())]
     UnknownTarget {
         /// Of the compiler.
         version: CompilerVersion,
@@ -61,12 +72,16 @@ pub enum BuildError {
     },
     /// There is no compiler to make what no folder has.
     #[error(
-        "no kernels for {target} and no CUDA compiler to make them: {} not found, or made from other sources, in {}",
-        .sources.join(", "), list(folders)
+        "no kernels for {target}{} and no CUDA compiler to make them: {} not found, or made from other sources, in {}{}",
+        loadable(*driver), .sources.join(", "), list(folders), remedy(*target, *driver, *newest)
     )]
     Missing {
         /// For what.
         target: Target,
+        /// CUDA version of the driver that is to load them, if there is one.
+        driver: Option<CudaVersion>,
+        /// The newest of the cubins' compilers, or of the compiler itself, that the driver is too old for.
+        newest: Option<CudaVersion>,
         /// Names of the sources.
         sources: Vec<&'static str>,
         /// Where cubins were looked for.
@@ -89,10 +104,40 @@ fn list(folders: &[PathBuf]) -> String {
     folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn advice(target: Target) -> &'static str {
-    match target {
-        Target::Orin | Target::Hopper => "use 12.6 or newer",
-        Target::Thor => "use 13.0 or newer",
-        Target::Blackwell => "use 12.8 or newer",
+fn versions(found: &[CudaVersion]) -> String {
+    found.iter().map(|version| format!("CUDA {version}")).collect::<Vec<_>>().join(", ")
+}
+
+fn loadable(driver: Option<CudaVersion>) -> String {
+    driver.map_or_else(String::new, |driver| format!(" that a driver of CUDA {driver} takes"))
+}
+
+/// What to do about cubins that are there and too new.
+fn remedy(target: Target, driver: Option<CudaVersion>, newest: Option<CudaVersion>) -> String {
+    let Some((driver, newest)) = driver.zip(newest) else { return String::new() };
+    let compiler = target.first_compiler();
+    let way_out = if driver.takes_cubins_of(compiler) {
+        format!(
+            "put kernels by CUDA {} into the engine with `takt build ENGINE --kernels-only --for {target} --cuda {compiler}`, or update the driver",
+            compiler.major
+        )
+    } else {
+        "update the driver".to_owned()
+    };
+    format!("; there is CUDA {newest}, whose cubins take a driver of CUDA {}: {way_out}", newest.major)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiler_named_is_one_that_knows_the_board_and_that_the_driver_goes_with() {
+        let remedy =
+            |target, minor| remedy(target, Some(CudaVersion::new(12, minor)), Some(CudaVersion::new(13, 0)));
+        assert!(remedy(Target::Orin, 2).contains("--for sm_87 --cuda 12.6"));
+        assert!(remedy(Target::Blackwell, 8).contains("--for sm_120a --cuda 12.8"));
+        let thor = remedy(Target::Thor, 6);
+        assert!(thor.contains("update the driver") && !thor.contains("--cuda"), "{thor}");
     }
 }

@@ -1,7 +1,7 @@
 //! Every kernel for one target, from wherever its cubins are: an engine directory, a cache, or the compiler.
 
 use crate::{
-    BuildError, Result, Target,
+    BuildError, CudaVersion, Result, Target,
     cache::{Cache, Origin},
     compiler::Compiler,
     image::{Image, Kernel},
@@ -23,6 +23,8 @@ pub struct Places<'a> {
     pub folders: &'a [Cache],
     /// Without one, all cubins have to be there.
     pub compiler: Option<&'a Compiler>,
+    /// CUDA version of the driver that is to load them, which may take older cubins only; `None` where they are not for a driver that is here.
+    pub driver: Option<CudaVersion>,
 }
 
 impl KernelSet {
@@ -34,16 +36,34 @@ impl KernelSet {
     pub fn open(
         target: Target,
         places: Places<'_>,
+        compiling: impl FnMut(&Source),
+    ) -> Result<(Self, Vec<BuildError>)> {
+        Self::open_of(SOURCES, target, places, compiling)
+    }
+
+    /// The kernels of `sources` alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_of(
+        sources: &[Source],
+        target: Target,
+        places: Places<'_>,
         mut compiling: impl FnMut(&Source),
     ) -> Result<(Self, Vec<BuildError>)> {
         let (mut images, mut not_stored, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        for source in SOURCES {
-            if let Some(image) = places.folders.iter().find_map(|folder| folder.find(source, target)) {
+        let takes = |compiler: &&Compiler| {
+            places.driver.is_none_or(|driver| driver.takes_cubins_of(compiler.version().cuda()))
+        };
+        let compiler = places.compiler.filter(takes);
+        for source in sources {
+            let find = |folder: &Cache| folder.find(source, target, places.driver);
+            if let Some(image) = places.folders.iter().find_map(find) {
                 images.push(image);
                 continue;
             }
-            let Some(compiler) = places.compiler else {
-                missing.push(source.name);
+            let Some(compiler) = compiler else {
+                missing.push(source);
                 continue;
             };
             compiling(source);
@@ -52,8 +72,7 @@ impl KernelSet {
             not_stored.extend(error);
         }
         if !missing.is_empty() {
-            let folders = places.folders.iter().map(|cache| cache.folder().to_owned()).collect();
-            return Err(BuildError::Missing { target, sources: missing, folders });
+            return Err(places.missing(target, &missing));
         }
         Ok((Self { target, images }, not_stored))
     }
@@ -91,6 +110,23 @@ impl KernelSet {
 }
 
 impl Places<'_> {
+    /// Why there are no cubins of `sources`, with what to do.
+    fn missing(&self, target: Target, sources: &[&Source]) -> BuildError {
+        let versions = |source: &&Source| {
+            let of_folder = |folder: &Cache| folder.versions(source, target);
+            self.folders.iter().flat_map(of_folder).map(|version| version.cuda()).collect::<Vec<_>>()
+        };
+        let compilers = sources.iter().flat_map(versions).chain(self.compiler.map(|it| it.version().cuda()));
+        let too_new = |found: &CudaVersion| self.driver.is_some_and(|driver| !driver.takes_cubins_of(*found));
+        BuildError::Missing {
+            target,
+            driver: self.driver,
+            newest: compilers.filter(too_new).max(),
+            sources: sources.iter().map(|source| source.name).collect(),
+            folders: self.folders.iter().map(|cache| cache.folder().to_owned()).collect(),
+        }
+    }
+
     fn compile(
         &self,
         compiler: &Compiler,
@@ -138,7 +174,7 @@ mod tests {
     }
 
     fn open(folders: &[Cache]) -> Result<KernelSet> {
-        let places = Places { folders, compiler: None };
+        let places = Places { folders, compiler: None, driver: None };
         KernelSet::open(Target::Orin, places, |_| panic!("nothing can be compiled"))
             .map(|(kernels, _)| kernels)
     }
@@ -159,6 +195,22 @@ mod tests {
         let (_temporary, cache) = folder(&names[1..]);
         let error = open(&[cache]).unwrap_err().to_string();
         assert!(error.contains(names[0]) && error.contains("sm_87") && !error.contains(names[1]), "{error}");
+    }
+
+    #[test]
+    fn cubins_that_the_driver_is_too_old_for_are_none_and_the_compiler_to_use_is_named() {
+        let (_temporary, cache) = folder(&names());
+        let folders = [cache];
+        let opened = |major, minor| {
+            let driver = Some(CudaVersion::new(major, minor));
+            let places = Places { folders: &folders, compiler: None, driver };
+            KernelSet::open(Target::Orin, places, |_| panic!("nothing can be compiled"))
+        };
+        assert!(opened(13, 0).is_ok());
+        let error = opened(12, 6).unwrap_err().to_string();
+        for part in ["sm_87", "CUDA 12.6", "CUDA 13.0", "--for sm_87 --cuda 12.6", names()[0]] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
     }
 
     #[test]
@@ -184,7 +236,7 @@ mod tests {
         let (_temporary, cache) = folder(&names[2..]);
         let folders = [cache];
         let mut compiled = Vec::new();
-        let places = Places { folders: &folders, compiler: Some(&compiler) };
+        let places = Places { folders: &folders, compiler: Some(&compiler), driver: None };
         let opened = KernelSet::open(Target::Orin, places, |source| compiled.push(source.name));
         assert!(opened.unwrap().1.is_empty());
         assert_eq!(compiled, names[..2]);

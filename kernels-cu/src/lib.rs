@@ -16,6 +16,7 @@
 
 pub mod cache;
 pub mod compiler;
+mod cuda_version;
 pub mod driver;
 mod error;
 pub mod image;
@@ -24,5 +25,6 @@ pub mod launch;
 pub mod source;
 pub mod target;
 
+pub use cuda_version::{CudaVersion, NotAVersion};
 pub use error::{BuildError, Result};
 pub use target::Target;

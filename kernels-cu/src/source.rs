@@ -34,7 +34,7 @@ macro_rules! header {
     };
 }
 
-/// Every source. Each is compiled on its own; names of kernels are unique across them.
+/// Every source of a model's kernels. Each is compiled on its own; names of kernels are unique across them.
 pub const SOURCES: &[Source] = &[
     source!("accept"),
     source!("attention_decode"),
@@ -49,6 +49,14 @@ pub const SOURCES: &[Source] = &[
     source!("rows"),
     source!("swiglu"),
 ];
+
+/// Sources that only measurements use, so that no engine carries them.
+pub const MEASURES: &[Source] = &[source!("bandwidth"), source!("perception")];
+
+/// Every source there is.
+pub fn all() -> impl Iterator<Item = &'static Source> {
+    SOURCES.iter().chain(MEASURES)
+}
 
 /// Every header of ours.
 pub const HEADERS: &[Header] = &[
@@ -68,7 +76,7 @@ pub(crate) const OPTIONS: &[&str] = &["--std=c++17"];
 /// The source of that name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Source> {
-    SOURCES.iter().find(|source| source.name == name)
+    all().find(|source| source.name == name)
 }
 
 impl Source {
@@ -154,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_file_of_the_folder_is_embedded() {
-        let sources: BTreeSet<_> = SOURCES.iter().map(|source| source.name.to_owned()).collect();
+        let sources: BTreeSet<_> = all().map(|source| source.name.to_owned()).collect();
         assert_eq!(sources, files("cu", "cu"));
         let headers: BTreeSet<_> = HEADERS.iter().map(|header| header.name.to_owned()).collect();
         let on_disk = files("cu/common", "cuh");
@@ -163,7 +171,7 @@ mod tests {
 
     #[test]
     fn no_include_of_ours_is_left_to_the_compiler() {
-        for source in SOURCES {
+        for source in all() {
             let expanded = source.expanded();
             let left = expanded.lines().find(|line| line.trim_start().starts_with("#include \""));
             assert_eq!(left, None, "in {}", source.name);

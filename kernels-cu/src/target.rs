@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::CudaVersion;
+
 /// A GPU architecture the kernels are compiled for. A cubin runs on its own architecture only.
 ///
 /// The `a` in `sm_90a`, `sm_110a` and `sm_120a` turns on what the plain architecture compiles to slow software: conversion of
@@ -56,6 +58,16 @@ impl Target {
     pub fn sm(self) -> u32 {
         let (major, minor) = self.compute_capability();
         major * 10 + minor
+    }
+
+    /// The first release of CUDA whose compiler makes its cubins, of those that are in use: NVRTC 12.6 for JetPack 6, 12.8, 13.0.
+    #[must_use]
+    pub fn first_compiler(self) -> CudaVersion {
+        match self {
+            Self::Orin | Self::Hopper => CudaVersion::new(12, 6),
+            Self::Thor => CudaVersion::new(13, 0),
+            Self::Blackwell => CudaVersion::new(12, 8),
+        }
     }
 
     /// What a cubin counts to each block's shared memory for the system itself, in bytes; not part of [`Self::max_shared_bytes`]. Orin's

@@ -302,3 +302,27 @@ fn a_cubin_of_another_device_is_refused_and_so_is_what_is_none() {
         assert!(matches!(stream.launch(&mut kernels, &launch), Err(DriverError::NoKernel { .. })));
     });
 }
+
+#[test]
+fn what_stands_in_for_perception_is_in_the_devices_own_context_and_ahead_of_every_share() {
+    let test = "what_stands_in_for_perception_is_in_the_devices_own_context_and_ahead_of_every_share";
+    emulated(test).run(|emulated| {
+        let device = device();
+        for share in SHARES {
+            let session = Session::open(&device, share).unwrap();
+            let perception = Context::primary(&device).unwrap();
+            let ahead = Stream::ahead_of_others(&perception).unwrap();
+            assert!(ahead.priority().unwrap() < session.stream.priority().unwrap(), "{share:?}");
+            assert_eq!((perception.num_sms(), perception.share()), (device.num_sms, Share::None));
+            // Each goes without the other.
+            drop((ahead, perception));
+            let mut session = session;
+            session.context.make_current().unwrap();
+            session.step(3).unwrap();
+            drop(session);
+            nothing_is_left(emulated, &share);
+        }
+        assert_eq!(emulated.report().calls("cuDevicePrimaryCtxRetain"), 3);
+        assert_eq!(emulated.report().calls("cuDevicePrimaryCtxRelease_v2"), 3);
+    });
+}

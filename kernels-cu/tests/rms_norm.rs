@@ -10,7 +10,7 @@ use emulator::{Buffer, Emulator};
 use half::bf16;
 use takt_kernels_cu::launch::{
     DeviceAddress,
-    rms_norm::{NormOutput, RmsNorm},
+    rms_norm::{NormOutput, NormRows, RmsNorm},
 };
 
 const EPS: f32 = 1e-5;
@@ -137,5 +137,93 @@ fn a_tokens_bits_do_not_depend_on_the_tokens_beside_it() {
     let together = Device::new(&x, None, &weight).f32();
     for (token, row) in x.chunks_exact(2049).enumerate() {
         assert_eq!(Device::new(row, None, &weight).f32(), together[token * 2049..][..2049]);
+    }
+}
+
+/// Rows of `x` from `in_stride` to `out_stride` apart, the chosen ones; with the same unrounded. What lies between rows is 7.
+fn norm_rows(
+    x: &[f32],
+    (in_stride, width, out_stride): (usize, usize, usize),
+    chosen: Option<&[i32]>,
+    weight: Option<&[f32]>,
+) -> (Vec<bf16>, Vec<f32>) {
+    let num_rows = chosen.map_or(x.len() / in_stride, <[i32]>::len);
+    let (from, rows) = (Buffer::from_slice(x), chosen.map(Buffer::from_slice));
+    let weight = weight.map(Buffer::from_slice);
+    let out = Buffer::filled(num_rows * out_stride, bf16::from_f32(7.0));
+    let exact = Buffer::filled(num_rows * width, f32::NAN);
+    let norm = NormRows {
+        from: from.address(),
+        rows: rows.as_ref().map_or(DeviceAddress::NULL, Buffer::address),
+        weight: weight.as_ref().map_or(DeviceAddress::NULL, Buffer::address),
+        exact: exact.address(),
+        out: out.address(),
+        in_stride,
+        out_stride,
+        num_rows,
+        width,
+        eps: EPS,
+    };
+    emulator().unwrap().launch(&norm.launch().unwrap()).unwrap();
+    (out.to_vec(), exact.to_vec())
+}
+
+#[test]
+fn rows_from_anywhere_have_the_bits_of_the_plain_norm_and_leave_what_is_beside_them() {
+    if emulator().is_none() {
+        return;
+    }
+    for (in_stride, width, out_stride) in
+        [(1, 1, 1), (9, 7, 8), (64, 64, 128), (300, 100, 104), (4100, 4100, 8200)]
+    {
+        let (x, weight) = (values(4 * in_stride, 0.7, 3.0), values(width, 0.1, 2.0));
+        let row = |idx: usize| &x[idx * in_stride..][..width];
+        let chosen = [3, -1, 0, 0, 2];
+        let (rounded, exact) = norm_rows(&x, (in_stride, width, out_stride), Some(&chosen), Some(&weight));
+        let (converted, same) = norm_rows(&x, (in_stride, width, out_stride), Some(&chosen), None);
+        for (place, idx) in chosen.into_iter().enumerate() {
+            let (normed, plain) = match usize::try_from(idx) {
+                Ok(idx) => (Device::new(row(idx), None, &weight).f32(), row(idx).to_vec()),
+                Err(_) => (vec![0.0; width], vec![0.0; width]),
+            };
+            assert!(exact[place * width..][..width] == normed, "{width}, row {idx}");
+            assert!(same[place * width..][..width] == plain, "{width}, row {idx} converted");
+            let (out, out_plain) = (&rounded[place * out_stride..], &converted[place * out_stride..]);
+            for col in 0..width {
+                assert_eq!(out[col], bf16::from_f32(normed[col]));
+                assert_eq!(out_plain[col], bf16::from_f32(plain[col]));
+            }
+            assert!(out[width..out_stride].iter().all(|value| value.to_f32() == 7.0), "{width}");
+        }
+        let (in_order, _) = norm_rows(&x, (in_stride, width, out_stride), None, Some(&weight));
+        let first = Device::new(row(1), None, &weight).bf16();
+        assert!(in_order[out_stride..][..width] == first, "in order, {width}");
+    }
+}
+
+#[test]
+fn rows_are_normalized_in_their_place() {
+    if emulator().is_none() {
+        return;
+    }
+    for width in [7, 96, 3072] {
+        let (x, weight) = (values(3 * width, 0.7, 3.0), values(width, 0.1, 2.0));
+        let expected = Device::new(&x, None, &weight).f32();
+        let (rows, weights) = (Buffer::from_slice(&x), Buffer::from_slice(&weight));
+        let out = Buffer::filled(3 * width, bf16::NAN);
+        let norm = NormRows {
+            from: rows.address(),
+            rows: DeviceAddress::NULL,
+            weight: weights.address(),
+            exact: rows.address(),
+            out: out.address(),
+            in_stride: width,
+            out_stride: width,
+            num_rows: 3,
+            width,
+            eps: EPS,
+        };
+        emulator().unwrap().launch(&norm.launch().unwrap()).unwrap();
+        assert!(rows.to_vec() == expected, "{width}");
     }
 }

@@ -111,8 +111,9 @@ fn run(emulator: &Emulator, shape: &Shape, inputs: &Inputs) -> (Vec<bf16>, HostC
     let rows = Buffer::from_slice(&TOKENS.map(|token| token.2));
     let q_out = Buffer::filled(TOKENS.len() * shape.num_heads * shape.head_dim, bf16::NAN);
     let bytes = |heads: usize| heads * shape.head_dim * size_of::<f32>();
+    let if_queried = |address| if shape.num_heads == 0 { DeviceAddress::NULL } else { address };
     let rope_kv = RopeKv {
-        q: qkv,
+        q: if_queried(qkv),
         k: qkv.offset(bytes(shape.num_heads)).unwrap(),
         v: qkv.offset(bytes(shape.num_heads + shape.num_kv_heads)).unwrap(),
         q_stride: shape.width() + 4,
@@ -123,7 +124,7 @@ fn run(emulator: &Emulator, shape: &Shape, inputs: &Inputs) -> (Vec<bf16>, HostC
         positions: positions.address(),
         lanes: lanes.address(),
         rows: rows.address(),
-        q_out: q_out.address(),
+        q_out: if_queried(q_out.address()),
         cache: cache.launched(),
         num_tokens: TOKENS.len(),
         num_heads: shape.num_heads,
@@ -186,7 +187,7 @@ fn every_format_head_size_and_option_matches_the_formulas() {
     let Some(emulator) = Emulator::of(&["rope_kv.cu"]) else { return };
     for (idx, format) in KvFormat::ALL.into_iter().cycle().take(21).enumerate() {
         let head_dim = [16, 32, 64, 80, 96, 128, 256][idx % 7];
-        let (num_heads, num_kv_heads) = [(4, 1), (3, 3), (7, 1), (8, 2)][idx % 4];
+        let (num_heads, num_kv_heads) = [(4, 1), (3, 3), (7, 1), (8, 2), (0, 3)][idx % 5];
         let num_pairs = if idx % 3 == 1 { head_dim / 2 - 5 } else { head_dim / 2 };
         let pairing = if idx % 2 == 0 { Pairing::Half } else { Pairing::Interleaved };
         let (has_bias, has_norm) = (idx % 4 == 1, idx % 7 > 3);

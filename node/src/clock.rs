@@ -12,6 +12,9 @@ use std::{
 pub trait Clock: Send {
     /// The current instant.
     fn now(&self) -> Instant;
+
+    /// Lets `length` pass asleep.
+    fn sleep(&self, length: Duration);
 }
 
 /// The system's monotonic clock.
@@ -21,6 +24,10 @@ pub struct MonotonicClock;
 impl Clock for MonotonicClock {
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn sleep(&self, length: Duration) {
+        std::thread::sleep(length);
     }
 }
 
@@ -48,5 +55,9 @@ impl VirtualClock {
 impl Clock for VirtualClock {
     fn now(&self) -> Instant {
         self.start + Duration::from_nanos(self.elapsed_ns.load(Ordering::SeqCst))
+    }
+
+    fn sleep(&self, length: Duration) {
+        self.advance(length);
     }
 }

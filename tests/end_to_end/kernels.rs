@@ -45,7 +45,12 @@ fn an_engine_built_for_a_board_says_so() {
     assert!(num_files > 0 && built["kernels"]["bytes"].as_u64().unwrap() > num_files);
 
     let kernels = || succeed_json(["inspect", &dir, "--json"])["kernels"].clone();
-    assert_eq!(kernels(), serde_json::json!([{"target": "sm_87", "files": num_files, "missing": []}]));
+    let cuda = &built["kernels"]["cuda"];
+    assert!(cuda.as_array().is_some_and(|versions| !versions.is_empty()), "{cuda}");
+    assert_eq!(
+        kernels(),
+        serde_json::json!([{"target": "sm_87", "files": num_files, "missing": [], "cuda": cuda}])
+    );
     // Cut by a byte: the engine is intact, and the board will compile that one source.
     let of_accept = |path: &std::path::PathBuf| path.display().to_string().contains("accept.");
     let mut files =
@@ -55,7 +60,43 @@ fn an_engine_built_for_a_board_says_so() {
     fs::write(&accept, &bytes[1..]).unwrap();
     assert_eq!(
         kernels(),
-        serde_json::json!([{"target": "sm_87", "files": num_files - 1, "missing": ["accept"]}])
+        serde_json::json!([{"target": "sm_87", "files": num_files - 1, "missing": ["accept"], "cuda": []}])
     );
     assert!(succeed(["inspect", &dir]).contains("accept"));
+
+    // Kernels alone, into the engine that is there.
+    let again = takt_with_cuda(&root, &["build", &dir, "--kernels-only", "--for", "sm_87", "--json"]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    let added: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&added["kernels"], &added["engine"]), (&built["kernels"], &serde_json::json!(dir)));
+    assert_eq!(kernels()[0]["missing"], serde_json::json!([]));
+}
+
+#[test]
+fn kernels_alone_take_an_engine_and_boards_that_are_known_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().display().to_string();
+    let refused = |args: &[&str], code: i32, said: &str| {
+        let output = takt_with_cuda(&empty, args);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        assert!(message.contains(said), "{args:?}: {message}");
+    };
+    refused(&["build", "engine", "--kernels-only"], 2, "--for");
+    refused(&["build", "engine", "--kernels-only", "--for", "sm_86"], 2, "sm_110a");
+    refused(
+        &["build", "engine", "--kernels-only", "--for", "sm_87", "-o", "other"],
+        2,
+        "cannot be used with",
+    );
+    refused(
+        &["build", "engine", "--kernels-only", "--for", "sm_87", "--weights", "int4"],
+        2,
+        "cannot be used with",
+    );
+    refused(&["build", "engine", "--kernels-only", "--for", "sm_87", "--cuda", "12"], 2, "as 12.6 or 13.0");
+    refused(&["build", "engine", "-o", "other", "--cuda", "12.6"], 2, "--for");
+    refused(&["build", "source", "--for", "sm_87"], 2, "--output");
+    refused(&["build", "engine", "--kernels-only", "--for", "sm_87"], 1, "no CUDA compiler");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

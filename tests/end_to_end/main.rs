@@ -6,7 +6,11 @@
 mod bad_input;
 mod bag_report;
 mod draft;
+#[path = "../../kernels-cu/tests/emulator/mod.rs"]
+mod emulator;
+mod export;
 mod forms;
+mod gpu;
 mod harness;
 mod install;
 mod kernels;

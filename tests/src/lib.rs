@@ -3,6 +3,7 @@
 pub mod backends;
 pub mod checkpoint;
 pub mod counting;
+pub mod eagle;
 pub mod grammar;
 pub mod heldout;
 pub mod lister;

@@ -8,7 +8,8 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{
-    backend::Backend,
+    backend::{Backend, Capabilities},
+    draft::DraftManifest,
     engine::{Engine, EngineOptions},
     quant::WeightKind,
     sampler::SamplingParams,
@@ -125,7 +126,7 @@ impl Bench {
     /// A calibrated worker of another engine.
     #[must_use]
     pub fn of(dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
-        Self::with_rows(dir, options, worker, None)
+        Self::with("cpu", dir, options, worker, None)
     }
 
     /// [`Self::of`] a backend whose rows `lister` hands out.
@@ -136,24 +137,52 @@ impl Bench {
         worker: &WorkerOptions,
         lister: Option<Lister>,
     ) -> Self {
+        Self::with("cpu", dir, options, worker, lister)
+    }
+
+    /// A calibrated worker whose backend says that it is `backend`.
+    #[must_use]
+    pub fn on(backend: &'static str, dir: &Path, options: &EngineOptions, worker: &WorkerOptions) -> Self {
+        Self::with(backend, dir, options, worker, None)
+    }
+
+    fn with(
+        backend: &'static str,
+        dir: &Path,
+        options: &EngineOptions,
+        worker: &WorkerOptions,
+        lister: Option<Lister>,
+    ) -> Self {
         let engine = Engine::open(dir, options).unwrap();
-        let draft = engine.draft;
-        let (clock, log) = (VirtualClock::default(), StepLog::default());
-        let backend = VirtualBackend {
-            inner: engine.backend,
-            clock: clock.clone(),
-            step: STEP,
-            token: TOKEN,
-            level: LEVEL,
-            log: log.clone(),
-            lister,
+        let text = Text::open(dir).unwrap().unwrap();
+        let clock = VirtualClock::default();
+        let facts = Capabilities { backend, ..engine.backend.capabilities().clone() };
+        let mut measured = in_virtual_time(engine.backend, &clock, &StepLog::default());
+        let table = cost_table(&mut measured, worker, &clock);
+        let log = StepLog::default();
+        let backend = VirtualBackend { facts, lister, ..in_virtual_time(measured.inner, &clock, &log) };
+        let parts = Parts {
+            backend: Box::new(backend),
+            text: Arc::new(text),
+            table,
+            draft: engine.draft,
+            desk: None,
         };
-        let text = Arc::new(Text::open(dir).unwrap().unwrap());
-        let mut backend: Box<dyn Backend> = Box::new(backend);
-        let grid = grid_of(backend.as_ref(), worker.max_prefill_slice_tokens);
-        let costs = measure(backend.as_mut(), &clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
-        log.reset();
-        let parts = Parts { backend, text, table: CostTable::new(grid, &costs), draft, desk: None };
+        Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
+    }
+
+    /// A worker over any backend, with the head and the text of its engine, and its costs in the virtual time of `clock`.
+    #[must_use]
+    pub fn over(
+        inner: Box<dyn Backend>,
+        (draft, text): (Option<DraftManifest>, Text),
+        worker: &WorkerOptions,
+        table: CostTable,
+        clock: VirtualClock,
+    ) -> Self {
+        let log = StepLog::default();
+        let backend = Box::new(in_virtual_time(inner, &clock, &log));
+        let parts = Parts { backend, text: Arc::new(text), table, draft, desk: None };
         Self { core: WorkerCore::new(parts, worker, clock.clone()), clock, log }
     }
 
@@ -198,6 +227,37 @@ impl Bench {
         while self.core.turn().unwrap() == Turn::Worked {}
         assert_eq!(self.core.num_open(), 0);
     }
+}
+
+fn in_virtual_time(inner: Box<dyn Backend>, clock: &VirtualClock, log: &StepLog) -> VirtualBackend {
+    VirtualBackend {
+        facts: inner.capabilities().clone(),
+        inner,
+        clock: clock.clone(),
+        step: STEP,
+        token: TOKEN,
+        level: LEVEL,
+        log: log.clone(),
+        lister: None,
+    }
+}
+
+/// What sections of `backend` cost in virtual time: the same for every backend of its sizes.
+#[must_use]
+pub fn virtual_costs(
+    backend: Box<dyn Backend>,
+    worker: &WorkerOptions,
+    clock: &VirtualClock,
+) -> (Box<dyn Backend>, CostTable) {
+    let mut backend = in_virtual_time(backend, clock, &StepLog::default());
+    let table = cost_table(&mut backend, worker, clock);
+    (backend.inner, table)
+}
+
+fn cost_table(backend: &mut VirtualBackend, worker: &WorkerOptions, clock: &VirtualClock) -> CostTable {
+    let grid = grid_of(backend, worker.max_prefill_slice_tokens);
+    let costs = measure(backend, clock, &grid, Effort::BRIEF, |_| true).unwrap().unwrap();
+    CostTable::new(grid, &costs)
 }
 
 /// The one reply, with the streamed text before it.

@@ -6,16 +6,15 @@ use std::{fs, path::Path, sync::LazyLock};
 use serde_json::{Value, json};
 use takt_eagle_spec::{
     drafter::HeadDrafter,
-    tree::{DraftTree, TreeShape, grow},
+    tree::{TreeShape, grow},
 };
 use takt_engine::{
     TokenId,
     backend::cpu::ActivationArithmetic,
-    dir::EngineDir,
     draft::{DraftPlan, DraftRow},
     engine::{Engine, EngineOptions},
     kv::LaneId,
-    quant::{MatrixData, WeightKind},
+    quant::WeightKind,
     step::{LogitsWanted, StepPlan},
 };
 use takt_engine_builder::{
@@ -23,12 +22,12 @@ use takt_engine_builder::{
     draft::{DraftOptions, PublishedHead},
 };
 use takt_tests::{
-    checkpoint::{fixtures, read_tensors, write_tensors},
-    reference_head::{ReferenceHead, ReferenceLane},
+    checkpoint::fixtures,
+    eagle::{
+        self, HABITS, HEADS, LANE, build_habit, build_with, floats, golden, next_token, reference_chain,
+        reference_tree, relative_error, tokens, tree_shape, variant,
+    },
 };
-
-const LANE: LaneId = LaneId(0);
-const HEADS: [(&str, &str); 2] = [("tiny-llama-midlayer", "tiny-llama"), ("tiny-qwen3-layers", "tiny-qwen3")];
 
 /// Targets with their heads as engines, built once for all tests; nothing is rounded but to bf16, which the files are.
 static ENGINES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -38,12 +37,6 @@ static ENGINES: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     }
     folder
 });
-
-fn build_with(head: &Path, target: &str, out: &Path) {
-    let draft = Some(DraftOptions { folder: head, prompts: None, measures: false });
-    let options = BuildOptions { draft, ..BuildOptions::new(WeightKind::Bf16) };
-    build(&fixtures().join("hf").join(target), out, &options, &mut |_| {}).unwrap();
-}
 
 fn open(path: &Path) -> Engine {
     let options = EngineOptions {
@@ -55,48 +48,14 @@ fn open(path: &Path) -> Engine {
     Engine::open(path, &options).unwrap()
 }
 
-fn golden(head: &str) -> Value {
-    serde_json::from_slice(&fs::read(fixtures().join(format!("eagle3/{head}/golden.json"))).unwrap()).unwrap()
-}
-
-fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
-}
-
-fn tokens(value: &Value) -> Vec<TokenId> {
-    value.as_array().unwrap().iter().map(|value| u32::try_from(value.as_u64().unwrap()).unwrap()).collect()
-}
-
-fn next_token(case: &Value) -> TokenId {
-    u32::try_from(case["next_token"].as_u64().unwrap()).unwrap()
-}
-
-fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
-    norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
-}
-
 /// Reads `input_ids` into the emptied lane in slices; returns the features of all of them.
 fn read(engine: &mut Engine, input_ids: &[TokenId], slice_len: usize) -> Vec<f32> {
-    engine.backend.truncate(LANE, 0).unwrap();
-    let mut features = Vec::new();
-    for slice in input_ids.chunks(slice_len) {
-        let mut plan = StepPlan::default();
-        plan.push(LANE, slice, LogitsWanted::None);
-        features.extend_from_slice(engine.backend.run_step(&plan).unwrap().features());
-    }
-    features
+    eagle::read(engine.backend.as_mut(), input_ids, slice_len)
 }
 
 /// Draft logits after `chain`, whose first token is the root; one row for each.
 fn chain_logits(engine: &mut Engine, chain: &[TokenId]) -> Vec<Vec<f32>> {
-    let level = |number: usize| DraftPlan {
-        rows: vec![DraftRow { lane: LANE, parent: number.checked_sub(1), token: chain[number] }],
-        top_k: 3,
-        wants_logits: true,
-    };
-    (0..chain.len()).map(|number| engine.backend.draft(&level(number)).unwrap().logits.to_vec()).collect()
+    eagle::chain_logits(engine.backend.as_mut(), LANE, chain)
 }
 
 #[test]
@@ -139,32 +98,11 @@ fn chains_are_the_references() {
     }
 }
 
-fn reference_tree(case: &Value) -> DraftTree {
-    let expected = &case["tree"];
-    let indices = |name: &str| -> Vec<usize> {
-        let values = expected[name].as_array().unwrap().iter();
-        values.map(|value| usize::try_from(value.as_i64().unwrap().max(0)).unwrap()).collect()
-    };
-    DraftTree {
-        tokens: tokens(&expected["tokens"]),
-        parents: indices("parents"),
-        depths: indices("depths"),
-        cumulative_log_probs: floats(&expected["cumulative_log_prob"]),
-        num_certain: 1,
-    }
-}
-
 #[test]
 fn trees_are_the_references_and_drafting_twice_gives_the_same() {
     for (head, _) in HEADS {
         let golden = golden(head);
-        let parameter =
-            |name: &str| usize::try_from(golden["tree_parameters"][name].as_u64().unwrap()).unwrap();
-        let shape = TreeShape {
-            top_k: parameter("top_k"),
-            num_levels: 1 + parameter("levels_after_first"),
-            num_nodes: parameter("total_nodes_with_root"),
-        };
+        let shape = tree_shape(&golden);
         let mut engine = open(&ENGINES.path().join(head));
         for case in golden["cases"].as_array().unwrap() {
             read(&mut engine, &tokens(&case["input_ids"]), 64);
@@ -186,84 +124,19 @@ fn trees_are_the_references_and_drafting_twice_gives_the_same() {
     }
 }
 
-/// The reference after the same tokens, and the embeddings of a chain.
-fn reference_chain(
-    head: &Path,
-    engine: &Path,
-    features: &[f32],
-    input_ids: &[TokenId],
-    chain: &[TokenId],
-) -> Vec<Vec<f32>> {
-    let published = PublishedHead::open(head).unwrap();
-    let dir = EngineDir::open(engine).unwrap();
-    let spec = dir.draft().unwrap().manifest().spec.clone();
-    let reference = ReferenceHead::new(&published, spec.rope_theta);
-    let own = published.values("embed_tokens.weight", &[spec.vocab_size, spec.hidden_size]).ok();
-    let embed = |token: TokenId| match &own {
-        Some(own) => own[token as usize * spec.hidden_size..][..spec.hidden_size].to_vec(),
-        None => {
-            let view = dir.embedding().unwrap();
-            assert!(matches!(view.data, MatrixData::Bf16(_)));
-            let mut row = vec![0.0; view.num_cols];
-            view.dequantize_row(token as usize, &mut row);
-            row
-        }
-    };
-    let mut lane = ReferenceLane::default();
-    let following = input_ids[1..].iter().chain(&chain[..1]);
-    for (features, &next) in features.chunks_exact(spec.features_len()).zip(following) {
-        reference.commit_row(&mut lane, &reference.fuse(features), &embed(next));
-    }
-    let rest: Vec<Vec<f32>> = chain[1..].iter().map(|&token| embed(token)).collect();
-    let mut all = vec![reference.tip_logits(&lane)];
-    all.extend(reference.chain_logits(&mut lane, &rest));
-    all
-}
-
-/// A fixture's head with other habits: its config changed, and tensors added.
-fn variant(folder: &Path, head: &str, change: impl FnOnce(&mut Value), more: &[(&str, Vec<usize>)]) {
-    let original = fixtures().join("eagle3").join(head);
-    let mut config: Value = serde_json::from_slice(&fs::read(original.join("config.json")).unwrap()).unwrap();
-    let mut tensors = read_tensors(&original.join("model.safetensors"));
-    change(&mut config);
-    for (name, shape) in more {
-        let len: usize = shape.iter().product();
-        let value = |i: usize| half::bf16::from_f32(0.5 + (i as f32 * 0.37).sin() * 0.3).to_le_bytes();
-        let data = (0..len).flat_map(value).collect();
-        tensors.insert((*name).into(), (safetensors::Dtype::BF16, shape.clone(), data));
-    }
-    fs::create_dir_all(folder).unwrap();
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    write_tensors(&folder.join("model.safetensors"), &tensors);
-}
-
 #[test]
 fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
     let folder = tempfile::tempdir().unwrap();
-    let norms: Vec<(&str, Vec<usize>)> =
-        ["fc_norm.0.weight", "fc_norm.1.weight", "fc_norm.2.weight"].map(|name| (name, vec![128])).into();
-    let set = |name: &'static str| move |config: &mut Value| config[name] = true.into();
-    let (head, target) = HEADS[0];
+    let (head, _) = HEADS[0];
     let path = |name: &str| folder.path().join(name);
-    variant(&path("plain"), head, |_| {}, &[]);
-    variant(&path("residual"), head, set("norm_before_residual"), &[]);
-    variant(&path("output"), head, set("norm_output"), &[]);
-    variant(&path("fc"), head, set("fc_norm"), &norms);
-    variant(&path("embedding"), head, |_| {}, &[("embed_tokens.weight", vec![640, 128])]);
-    let all = |config: &mut Value| {
-        ["norm_before_residual", "norm_output", "fc_norm"]
-            .into_iter()
-            .for_each(|name| config[name] = true.into());
-        config["rope_theta"] = 777.0.into();
-    };
-    variant(&path("all"), head, all, &norms);
     let case = &golden(head)["cases"][0];
     let input_ids = tokens(&case["input_ids"]);
     let chain: Vec<TokenId> = [next_token(case), 17, 400, 3, 91].into();
     let mut seen: Vec<Vec<f32>> = Vec::new();
-    for name in ["plain", "residual", "output", "fc", "embedding", "all"] {
+    for habit in HABITS {
+        let name = habit.0;
+        build_habit(folder.path(), habit);
         let engine_path = path(&format!("engine-{name}"));
-        build_with(&path(name), target, &engine_path);
         let mut engine = open(&engine_path);
         let features = read(&mut engine, &input_ids, 5);
         let found = chain_logits(&mut engine, &chain);

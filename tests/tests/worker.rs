@@ -340,6 +340,7 @@ fn an_engine_that_is_being_opened_again_is_not_waited_for_when_the_process_ends(
         }
         let engine = Engine::open(&dir, &engine_options(1))?;
         let backend = VirtualBackend {
+            facts: engine.backend.capabilities().clone(),
             inner: engine.backend,
             clock: VirtualClock::default(),
             step: STEP,

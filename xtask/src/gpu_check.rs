@@ -1,4 +1,5 @@
-//! All that can be checked on a machine with a GPU: the kernels' numbers on the device, and then under NVIDIA's sanitizer.
+//! All that can be checked on a machine with a GPU: the kernels' numbers on the device and then under NVIDIA's sanitizer, whole models through
+//! the backend, and how fast it all is.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use takt_kernels_cu::driver::device::{Device, probe};
 
-use crate::{cuda_root, kernels, repository};
+use crate::{cuda_root, gpu_bench, kernels, repository};
 
 /// How to check.
 #[derive(Args)]
@@ -20,6 +21,11 @@ pub struct Options {
     /// Leaves out compute-sanitizer, under which tests take many times longer
     #[arg(long)]
     no_sanitizer: bool,
+    /// Leaves out the tests
+    #[arg(long)]
+    no_tests: bool,
+    #[command(flatten)]
+    bench: gpu_bench::Measurements,
 }
 
 /// What of compute-sanitizer is run: accesses outside allocations, then races in shared memory, then barriers that not all threads reach.
@@ -36,28 +42,37 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let root = options.cuda.folder()?;
     kernels::compile_for(&root, target)?;
 
+    if !options.no_tests {
+        run_tests(options, &root, device)?;
+    }
+    gpu_bench::run(&options.bench, &root, &described(device))
+}
+
+/// A number that is wrong ends everything: how fast it came does not matter then.
+fn run_tests(options: &Options, root: &Path, device: &Device) -> anyhow::Result<()> {
     println!("kernels' numbers, on {}", device.name);
-    tests(&root, None)?;
-    if options.no_sanitizer {
+    tests(root, None)?;
+    println!("whole models, on {}", device.name);
+    suites(root)?;
+    if options.no_sanitizer || options.bench.quick {
         return Ok(());
     }
     let sanitizer = cuda_root::sanitizer()?;
     for tool in SANITIZERS {
         println!("kernels under compute-sanitizer's {tool}");
-        tests(&root, Some(&format!("{} --tool {tool} --error-exitcode 1", sanitizer.display())))?;
+        tests(root, Some(&format!("{} --tool {tool} --error-exitcode 1", sanitizer.display())))?;
     }
     Ok(())
 }
 
 fn described(device: &Device) -> String {
     format!(
-        "{}, {} multiprocessors, {} MiB{}, CUDA {}.{} in the driver",
+        "{}, {} multiprocessors, {} MiB{}, CUDA {} in the driver",
         device.name,
         device.num_sms,
         device.memory_bytes >> 20,
         if device.is_integrated { " shared with the processor" } else { "" },
-        device.driver_version / 1000,
-        device.driver_version % 1000 / 10,
+        device.driver_version,
     )
 }
 
@@ -77,6 +92,27 @@ fn tests(root: &Path, runner: Option<&str>) -> anyhow::Result<()> {
     let status = command.stdin(Stdio::null()).status().context("cargo")?;
     if !status.success() {
         bail!("the kernels' tests: {status}");
+    }
+    Ok(())
+}
+
+/// Runs the engine's suites on the device: those that ask nothing of an emulated one. One after another, as each wants the device to itself.
+fn suites(root: &Path) -> anyhow::Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(repository()).args([
+        "test",
+        "--package",
+        "takt-tests",
+        "--test",
+        "cuda",
+        "--",
+        "--test-threads=1",
+    ]);
+    command.env("TAKT_REQUIRE_DEVICE", "1").env("TAKT_CUDA_ROOT", root);
+    let status = command.stdin(Stdio::null()).status().context("cargo")?;
+    if !status.success() {
+        bail!("the engine's suites: {status}");
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Chores of this repository that need more than a shell.
 //!
 //! `cargo run -p xtask -- kernels` compiles every CUDA kernel for every target and looks at what came out; no GPU is needed.
-//! `cargo run -p xtask -- gpu-check` runs them, where there is one.
+//! `cargo run -p xtask -- gpu-check` runs them, where there is one, and measures.
 
 mod cuda_root;
+mod gpu_bench;
 mod gpu_check;
+mod gpu_outcome;
 mod kernels;
 mod python;
 
@@ -26,7 +28,7 @@ struct Arguments {
 enum Chore {
     /// Compiles every CUDA kernel for every target; fails on a warning, a spill, local memory, or an instruction that is missing
     Kernels(kernels::Options),
-    /// On a machine with a GPU: the kernels' numbers on the device, then under compute-sanitizer
+    /// On a machine with a GPU: the kernels' numbers on the device and under compute-sanitizer, whole models, and then how fast all of it is
     GpuCheck(gpu_check::Options),
     /// Prints the folder of the CUDA compiler, fetched from PyPI if need be: for TAKT_CUDA_ROOT
     CudaRoot(cuda_root::Compiler),
@@ -62,4 +64,14 @@ fn target_folder() -> PathBuf {
 /// This repository.
 fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        super::Arguments::command().debug_assert();
+    }
 }

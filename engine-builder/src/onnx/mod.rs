@@ -28,7 +28,7 @@ mod mask;
 mod mlp;
 mod model_file;
 mod norm;
-mod proto;
+pub(crate) mod proto;
 mod rope;
 mod surroundings;
 mod tensors;

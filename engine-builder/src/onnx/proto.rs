@@ -1,4 +1,4 @@
-//! The messages of ONNX's protobuf schema that a decoder needs, with `raw_data` borrowed from the mapped file.
+//! The messages of ONNX's protobuf schema that a decoder needs, read and written, with `raw_data` borrowed from the mapped file.
 //!
 //! Field numbers are those of the public `onnx.proto` (IR version 14). Fields that only describe (documentation strings,
 //! training, device placement) are left out: prost skips them.
@@ -11,6 +11,8 @@ pub struct ModelProto {
     pub ir_version: Option<i64>,
     #[prost(string, optional, tag = "2")]
     pub producer_name: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    pub producer_version: Option<String>,
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
@@ -39,12 +41,16 @@ pub struct StringStringEntryProto {
 pub struct GraphProto {
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<NodeProto>,
+    #[prost(string, optional, tag = "2")]
+    pub name: Option<String>,
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
     pub input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "13")]
+    pub value_info: Vec<ValueInfoProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -79,6 +85,8 @@ pub struct AttributeProto {
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
+    #[prost(int32, optional, tag = "20")]
+    pub r#type: Option<i32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

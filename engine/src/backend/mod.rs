@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod limits;
 mod plan_check;
 
 use crate::{
@@ -96,7 +97,8 @@ pub trait Backend: Send {
     fn drop_snapshot(&mut self, snapshot: SnapshotId);
 
     /// Loads a draft head. From now on it reads along every lane that was empty, in whatever steps compute, snapshots and truncations included,
-    /// and [`Self::draft`] proposes. It captures its features itself; [`Self::capture`] is refused from then on. Allocates.
+    /// and [`Self::draft`] proposes. It captures its features itself, and may keep them from the host; [`Self::capture`] is refused from then on.
+    /// Allocates. Lanes are empty afterwards.
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a head that does not hold or belongs to another target,

@@ -14,6 +14,9 @@ pub(super) const EMBEDDING: &str = "model.embed_tokens";
 /// Name of the output head.
 pub(super) const LM_HEAD: &str = "lm_head";
 
+/// What large tensors begin at a multiple of, in bytes: what a GPU loads at once, so that it can read them where the file is mapped.
+pub const TENSOR_ALIGNMENT: usize = 16;
+
 /// What a matrix does in the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -132,8 +135,9 @@ pub fn parts(spec: &DecoderSpec, quantization: &Quantization) -> Vec<Part> {
     parts
 }
 
-/// The tensors of `weights.safetensors` in file order: by falling element size, so that every tensor is aligned to its
-/// elements, then in the order of [`parts`].
+/// The tensors of `weights.safetensors` in file order: first those that are a multiple of [`TENSOR_ALIGNMENT`] long, so that each begins at
+/// one; within them, and among the others, by falling element size, so that every tensor is aligned to its elements; then in the order of
+/// [`parts`].
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] when a matrix does not fit its number format; [`EngineError::Capacity`] when sizes overflow.
@@ -150,7 +154,8 @@ pub fn lay_out(parts: &[Part]) -> Result<Vec<StoredTensor>> {
     for part in parts {
         tensors.extend(part.stored()?);
     }
-    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
+    let is_odd = |tensor: &StoredTensor| !tensor.byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+    tensors.sort_by_key(|tensor| (is_odd(tensor), std::cmp::Reverse(tensor.dtype.bitsize())));
     let mut offset = 0usize;
     for tensor in &mut tensors {
         tensor.offset = offset;
@@ -246,4 +251,36 @@ fn stored(name: String, dtype: Dtype, shape: Vec<usize>) -> Result<StoredTensor>
 
 fn too_large(name: &str) -> EngineError {
     EngineError::Capacity(format!("the size of tensor {name} overflows"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kv::KvKind, shapes::decoder_spec};
+
+    #[test]
+    fn large_tensors_begin_where_a_gpu_loads_them_and_all_at_their_elements() {
+        for weights in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Nvfp4, WeightKind::Int4] {
+            // Scales of single values, an odd number of them, and a head of an odd number of rows.
+            let spec = DecoderSpec {
+                num_layers: 3,
+                vocab_size: 1001,
+                tied_embeddings: false,
+                ..decoder_spec("llama-3.2-1b").unwrap()
+            };
+            let quantization = Quantization { weights, lm_head: WeightKind::Fp8, kv: KvKind::Bf16 };
+            let tensors = expected_tensors(&spec, &quantization).unwrap();
+            let mut end = 0;
+            for tensor in &tensors {
+                let StoredTensor { name, offset, byte_len, dtype, .. } = tensor;
+                assert_eq!(*offset, end, "{name}");
+                assert!(offset.is_multiple_of(dtype.bitsize() / 8), "{name} at {offset}");
+                let is_large = byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+                assert!(!is_large || offset.is_multiple_of(TENSOR_ALIGNMENT), "{name} at {offset}");
+                end += byte_len;
+            }
+            let is_odd = |tensor: &StoredTensor| !tensor.byte_len.is_multiple_of(TENSOR_ALIGNMENT);
+            assert!(tensors.iter().any(is_odd), "{weights}: nothing was there to go wrong");
+        }
+    }
 }

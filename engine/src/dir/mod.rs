@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! engine.json            manifest: schema version, decoder, number formats, every file with size and BLAKE3
-//! weights.safetensors    exactly the tensors of `layout::expected_tensors`, in that order
+//! weights.safetensors    exactly the tensors of `layout::expected_tensors`, written in that order
 //! generation.json        end tokens, template strings, sampling defaults
 //! tokenizer.json  chat_template.jinja        optional
 //! draft/draft.json  draft/weights.safetensors     optional: an EAGLE-3 head
@@ -23,11 +23,17 @@ mod unchecked;
 mod verify;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::Mmap;
 
 pub use draft::DraftDir;
 pub use layout::{
-    MatrixPart, Part, Role, StoredTensor, TokensPart, VectorPart, expected_tensors, lay_out, parts,
+    MatrixPart, Part, Role, StoredTensor, TENSOR_ALIGNMENT, TokensPart, VectorPart, expected_tensors,
+    lay_out, parts,
 };
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
 pub(crate) use unchecked::UncheckedDir;
@@ -170,6 +176,11 @@ impl EngineDir {
     /// Checks what of the weights is read and has not been checked, and gives back the memory behind what has been read.
     pub(crate) fn watch(&self) -> &dyn ReadWatch {
         &self.weights
+    }
+
+    /// The weights' file as it is mapped.
+    pub(crate) fn mapping(&self) -> Arc<Mmap> {
+        self.weights.mapping()
     }
 
     fn listed(&self, name: &str) -> Option<PathBuf> {

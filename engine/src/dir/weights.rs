@@ -1,7 +1,7 @@
 //! `weights.safetensors`: header written and checked against the layout, data memory-mapped.
 #![expect(unsafe_code, reason = "memory-mapping a file")]
 
-use std::{collections::HashMap, fs::File, ops::Range, path::Path};
+use std::{collections::HashMap, fs::File, ops::Range, path::Path, sync::Arc};
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
@@ -20,13 +20,15 @@ use crate::{
 
 /// A safetensors file starts with the header's length in a little-endian u64.
 const LENGTH_BYTES: usize = 8;
+/// What the data section begins at a multiple of: the header is padded. A multiple of [`TENSOR_ALIGNMENT`](super::TENSOR_ALIGNMENT).
+const DATA_ALIGNMENT: usize = 64;
 /// The kernel maps up to so many bytes around a page that is asked for, aligned: giving back less would leave those behind.
 const FAULT_AROUND_BYTES: usize = 64 << 10;
 
 /// The mapped weights and where each tensor lies.
 #[derive(Debug)]
 pub(super) struct Weights {
-    map: Mmap,
+    map: Arc<Mmap>,
     /// Bytes of the file by tensor name.
     tensors: HashMap<String, (Dtype, Range<usize>)>,
     /// Shape `[N, K]` and format by matrix name, without `.weight`.
@@ -35,36 +37,35 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Maps `path` and checks its header: exactly the tensors of `parts` with their shapes, types and places.
+    /// Maps `path` and checks its header: exactly the tensors of `parts` with their shapes and types, each aligned to its elements.
     pub(super) fn map(path: &Path, parts: Vec<Part>) -> Result<Self> {
         let map = map_file(path)?;
         // Where memory is locked, all of the file was made resident, to stay.
         #[cfg(unix)]
         let _ = map.unlock();
         release(&map, &map);
-        let expected = lay_out(&parts)?;
-        let data_start = check_header(path, &map, &expected)?;
-        let place = |tensor: StoredTensor| {
-            let start = data_start + tensor.offset;
-            (tensor.name, (tensor.dtype, start..start + tensor.byte_len))
-        };
+        let tensors = check_header(path, &map, &lay_out(&parts)?)?;
         let matrices = parts.into_iter().filter_map(|part| match part {
             Part::Matrix(part) => Some((part.name, (part.num_rows, part.num_cols, part.kind))),
             Part::Vector(_) | Part::Tokens(_) => None,
         });
-        let tensors: HashMap<_, _> = expected.into_iter().map(place).collect();
         let placed = |(name, (dtype, range)): (&String, &(Dtype, Range<usize>))| Placed {
             name: name.clone(),
             dtype: *dtype,
             range: range.clone(),
         };
         let contents = Contents::new(map.len(), tensors.iter().map(placed).collect());
-        Ok(Self { tensors, matrices: matrices.collect(), contents, map })
+        Ok(Self { tensors, matrices: matrices.collect(), contents, map: Arc::new(map) })
     }
 
     /// The whole file.
     pub(super) fn file_bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// The file as it is mapped, for whoever reads in it longer than `self` is there.
+    pub(super) fn mapping(&self) -> Arc<Mmap> {
+        Arc::clone(&self.map)
     }
 
     /// Checks that the file has the hash of `entry` and that no value or scale is NaN or infinite; what was read through [`ReadWatch`] has been
@@ -131,7 +132,7 @@ impl ReadWatch for Weights {
     }
 }
 
-/// The file's first bytes: header length and JSON header, padded with spaces so that the data starts at a multiple of 8.
+/// The file's first bytes: header length and JSON header, padded with spaces so that the data starts at a multiple of 64.
 #[must_use]
 pub fn safetensors_header(tensors: &[StoredTensor]) -> Vec<u8> {
     let entry = |tensor: &StoredTensor| {
@@ -141,7 +142,8 @@ pub fn safetensors_header(tensors: &[StoredTensor]) -> Vec<u8> {
         (tensor.name.clone(), facts)
     };
     let mut header = Value::Object(tensors.iter().map(entry).collect::<Map<_, _>>()).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
+    let data_start = (LENGTH_BYTES + header.len()).next_multiple_of(DATA_ALIGNMENT);
+    header.resize(data_start - LENGTH_BYTES, b' ');
     let mut file_start = (header.len() as u64).to_le_bytes().to_vec();
     file_start.append(&mut header);
     file_start
@@ -171,8 +173,13 @@ fn release(map: &Mmap, bytes: &[u8]) {
         unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from - first, until - from) };
 }
 
-/// Checks the header against `expected` and gives the data section's first byte.
-fn check_header(path: &Path, file: &[u8], expected: &[StoredTensor]) -> Result<usize> {
+/// Checks the header against `expected` and gives every tensor's type and bytes of the file. Their order is the file's own: it was another in
+/// earlier versions. That they follow each other without gaps is part of the format.
+fn check_header(
+    path: &Path,
+    file: &[u8],
+    expected: &[StoredTensor],
+) -> Result<HashMap<String, (Dtype, Range<usize>)>> {
     let (header_len, metadata) = SafeTensors::read_metadata(file)
         .map_err(|e| corrupt(path, format!("not a whole safetensors file: {e}")))?;
     let found = metadata.tensors();
@@ -181,17 +188,18 @@ fn check_header(path: &Path, file: &[u8], expected: &[StoredTensor]) -> Result<u
         let extra = found.keys().find(|name| !expected.iter().any(|tensor| &tensor.name == *name));
         return Err(corrupt(path, format!("unknown tensor {:?}", extra.map_or("", String::as_str))));
     }
-    for tensor in expected {
-        let start = found.get(&tensor.name).map(|info| info.data_offsets.0);
-        if start != Some(tensor.offset) {
-            let (name, start, expected) = (&tensor.name, start.unwrap_or_default(), tensor.offset);
-            return Err(corrupt(
-                path,
-                format!("tensor {name:?} starts at byte {start}, expected {expected}"),
-            ));
+    let data_start = LENGTH_BYTES + header_len;
+    let placed = |(name, info): (String, &TensorInfo)| {
+        let start = data_start + info.data_offsets.0;
+        let element_bytes = info.dtype.bitsize() / 8;
+        if !start.is_multiple_of(element_bytes.max(1)) {
+            let fact =
+                format!("tensor {name:?} starts at byte {start}, expected a multiple of {element_bytes}");
+            return Err(corrupt(path, fact));
         }
-    }
-    Ok(LENGTH_BYTES + header_len)
+        Ok((name, (info.dtype, start..data_start + info.data_offsets.1)))
+    };
+    found.into_iter().map(placed).collect()
 }
 
 /// Checks that every expected tensor is there, with its type and shape (and so with its size, which the header's own

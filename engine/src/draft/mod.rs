@@ -6,11 +6,15 @@
 //! The builder converts published heads into [`DraftSpec`] and the tensors of [`DraftSpec::parts`]; a backend runs them
 //! ([`crate::backend::Backend::attach_draft`]); trees and policies are `takt-eagle-spec`'s.
 
+mod book;
+mod check;
+mod lane;
 mod manifest;
 mod plan;
 mod random;
 mod spec;
 
+pub(crate) use book::{DraftBook, Following, MAX_WAITING, SavedLane};
 pub use manifest::{
     AcceptanceCheck, AcceptanceRecord, DRAFT_MANIFEST_FILE, DRAFT_SCHEMA_VERSION, DRAFT_WEIGHTS_FILE,
     DraftManifest, Trial,
@@ -20,13 +24,17 @@ pub use random::RandomHead;
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
 use crate::{
-    Result, TokenId,
+    EngineError, Result, TokenId,
     quant::MatrixView,
     weights::{ReadWatch, Unwatched},
 };
 
 /// Rows a lane may have proposed since its root, the root included: places its keys and values have beyond the text's.
 pub const MAX_DRAFT_ROWS: usize = 128;
+/// Most rows of one plan, all lanes together.
+pub(crate) const MAX_PLAN_ROWS: usize = 64;
+/// Most proposals after one row.
+pub(crate) const MAX_TOP_K: usize = 64;
 
 /// Where a backend takes a head's weights from, under the names of [`DraftSpec::parts`].
 pub trait DraftSource: Sync {
@@ -61,4 +69,20 @@ pub struct DraftFacts {
     pub max_positions: usize,
     /// Most rows of one [`DraftPlan`], all lanes together.
     pub max_plan_rows: usize,
+}
+
+/// The target's token of every draft token, as many as there are and none outside its vocabulary.
+///
+/// # Errors
+/// [`EngineError::Tensor`] otherwise.
+pub(crate) fn target_tokens(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Vec<TokenId>> {
+    let tokens = source.target_tokens()?;
+    let fail = |fact: String| Err(EngineError::Tensor { name: TARGET_TOKENS.into(), fact });
+    if tokens.len() != spec.draft_vocab_size {
+        return fail(format!("{} tokens, expected {}", tokens.len(), spec.draft_vocab_size));
+    }
+    match tokens.iter().find(|&&token| token as usize >= spec.vocab_size) {
+        Some(token) => fail(format!("token {token}, the target has {}", spec.vocab_size)),
+        None => Ok(tokens),
+    }
 }

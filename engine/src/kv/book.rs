@@ -53,6 +53,11 @@ impl LaneBook {
         tree.extend_from_slice(parents);
     }
 
+    /// Forgets the tree behind the committed rows of `lane`, which are about to be overwritten. The lane exists.
+    pub(crate) fn forget_tree(&mut self, lane: LaneId) {
+        self.lanes[lane.0].tree.clear();
+    }
+
     /// Forgets the tokens of `lane` in `[len, committed_len)`.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    BuildError, Result, Target,
+    BuildError, CudaVersion, Result, Target,
     compiler::{Compiler, CompilerVersion},
     image::Image,
     source::Source,
@@ -72,16 +72,32 @@ impl Cache {
         self.build_with(source, target, compiler.version(), compile)
     }
 
-    /// The cubin of `source` for `target` by whichever compiler made one, the newest first: for a board without a compiler.
+    /// The cubin of `source` for `target` by whichever compiler made one, the newest first: for a board without a compiler. Only those that a
+    /// driver of CUDA `driver` takes; all of them for `None`.
     #[must_use]
-    pub fn find(&self, source: &Source, target: Target) -> Option<Image> {
+    pub fn find(&self, source: &Source, target: Target, driver: Option<CudaVersion>) -> Option<Image> {
+        let takes =
+            |version: &CompilerVersion| driver.is_none_or(|driver| driver.takes_cubins_of(version.cuda()));
+        let versions = self.versions(source, target);
+        versions.into_iter().rev().filter(takes).find_map(|version| self.load(source, target, version))
+    }
+
+    /// The compilers that files of `source` for `target` are of, oldest first; whether the files hold is not looked at.
+    #[must_use]
+    pub fn versions(&self, source: &Source, target: Target) -> Vec<CompilerVersion> {
         let prefix = format!("{}.{target}.nvrtc-", source.name);
-        let entries = fs::read_dir(&self.folder).ok()?;
+        let entries = fs::read_dir(&self.folder).into_iter().flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let version = |name: String| name.strip_prefix(&prefix)?.strip_suffix(".cubin")?.parse().ok();
         let mut versions: Vec<CompilerVersion> = names.filter_map(version).collect();
         versions.sort_unstable();
-        versions.into_iter().rev().find_map(|version| self.load(source, target, version))
+        versions
+    }
+
+    /// Where the cubin that the compiler of `version` makes of `source` lies.
+    #[must_use]
+    pub fn path(&self, source: &Source, target: Target, version: CompilerVersion) -> PathBuf {
+        self.folder.join(file_name(source, target, version))
     }
 
     /// Stores `image`, made from `source` by the compiler of `version`: readers see the whole file or none.

@@ -64,7 +64,7 @@ fn a_damaged_file_is_made_again_wherever_it_is_damaged() {
     damaged.extend([0, 10, SEAL_LEN, CUBIN.len(), whole.len() - 1].map(|len| whole[..len].to_vec()));
     for bytes in damaged {
         fs::write(&path, &bytes).unwrap();
-        assert!(cache.find(&SOURCE, Target::Orin).is_none());
+        assert!(cache.find(&SOURCE, Target::Orin, None).is_none());
         assert!(build(&cache, &SOURCE, VERSION).0, "{} bytes", bytes.len());
         assert_eq!(fs::read(&path).unwrap(), whole);
     }
@@ -85,17 +85,39 @@ fn a_file_under_another_name_is_not_taken() {
 fn without_a_compiler_the_newest_whole_cubin_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::new(folder.path());
-    assert!(cache.find(&SOURCE, Target::Orin).is_none());
+    assert!(cache.find(&SOURCE, Target::Orin, None).is_none());
     let newer = CompilerVersion { major: 13, minor: 2, library_bytes: 7 };
     for version in [VERSION, newer] {
         cache.store(&SOURCE, version, &image()).unwrap();
     }
     fs::write(folder.path().join("fixture.sm_87.nvrtc-x.cubin"), "none").unwrap();
-    assert_eq!(cache.find(&SOURCE, Target::Orin), Some(image()));
+    assert_eq!(cache.find(&SOURCE, Target::Orin, None), Some(image()));
     fs::write(folder.path().join(file_name(&SOURCE, Target::Orin, newer)), "damaged").unwrap();
-    assert_eq!(cache.find(&SOURCE, Target::Orin), Some(image()), "the older one");
-    assert!(cache.find(&SOURCE, Target::Thor).is_none());
-    assert!(cache.find(&Source { text: "second", ..SOURCE }, Target::Orin).is_none());
+    assert_eq!(cache.find(&SOURCE, Target::Orin, None), Some(image()), "the older one");
+    assert!(cache.find(&SOURCE, Target::Thor, None).is_none());
+    assert!(cache.find(&Source { text: "second", ..SOURCE }, Target::Orin, None).is_none());
+}
+
+#[test]
+fn of_several_compilers_cubins_the_newest_that_the_driver_takes_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let older = CompilerVersion { major: 12, minor: 6, library_bytes: 7 };
+    for version in [VERSION, older] {
+        cache.store(&SOURCE, version, &image()).unwrap();
+    }
+    // Both are the same cubin: which one is taken shows when the other is damaged.
+    let is_found = |driver: Option<CudaVersion>| cache.find(&SOURCE, Target::Orin, driver).is_some();
+    let (of_jetpack_6, of_jetpack_7) = (CudaVersion::new(12, 6), CudaVersion::new(13, 0));
+    assert_eq!(cache.versions(&SOURCE, Target::Orin), [older, VERSION]);
+    let damage =
+        |version| fs::write(folder.path().join(file_name(&SOURCE, Target::Orin, version)), "damaged");
+    damage(VERSION).unwrap();
+    assert!(is_found(Some(of_jetpack_6)) && is_found(Some(of_jetpack_7)) && is_found(None));
+    damage(older).unwrap();
+    assert!(!is_found(Some(of_jetpack_6)) && !is_found(None));
+    cache.store(&SOURCE, VERSION, &image()).unwrap();
+    assert!(!is_found(Some(of_jetpack_6)) && is_found(Some(of_jetpack_7)) && is_found(None));
 }
 
 #[test]

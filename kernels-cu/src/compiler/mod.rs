@@ -1,8 +1,8 @@
 //! CUDA C++ to cubin, with NVRTC: no nvcc, no C++ compiler, no GPU.
 //!
 //! A [`Compiler`] is opened from a **CUDA folder**: a toolkit (`/usr/local/cuda`) or the folder `nvidia/cu13` of the Python packages
-//! `nvidia-cuda-nvrtc` and `nvidia-cuda-runtime`. Cubins of CUDA 13 need a driver of CUDA 13 (JetPack 7); Orin with JetPack 6 needs
-//! NVRTC 12.6, which knows neither Thor nor Blackwell.
+//! `nvidia-cuda-nvrtc` and `nvidia-cuda-runtime`. Cubins of CUDA 13 need a driver of CUDA 13 (JetPack 7); Orin with JetPack 6, and servers
+//! whose driver is of CUDA 12, need NVRTC 12.6, which knows neither Thor nor Blackwell.
 
 mod nvrtc;
 
@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    BuildError, Result, Target,
+    BuildError, CudaVersion, Result, Target,
     image::Image,
     source::{OPTIONS, Source},
 };
@@ -60,6 +60,14 @@ impl CompilerVersion {
     }
 }
 
+impl CompilerVersion {
+    /// The release of CUDA it is of.
+    #[must_use]
+    pub fn cuda(&self) -> CudaVersion {
+        CudaVersion::new(self.major, self.minor)
+    }
+}
+
 impl FromStr for CompilerVersion {
     type Err = ();
 
@@ -74,7 +82,7 @@ impl FromStr for CompilerVersion {
 
 impl fmt::Display for CompilerVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.major, self.minor)
+        self.cuda().fmt(formatter)
     }
 }
 
@@ -188,6 +196,36 @@ fn find_headers(root: &Path) -> Result<PathBuf> {
     let mut candidates = HEADER_FOLDERS.iter().map(|folder| root.join(folder));
     let found = candidates.find(|folder| folder.join("cuda_bf16.h").is_file());
     found.ok_or_else(|| BuildError::NoHeaders { root: root.to_owned() })
+}
+
+/// The compilers of the CUDA folders `roots`, each once: one may be a link to another. Folders without one are left out.
+///
+/// # Errors
+/// What is wrong with the first folder, if there is a compiler in none.
+pub fn open_all(roots: &[PathBuf]) -> Result<Vec<Compiler>> {
+    let (mut compilers, mut first_error) = (Vec::<Compiler>::new(), None);
+    for root in roots {
+        match Compiler::open(root) {
+            Ok(compiler) if compilers.iter().any(|known| known.library == compiler.library) => {}
+            Ok(compiler) => compilers.push(compiler),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    match first_error {
+        Some(error) if compilers.is_empty() => Err(error),
+        _ => Ok(compilers),
+    }
+}
+
+/// The compiler to make cubins of `target` with for a driver of CUDA `driver`: of those that know the target, and whose cubins the driver takes,
+/// the newest. For any driver, `driver` is `None`.
+#[must_use]
+pub fn choose(compilers: &[Compiler], target: Target, driver: Option<CudaVersion>) -> Option<&Compiler> {
+    let is_fit = |compiler: &&Compiler| {
+        compiler.knows(target)
+            && driver.is_none_or(|driver| driver.takes_cubins_of(compiler.version().cuda()))
+    };
+    compilers.iter().filter(is_fit).max_by_key(|compiler| compiler.version())
 }
 
 #[cfg(test)]

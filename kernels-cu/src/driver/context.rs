@@ -14,6 +14,7 @@ use cudarc::driver::sys::{
 
 use super::{
     device::Device,
+    entry,
     error::{DriverError, Result, check},
 };
 
@@ -48,6 +49,8 @@ pub struct Context {
 struct Inner {
     context: CUcontext,
     green: Option<CUgreenCtx>,
+    /// The device's own, which is given back and not destroyed.
+    is_primary: bool,
     device: Device,
     share: Share,
     num_sms: u32,
@@ -82,14 +85,24 @@ impl Context {
         Ok((Self::plain(device, share)?, None))
     }
 
-    fn plain(device: &Device, share: Share) -> Result<Self> {
+    /// The context that the CUDA runtime gives every library of a process: where a robot's perception lives. Nothing of ours does but what
+    /// stands in for perception.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`] or [`DriverError::OutOfMemory`].
+    pub fn primary(device: &Device) -> Result<Self> {
         let mut context = ptr::null_mut();
-        // Threads that wait for the device sleep: they may have a core's other work beside them.
-        let flags = CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | CUctx_flags::CU_CTX_MAP_HOST as u32;
-        // SAFETY: writes one handle; the device is one the driver named; no parameters beyond the flags.
-        check("cuCtxCreate", unsafe {
-            sys::cuCtxCreate_v4(&raw mut context, ptr::null_mut(), flags, device.handle)
+        // SAFETY: writes one handle; the device is one the driver named.
+        check("cuDevicePrimaryCtxRetain", unsafe {
+            sys::cuDevicePrimaryCtxRetain(&raw mut context, device.handle)
         })?;
+        let mut inner = Inner::new(context, None, device, Share::None, device.num_sms);
+        inner.is_primary = true;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn plain(device: &Device, share: Share) -> Result<Self> {
+        let context = create(device)?;
         Ok(Self { inner: Arc::new(Inner::new(context, None, device, share, device.num_sms)) })
     }
 
@@ -183,7 +196,8 @@ impl Inner {
         if green.is_some() {
             NUM_GREEN.fetch_add(1, Ordering::SeqCst);
         }
-        Self { context, green, device: device.clone(), share, num_sms, is_lost: AtomicBool::new(false) }
+        let (device, is_lost) = (device.clone(), AtomicBool::new(false));
+        Self { context, green, is_primary: false, device, share, num_sms, is_lost }
     }
 }
 
@@ -210,6 +224,9 @@ impl Drop for Inner {
                         sys::cuDevicePrimaryCtxReset_v2(self.device.handle);
                     }
                 }
+                None if self.is_primary => {
+                    sys::cuDevicePrimaryCtxRelease_v2(self.device.handle);
+                }
                 None => {
                     sys::cuCtxDestroy_v2(self.context);
                 }
@@ -218,8 +235,32 @@ impl Drop for Inner {
     }
 }
 
+/// A context on all of `device`.
+fn create(device: &Device) -> Result<CUcontext> {
+    // Threads that wait for the device sleep: they may have a core's other work beside them.
+    let flags = CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32 | CUctx_flags::CU_CTX_MAP_HOST as u32;
+    let mut context = ptr::null_mut();
+    let result = if entry::has(entry::CTX_CREATE) {
+        // SAFETY: writes one handle; the device is one the driver named; no parameters beyond the flags.
+        unsafe { sys::cuCtxCreate_v4(&raw mut context, ptr::null_mut(), flags, device.handle) }
+    } else {
+        let missing = || DriverError::Incomplete { missing: vec![entry::CTX_CREATE, "cuCtxCreate_v2"] };
+        let create = entry::ctx_create_v2().ok_or_else(missing)?;
+        // SAFETY: as above.
+        unsafe { create(&raw mut context, flags, device.handle) }
+    };
+    check("cuCtxCreate", result)?;
+    Ok(context)
+}
+
 /// A green context of at least `num_sms` multiprocessors, as far as the device can split them off.
 fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> {
+    if let Some(missing) = entry::missing(entry::GREEN).first() {
+        let version = device.driver_version;
+        let reason =
+            format!("they take a driver of CUDA 12.5 or later, this one is of {version} and lacks it");
+        return Err(DriverError::Call { call: missing, reason });
+    }
     // SAFETY: plain data of the driver's, all zeros is a value.
     let mut whole: CUdevResource = unsafe { std::mem::zeroed() };
     // SAFETY: as above.

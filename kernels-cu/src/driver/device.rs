@@ -4,11 +4,15 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute as Attribute, CUresult};
 
-use super::error::{DriverError, Result, check, words};
-use crate::Target;
+use super::{
+    entry,
+    error::{DriverError, Result, check, words},
+    host_memory::HostReach,
+};
+use crate::{CudaVersion, Target};
 
-/// The least CUDA version of a driver: what the shipped kernels are compiled with.
-pub const MIN_DRIVER_VERSION: i32 = 13_000;
+/// The least CUDA version of a driver: the first that takes cubins of the oldest compiler the kernels are compiled with.
+pub const MIN_DRIVER_VERSION: CudaVersion = CudaVersion::new(12, 0);
 
 /// A device that can be used, and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +26,14 @@ pub struct Device {
     pub num_sms: u32,
     /// Whether it shares its memory with the processor, as on Jetson.
     pub is_integrated: bool,
+    /// How it reads memory of the processor's in place.
+    pub host_reach: HostReach,
     /// Bytes of its memory.
     pub memory_bytes: u64,
     /// Bytes of its second-level cache.
     pub l2_bytes: u64,
-    /// CUDA version of the driver: 13000 for 13.0.
-    pub driver_version: i32,
+    /// CUDA version of the driver.
+    pub driver_version: CudaVersion,
 }
 
 impl Device {
@@ -35,12 +41,6 @@ impl Device {
     #[must_use]
     pub fn target(&self) -> Option<Target> {
         Target::of_compute_capability(self.compute_capability.0, self.compute_capability.1)
-    }
-
-    /// CUDA version of the driver, major and minor.
-    #[must_use]
-    pub fn driver_version_parts(&self) -> (i32, i32) {
-        (self.driver_version / 1000, self.driver_version % 1000 / 10)
     }
 
     /// Never two processes' view of one device: the name with the compute capability, for keys of measured costs.
@@ -54,21 +54,16 @@ impl Device {
 /// All devices of this machine, in the driver's order. Loads `libcuda` on the first call; creates no context.
 ///
 /// # Errors
-/// [`DriverError::NoDriver`], [`DriverError::NoDevice`] or [`DriverError::TooOld`]; never a panic.
+/// [`DriverError::NoDriver`], [`DriverError::NoDevice`], [`DriverError::TooOld`] or [`DriverError::Incomplete`]; never a panic.
 pub fn probe() -> Result<Vec<Device>> {
     if !is_library_there() {
         return Err(DriverError::NoDriver);
     }
+    let version = version()?;
     // SAFETY: no arguments but flags, which must be 0.
     match unsafe { sys::cuInit(0) } {
         CUresult::CUDA_SUCCESS => {}
         refused => return Err(DriverError::NoDevice(words(refused))),
-    }
-    let mut version = 0;
-    // SAFETY: writes one number.
-    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
-    if version < MIN_DRIVER_VERSION {
-        return Err(DriverError::TooOld { found: version, expected: MIN_DRIVER_VERSION });
     }
     let mut num_devices = 0;
     // SAFETY: writes one number.
@@ -79,6 +74,24 @@ pub fn probe() -> Result<Vec<Device>> {
     (0..num_devices).map(|ordinal| facts(ordinal, version)).collect()
 }
 
+/// The driver's version, once it is known to be one that can be called. It may be asked for before the driver is initialized.
+fn version() -> Result<CudaVersion> {
+    let missing = entry::missing(entry::NEEDED);
+    let incomplete = |missing| DriverError::Incomplete { missing };
+    let needed_first = ["cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"];
+    if needed_first.iter().any(|name| missing.contains(name)) {
+        return Err(incomplete(missing));
+    }
+    let mut number = 0;
+    // SAFETY: writes one number.
+    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut number) })?;
+    let found = CudaVersion::of_driver(number);
+    if found < MIN_DRIVER_VERSION {
+        return Err(DriverError::TooOld { found, expected: MIN_DRIVER_VERSION });
+    }
+    if missing.is_empty() { Ok(found) } else { Err(incomplete(missing)) }
+}
+
 /// Whether `libcuda` can be opened; cudarc panics without.
 fn is_library_there() -> bool {
     static IS_THERE: OnceLock<bool> = OnceLock::new();
@@ -86,7 +99,7 @@ fn is_library_there() -> bool {
     *IS_THERE.get_or_init(|| unsafe { sys::is_culib_present() })
 }
 
-fn facts(ordinal: i32, driver_version: i32) -> Result<Device> {
+fn facts(ordinal: i32, driver_version: CudaVersion) -> Result<Device> {
     let mut handle: CUdevice = 0;
     // SAFETY: writes one handle; `ordinal` is below the count.
     check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut handle, ordinal) })?;
@@ -105,8 +118,21 @@ fn facts(ordinal: i32, driver_version: i32) -> Result<Device> {
         })?;
         Ok::<_, DriverError>(value.unsigned_abs())
     };
+    let has = |which| Ok::<_, DriverError>(attribute(which)? != 0);
+    let host_reach = if has(Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)?
+        && has(Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES)?
+    {
+        HostReach::PageTables
+    } else if has(Attribute::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)?
+        && has(Attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)?
+    {
+        HostReach::Registered
+    } else {
+        HostReach::Nothing
+    };
     Ok(Device {
         handle,
+        host_reach,
         name: String::from_utf8_lossy(&name[..name_len]).into_owned(),
         compute_capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,

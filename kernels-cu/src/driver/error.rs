@@ -5,6 +5,8 @@ use std::ffi::CStr;
 use cudarc::driver::sys::{self, CUresult};
 use thiserror::Error;
 
+use crate::CudaVersion;
+
 /// Result of the driver layer.
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
@@ -17,16 +19,24 @@ pub enum DriverError {
     /// There is a driver, but no device it can use.
     #[error("the NVIDIA driver finds no device ({0}); use the cpu backend")]
     NoDevice(String),
-    /// The driver is older than the kernels' compiler.
+    /// The driver is older than the kernels' oldest compiler.
     #[error(
-        "the NVIDIA driver supports CUDA {}.{}, expected {}.{} or later: update the driver",
-        found / 1000, found % 1000 / 10, expected / 1000, expected % 1000 / 10
+        "the NVIDIA driver supports CUDA {found}, expected {expected} or later: update the driver, or use the cpu backend"
     )]
     TooOld {
-        /// As the driver tells: 13000 for 13.0.
-        found: i32,
+        /// The driver's.
+        found: CudaVersion,
         /// The least we run on.
-        expected: i32,
+        expected: CudaVersion,
+    },
+    /// The driver's library lacks functions that its version should have.
+    #[error(
+        "libcuda.so.1 lacks {}: it is no driver's library, or a damaged one; install the driver anew, or use the cpu backend",
+        missing.join(", ")
+    )]
+    Incomplete {
+        /// What it lacks.
+        missing: Vec<&'static str>,
     },
     /// An allocation failed.
     #[error("no device memory for {asked_bytes} bytes ({what}): {free_bytes} of {total_bytes} are free")]

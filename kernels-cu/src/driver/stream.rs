@@ -50,7 +50,20 @@ impl Stream {
     pub fn new(context: &Context) -> Result<Self> {
         context.make_current()?;
         let (lowest, _) = context.priorities()?;
-        let priority = if context.share() == Share::None { 0 } else { lowest };
+        Self::of_priority(context, if context.share() == Share::None { 0 } else { lowest })
+    }
+
+    /// A new stream that goes ahead of all others, for what stands in for perception.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`] or [`DriverError::Lost`].
+    pub fn ahead_of_others(context: &Context) -> Result<Self> {
+        context.make_current()?;
+        let (_, highest) = context.priorities()?;
+        Self::of_priority(context, highest)
+    }
+
+    fn of_priority(context: &Context, priority: i32) -> Result<Self> {
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         let mut handle = ptr::null_mut();
         // SAFETY: writes one handle.
@@ -74,6 +87,19 @@ impl Stream {
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Its priority as CUDA counts: the smaller goes first, and 0 is both the ordinary and the lowest.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`] or [`DriverError::Lost`].
+    pub fn priority(&self) -> Result<i32> {
+        self.context.make_current()?;
+        let mut priority = 0;
+        // SAFETY: our own stream; writes one number.
+        let result = unsafe { sys::cuStreamGetPriority(self.handle, &raw mut priority) };
+        self.context.note(check("cuStreamGetPriority", result))?;
+        Ok(priority)
     }
 
     /// Launches a kernel.

@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod attention;
+pub mod bandwidth;
 mod check;
 pub mod embed;
 mod error;
@@ -15,6 +16,7 @@ mod kv;
 pub mod kv_compact;
 pub mod linear;
 pub mod logits;
+pub mod perception;
 pub mod rms_norm;
 pub mod rope_kv;
 pub mod rows;

@@ -72,7 +72,7 @@ pub struct RopeKv {
     pub cache: KvCache,
     /// Tokens of the step, padding included.
     pub num_tokens: usize,
-    /// Heads of the queries.
+    /// Heads of the queries; 0 to store keys and values only, `q` and `q_out` being null.
     pub num_heads: usize,
 }
 
@@ -128,7 +128,6 @@ impl RopeKv {
     fn check(&self) -> Result<(), LaunchError> {
         self.cache.check()?;
         let head_dim = self.cache.head_dim;
-        non_zero("heads", self.num_heads)?;
         at_most("columns of queries", self.num_heads.saturating_mul(head_dim), self.q_stride)?;
         at_most(
             "columns of keys and values",
@@ -137,7 +136,6 @@ impl RopeKv {
         )?;
         at_most("rotated pairs", non_zero("rotated pairs", self.rope.num_pairs)?, head_dim / 2)?;
         for (what, address) in [
-            ("queries", self.q),
             ("keys of the step", self.k),
             ("values of the step", self.v),
             ("cosines", self.rope.cos),
@@ -151,7 +149,10 @@ impl RopeKv {
         for address in self.bias.into_iter().chain(self.norm.iter().flat_map(|norm| [norm.q, norm.k])) {
             aligned("bias or norm weights", address, 4)?;
         }
-        aligned("rotated queries", self.q_out, 16)?;
+        if self.num_heads > 0 {
+            aligned("queries", self.q, 4)?;
+            aligned("rotated queries", self.q_out, 16)?;
+        }
         Ok(())
     }
 }

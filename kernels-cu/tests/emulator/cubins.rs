@@ -11,6 +11,7 @@ use takt_kernels_cu::{
     cache::Cache,
     kernel_set::{KernelSet, Places},
     launch::Launch,
+    source,
 };
 
 /// Checks `launch` for every target. Kernels that are no source's, as the emulator's own tests have, are not checked.
@@ -27,8 +28,9 @@ pub fn check(launch: &Launch) -> Result<(), String> {
 
 fn found() -> Vec<KernelSet> {
     let folders = [Cache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins"))];
-    let places = Places { folders: &folders, compiler: None };
-    let opened = Target::ALL.map(|target| KernelSet::open(target, places, |_| {}));
+    let places = Places { folders: &folders, compiler: None, driver: None };
+    let sources: Vec<_> = source::all().copied().collect();
+    let opened = Target::ALL.map(|target| KernelSet::open_of(&sources, target, places, |_| {}));
     let (found, missing): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     if let Some(Err(error)) = missing.into_iter().next() {
         assert!(env::var_os("TAKT_REQUIRE_CUBINS").is_none(), "{error}; run `cargo run -p xtask -- kernels`");

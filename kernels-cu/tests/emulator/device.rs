@@ -19,6 +19,7 @@ use takt_kernels_cu::{
     },
     kernel_set::{KernelSet, Places},
     launch::Launch,
+    source,
 };
 
 /// A device with all kernels. Tests take turns.
@@ -34,8 +35,12 @@ struct Inner {
 /// The device the tests have to run on, if they have to.
 pub fn required() -> Option<&'static Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    let is_required = || env::var_os("TAKT_REQUIRE_DEVICE").is_some_and(|value| value == "1");
     DEVICE.get_or_init(|| is_required().then(Device::open)).as_ref()
+}
+
+/// Whether tests have to run on the machine's own device.
+pub fn is_required() -> bool {
+    env::var_os("TAKT_REQUIRE_DEVICE").is_some_and(|value| value == "1")
 }
 
 impl Device {
@@ -46,9 +51,12 @@ impl Device {
         eprintln!("on {}", device.key());
         let compiler = env::var_os("TAKT_CUDA_ROOT").map(|root| Compiler::open(Path::new(&root)).unwrap());
         let folders = [Cache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins"))];
-        let places = Places { folders: &folders, compiler: compiler.as_ref() };
-        let (set, _) = KernelSet::open(target, places, |source| eprintln!("compiling {}.cu", source.name))
-            .unwrap_or_else(|error| panic!("{error}; run `cargo run -p xtask -- kernels`"));
+        let places =
+            Places { folders: &folders, compiler: compiler.as_ref(), driver: Some(device.driver_version) };
+        let sources: Vec<_> = source::all().copied().collect();
+        let (set, _) =
+            KernelSet::open_of(&sources, target, places, |source| eprintln!("compiling {}.cu", source.name))
+                .unwrap_or_else(|error| panic!("{error}; run `cargo run -p xtask -- kernels`"));
         let (context, _) = Context::open(device, Share::None).unwrap();
         let kernels = Kernels::load(&context, set.images().iter().map(|image| image.bytes())).unwrap();
         let stream = Stream::new(&context).unwrap();

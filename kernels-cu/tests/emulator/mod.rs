@@ -32,7 +32,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod cubins;
-mod device;
+pub mod device;
 pub mod driver;
 
 use std::{

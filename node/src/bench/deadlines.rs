@@ -50,6 +50,8 @@ pub fn virtual_settings(policy: Policy, table: &CostTable, num_lanes: usize) -> 
             max_prefill_slice_tokens: max_slice_len,
             max_step_tokens: max_slice_len + num_lanes,
             max_section: Duration::from_millis(20),
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: Duration::from_micros(500),
         },
         bandwidth: Bandwidth::default(),

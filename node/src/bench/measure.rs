@@ -188,7 +188,7 @@ fn step(backend: &mut dyn Backend, plan: &mut StepPlan, token: TokenId) -> Resul
 }
 
 /// Tokens spread over the vocabulary, so that embedding rows are not all cached.
-fn tokens(backend: &dyn Backend, len: usize) -> Vec<TokenId> {
+pub(super) fn tokens(backend: &dyn Backend, len: usize) -> Vec<TokenId> {
     let vocab_size = backend.spec().vocab_size as u64;
     (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) % vocab_size) as TokenId).collect() // below 2^22
 }

@@ -26,6 +26,8 @@ pub struct Effort {
     pub num_samples: usize,
     /// After this much time no bucket gets more than [`MIN_SAMPLES`].
     pub most: Duration,
+    /// How long the device is left to others after each section.
+    pub idle_gap: Duration,
 }
 
 const LANE: LaneId = LaneId(0);
@@ -34,11 +36,13 @@ pub const MIN_SAMPLES: usize = 3;
 
 impl Effort {
     /// `takt calibrate`: a 99th percentile needs a few hundred sections.
-    pub const THOROUGH: Self = Self { num_samples: 400, most: Duration::from_secs(600) };
+    pub const THOROUGH: Self =
+        Self { num_samples: 400, most: Duration::from_secs(600), idle_gap: Duration::ZERO };
     /// Only to touch every page a section uses.
-    pub const LEAST: Self = Self { num_samples: MIN_SAMPLES, most: Duration::ZERO };
+    pub const LEAST: Self = Self { num_samples: MIN_SAMPLES, most: Duration::ZERO, idle_gap: Duration::ZERO };
     /// A node that starts without a table.
-    pub const BRIEF: Self = Self { num_samples: 24, most: Duration::from_millis(1500) };
+    pub const BRIEF: Self =
+        Self { num_samples: 24, most: Duration::from_millis(1500), idle_gap: Duration::ZERO };
 }
 
 /// Buckets for what `backend` can run, with slices of up to `max_slice_len` tokens.
@@ -162,6 +166,9 @@ impl<'a> Bench<'a> {
                 break;
             }
             let took = self.time(shape)?;
+            if !effort.idle_gap.is_zero() {
+                self.clock.sleep(effort.idle_gap);
+            }
             if sample > 0 {
                 histogram.record(took);
             }

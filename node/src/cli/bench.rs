@@ -9,9 +9,8 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 use takt_engine::{
-    backend::{Backend, cpu::CpuBackend},
-    engine::Engine,
-    kv::KvKind,
+    backend::Backend,
+    engine::{BackendKind, Engine, open_weights},
     memory::peak_rss_bytes,
     quant::WeightKind,
     shapes,
@@ -20,26 +19,30 @@ use takt_engine::{
 use super::{
     CliError, bench_compare,
     bench_deadlines::{self, DeadlineBench},
+    bench_gpu::{self, GpuBenchArgs, GpuFigures},
+    bench_perception::{self, PerceptionArgs, PerceptionBench},
     bench_ros::{self, RosBenchArgs},
     bench_speculation::{self, SpeculationArgs},
     duration,
-    engine_args::{EngineArgs, check_runs_shapes},
+    engine_args::EngineArgs,
     interrupt::Interrupt,
     paint, print_json,
 };
 use crate::bench::{
     Decode, NUM_PREFILLS, NUM_WARM_STEPS, PowerMeter, Prefill, Sustained,
     compare::{Comparison, rival::LlamaBench},
-    decode, prefill, read_bandwidth, sustain,
+    decode,
+    gpu::bandwidth::DeviceBandwidth,
+    prefill, read_bandwidth, sustain,
 };
 
 /// Measure how fast a model runs on this machine
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg\n          takt bench --ros --plot ros.svg\n          takt bench --shape qwen3-0.6b --compare llama-bench=llama.cpp/llama-bench,model=llama.cpp/qwen3-0.6b-q4_0.gguf"
+    after_help = "Examples: takt bench engines/takt-demo\n          takt bench --shape qwen3-0.6b --weights nvfp4 --sustained 60s\n          takt bench --deadlines engines/takt-demo\n          takt bench --speculation engines/takt-demo --plot speculation.svg\n          takt bench --ros --plot ros.svg\n          takt bench --shape qwen3-8b --weights int4 --backend cuda\n          takt bench --perception --plot perception.svg\n          takt bench --shape qwen3-0.6b --compare llama-bench=llama.cpp/llama-bench,model=llama.cpp/qwen3-0.6b-q4_0.gguf"
 )]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
-#[command(group = clap::ArgGroup::new("drawn").args(["speculation", "ros"]))]
+#[command(group = clap::ArgGroup::new("drawn").args(["speculation", "ros", "perception"]))]
 pub(super) struct BenchArgs {
     /// Engine directory, written by `takt build`
     #[arg(value_name = "DIR", group = "what")]
@@ -88,6 +91,10 @@ pub(super) struct BenchArgs {
     #[command(flatten)]
     ros: RosBenchArgs,
     #[command(flatten)]
+    perception: PerceptionArgs,
+    #[command(flatten)]
+    gpu: GpuBenchArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print one JSON object
     #[arg(long)]
@@ -111,6 +118,8 @@ struct Loaded {
     engine_bytes: u64,
     /// An engine directory, not a shape.
     is_engine: bool,
+    /// What the memory of its device gives; `None` on the CPU.
+    device: Option<DeviceBandwidth>,
 }
 
 /// Everything measured.
@@ -120,6 +129,7 @@ struct Measured {
     sustained: Option<Sustained>,
     /// Bytes a second.
     read_bandwidth: f64,
+    gpu: Option<GpuFigures>,
     watts: Option<f64>,
     /// Before the bandwidth probe takes its own memory.
     peak_rss_bytes: Option<u64>,
@@ -163,6 +173,20 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         let node_args = args.ros.node_args(&args.engine)?;
         return bench_ros::run(&args.ros, args.dir.as_deref(), &node_args, plot, args.json, interrupt);
     }
+    if args.perception.perception {
+        let bench = PerceptionBench {
+            dir: args.dir.as_deref(),
+            shape: args.shape.as_deref(),
+            kinds: args.kinds(),
+            plot: args.speculation.plot.as_deref(),
+            as_json: args.json,
+        };
+        return bench_perception::run(&args.perception, &bench, &args.engine, interrupt);
+    }
+    if args.compare.is_some() && args.engine.backend == BackendKind::Cuda {
+        let fact = "--compare holds both against the processor's memory: leave --backend out";
+        return Err(CliError::Usage(fact.into()));
+    }
     let rival = args.compare.as_deref().map(LlamaBench::parse).transpose();
     let rival = rival.map_err(|error| CliError::Usage(error.to_string()))?;
     let mut loaded = load(args)?;
@@ -183,20 +207,25 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
     let mut options = args.engine.options();
     let capacity = args.prompt_len.saturating_add(args.tokens).saturating_add(NUM_WARM_STEPS);
     options.lane_capacity = Some(capacity);
+    let mut device = None;
+    if options.backend == BackendKind::Cuda {
+        let (dir, shape) = (args.dir.as_deref(), args.shape.as_deref());
+        options.lane_capacity = Some(args.gpu.lane_capacity(capacity, args.prompt_len, dir, shape)?);
+        device = Some(bench_gpu::device_bandwidth(&options)?);
+    }
     let started = Instant::now();
     let Some(shape) = &args.shape else {
         let dir = args.dir.clone().unwrap_or_default();
         let Engine { manifest, backend, .. } = Engine::open(&dir, &options)?;
         let (load, engine_bytes) = (started.elapsed(), manifest.total_bytes());
-        return Ok(Loaded { name: dir.display().to_string(), backend, load, engine_bytes, is_engine: true });
+        let name = dir.display().to_string();
+        return Ok(Loaded { name, backend, load, engine_bytes, is_engine: true, device });
     };
-    check_runs_shapes(options.backend)?;
     let spec = shapes::decoder_spec(shape)?;
     let (weights, lm_head) = args.kinds();
     let source = shapes::RandomWeights::new(&spec, weights, lm_head, 1)?;
     let started = Instant::now(); // making random numbers is not loading
-    let cpu_options = options.cpu_options(&spec, KvKind::Bf16);
-    let backend = Box::new(CpuBackend::new(&spec, &source, &cpu_options)?);
+    let backend = open_weights(&spec, &source, &options)?;
     let (load, engine_bytes) = (started.elapsed(), backend.capabilities().weight_bytes_per_step);
     Ok(Loaded {
         name: format!("{shape}, random {weights} weights"),
@@ -204,6 +233,7 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
         load,
         engine_bytes,
         is_engine: false,
+        device,
     })
 }
 
@@ -223,15 +253,28 @@ fn measure(args: &BenchArgs, loaded: &mut Loaded, interrupt: &Interrupt) -> Resu
             }
         })?),
     };
+    let gpu = loaded
+        .device
+        .map(|bandwidth| args.gpu.measure(backend, bandwidth, (args.prompt_len, args.tokens), interrupt));
+    let gpu = gpu.transpose()?;
     let peak_rss_bytes = peak_rss_bytes();
-    let read_bandwidth = read_bandwidth(backend.capabilities().num_threads)?;
-    Ok(Measured { prefill, decode, sustained, read_bandwidth, watts, peak_rss_bytes })
+    let read_bandwidth = match &gpu {
+        Some(gpu) => gpu.bandwidth.read,
+        None => read_bandwidth(backend.capabilities().num_threads)?,
+    };
+    Ok(Measured { prefill, decode, sustained, read_bandwidth, gpu, watts, peak_rss_bytes })
 }
 
 /// Peak memory over the engine's files and the KV cache, the least it could be; nothing for a shape, whose weights were made in this process.
 fn peak_ratio(loaded: &Loaded, measured: &Measured) -> Option<f64> {
     let held = (loaded.engine_bytes + loaded.backend.capabilities().kv_bytes) as f64;
     measured.peak_rss_bytes.filter(|_| loaded.is_engine).map(|peak| peak as f64 / held)
+}
+
+/// The share of what memory gives: on a GPU weights and cache over a copy's bytes, on the CPU weights over those read.
+fn bandwidth_share(loaded: &Loaded, measured: &Measured) -> f64 {
+    let of_weights = weight_bandwidth(loaded, measured) / measured.read_bandwidth;
+    measured.gpu.as_ref().and_then(GpuFigures::share).unwrap_or(of_weights)
 }
 
 fn weight_bandwidth(loaded: &Loaded, measured: &Measured) -> f64 {
@@ -256,7 +299,7 @@ fn as_json(loaded: &Loaded, measured: &Measured) -> Value {
         "itl_ms": {"p50": ms(decode.itl(0.5)), "p99": ms(decode.itl(0.99)), "max": ms(decode.itl(1.0))},
         "weight_bytes_per_token": facts.weight_bytes_per_step,
         "read_bandwidth_gb_s": measured.read_bandwidth / 1e9,
-        "bandwidth_share": weight_bandwidth(loaded, measured) / measured.read_bandwidth,
+        "bandwidth_share": bandwidth_share(loaded, measured), "gpu": measured.gpu.as_ref().map(GpuFigures::as_json),
         "power_w": measured.watts, "backend": facts.backend, "kernels": facts.kernels, "kv": facts.kv,
         "threads": facts.num_threads, "device": facts.device, "sustained": sustained,
     })
@@ -309,10 +352,11 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
         (
             "bandwidth",
             format!(
-                "{:.2} GB/s of weights, {:.0} % of the {:.2} GB/s this machine reads{cached}",
+                "{:.2} GB/s of weights, {:.0} % of the {:.2} GB/s this {} reads{cached}",
                 achieved / 1e9,
                 share * 100.0,
-                measured.read_bandwidth / 1e9
+                measured.read_bandwidth / 1e9,
+                if measured.gpu.is_some() { "device" } else { "machine" }
             ),
         ),
         ("peak memory", peak_memory(loaded, measured)),
@@ -332,5 +376,6 @@ fn as_text(loaded: &Loaded, measured: &Measured) -> String {
             format!("{:.1} tokens/s at first, {:.1} at last ({change:+.1} %)", first.tok_s, last.tok_s),
         ));
     }
-    format!("{}\n{}", paint::bold(&loaded.name), paint::facts(&rows))
+    let gpu = measured.gpu.as_ref().map_or_else(String::new, |gpu| format!("\n{}", gpu.as_text()));
+    format!("{}\n{}{gpu}", paint::bold(&loaded.name), paint::facts(&rows))
 }

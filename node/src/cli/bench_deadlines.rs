@@ -41,7 +41,7 @@ pub(super) fn run(
     interrupt: &Interrupt,
 ) -> Result<ExitCode, CliError> {
     // Longer than a node at its start: what is measured here is how promises are kept, not how a brief calibration is.
-    let effort = Effort { num_samples: 200, most: Duration::from_secs(20) };
+    let effort = Effort { num_samples: 200, most: Duration::from_secs(20), idle_gap: Duration::ZERO };
     let worker_options =
         WorkerOptions { effort, process_end: interrupt.receiver().clone(), ..WorkerOptions::default() };
     let slice = worker_options.max_prefill_slice_tokens;

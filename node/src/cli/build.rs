@@ -8,22 +8,25 @@ use serde_json::{Value, json};
 use takt_engine::{kv::KvKind, quant::WeightKind};
 use takt_engine_builder::{
     BoardKernels, BuildError, BuildOptions, BuildReport, DraftReport, GroupError, KernelReport, Progress,
-    Stage, build, draft::DraftOptions,
+    Stage, add_kernels, build, draft::DraftOptions,
 };
-use takt_kernels_cu::Target;
+use takt_kernels_cu::{CudaVersion, Target};
 
-use super::{CliError, gpu_options::cuda_root, interrupt::Interrupt, paint, print_json};
+use super::{CliError, gpu_options::cuda_roots, interrupt::Interrupt, paint, print_json};
 use crate::config::process_environment;
 
 /// Make an engine directory from a Hugging Face folder or an ONNX file
 #[derive(Debug, Args)]
-#[command(after_help = "Example: takt build models/takt-demo -o engines/takt-demo --weights nvfp4")]
+#[command(
+    after_help = "Examples: takt build models/takt-demo -o engines/takt-demo --weights nvfp4\n          \
+    takt build engines/takt-demo --kernels-only --for sm_87 --cuda 12.6,13.0"
+)]
 pub(super) struct BuildArgs {
-    /// Hugging Face folder, .onnx file, or folder with model.onnx
+    /// Hugging Face folder, .onnx file, or folder with model.onnx; with --kernels-only an engine directory
     source: PathBuf,
     /// Engine directory to write; it appears whole or not at all
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "kernels_only")]
+    output: Option<PathBuf>,
     /// Format of the decoder layers' weights: bf16, fp8, nvfp4, int4
     #[arg(long, value_name = "KIND", default_value = "nvfp4")]
     weights: WeightKind,
@@ -43,9 +46,17 @@ pub(super) struct BuildArgs {
     #[arg(long, value_name = "FILE", requires = "draft")]
     draft_prompts: Option<PathBuf>,
     /// Compile the CUDA kernels for these boards into the engine, so that they start without a compiler: sm_87 (Orin), sm_90a (Hopper), sm_110a
-    /// (Thor), sm_120a (Blackwell). Takes NVRTC and no GPU; the CUDA folder is TAKT_CUDA_ROOT, CUDA_HOME, CUDA_PATH or /usr/local/cuda
+    /// (Thor), sm_120a (Blackwell). Takes NVRTC and no GPU; CUDA folders are those in TAKT_CUDA_ROOT (several with colons), else CUDA_HOME, CUDA_PATH
+    /// and /usr/local/cuda*
     #[arg(long = "for", value_name = "TARGET,…", value_delimiter = ',')]
     targets: Vec<Target>,
+    /// Compilers to compile the kernels with, by their versions of CUDA: 12.6, 13.0. A driver takes no kernels of a later major version than its
+    /// own, and Orin with JetPack 6 has CUDA 12 [default: the newest of each major version in the CUDA folders]
+    #[arg(long, value_name = "VERSION,…", value_delimiter = ',', requires = "targets")]
+    cuda: Vec<CudaVersion>,
+    /// Compile the kernels of --for into the engine directory SOURCE, and change nothing else of it
+    #[arg(long, requires = "targets", conflicts_with_all = ["output", "weights", "lm_head", "kv", "max_context", "draft", "force"])]
+    kernels_only: bool,
     /// Replace the engine that is there
     #[arg(long)]
     force: bool,
@@ -62,7 +73,11 @@ const NO_CUDA: &str = "--for needs NVRTC, CUDA's compiler as a library, and foun
 
 pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
     refuse_later_options(args)?;
-    let kernels = board_kernels(&args.targets)?;
+    let kernels = board_kernels(args)?;
+    if let (true, Some(kernels)) = (args.kernels_only, &kernels) {
+        return run_kernels_only(args, kernels, interrupt);
+    }
+    let output = args.output.as_deref().ok_or_else(|| CliError::Usage("--output is missing".into()))?;
     let options = BuildOptions {
         weights: args.weights,
         lm_head: args.lm_head,
@@ -79,7 +94,7 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
     };
     let started = Instant::now();
     let bar = progress_bar();
-    let built = build(&args.source, &args.output, &options, &mut |progress| show(&bar, progress));
+    let built = build(&args.source, output, &options, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
     let report = built.map_err(|error| match error {
         BuildError::Cancelled => CliError::Failed("build cancelled; nothing was written".into()),
@@ -98,12 +113,44 @@ fn refuse_later_options(args: &BuildArgs) -> Result<(), CliError> {
 }
 
 /// Opened before the build: whether there is a compiler must not be found out after minutes of quantization.
-fn board_kernels(targets: &[Target]) -> Result<Option<BoardKernels>, CliError> {
-    if targets.is_empty() {
+fn board_kernels(args: &BuildArgs) -> Result<Option<BoardKernels>, CliError> {
+    if args.targets.is_empty() {
         return Ok(None);
     }
-    let root = cuda_root(process_environment).ok_or_else(|| CliError::Failed(NO_CUDA.into()))?;
-    Ok(Some(BoardKernels::open(&root, targets)?))
+    let roots = cuda_roots(process_environment);
+    if roots.is_empty() {
+        return Err(CliError::Failed(NO_CUDA.into()));
+    }
+    Ok(Some(BoardKernels::open(&roots, &args.targets, &args.cuda)?))
+}
+
+/// Adds kernels to an engine that is there.
+fn run_kernels_only(
+    args: &BuildArgs,
+    kernels: &BoardKernels,
+    interrupt: &Interrupt,
+) -> Result<ExitCode, CliError> {
+    let (started, bar) = (Instant::now(), progress_bar());
+    let added =
+        add_kernels(&args.source, kernels, Some(interrupt.flag()), &mut |progress| show(&bar, progress));
+    bar.finish_and_clear();
+    let report = added.map_err(|error| match error {
+        BuildError::Cancelled => CliError::Failed("cancelled; the engine is as it was".into()),
+        error => error.into(),
+    })?;
+    let (seconds, warning) = (started.elapsed().as_secs_f64(), kernels.warning());
+    if args.json {
+        return print_json(&json!({
+            "engine": args.source, "seconds": seconds, "kernels": kernels_json(&report), "warnings": Vec::from_iter(&warning),
+        }));
+    }
+    let mut text = kernels_text(&report);
+    if let Some(warning) = warning {
+        text += &format!("{} {warning}\n", paint::yellow("note:"));
+    }
+    let engine = paint::bold(&args.source.display().to_string());
+    say!("{text}{} {engine}: {seconds:.1} s\n", paint::green("✓"));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Drawn on standard error, and only on a terminal.
@@ -157,8 +204,12 @@ fn draft_json(draft: &DraftReport) -> Value {
 fn kernels_json(kernels: &KernelReport) -> Value {
     let targets: Vec<&str> = kernels.targets.iter().map(|target| target.name()).collect();
     json!({
-        "targets": targets, "cuda": kernels.compiler.to_string(), "files": kernels.num_files, "bytes": kernels.bytes,
+        "targets": targets, "cuda": cuda_versions(kernels), "files": kernels.num_files, "bytes": kernels.bytes,
     })
+}
+
+fn cuda_versions(kernels: &KernelReport) -> Vec<String> {
+    kernels.compilers.iter().map(CudaVersion::to_string).collect()
 }
 
 fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
@@ -184,7 +235,7 @@ fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     text += &format!(
         "{} {}: {} {}, {} parameters in {} ({:.2} bits each), {seconds:.1} s\n",
         paint::green("✓"),
-        paint::bold(&args.output.display().to_string()),
+        paint::bold(&args.output.as_deref().unwrap_or(&args.source).display().to_string()),
         spec.family,
         report.quantization.weights,
         paint::grouped(report.num_parameters),
@@ -213,7 +264,7 @@ fn kernels_text(kernels: &KernelReport) -> String {
         "{:<10} for {}: {files} files, {bytes}, CUDA {}\n",
         "kernels",
         targets.join(", "),
-        kernels.compiler
+        cuda_versions(kernels).join(" and ")
     )
 }
 

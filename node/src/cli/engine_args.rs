@@ -2,7 +2,10 @@
 
 use clap::Args;
 use takt_engine::{
-    backend::{cpu::ActivationArithmetic, cuda::GpuShare},
+    backend::{
+        cpu::ActivationArithmetic,
+        cuda::{GpuOptions, GpuShare, GpuWeights},
+    },
     engine::{BackendKind, EngineOptions},
     kv::KvKind,
 };
@@ -21,6 +24,10 @@ pub(super) struct EngineArgs {
     /// KV cache format: bf16, fp8, int8 [default: the one recorded in the engine]
     #[arg(long, value_name = "KIND")]
     pub kv: Option<KvKind>,
+    /// Where a GPU reads weights: copied to its memory, mapped (in the engine's file, where it can), auto (mapped where it shares the processor's
+    /// memory and page tables, as on Thor)
+    #[arg(long, default_value = "auto", value_name = "WHERE")]
+    pub gpu_weights: GpuWeights,
     /// The CPU's arithmetic in linear layers: auto, f32, int8
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub activations: ActivationArithmetic,
@@ -34,18 +41,21 @@ impl EngineArgs {
             kv: self.kv,
             arithmetic: self.activations,
             // Nobody else is at work beside a command.
-            gpu: gpu_options(GpuShare::Priority, process_environment),
+            gpu: GpuOptions {
+                weights: self.gpu_weights,
+                ..gpu_options(GpuShare::Priority, process_environment)
+            },
             ..EngineOptions::default()
         }
     }
 }
 
-/// Random weights of a shape run on the CPU only so far; asked for another backend, that is said rather than the CPU measured in its place.
+/// Random draft heads run on the CPU only so far; asked for another backend, that is said rather than the CPU measured in its place.
 pub(super) fn check_runs_shapes(backend: BackendKind) -> Result<(), CliError> {
     match backend {
         BackendKind::Auto | BackendKind::Cpu => Ok(()),
         BackendKind::Cuda | BackendKind::TensorRt => Err(CliError::Usage(
-            "--shape runs on the CPU only so far: give an engine directory, or leave --backend out".into(),
+            "--speculation with --shape runs on the CPU only so far: give an engine directory, or leave --backend out".into(),
         )),
     }
 }

@@ -1,11 +1,15 @@
 //! How commands use a GPU: what the environment says of kernels and toolkits.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use takt_engine::backend::cuda::{GpuOptions, GpuShare};
+use takt_engine::backend::cuda::{GpuOptions, GpuShare, GpuWeights};
 
-/// A toolkit's usual place.
-const USUAL_CUDA_ROOT: &str = "/usr/local/cuda";
+/// Where toolkits are installed: `cuda`, a link to the one in use, beside `cuda-12.6`, `cuda-13.0`.
+const USUAL_FOLDER: &str = "/usr/local";
 /// Longer than any step of a model that fits a robot, shorter than a person's patience.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -15,17 +19,34 @@ pub(super) fn gpu_options(share: GpuShare, lookup: impl Fn(&str) -> Option<Strin
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     GpuOptions {
         share,
+        weights: GpuWeights::Auto,
         kernel_cache: cache.map(|cache| cache.join("takt").join("kernels")),
-        cuda_root: cuda_root(lookup),
+        cuda_roots: cuda_roots(&lookup),
         step_limit: STEP_LIMIT,
     }
 }
 
-/// The toolkit: `TAKT_CUDA_ROOT`, `CUDA_HOME`, `CUDA_PATH`, or in its usual place.
-pub(super) fn cuda_root(lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let named =
-        ["TAKT_CUDA_ROOT", "CUDA_HOME", "CUDA_PATH"].into_iter().find_map(|name| folder(&lookup, name));
-    named.or_else(|| Some(PathBuf::from(USUAL_CUDA_ROOT)).filter(|usual| usual.is_dir()))
+/// The toolkits: those that `TAKT_CUDA_ROOT` names, with colons between them; without it, what `CUDA_HOME` and `CUDA_PATH` name, and those in
+/// their usual place.
+pub(super) fn cuda_roots(lookup: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    cuda_roots_in(Path::new(USUAL_FOLDER), lookup)
+}
+
+fn cuda_roots_in(usual: &Path, lookup: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    let named = |name: &str| env::split_paths(&lookup(name).unwrap_or_default()).collect::<Vec<_>>();
+    let is_some = |path: &PathBuf| !path.as_os_str().is_empty();
+    let ours: Vec<PathBuf> = named("TAKT_CUDA_ROOT").into_iter().filter(is_some).collect();
+    if !ours.is_empty() {
+        return ours;
+    }
+    let is_toolkit = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name == "cuda" || name.starts_with("cuda-")) && path.is_dir()
+    };
+    let entries = fs::read_dir(usual).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut installed: Vec<PathBuf> = entries.filter(is_toolkit).collect();
+    installed.sort_unstable();
+    ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(|name| folder(&lookup, name)).chain(installed).collect()
 }
 
 fn folder(lookup: impl Fn(&str) -> Option<String>, name: &str) -> Option<PathBuf> {
@@ -45,11 +66,31 @@ mod tests {
         };
         let named = options(&[("HOME", "/home/a"), ("CUDA_HOME", "/opt/cuda"), ("TAKT_CUDA_ROOT", "")]);
         assert_eq!(named.kernel_cache, Some(PathBuf::from("/home/a/.cache/takt/kernels")));
-        assert_eq!(named.cuda_root, Some(PathBuf::from("/opt/cuda")));
+        assert_eq!(named.cuda_roots.first(), Some(&PathBuf::from("/opt/cuda")));
         let both =
             options(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/var/cache"), ("TAKT_CUDA_ROOT", "/t")]);
         assert_eq!(both.kernel_cache, Some(PathBuf::from("/var/cache/takt/kernels")));
-        assert_eq!(both.cuda_root, Some(PathBuf::from("/t")));
+        assert_eq!(both.cuda_roots, [PathBuf::from("/t")]);
         assert_eq!(options(&[]).kernel_cache, None);
+    }
+
+    #[test]
+    fn several_toolkits_are_found_beside_each_other_or_named() {
+        let usual = tempfile::tempdir().unwrap();
+        for name in ["cuda-13.0", "cuda-12.6", "cuda", "cudas", "bin"] {
+            fs::create_dir(usual.path().join(name)).unwrap();
+        }
+        fs::write(usual.path().join("cuda-notes"), "no folder").unwrap();
+        let roots = |variables: &[(&str, &str)]| {
+            cuda_roots_in(usual.path(), |name| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let installed = ["cuda", "cuda-12.6", "cuda-13.0"].map(|name| usual.path().join(name));
+        assert_eq!(roots(&[]), installed);
+        let with_home = roots(&[("CUDA_HOME", "/opt/cuda"), ("TAKT_CUDA_ROOT", "")]);
+        assert_eq!(with_home.split_first(), Some((&PathBuf::from("/opt/cuda"), &installed[..])));
+        let named = roots(&[("TAKT_CUDA_ROOT", "/a:/b"), ("CUDA_HOME", "/opt/cuda")]);
+        assert_eq!(named, [PathBuf::from("/a"), PathBuf::from("/b")]);
     }
 }

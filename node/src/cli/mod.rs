@@ -11,6 +11,8 @@ mod bag_report;
 mod bench;
 mod bench_compare;
 mod bench_deadlines;
+mod bench_gpu;
+mod bench_perception;
 mod bench_ros;
 mod bench_speculation;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod doctor;
 mod duration;
 mod engine_args;
 mod error;
+mod export;
 mod form;
 mod generate;
 mod gpu_options;
@@ -68,10 +71,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Export(export::ExportArgs),
     Inspect(inspect::InspectArgs),
     Generate(Box<generate::GenerateArgs>),
     Score(score::ScoreArgs),
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     Calibrate(calibrate::CalibrateArgs),
     Simulate(simulate::SimulateArgs),
     BagReport(bag_report::BagReportArgs),
@@ -79,6 +83,8 @@ enum Command {
     Ask(ask::AskArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(name = bench_perception::SECOND_PROCESS, hide = true)]
+    PerceptionFrames(bench_perception::FramesArgs),
 }
 
 /// What is logged without `RUST_LOG`, after the level of `--log-level`. Of the silenced parts of rustdds, two call every orderly end
@@ -105,6 +111,7 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
     let interrupt = Interrupt::install;
     match cli.command {
         Command::Build(args) => build::run(&args, &interrupt()?),
+        Command::Export(args) => export::run(&args, &interrupt()?),
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args, &interrupt()?),
         Command::Score(args) => score::run(&args),
@@ -116,6 +123,7 @@ pub fn run(args: Vec<OsString>) -> Result<ExitCode, CliError> {
         Command::BagReport(args) => bag_report::run(&args, &interrupt()?),
         Command::Demo(args) => demo::run(&args, &interrupt()?),
         Command::Doctor(args) => doctor::run(&args),
+        Command::PerceptionFrames(args) => bench_perception::run_second_process(&args),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     served_engine::{SentenceForm, ServedEngine, SharedWorker, ask_defaults},
 };
 use crate::{
-    config::{Config, Layers, RosArgs, Value, process_environment},
+    config::{Config, Layers, RosArgs, Value, process_environment, schema::KEYS},
     ros::{
         NodeSettings, RosNode, RosOptions, TransportKind, endpoints::Endpoints, join, lifecycle::Change,
         parameters::Fixed, qos_overrides::QosOverride, transport::Transport,
@@ -88,7 +88,8 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
     let on_gpu = config.text("engine", "backend") == "cuda";
-    if !(on_gpu || config.is_built_in("gpu", "share") && config.is_built_in("gpu", "sm_share_percent")) {
+    let gpu_keys = KEYS.iter().filter(|key| key.section == "gpu");
+    if !on_gpu && !gpu_keys.clone().all(|key| config.is_built_in(key.section, key.name)) {
         tracing::warn!("[gpu] of the configuration has no effect: the engine runs on the CPU");
     }
     let service = Service::from_lookup(process_environment, std::process::id());

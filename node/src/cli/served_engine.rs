@@ -8,7 +8,10 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use takt_engine::{
-    backend::cuda::GpuShare, dir::Manifest, engine::EngineOptions, grammar::ClosingPolicy,
+    backend::cuda::{GpuOptions, GpuShare},
+    dir::Manifest,
+    engine::EngineOptions,
+    grammar::ClosingPolicy,
     sampler::SamplingParams,
 };
 
@@ -20,7 +23,7 @@ use crate::{
     ros::{AskDefaults, Engine, Ready, message::EngineInfo},
     rt::{self, Told},
     scheduler::{bandwidth_server::Bandwidth, class::Class},
-    worker::{Drafting, Facts, Worker, WorkerOptions},
+    worker::{Drafting, Facts, GpuManners, Worker, WorkerOptions},
 };
 
 /// The worker, while there is one.
@@ -154,7 +157,10 @@ pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {
         speculation: drafting(config) == Drafting::Head,
         max_bytes: Some(config.whole("memory", "budget_mib") << 20).filter(|bytes| *bytes > 0),
         num_snapshots: config.count("scheduler", "prefix_snapshots"),
-        gpu: gpu_options(gpu_share(config), process_environment),
+        gpu: GpuOptions {
+            weights: config.text("gpu", "weights").parse()?,
+            ..gpu_options(gpu_share(config), process_environment)
+        },
         ..EngineOptions::default()
     })
 }
@@ -179,6 +185,11 @@ pub(super) fn worker_options(config: &Config) -> WorkerOptions {
     WorkerOptions {
         max_prefill_slice_tokens: config.count("scheduler", "max_prefill_slice_tokens"),
         max_section: Duration::from_millis(config.whole("scheduler", "max_section_ms")),
+        gpu: GpuManners {
+            max_section: Some(Duration::from_millis(config.whole("gpu", "max_section_ms")))
+                .filter(|most| !most.is_zero()),
+            idle_gap: Duration::from_micros(config.whole("gpu", "idle_gap_us")),
+        },
         background: Bandwidth {
             budget: Duration::from_millis(config.whole("scheduler", "background_budget_ms")),
             period: Duration::from_millis(config.whole("scheduler", "background_period_ms")),

@@ -55,6 +55,9 @@ pub(super) struct SimulateArgs {
     /// Longest section
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = super::duration::parse)]
     max_section: Duration,
+    /// What passes after every section before the next one, as `idle_gap_us` in [gpu]
+    #[arg(long, value_name = "TIME", default_value = "0us", value_parser = super::duration::parse)]
+    idle_gap: Duration,
     /// Draws random requests and what sections really take
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -137,6 +140,8 @@ fn settings(args: &SimulateArgs, policy: Policy, max_slice_len: usize) -> Settin
             max_prefill_slice_tokens: max_slice_len,
             max_step_tokens: max_slice_len + num_lanes,
             max_section: args.max_section,
+            max_any_section: None,
+            idle_gap: args.idle_gap,
             reply_margin: Duration::from_micros(500),
         },
         bandwidth: Bandwidth::default(),

@@ -66,6 +66,8 @@ pub const CLASSES: &[&str] = &["control", "interactive"];
 /// Scheduling policies of the worker thread.
 pub const POLICIES: &[&str] = &["other", "fifo"];
 
+/// Where the GPU reads weights.
+pub const GPU_WEIGHTS: &[&str] = &["auto", "copied", "mapped"];
 /// How the GPU is shared with perception.
 pub const GPU_SHARES: &[&str] = &["green_context", "priority", "none"];
 
@@ -314,6 +316,27 @@ pub const KEYS: &[Key] = &[
         Accepts::Whole(1, 100),
         BuiltIn::Whole(50),
         "multiprocessors of a green context, rounded down to what the GPU can split; no effect on the CPU",
+    ),
+    key(
+        "gpu",
+        "weights",
+        Accepts::Word(GPU_WEIGHTS),
+        BuiltIn::Text("auto"),
+        "where the GPU reads weights: copied to its memory, mapped (in the engine's file), auto (mapped where it shares memory and page tables)",
+    ),
+    key(
+        "gpu",
+        "max_section_ms",
+        Accepts::Whole(0, 10_000),
+        BuiltIn::Whole(0),
+        "longest section on a GPU by its measured bound, also if lanes must take turns for it; 0: that of [scheduler]; no effect on the CPU",
+    ),
+    key(
+        "gpu",
+        "idle_gap_us",
+        Accepts::Whole(0, 100_000),
+        BuiltIn::Whole(0),
+        "sleep after every section, so that other work gets the GPU; promises count it; no effect on the CPU",
     ),
     key(
         "memory",

@@ -2,9 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use takt_kernels_cu::driver::{
-    DriverError,
-    device::{self, Device},
+use takt_engine::backend::cuda::GpuWeights;
+use takt_kernels_cu::{
+    Target,
+    driver::{
+        DriverError,
+        device::{self, Device},
+        host_memory::HostReach,
+    },
 };
 
 use super::{Finding, read};
@@ -19,7 +24,7 @@ pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> 
 fn driver(folders: &[PathBuf]) -> Vec<Finding> {
     let library = find(folders, "libcuda.so.1").map(|path| path.display().to_string());
     match device::probe() {
-        Ok(devices) => devices.iter().map(usable).collect(),
+        Ok(devices) => devices.iter().flat_map(|device| [usable(device), memory(device)]).collect(),
         Err(DriverError::NoDriver) => {
             let kernel =
                 read("/proc/driver/nvidia/version").and_then(|text| text.lines().next().map(str::to_owned));
@@ -44,16 +49,48 @@ fn driver(folders: &[PathBuf]) -> Vec<Finding> {
 }
 
 fn usable(device: &Device) -> Finding {
-    let (major, minor) = device.driver_version_parts();
-    let found = format!("{}, CUDA {major}.{minor}", device.key());
+    let found = format!("{}, driver of CUDA {}", device.key(), device.driver_version);
     match device.target() {
-        Some(_) => Finding::note(
-            "gpu",
-            found,
-            "used by `--backend cuda` only: the kernels have not been tried on a GPU yet",
-        ),
+        Some(target) => {
+            let unused = "used by `--backend cuda` only: the kernels have not been tried on a GPU yet";
+            // The compiler that knows every board is newer.
+            let effect = if device.driver_version.major < Target::Thor.first_compiler().major {
+                let compiler = target.first_compiler();
+                format!(
+                    "{unused}; its driver takes kernels by compilers of CUDA {} or older alone: `takt build ENGINE --kernels-only --for {target} \
+                     --cuda {compiler}`",
+                    device.driver_version.major
+                )
+            } else {
+                unused.to_owned()
+            };
+            Finding::note("gpu", found, effect)
+        }
         None => Finding::note("gpu", found, "there are no kernels for it: answers come from the CPU"),
     }
+}
+
+/// Whose memory it is, and where weights would be read.
+fn memory(device: &Device) -> Finding {
+    let mib = device.memory_bytes >> 20;
+    let whose = if device.is_integrated { "shared with the processor" } else { "of its own" };
+    let reach = match device.host_reach {
+        HostReach::PageTables => "reads mapped files through the processor's page tables",
+        HostReach::Registered => "reads mapped files that are registered with it",
+        HostReach::Nothing => "reads no mapped files",
+    };
+    let auto = if GpuWeights::Auto.are_mapped_on(device) {
+        "read in their mapped file"
+    } else {
+        "copied to the GPU"
+    };
+    Finding::note(
+        "gpu memory",
+        format!("{mib} MiB {whose}; {reach}"),
+        format!(
+            "with `weights = \"auto\"` of [gpu] weights are {auto}; which is faster has not been measured"
+        ),
+    )
 }
 
 fn tensorrt(folders: &[PathBuf]) -> Finding {

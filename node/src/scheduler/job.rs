@@ -57,6 +57,11 @@ pub struct Limits {
     pub max_step_tokens: usize,
     /// How long a section may take by its bound, where a shorter slice can help.
     pub max_section: Duration,
+    /// How long a section may take by its bound, whatever is in it, unless nothing shorter is possible: one lane's decode step, or one prompt
+    /// token. `None` where nobody else waits for the device.
+    pub max_any_section: Option<Duration>,
+    /// What passes after every section, at most, before the next one can begin.
+    pub idle_gap: Duration,
     /// How long before its deadline a reply must leave the worker, for the way to the asker.
     pub reply_margin: Duration,
 }
@@ -67,6 +72,12 @@ impl Limits {
     pub fn slice_len(&self, num_decodes: usize, context_len: usize, bounds: &Bounds) -> usize {
         let most = self.max_prefill_slice_tokens.min(self.max_step_tokens.saturating_sub(num_decodes)).max(1);
         longest_slice(most, self.max_section, num_decodes, context_len, bounds).max(1)
+    }
+
+    /// Whether a section of `cost` is too long even though no slice of it can be made shorter, so that fewer lanes must do.
+    #[must_use]
+    pub fn is_too_long(&self, cost: Duration) -> bool {
+        self.max_any_section.is_some_and(|most| cost > most)
     }
 }
 
@@ -136,7 +147,8 @@ pub fn mandatory_after(job: &Job, slice_len: usize, limits: &Limits, bounds: &Bo
     if remaining == 0 { Duration::ZERO } else { reading + job.mask_cost(bounds) }
 }
 
-/// Bound of computing `remaining` prompt tokens in slices, the first of at most `until_stop`, after `context_len` others.
+/// Bound of computing `remaining` prompt tokens in slices, the first of at most `until_stop`, after `context_len` others; with the gap that
+/// follows each of them.
 #[must_use]
 pub fn prefill_cost(
     context_len: usize,
@@ -152,7 +164,7 @@ pub fn prefill_cost(
         context_len += len;
         remaining -= len;
         until_stop = if until_stop > len { until_stop - len } else { usize::MAX };
-        sum += section_cost(0, len, context_len, bounds);
+        sum += section_cost(0, len, context_len, bounds) + limits.idle_gap;
     }
     sum
 }
@@ -183,6 +195,8 @@ mod tests {
         max_prefill_slice_tokens: 32,
         max_step_tokens: 40,
         max_section: Duration::from_millis(10),
+        max_any_section: None,
+        idle_gap: Duration::ZERO,
         reply_margin: Duration::ZERO,
     };
 
@@ -210,6 +224,14 @@ mod tests {
         let begun = job(Phase::Prefill { remaining: 70, until_stop: 40 });
         assert_eq!(mandatory_after(&begun, 32, &LIMITS, &bounds), (1 + 3) * MS, "8 to the stop, then 30");
         assert_eq!(mandatory_after(&job(Phase::Decode), 0, &LIMITS, &bounds), Duration::ZERO);
+    }
+
+    #[test]
+    fn every_slice_of_the_mandatory_part_is_followed_by_a_gap() {
+        let bounds = table().bounds().clone();
+        let spaced = Limits { idle_gap: 2 * MS, ..LIMITS };
+        assert_eq!(prefill_cost(0, 70, 70, &spaced, &bounds), (3 + 2 + 3 + 2 + 1 + 2) * MS);
+        assert_eq!(prefill_cost(0, 0, 1, &spaced, &bounds), Duration::ZERO);
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //! 3. the slice alone, or the decoding lanes alone: whoever is first in order first,
 //! 4. fewer and fewer decoding lanes,
 //! 5. a slice of the first promised prompt alone, which is what promises count on.
+//!
+//! Where no section may be longer than a limit, lanes that would make a decode step so wait, the latest deadlines first, and no slice joins
+//! those that do not.
 
 use std::time::Duration;
 
@@ -116,6 +119,7 @@ fn choose(
     reading: Reading,
     situation: &Situation<'_>,
 ) -> (usize, Option<(usize, usize)>) {
+    let decoding = &decoding[..num_within_limit(decoding, jobs, situation)];
     let num_ahead =
         reading.first.map_or(decoding.len(), |reading| decoding.partition_point(|&idx| idx < reading));
     let slice = |num_decodes: usize, reading: Option<usize>| {
@@ -135,13 +139,28 @@ fn choose(
         richest.into_iter().chain(alone).flatten().chain(halves.map(|num| (num, None))).chain(promised);
     for (num_decodes, slice) in drafts {
         let draft = Draft { decodes: &decoding[..num_decodes], slice, ..Draft::default() };
-        if !draft.is_empty() && is_safe(&draft, jobs, situation) {
+        if !draft.is_empty() && !is_too_long(&draft, jobs, situation) && is_safe(&draft, jobs, situation) {
             return (num_decodes, slice);
         }
     }
     // Nothing is safe: sections took longer than their bounds. What promises count on goes first.
     let rest = if decoding.is_empty() { slice(0, reading.first) } else { None };
     promised.or(rest).unwrap_or((decoding.len().min(1), None))
+}
+
+/// As many of the decoding jobs as a decode step may have that is not longer than any section may be; at least one, where there is one.
+fn num_within_limit(decoding: &[usize], jobs: &[Job], situation: &Situation<'_>) -> usize {
+    let fits = |&num: &usize| {
+        let draft = Draft { decodes: &decoding[..num], ..Draft::default() };
+        !is_too_long(&draft, jobs, situation)
+    };
+    (1..=decoding.len()).rev().find(fits).unwrap_or(0)
+}
+
+/// Whether `draft` takes longer than any section may, and something shorter is possible: fewer lanes, or a lane or a slice alone.
+fn is_too_long(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bool {
+    let is_least = draft.decodes.len() + usize::from(draft.slice.is_some()) == 1;
+    !is_least && situation.limits.is_too_long(draft.cost(jobs, situation.bounds))
 }
 
 /// How many forced tokens may be computed along with `draft`: those for which a decode step has room as measured, when that is safe.
@@ -239,6 +258,8 @@ mod tests {
             max_prefill_slice_tokens: 8,
             max_step_tokens: 16,
             max_section: 10 * MS,
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: Duration::ZERO,
         };
         let now = Instant::now();
@@ -274,6 +295,57 @@ mod tests {
     }
 
     #[test]
+    fn a_strict_limit_makes_lanes_take_turns_and_keeps_slices_away() {
+        let grid = Grid {
+            prefill_sizes: vec![1, 8],
+            decode_sizes: vec![1, 2, 4],
+            verify_sizes: vec![4],
+            draft_sizes: Vec::new(),
+            context_lens: vec![1000],
+        };
+        // A slice of 1 takes 1 ms, of 8 5 ms; decode steps of 1, 2 and 4 lanes 2, 3 and 6 ms.
+        let costs: Vec<Cost> = [1, 5, 2, 3, 6, 9].map(|ms| Cost::exactly(ms * MS)).into();
+        let table = CostTable::with_margin(grid, &costs, 1.0);
+        let now = Instant::now();
+        let server = BandwidthServer::new(Bandwidth { budget: Duration::ZERO, period: 100 * MS });
+        let planned = |max_any_section: Option<Duration>, num_decoding: usize, reads: bool| {
+            let job = |lane: usize, phase| Job {
+                lane: Some(LaneId(lane)),
+                class: Class::Interactive,
+                rank: Rank { deadline: Some(now + 1000 * MS), ticket: lane as u64 },
+                phase,
+                context_len: 5,
+                num_forced: 0,
+                has_form: false,
+                mandatory: Duration::ZERO,
+            };
+            let mut jobs: Vec<Job> = (0..num_decoding).map(|lane| job(lane, Phase::Decode)).collect();
+            jobs.extend(reads.then(|| job(9, Phase::Prefill { remaining: 8, until_stop: 8 })));
+            let limits = Limits {
+                max_prefill_slice_tokens: 8,
+                max_step_tokens: 16,
+                max_section: max_any_section.unwrap_or(20 * MS).min(20 * MS),
+                max_any_section,
+                idle_gap: Duration::ZERO,
+                reply_margin: Duration::ZERO,
+            };
+            let situation =
+                Situation { now, limits: &limits, bounds: table.bounds(), server: &server, round: None };
+            let mut section = Section::default();
+            plan(&jobs, &situation, &mut section);
+            assert_eq!(section.decodes, (0..section.decodes.len()).map(LaneId).collect::<Vec<_>>());
+            (section.decodes.len(), section.prefill.map(|(_, len)| len))
+        };
+        assert_eq!(planned(None, 4, true), (4, Some(8)));
+        assert_eq!(planned(Some(20 * MS), 4, true), (4, Some(8)));
+        assert_eq!(planned(Some(5 * MS), 4, false), (2, None), "three count as four");
+        assert_eq!(planned(Some(3 * MS), 2, true), (2, None), "no room for a token of the prompt");
+        assert_eq!(planned(Some(4 * MS), 2, true), (2, Some(1)));
+        assert_eq!(planned(Some(MS), 4, false), (1, None), "nothing shorter is possible");
+        assert_eq!(planned(Some(MS / 2), 0, true), (0, Some(1)));
+    }
+
+    #[test]
     fn a_round_takes_the_place_of_a_decode_step_where_no_promise_is_endangered_and_shrinks_with_the_room() {
         let grid = Grid {
             prefill_sizes: vec![8],
@@ -289,6 +361,8 @@ mod tests {
             max_prefill_slice_tokens: 8,
             max_step_tokens: 64,
             max_section: 10 * MS,
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: Duration::ZERO,
         };
         let wished = Round { num_levels: 4, top_k: 2, num_proposals: 8, max_nodes: 64, has_head: true };

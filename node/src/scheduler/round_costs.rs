@@ -17,6 +17,8 @@ pub struct TypicalRound<'a> {
     pub num_others: usize,
     /// Whether a draft head drafts; looking tokens up costs nothing worth counting.
     pub has_head: bool,
+    /// What passes after every section before the next: a round is one, and so is each step whose place it takes.
+    pub idle_gap: Duration,
 }
 
 impl TypicalRound<'_> {
@@ -27,11 +29,11 @@ impl TypicalRound<'_> {
 
 impl RoundCosts for TypicalRound<'_> {
     fn decode(&self, num_lanes: usize) -> Duration {
-        self.of(SectionKind::Decode, num_lanes + self.num_others)
+        self.of(SectionKind::Decode, num_lanes + self.num_others) + self.idle_gap
     }
 
     fn verify(&self, num_nodes: usize) -> Duration {
-        self.of(SectionKind::Verify, num_nodes + self.num_others)
+        self.of(SectionKind::Verify, num_nodes + self.num_others) + self.idle_gap
     }
 
     fn draft(&self, num_rows: usize) -> Duration {

@@ -80,7 +80,8 @@ pub fn is_safe(draft: &Draft<'_>, jobs: &[Job], situation: &Situation<'_>) -> bo
         return false;
     }
     let stall = bounds.stall();
-    let (mut before, mut after) = (Duration::ZERO, cost);
+    // Its own reply leaves when it ends; whoever comes next waits for the gap behind it, too.
+    let (mut before, mut after) = (Duration::ZERO, cost + limits.idle_gap);
     for (idx, job) in jobs.iter().enumerate() {
         // Who has a first token is owed nothing more, and is cut before a section that would outlast it.
         let is_owed = job.class == Class::Control && job.phase != Phase::Decode;
@@ -110,7 +111,8 @@ pub fn is_pressed(job: &Job, jobs: &[Job], num_lanes: usize, situation: &Situati
     let context_len = jobs.iter().map(|other| other.context_len).max().unwrap_or(0);
     let slice_len = limits.slice_len(num_lanes, context_len, bounds);
     let masks: Duration = jobs.iter().take(num_lanes).map(|other| other.mask_cost(bounds)).sum();
-    let longest = section_cost(num_lanes, slice_len, context_len + slice_len, bounds) + masks;
+    let longest =
+        section_cost(num_lanes, slice_len, context_len + slice_len, bounds) + masks + limits.idle_gap;
     let owed = jobs
         .iter()
         .chain([job])

@@ -44,6 +44,8 @@ fn settings(policy: Policy, num_lanes: usize) -> Settings {
             max_prefill_slice_tokens: 32,
             max_step_tokens: 36,
             max_section: 4 * MS,
+            max_any_section: None,
+            idle_gap: Duration::ZERO,
             reply_margin: MS / 2,
         },
         bandwidth: Bandwidth { budget: 5 * MS, period: 50 * MS },
@@ -135,6 +137,46 @@ proptest! {
         prop_assert_eq!(run.outcomes.len(), demands.len());
         assert_kept(&demands, &run)?;
         assert_sections(&run, &settings)?;
+    }
+
+    #[test]
+    fn every_promise_is_kept_beside_gaps_and_a_strict_limit(
+        demands in demands(), num_lanes in 1_usize..5, gap_us in 1_u64..3000, strict_us in 800_u64..4000,
+    ) {
+        let mut settings = settings(Policy::Takt, num_lanes);
+        let strict = Duration::from_micros(strict_us);
+        settings.limits.idle_gap = Duration::from_micros(gap_us);
+        settings.limits.max_section = settings.limits.max_section.min(strict);
+        settings.limits.max_any_section = Some(strict);
+        let run = play(&demands, &table(), &settings, |_| {});
+        assert_kept(&demands, &run)?;
+        for pair in run.records.windows(2) {
+            let end = pair[0].start + pair[0].took;
+            prop_assert!(pair[1].start >= end + settings.limits.idle_gap, "no gap between {:?}", pair);
+        }
+        for record in &run.records {
+            let is_least = record.decodes.len() + record.slice.map_or(0, |(_, _, len)| len) == 1;
+            prop_assert!(is_least || record.took <= strict, "{:?} beyond {strict:?}", record);
+        }
+    }
+
+    #[test]
+    fn what_is_said_to_be_the_earliest_beside_gaps_would_have_been_admitted(
+        demands in demands(), num_lanes in 1_usize..5, gap_us in 1_u64..3000,
+    ) {
+        let mut settings = settings(Policy::Takt, num_lanes);
+        settings.limits.idle_gap = Duration::from_micros(gap_us);
+        let run = play(&demands, &table(), &settings, |_| {});
+        let refused = run.outcomes.iter().position(|outcome| matches!(outcome, Outcome::Rejected { earliest: Some(_) }));
+        if let Some(idx) = refused
+            && let Outcome::Rejected { earliest: Some(earliest) } = run.outcomes[idx]
+        {
+            let mut again = demands[..=idx].to_vec();
+            again[idx].allowed = Some(earliest + Duration::from_nanos(1));
+            let run = play(&again, &table(), &settings, |_| {});
+            prop_assert!(matches!(run.outcomes[idx], Outcome::Replied { .. }), "{:?} from {earliest:?}", run.outcomes[idx]);
+            assert_kept(&again, &run)?;
+        }
     }
 
     #[test]

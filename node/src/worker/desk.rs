@@ -404,7 +404,8 @@ impl Desk {
         // A section may begin before the worker sees the request: the longest there is.
         let slice_len = limits.slice_len(self.num_lanes, self.sequences.lane_capacity, bounds);
         let masks = bounds.mask() * u32::try_from(self.num_lanes).unwrap_or(u32::MAX);
-        let unseen = section_cost(self.num_lanes, slice_len, self.sequences.lane_capacity, bounds) + masks;
+        let section = section_cost(self.num_lanes, slice_len, self.sequences.lane_capacity, bounds) + masks;
+        let unseen = section + limits.idle_gap;
         self.ledger.admit(Promise { reply_by, mandatory }, unseen + bounds.stall(), self.clock.now())
     }
 

@@ -17,6 +17,7 @@ mod watch;
 use std::{path::PathBuf, time::Duration};
 
 use crossbeam_channel::{Receiver, never};
+use takt_engine::backend::Capabilities;
 
 use crate::{
     calibrate::Effort,
@@ -35,6 +36,8 @@ pub struct WorkerOptions {
     pub max_prefill_slice_tokens: usize,
     /// How long a section may take, where a shorter prefill slice can help.
     pub max_section: Duration,
+    /// What is left of a GPU for others; no effect on the CPU.
+    pub gpu: GpuManners,
     /// Share of the time for requests without a deadline.
     pub background: Bandwidth,
     /// How long costs are measured at the start, when no table holds.
@@ -60,6 +63,7 @@ impl Default for WorkerOptions {
         Self {
             max_prefill_slice_tokens: 64,
             max_section: Duration::from_millis(20),
+            gpu: GpuManners::default(),
             background: Bandwidth::default(),
             effort: Effort::BRIEF,
             queue_len: 32,
@@ -73,14 +77,35 @@ impl Default for WorkerOptions {
     }
 }
 
+/// By how much a sleep may be too long: Linux groups timers of ordinary threads within 50 µs, and the core has to wake.
+const WAKE_UP: Duration = Duration::from_micros(100);
+
+/// How the worker makes room for whoever else uses the GPU it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GpuManners {
+    /// How long no section may take; `None` for the limit of any backend.
+    pub max_section: Option<Duration>,
+    /// How long the worker sleeps after each section.
+    pub idle_gap: Duration,
+}
+
 impl WorkerOptions {
-    /// Bounds of a section on a backend that computes at most `max_step_tokens` at once.
+    /// What is left of the device of these `facts` for others: of a processor, what its scheduler gives them.
     #[must_use]
-    pub fn limits(&self, max_step_tokens: usize) -> Limits {
+    pub fn gpu_manners(&self, facts: &Capabilities) -> GpuManners {
+        if facts.backend == "cpu" { GpuManners::default() } else { self.gpu }
+    }
+
+    /// Bounds of a section on a backend of these `facts`.
+    #[must_use]
+    pub fn limits(&self, facts: &Capabilities) -> Limits {
+        let gpu = self.gpu_manners(facts);
         Limits {
             max_prefill_slice_tokens: self.max_prefill_slice_tokens,
-            max_step_tokens,
-            max_section: self.max_section,
+            max_step_tokens: facts.max_step_tokens,
+            max_section: gpu.max_section.map_or(self.max_section, |most| most.min(self.max_section)),
+            max_any_section: gpu.max_section,
+            idle_gap: if gpu.idle_gap.is_zero() { Duration::ZERO } else { gpu.idle_gap + WAKE_UP },
             reply_margin: self.reply_margin,
         }
     }

@@ -317,6 +317,7 @@ fn open(
     let has_stored_costs = costs.is_some();
     // Measured in any case: it touches every page a section uses.
     let effort = if has_stored_costs { Effort::LEAST } else { options.effort };
+    let effort = Effort { idle_gap: options.gpu_manners(&facts).idle_gap, ..effort };
     // Both before measuring: what changes meanwhile is noticed afterwards.
     let device_key = DeviceKey::new(&facts, &options.system_root);
     let desk = desk.map(|desk| (Arc::clone(&desk), desk.num_withdrawals()));
@@ -325,6 +326,15 @@ fn open(
     let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
+    let shortest = table.bound(decode);
+    if let Some(most) = options.limits(&facts).max_any_section.filter(|most| shortest > *most) {
+        tracing::warn!(
+            "a decode step of one lane takes up to {:.1} ms here, longer than the {:.1} ms of [gpu] max_section_ms: every lane goes alone; \
+             use a smaller model, or allow longer sections",
+            shortest.as_secs_f64() * 1e3,
+            most.as_secs_f64() * 1e3
+        );
+    }
     if let Some(draft) = backend.draft_facts().filter(|draft| draft.max_positions < facts.lane_capacity) {
         let (known, all) = (draft.max_positions, facts.lane_capacity);
         tracing::warn!(

@@ -11,7 +11,7 @@ use takt_tests::{
     reference,
 };
 
-use crate::models::{emulated, open, options, spec, tokens};
+use crate::models::{on_device, open, options, spec, tokens};
 
 /// BF16 activations: 8 significant bits at the input of every product; random models amplify their noise.
 const BF16: f64 = 0.05;
@@ -37,7 +37,7 @@ fn check(what: &str, spec: &DecoderSpec) {
 
 #[test]
 fn every_option_of_the_description_matches_the_naive_decoder() {
-    emulated("forward::every_option_of_the_description_matches_the_naive_decoder").run(|_| {
+    on_device("forward::every_option_of_the_description_matches_the_naive_decoder").run(|_| {
         let base = spec();
         check("plain", &base);
         check("tied embeddings", &DecoderSpec { tied_embeddings: true, ..base.clone() });
@@ -56,7 +56,7 @@ fn every_option_of_the_description_matches_the_naive_decoder() {
 
 #[test]
 fn every_weight_and_cache_format_matches_the_naive_decoder() {
-    emulated("forward::every_weight_and_cache_format_matches_the_naive_decoder").run(|_| {
+    on_device("forward::every_weight_and_cache_format_matches_the_naive_decoder").run(|_| {
         for kind in WeightKind::ALL {
             let found = error(&spec(), kind, KvKind::Bf16);
             println!("{kind} weights: {found:.2e}");

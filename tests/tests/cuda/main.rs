@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod draft;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
 mod faults;
 mod forward;
 mod lists;
+mod mapped;
 mod models;
+mod required;
 mod same_bits;
 mod shipped;
 mod steps;

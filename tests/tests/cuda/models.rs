@@ -1,25 +1,37 @@
 //! Small models with head sizes there are kernels for, and backends over them.
 
-use std::time::Duration;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use takt_engine::{
     Result, TokenId,
-    backend::cuda::{CudaBackend, CudaOptions},
+    backend::cuda::{CudaBackend, CudaOptions, GpuOptions, GpuWeights, kernels, usable_device},
     kv::KvKind,
     spec::DecoderSpec,
     weights::WeightSource,
 };
-use takt_kernels_cu::driver::{
-    context::{Context, Share},
-    device,
+use takt_kernels_cu::{
+    driver::{
+        context::{Context, Share},
+        device,
+    },
+    source::SOURCES,
 };
 use takt_tests::memory_weights::{small_spec, uniform};
 
-use crate::emulator::driver::EmulatedDevice;
+use crate::emulator::{device::is_required, driver::EmulatedDevice};
 
 /// A device with all kernels.
 pub fn emulated(test: &'static str) -> EmulatedDevice {
     EmulatedDevice::new(test).all_kernels().limit(Duration::from_secs(300))
+}
+
+/// The same, for tests that ask nothing of the emulated device: they run on a real one where one is required.
+pub fn on_device(test: &'static str) -> EmulatedDevice {
+    emulated(test).or_any_device()
 }
 
 /// [`small_spec`] with heads of 64.
@@ -36,6 +48,7 @@ pub fn spec() -> DecoderSpec {
 pub fn options(kv: KvKind) -> CudaOptions {
     CudaOptions {
         share: Share::GreenContext { num_sms: 16 },
+        weights: GpuWeights::Auto,
         num_lanes: 3,
         lane_capacity: 200,
         kv,
@@ -48,10 +61,29 @@ pub fn options(kv: KvKind) -> CudaOptions {
 
 /// A backend in a context of its own.
 pub fn open(spec: &DecoderSpec, source: &dyn WeightSource, options: &CudaOptions) -> Result<CudaBackend> {
-    let device = device::probe()?.remove(0);
+    let (device, images) = (device::probe()?.remove(0), images()?);
     let (context, fallback) = Context::open(&device, options.share)?;
-    assert_eq!(fallback, None);
-    CudaBackend::new(spec, source, &context, [&image()[..]], options)
+    assert!(fallback.is_none() || is_required(), "{fallback:?}");
+    CudaBackend::new(spec, source, &context, images.iter().map(Vec::as_slice), options)
+}
+
+/// What a device of the test loads: the kernels of its target, or on the emulated one anything.
+fn images() -> Result<Vec<Vec<u8>>> {
+    if !is_required() {
+        return Ok(vec![image().to_vec()]);
+    }
+    let (device, target) = usable_device()?;
+    let found = kernels(SOURCES, &device, target, None, &kernel_places())?;
+    Ok(found.images().iter().map(|image| image.bytes().to_vec()).collect())
+}
+
+/// Where `cargo run -p xtask -- kernels` keeps cubins, and the compiler in `TAKT_CUDA_ROOT`.
+pub fn kernel_places() -> GpuOptions {
+    GpuOptions {
+        kernel_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins")),
+        cuda_roots: env::var_os("TAKT_CUDA_ROOT").map(PathBuf::from).into_iter().collect(),
+        ..GpuOptions::default()
+    }
 }
 
 /// The least image that is one: an ELF header of no machine, in which the emulated device finds every kernel.

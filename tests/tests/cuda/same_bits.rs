@@ -10,7 +10,7 @@ use takt_engine::{
 };
 use takt_tests::{backends::run_slices, memory_weights::MemoryWeights};
 
-use crate::models::{emulated, open, options, spec, tokens};
+use crate::models::{on_device, open, options, spec, tokens};
 
 fn all_options() -> DecoderSpec {
     DecoderSpec { windows: vec![None, Some(20), None], qk_norm: true, qkv_bias: true, ..spec() }
@@ -21,7 +21,7 @@ const FORMATS: [(WeightKind, KvKind); 3] =
 
 #[test]
 fn slices_of_any_size_give_the_bits_of_one() {
-    emulated("same_bits::slices_of_any_size_give_the_bits_of_one").run(|_| {
+    on_device("same_bits::slices_of_any_size_give_the_bits_of_one").run(|_| {
         for (weights, kv) in FORMATS {
             let spec = all_options();
             let model = MemoryWeights::random(&spec, weights, WeightKind::Bf16, 1);
@@ -39,7 +39,7 @@ fn slices_of_any_size_give_the_bits_of_one() {
 
 #[test]
 fn lanes_side_by_side_do_not_touch_each_other() {
-    emulated("same_bits::lanes_side_by_side_do_not_touch_each_other").run(|_| {
+    on_device("same_bits::lanes_side_by_side_do_not_touch_each_other").run(|_| {
         let spec = all_options();
         let model = MemoryWeights::random(&spec, WeightKind::Fp8, WeightKind::Nvfp4, 2);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();
@@ -72,7 +72,7 @@ const TREE: ([TokenId; 8], [usize; 8], [usize; 4]) =
 
 #[test]
 fn a_tree_gives_the_bits_of_decoding_and_keeps_its_path() {
-    emulated("same_bits::a_tree_gives_the_bits_of_decoding_and_keeps_its_path").run(|_| {
+    on_device("same_bits::a_tree_gives_the_bits_of_decoding_and_keeps_its_path").run(|_| {
         for (weights, kv) in FORMATS {
             let spec = all_options();
             let model = MemoryWeights::random(&spec, weights, WeightKind::Bf16, 4);
@@ -105,7 +105,7 @@ fn a_tree_gives_the_bits_of_decoding_and_keeps_its_path() {
 /// Nobody waits between two lanes' rows being moved together, nor before the next step.
 #[test]
 fn the_paths_of_all_lanes_are_kept_at_once() {
-    emulated("same_bits::the_paths_of_all_lanes_are_kept_at_once").run(|_| {
+    on_device("same_bits::the_paths_of_all_lanes_are_kept_at_once").run(|_| {
         let spec = all_options();
         let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Bf16, 6);
         let mut backend = open(&spec, &model, &options(KvKind::Int8)).unwrap();
@@ -140,7 +140,7 @@ fn the_paths_of_all_lanes_are_kept_at_once() {
 
 #[test]
 fn a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix() {
-    emulated("same_bits::a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix").run(|_| {
+    on_device("same_bits::a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix").run(|_| {
         for (weights, kv) in FORMATS {
             let spec = all_options();
             let model = MemoryWeights::random(&spec, weights, WeightKind::Bf16, 5);
@@ -163,7 +163,7 @@ fn a_lane_goes_on_from_a_snapshot_as_if_it_had_read_the_prefix() {
 
 #[test]
 fn features_are_the_residual_stream_whatever_the_shape() {
-    emulated("same_bits::features_are_the_residual_stream_whatever_the_shape").run(|_| {
+    on_device("same_bits::features_are_the_residual_stream_whatever_the_shape").run(|_| {
         let spec = all_options();
         let model = MemoryWeights::random(&spec, WeightKind::Bf16, WeightKind::Bf16, 6);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();

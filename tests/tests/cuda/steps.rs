@@ -8,7 +8,7 @@ use takt_engine::{
 };
 use takt_tests::{backends::run_slices, memory_weights::MemoryWeights};
 
-use crate::models::{emulated, open, options, spec, tokens};
+use crate::models::{emulated, on_device, open, options, spec, tokens};
 
 #[test]
 fn a_step_is_one_graph_and_one_event_and_allocates_nothing() {
@@ -54,7 +54,7 @@ fn an_engine_that_does_not_fit_is_refused_with_all_sizes_before_anything_is_allo
 
 #[test]
 fn plans_that_do_not_hold_are_refused_and_change_nothing() {
-    emulated("steps::plans_that_do_not_hold_are_refused_and_change_nothing").run(|_| {
+    on_device("steps::plans_that_do_not_hold_are_refused_and_change_nothing").run(|_| {
         let spec = spec();
         let model = MemoryWeights::random(&spec, WeightKind::Bf16, WeightKind::Bf16, 1);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();

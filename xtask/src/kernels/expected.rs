@@ -54,7 +54,8 @@ const RULES: &[Rule] = &[
         modifiers: &["128"],
         what: "16-byte copy of activations to shared memory, past the registers",
     },
-    // The hardware's conversion of E2M1 ends in F16, from where BF16 is farther than by this multiplication.
+    // With CUDA 13.0 the hardware's conversion of E2M1 ends in F16, from where BF16 is farther than by this multiplication; see
+    // docs/performance-gpu.md for the compiler that has another.
     Rule {
         kernels: &["linear_nvfp4_"],
         targets: &Target::ALL,
@@ -75,6 +76,20 @@ const RULES: &[Rule] = &[
         opcodes: &["LDG"],
         modifiers: &["128"],
         what: "16-byte load of keys and values",
+    },
+    Rule {
+        kernels: &["perception_gemm"],
+        targets: &Target::ALL,
+        opcodes: &["HMMA"],
+        modifiers: &["16816", "F32", "BF16"],
+        what: "tensor core multiplication of BF16 with F32 sums",
+    },
+    Rule {
+        kernels: &["read_memory"],
+        targets: &Target::ALL,
+        opcodes: &["LDG"],
+        modifiers: &["128", "NA"],
+        what: "16-byte load that leaves the first-level cache alone",
     },
     Rule {
         kernels: &["kv_compact", "kv_snapshot"],

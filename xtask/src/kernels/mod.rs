@@ -21,7 +21,7 @@ use takt_kernels_cu::{
     cache::Cache,
     compiler::Compiler,
     image::Image,
-    source::{SOURCES, Source},
+    source::{self, Source},
 };
 
 use crate::{cuda_root, target_folder};
@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 pub fn compile_for(cuda_root: &Path, target: Target) -> anyhow::Result<()> {
     let compiler = Compiler::open(cuda_root)?;
     let cache = Cache::new(default_cache());
-    let work: Vec<&'static Source> = SOURCES.iter().collect();
+    let work: Vec<&'static Source> = source::all().collect();
     let done = in_parallel(default_jobs(), &work, |source| build(&compiler, &cache, source, target));
     done.into_iter().try_for_each(|result| result.map(drop))
 }
@@ -117,9 +117,9 @@ impl Options {
             None => Target::ALL.into_iter().filter(|&target| compiler.knows(target)).collect(),
         };
         let is_asked = |source: &&Source| self.source.as_ref().is_none_or(|name| source.name == name);
-        let sources: Vec<_> = SOURCES.iter().filter(is_asked).collect();
+        let sources: Vec<_> = source::all().filter(is_asked).collect();
         if sources.is_empty() {
-            let names: Vec<_> = SOURCES.iter().map(|source| source.name).collect();
+            let names: Vec<_> = source::all().map(|source| source.name).collect();
             bail!("no source of that name; there are {}", names.join(", "));
         }
         Ok(sources.iter().flat_map(|&source| targets.iter().map(move |&target| (source, target))).collect())

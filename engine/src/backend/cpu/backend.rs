@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, no_draft, no_row, plan_check::check_plan},
+    backend::{Backend, Capabilities, limits::Sizes, no_draft, no_row, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, KvLanes, LaneId, SnapshotId},
     quant::WeightKind,
@@ -144,18 +144,13 @@ impl CpuBackend {
 
 impl CpuOptions {
     pub(crate) fn validate(&self, spec: &DecoderSpec) -> Result<()> {
-        let counts = [
-            ("lanes", self.num_lanes, 1 << 10),
-            ("tokens a lane", self.lane_capacity, spec.max_context),
-            ("tokens a step", self.max_step_tokens, 1 << 16),
-            ("logits rows a step", self.max_logits_rows, 1 << 16),
-        ];
-        for (what, value, limit) in counts {
-            if value == 0 || value > limit {
-                return Err(EngineError::Input(format!("{value} {what} asked, expected 1..={limit}")));
-            }
-        }
-        Ok(())
+        let sizes = Sizes {
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: self.max_logits_rows,
+        };
+        sizes.check(spec)
     }
 
     fn capabilities(&self, model: &Model, lanes: &KvLanes, kernels: String) -> Capabilities {

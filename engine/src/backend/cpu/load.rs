@@ -70,7 +70,9 @@ impl Model {
         layers.sort_by_key(|(idx, _)| *idx);
         let layers = layers.into_iter().map(|(_, layer)| *layer).collect();
         let lm_head = head.ok_or_else(|| failed("no thread packed the output head"))?;
-        Ok(Self { embedding, layers, final_norm, lm_head })
+        let mut model = Self { embedding, layers, final_norm, lm_head };
+        model.note_streaming();
+        Ok(model)
     }
 }
 

@@ -14,6 +14,10 @@ use crate::{
 /// Bytes copied at a time, so that they are still in the cache after whatever is done before they are read.
 const READ_BYTES: usize = 128 << 10;
 
+/// Weights of a step that a last-level cache may hold until the next: twice what a desktop's has. A model that is between the cache's size and this only
+/// loses a hint.
+const CACHED_BYTES: u64 = 64 << 20;
+
 /// All weights of a decoder. Owns its memory: the source may be closed (unmapped) after loading.
 #[derive(Debug)]
 pub(super) struct Model {
@@ -72,6 +76,16 @@ impl Model {
         let linears =
             self.layers.iter().flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
         linears.chain([&self.lm_head]).map(|matrix| matrix.num_bytes() as u64).sum()
+    }
+
+    /// Tells the matrices whether they come from memory in each step.
+    pub(super) fn note_streaming(&mut self) {
+        let is_streamed = self.bytes_per_step() > CACHED_BYTES;
+        let linears = self
+            .layers
+            .iter_mut()
+            .flat_map(|layer| [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down]);
+        linears.chain([&mut self.lm_head]).for_each(|matrix| matrix.is_streamed = is_streamed);
     }
 }
 

@@ -50,6 +50,8 @@ pub struct PackedMatrix {
     tiles: AlignedVec<u8>,
     /// `[num_tiles][16]`.
     row_scales: Vec<[f32; TILE_ROWS]>,
+    /// Whether it is one of so many that no cache holds it from one use to the next.
+    pub(super) is_streamed: bool,
 }
 
 /// One tile, borrowed.
@@ -62,6 +64,12 @@ pub(crate) struct Tile<'a> {
     pub(crate) scales: &'a [u8],
     pub(crate) row_scales: &'a [f32; TILE_ROWS],
     pub(crate) num_blocks: usize,
+    /// As [`PackedMatrix::is_streamed`].
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "there is no prefetching on aarch64")
+    )]
+    pub(crate) is_streamed: bool,
 }
 
 /// Sizes in bytes of one tile's parts.
@@ -133,6 +141,7 @@ impl PackedMatrix {
             layout,
             tiles: AlignedVec::zeroed(num_bytes),
             row_scales: vec![[0.0; TILE_ROWS]; num_tiles],
+            is_streamed: false,
         };
         let mut sources = views.iter().flat_map(|view| (0..view.num_rows).map(move |row| (*view, row)));
         let mut rows = Vec::with_capacity(TILE_ROWS);
@@ -186,6 +195,7 @@ impl PackedMatrix {
             scales: &rest[..self.layout.scale_bytes],
             row_scales: &self.row_scales[tile_idx],
             num_blocks: self.layout.num_blocks,
+            is_streamed: self.is_streamed,
         }
     }
 

@@ -1,7 +1,6 @@
 //! The CUDA backend: one model in one context of our own.
 
 use std::{
-    collections::HashMap,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -11,16 +10,20 @@ use takt_kernels_cu::{
         context::Context,
         memory::{DeviceBuffer, MappedBuffer},
         module::Kernels,
-        stream::{Found, Graph, Stream},
+        stream::Stream,
     },
     launch::DeviceAddress,
 };
 
 use super::{
+    captures::{self, Captures},
+    draft::{CudaDraft, DraftSetup, Host},
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
+    mapped::WeightsFile,
     options::CudaOptions,
+    room::{Needs, Room},
     rows::StepRows,
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
@@ -28,7 +31,8 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, plan_check::check_plan},
+    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
@@ -36,15 +40,11 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Device memory left to the driver for graphs and modules.
-const DRIVER_BYTES: usize = 128 << 20;
-/// Most graphs at a time: three times as many as the usual shapes of an engine with 256 tokens a step.
-const MAX_GRAPHS: usize = 96;
-
 /// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the buffers they name.
 #[derive(Debug)]
 pub struct CudaBackend {
-    graphs: HashMap<StepShape, Captures>,
+    graphs: Captures<StepShape>,
+    draft: Option<Box<CudaDraft>>,
     stream: Stream,
     kernels: Kernels,
     spec: DecoderSpec,
@@ -59,16 +59,8 @@ pub struct CudaBackend {
     _workspace_buffer: DeviceBuffer,
     captured: Features,
     num_sms: usize,
-    num_runs: u64,
-}
-
-/// A shape's graph, and how long it takes.
-#[derive(Debug)]
-struct Captures {
-    graph: Graph,
-    usual: Duration,
-    /// By [`CudaBackend::num_runs`].
-    last_run: u64,
+    /// Of the device's memory, without a draft head.
+    held_bytes: usize,
 }
 
 /// The layers whose inputs are handed out; no buffers without any.
@@ -79,8 +71,8 @@ struct Features {
 }
 
 impl CudaBackend {
-    /// Copies the weights of `spec` from `source` to the device of `context`, allocates the lanes and everything a step needs, and captures
-    /// the usual steps. `cubins` are all kernels of the device's target.
+    /// Copies the weights of `spec` from `source` to the device of `context`, or has it read them in their file, allocates the lanes and
+    /// everything a step needs, and captures the usual steps. `cubins` are all kernels of the device's target.
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a model that does not hold or has sizes without a kernel,
@@ -104,24 +96,30 @@ impl CudaBackend {
         let (lane_layout, input_layout) = (LaneLayout::new(spec, options), InputLayout::new(limits));
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
+        let file = WeightsFile::open(context, source, options.weights)?;
+        let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
         let needs = Needs {
-            weights: DeviceModel::num_bytes(spec, source, options.lane_capacity)?,
+            weights: weights.copied,
+            mapped: weights.mapped,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
             pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),
         };
-        needs.check(context, options)?;
+        check_kv(needs.kv, options)?;
+        let room = Room::of(context)?;
+        needs.check(&room)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
-        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity)?;
+        let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity, file)?;
         let lanes = DeviceLanes::new(context, &stream, lane_layout, options.step_limit)?;
         let workspace_buffer = DeviceBuffer::new(context, needs.workspace, "the workspace of a step")?;
         stream.zero(&workspace_buffer)?;
         let workspace = workspace_layout.at(workspace_buffer.address())?;
         let input = StepInput::new(context, input_layout, workspace.input)?;
         let mut backend = Self {
-            graphs: HashMap::new(),
+            graphs: Captures::default(),
+            draft: None,
             capabilities: capabilities(context, options, &model, &lanes),
             stream,
             kernels,
@@ -136,7 +134,7 @@ impl CudaBackend {
             _workspace_buffer: workspace_buffer,
             captured: Features::default(),
             num_sms,
-            num_runs: 0,
+            held_bytes: needs.of_device(&room),
         };
         backend.capture_usual()?;
         Ok(backend)
@@ -152,22 +150,26 @@ impl CudaBackend {
 
     /// Captures the graph of `shape`, unless it is there.
     fn capture_shape(&mut self, shape: StepShape) -> Result<()> {
-        if self.graphs.contains_key(&shape) {
+        if self.graphs.contains(shape) {
             return Ok(());
         }
         let features = self.captured.buffers.as_ref();
+        let input = self.input.addresses()?;
+        let (kept, feature_rows) = match (&self.draft, features) {
+            // Each token's where the head will look for it.
+            (Some(draft), _) => (draft.features(), input.feature_rows),
+            (None, Some((buffer, _))) => (buffer.address(), DeviceAddress::NULL),
+            (None, None) => (DeviceAddress::NULL, DeviceAddress::NULL),
+        };
         let forward = Forward {
             spec: &self.spec,
             model: &self.model,
             lanes: &self.lanes,
-            input: self.input.addresses()?,
+            input,
             workspace: self.workspace,
             num_sms: self.num_sms,
             capacity: self.options.lane_capacity,
-            captured: Captured {
-                layers: &self.captured.layers,
-                features: features.map_or(DeviceAddress::NULL, |(buffer, _)| buffer.address()),
-            },
+            captured: Captured { layers: &self.captured.layers, features: kept, rows: feature_rows },
         };
         let launches = forward.launches(shape)?;
         self.stream.context().make_current()?;
@@ -183,44 +185,23 @@ impl CudaBackend {
                 None => Ok(()),
             }
         })?;
-        self.drop_oldest_graph();
-        self.graphs.insert(shape, Captures { graph, usual: Duration::ZERO, last_run: self.num_runs });
+        self.graphs.insert(shape, graph);
         Ok(())
     }
 
-    /// Makes room for another: they take memory of the driver's.
-    fn drop_oldest_graph(&mut self) {
-        if self.graphs.len() < MAX_GRAPHS {
-            return;
-        }
-        let oldest = self.graphs.iter().min_by_key(|(_, captures)| captures.last_run);
-        if let Some(shape) = oldest.map(|(shape, _)| *shape) {
-            self.graphs.remove(&shape);
-        }
-    }
-
-    /// Runs the graph of `shape`, brings what `plan` wants of the logits, and waits for both: the one wait of a step.
-    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape) -> Result<()> {
-        let Some(captures) = self.graphs.get_mut(&shape) else {
-            return Err(EngineError::Backend("a step's graph was not captured".into()));
-        };
-        self.num_runs += 1;
-        captures.last_run = self.num_runs;
+    /// Runs the graph of `shape`, brings what `plan` wants of the logits, lets the head read along if it `reads`, and waits for all of it: the
+    /// one wait of a step.
+    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape, reads: bool) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
-        self.stream.run(&captures.graph)?;
+        let usual = self.graphs.start(&self.stream, shape)?;
         self.rows.bring(&self.stream, plan)?;
-        // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
-        let found = self.stream.wait(captures.usual.mul_f32(0.9), self.options.step_limit)?;
-        let took = start.elapsed();
-        captures.usual = match found {
-            // The first time is of loading, too.
-            _ if captures.usual.is_zero() => took / 2,
-            // How much too long the sleep was cannot be known.
-            Found::AtOnce => captures.usual * 3 / 4,
-            Found::Later => (captures.usual * 3 + took) / 4,
+        let Some(draft) = self.draft.as_mut().filter(|_| reads) else {
+            let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
+            self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
+            return Ok(());
         };
-        Ok(())
+        draft.read_and_wait(&self.stream, start, usual)
     }
 
     /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
@@ -229,6 +210,14 @@ impl CudaBackend {
             return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
         }
         Ok(())
+    }
+
+    /// As if there had never been a head.
+    fn detach_draft(&mut self) {
+        self.graphs = Captures::default();
+        self.captured = Features::default();
+        self.draft = None;
+        self.capabilities.kv_bytes = self.lanes.num_bytes();
     }
 }
 
@@ -249,9 +238,18 @@ impl Backend for CudaBackend {
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
         self.rows.prepare(&self.stream, &mut self.kernels, (plan, shape.num_logits))?;
+        let reads = match &mut self.draft {
+            Some(draft) => draft.follow_step(
+                plan,
+                &self.lanes.book,
+                &mut self.input,
+                &mut Host { stream: &self.stream, kernels: &mut self.kernels },
+            )?,
+            None => false,
+        };
         // Whatever comes of it, the rows of earlier trees are overwritten.
-        plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
-        self.run_graph(plan, shape)?;
+        plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
+        self.run_graph(plan, shape, reads)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -259,6 +257,7 @@ impl Backend for CudaBackend {
                 self.lanes.book.commit(segment.lane, segment.tokens.len());
             }
         }
+        // Captured for a draft head they stay on the device.
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         let features = match &self.captured.buffers {
             Some((_, host)) => &host.floats()[..feature_len],
@@ -269,6 +268,9 @@ impl Backend for CudaBackend {
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
         self.check_alive()?;
+        if self.draft.is_some() {
+            return Err(EngineError::Input("features are captured for the draft head already".into()));
+        }
         let num_layers = self.spec.num_layers;
         if let Some(layer) = layer_inputs.iter().find(|&&layer| layer > num_layers) {
             return Err(EngineError::Input(format!(
@@ -285,14 +287,19 @@ impl Backend for CudaBackend {
             Some((device, MappedBuffer::new(context, num_bytes, "captured features")?))
         };
         // Their launches name the buffers of before.
-        self.graphs.clear();
+        self.graphs = Captures::default();
         self.captured = Features { layers: layer_inputs.to_vec(), buffers };
         self.capture_usual()
     }
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
         self.check_alive()?;
-        self.lanes.keep(&self.stream, &mut self.kernels, lane, path)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        if let Some(draft) = &mut self.draft {
+            draft.prepare_keep(lane, path, &mut host)?;
+        }
+        self.lanes.keep(host.stream, host.kernels, lane, path)?;
+        self.draft.as_mut().map_or(Ok(()), |draft| draft.keep(lane, path, &self.stream))
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {
@@ -301,21 +308,86 @@ impl Backend for CudaBackend {
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
         self.check_alive()?;
-        self.lanes.book.truncate(lane, len)
+        self.lanes.book.truncate(lane, len)?;
+        if let Some(draft) = &mut self.draft {
+            draft.truncate(lane, len);
+        }
+        Ok(())
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
         self.check_alive()?;
-        self.lanes.save_snapshot(&self.stream, &mut self.kernels, lane, len)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        let snapshot = self.lanes.save_snapshot(host.stream, host.kernels, lane, len)?;
+        if let Some(draft) = &mut self.draft
+            && let Err(error) = draft.save_snapshot(lane, len, snapshot, &mut host)
+        {
+            self.lanes.drop_snapshot(snapshot);
+            return Err(error);
+        }
+        Ok(snapshot)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
         self.check_alive()?;
-        self.lanes.restore_snapshot(&self.stream, &mut self.kernels, lane, snapshot)
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        self.lanes.restore_snapshot(host.stream, host.kernels, lane, snapshot)?;
+        self.draft.as_mut().map_or(Ok(()), |draft| draft.restore_snapshot(lane, snapshot, &mut host))
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
+        if let Some(draft) = &mut self.draft {
+            draft.drop_snapshot(snapshot);
+        }
+    }
+
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        self.check_alive()?;
+        spec.validate(&self.spec)?;
+        let setup = DraftSetup {
+            options: &self.options,
+            num_sms: self.num_sms,
+            embedding: self.model.embedding,
+            kv_bytes: self.lanes.num_bytes(),
+            held_bytes: self.held_bytes,
+        };
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
+        (0..self.options.num_lanes).try_for_each(|lane| self.lanes.book.truncate(LaneId(lane), 0))?;
+        // Their launches name the buffers of before.
+        self.graphs = Captures::default();
+        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        self.captured = Features { layers: spec.captured.to_vec(), buffers: None };
+        self.draft = Some(Box::new(draft));
+        let captured = self.capture_usual();
+        if captured.is_err() {
+            self.detach_draft();
+        }
+        captured
+    }
+
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        self.draft.as_ref().map(|draft| draft.facts())
+    }
+
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        let committed_len = self.lanes.book.committed_len(lane);
+        if let Some(draft) = &mut self.draft {
+            draft.follow(lane, follows, committed_len);
+        }
+    }
+
+    fn can_draft(&self, lane: LaneId) -> bool {
+        let draft = self.draft.as_ref();
+        draft.is_some_and(|draft| draft.is_warm(lane, self.lanes.book.committed_len(lane)))
+    }
+
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        self.check_alive()?;
+        let Some(draft) = &mut self.draft else { return Err(no_draft("cuda")) };
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        draft.draft(plan, |lane| self.lanes.book.committed_len(lane), &mut host)
     }
 }
 
@@ -334,38 +406,14 @@ impl RowSource for CudaBackend {
     }
 }
 
-/// Bytes of device memory by what they are for.
-struct Needs {
-    weights: usize,
-    kv: usize,
-    workspace: usize,
-    /// Of the host's; the device's own where both share memory.
-    pinned: usize,
-}
-
-impl Needs {
-    /// That all of it fits what is free, and the cache what is allowed.
-    fn check(&self, context: &Context, options: &CudaOptions) -> Result<()> {
-        if let Some(max_bytes) = options.max_kv_bytes.filter(|&most| self.kv as u64 > most) {
-            let kv = self.kv;
-            return Err(EngineError::Capacity(format!(
-                "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
-                options.kv, options.num_lanes, options.lane_capacity
-            )));
-        }
-        let (free, total) = context.memory_bytes()?;
-        let Self { weights, kv, workspace, pinned } = self;
-        let is_shared = context.device().is_integrated;
-        let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
-        // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
-        let most = if is_shared { total } else { free };
-        if needed > most {
-            return Err(EngineError::Capacity(format!(
-                "the engine takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}; pinned {pinned}), {free} of {total} are free: use fewer or shorter lanes, a smaller format, or free memory"
-            )));
-        }
-        Ok(())
+/// That the cache stays within what is allowed.
+fn check_kv(kv: usize, options: &CudaOptions) -> Result<()> {
+    match options.max_kv_bytes.filter(|&most| kv as u64 > most) {
+        None => Ok(()),
+        Some(max_bytes) => Err(EngineError::Capacity(format!(
+            "the {} KV cache of {} lanes x {} tokens takes {kv} bytes, {max_bytes} are allowed",
+            options.kv, options.num_lanes, options.lane_capacity
+        ))),
     }
 }
 
@@ -405,7 +453,12 @@ fn capabilities(
     Capabilities {
         backend: "cuda",
         device: device.key(),
-        kernels: format!("{target}, {} of {} multiprocessors", context.num_sms(), device.num_sms),
+        kernels: format!(
+            "{target}, {} of {} multiprocessors{}",
+            context.num_sms(),
+            device.num_sms,
+            if model.mapped_bytes > 0 { ", weights in their mapped file" } else { "" }
+        ),
         num_lanes: options.num_lanes,
         lane_capacity: options.lane_capacity,
         max_step_tokens: options.max_step_tokens,

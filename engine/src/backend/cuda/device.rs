@@ -5,12 +5,13 @@ use std::path::Path;
 use takt_kernels_cu::{
     Target,
     cache::Cache,
-    compiler::Compiler,
+    compiler,
     driver::{
         context::{Context, Share},
         device::{self, Device},
     },
     kernel_set::{KernelSet, Places},
+    source::{SOURCES, Source},
 };
 
 use super::{CudaBackend, CudaOptions, GpuOptions, GpuShare};
@@ -23,12 +24,12 @@ use crate::{EngineError, Result, dir::KERNELS_FOLDER, spec::DecoderSpec, weights
 pub(crate) fn open(
     spec: &DecoderSpec,
     source: &dyn WeightSource,
-    engine_dir: &Path,
+    engine_dir: Option<&Path>,
     gpu: &GpuOptions,
     options: impl FnOnce(Share) -> CudaOptions,
 ) -> Result<CudaBackend> {
-    let (device, target) = choose(device::probe()?)?;
-    let kernels = kernels(target, engine_dir, gpu)?;
+    let (device, target) = usable_device()?;
+    let kernels = kernels(SOURCES, &device, target, engine_dir, gpu)?;
     let options = options(share(gpu.share, &device));
     let (context, fallback) = Context::open(&device, options.share)?;
     if let Some(fallback) = fallback {
@@ -39,6 +40,14 @@ pub(crate) fn open(
     }
     let cubins = kernels.images().iter().map(takt_kernels_cu::image::Image::bytes);
     CudaBackend::new(spec, source, &context, cubins, &options)
+}
+
+/// The first device there are kernels for, and what they are compiled for.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] without a driver, a device or kernels for it.
+pub fn usable_device() -> Result<(Device, Target)> {
+    choose(device::probe()?)
 }
 
 fn choose(devices: Vec<Device>) -> Result<(Device, Target)> {
@@ -60,26 +69,41 @@ fn share(share: GpuShare, device: &Device) -> Share {
     }
 }
 
-/// From the engine directory, the cache, or compiled now.
-fn kernels(target: Target, engine_dir: &Path, gpu: &GpuOptions) -> Result<KernelSet> {
-    let in_engine = Some(engine_dir.join(KERNELS_FOLDER)).filter(|folder| folder.is_dir());
+/// The kernels of `sources` from the engine directory, where there is one, the cache, or compiled now.
+///
+/// # Errors
+/// [`EngineError::Unsupported`] with what is missing and what to do.
+pub fn kernels(
+    sources: &[Source],
+    device: &Device,
+    target: Target,
+    engine_dir: Option<&Path>,
+    gpu: &GpuOptions,
+) -> Result<KernelSet> {
+    let in_engine = engine_dir.map(|dir| dir.join(KERNELS_FOLDER)).filter(|folder| folder.is_dir());
     let folders: Vec<Cache> = in_engine.iter().chain(&gpu.kernel_cache).map(Cache::new).collect();
+    let driver = Some(device.driver_version);
     // The engine directory is not written to.
-    let without_compiler = Places { folders: &folders, compiler: None };
-    let missing = match KernelSet::open(target, without_compiler, |_| ()) {
+    let without_compiler = Places { folders: &folders, compiler: None, driver };
+    let missing = match KernelSet::open_of(sources, target, without_compiler, |_| ()) {
         Ok((kernels, _)) => return Ok(kernels),
         Err(error) => error,
     };
     let unsupported = |error: &dyn std::fmt::Display| EngineError::Unsupported(error.to_string());
-    let root = gpu.cuda_root.as_deref().ok_or_else(|| unsupported(&missing))?;
-    let compiler = Compiler::open(root).map_err(|error| unsupported(&error))?;
+    if gpu.cuda_roots.is_empty() {
+        return Err(unsupported(&missing));
+    }
+    let compilers = compiler::open_all(&gpu.cuda_roots).map_err(|error| unsupported(&error))?;
+    // Of compilers that are all too new the newest stands in the message.
+    let fit = compiler::choose(&compilers, target, driver);
+    let compiler = fit.or_else(|| compiler::choose(&compilers, target, None));
     let cached = gpu.kernel_cache.is_some();
-    let places = Places { folders: if cached { &folders } else { &[] }, compiler: Some(&compiler) };
-    let compiling = |source: &takt_kernels_cu::source::Source| {
+    let places = Places { folders: if cached { &folders } else { &[] }, compiler, driver };
+    let compiling = |source: &Source| {
         tracing::info!("compiling {} for {target}, which takes seconds, once", source.name);
     };
     let (kernels, not_stored) =
-        KernelSet::open(target, places, compiling).map_err(|error| unsupported(&error))?;
+        KernelSet::open_of(sources, target, places, compiling).map_err(|error| unsupported(&error))?;
     for error in not_stored {
         tracing::warn!("a compiled kernel could not be kept and will be compiled again: {error}");
     }

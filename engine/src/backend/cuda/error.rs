@@ -8,9 +8,10 @@ impl From<DriverError> for EngineError {
     fn from(error: DriverError) -> Self {
         match error {
             DriverError::OutOfMemory { .. } => Self::Capacity(error.to_string()),
-            DriverError::NoDriver | DriverError::NoDevice(_) | DriverError::TooOld { .. } => {
-                Self::Unsupported(error.to_string())
-            }
+            DriverError::NoDriver
+            | DriverError::NoDevice(_)
+            | DriverError::TooOld { .. }
+            | DriverError::Incomplete { .. } => Self::Unsupported(error.to_string()),
             _ => Self::Backend(error.to_string()),
         }
     }

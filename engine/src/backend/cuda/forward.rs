@@ -7,21 +7,22 @@ use takt_kernels_cu::launch::{
     DeviceAddress, Launch,
     attention::{Attention, AttentionStep, Merging},
     embed::Embed,
-    linear::{Linear, Matrix, Output},
+    linear::Output,
     rms_norm::{NormOutput, RmsNorm},
     rope_kv::{Pairing, QkNorm, RopeKv, RopeTable},
-    rows::CopyRows,
+    rows::{CopyRows, ScatterRows},
 };
 
 use super::{
     input::{InputAddresses, MAX_TREE_DEPTH},
     lanes::DeviceLanes,
+    product::product,
     shape::StepShape,
     weights::{DeviceLayer, DeviceMatrix, DeviceModel},
     workspace::Workspace,
 };
 use crate::{
-    EngineError, Result,
+    Result,
     spec::{DecoderSpec, RopePairing},
 };
 
@@ -40,11 +41,13 @@ pub(super) struct Forward<'a> {
     pub captured: Captured<'a>,
 }
 
-/// Layers at whose input the residual stream is kept, and where: F32 `[M, captured, D]`.
+/// Layers at whose input the residual stream is kept, and where: F32 `[M, captured, D]`; or, for a draft head, each token's in the row of its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Captured<'a> {
     pub layers: &'a [usize],
     pub features: DeviceAddress,
+    /// I32 `[M]`; null for the rows in order.
+    pub rows: DeviceAddress,
 }
 
 impl Forward<'_> {
@@ -113,16 +116,14 @@ impl Forward<'_> {
     fn capture(&self, layer_idx: usize, shape: StepShape, list: &mut Vec<Launch>) -> Result<()> {
         let (hidden, num_captured) = (self.spec.hidden_size, self.captured.layers.len());
         for (slot, _) in self.captured.layers.iter().enumerate().filter(|(_, layer)| **layer == layer_idx) {
-            let copy = CopyRows {
-                from: self.workspace.residual,
-                rows: DeviceAddress::NULL,
-                to: self.captured.features.offset(slot * hidden * size_of::<f32>())?,
-                in_stride: hidden,
-                out_stride: num_captured * hidden,
-                num_rows: shape.num_tokens,
-                width: hidden,
-            };
-            list.push(copy.launch()?);
+            let to = self.captured.features.offset(slot * hidden * size_of::<f32>())?;
+            let (from, rows, num_rows) = (self.workspace.residual, self.captured.rows, shape.num_tokens);
+            let (in_stride, out_stride, width) = (hidden, num_captured * hidden, hidden);
+            list.push(if rows == DeviceAddress::NULL {
+                CopyRows { from, rows, to, in_stride, out_stride, num_rows, width }.launch()?
+            } else {
+                ScatterRows { from, rows, to, in_stride, out_stride, num_rows, width }.launch()?
+            });
         }
         Ok(())
     }
@@ -267,20 +268,6 @@ impl Forward<'_> {
         num_tokens: usize,
         output: Output,
     ) -> Result<Launch> {
-        let Some((DeviceMatrix { format, num_cols, .. }, _)) = matrices.first().copied() else {
-            return Err(EngineError::Backend("a product of no matrix".into()));
-        };
-        let matrices: Vec<_> = matrices
-            .iter()
-            .map(|(matrix, out)| Matrix {
-                weights: matrix.weights,
-                num_rows: matrix.num_rows,
-                bias: matrix.bias,
-                out: *out,
-            })
-            .collect();
-        let linear =
-            Linear { format: *format, matrices: &matrices, x, num_tokens, num_cols: *num_cols, output };
-        Ok(linear.launch(linear.tiling(self.num_sms), self.num_sms)?)
+        product(matrices, x, num_tokens, output, self.num_sms)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 /// Most tokens from a tree's root to a leaf.
 pub(super) const MAX_TREE_DEPTH: usize = 64;
 /// An index that is none: padding.
-const NONE: i32 = -1;
+pub(super) const NONE: i32 = -1;
 
 /// Byte offsets of the fields; the same on both sides. Trees come last, so that steps without any copy less.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,7 @@ pub(super) struct InputLayout {
     rows: usize,
     logits_rows: usize,
     committed_lens: usize,
+    feature_rows: usize,
     tree_rows: usize,
     num_bytes: usize,
 }
@@ -45,6 +46,7 @@ impl InputLayout {
         let segments = field(limits.num_lanes * size_of::<DeviceSegment>() / size_of::<i32>());
         let [token_ids, lanes, positions, rows] = std::array::from_fn(|_| field(limits.max_tokens));
         let (logits_rows, committed_lens) = (field(limits.max_logits), field(limits.num_lanes));
+        let feature_rows = field(limits.max_tokens);
         let tree_rows = field(limits.max_tokens * MAX_TREE_DEPTH);
         Self {
             limits,
@@ -55,6 +57,7 @@ impl InputLayout {
             rows,
             logits_rows,
             committed_lens,
+            feature_rows,
             tree_rows,
             num_bytes: end,
         }
@@ -85,6 +88,8 @@ pub(super) struct InputAddresses {
     pub rows: DeviceAddress,
     pub logits_rows: DeviceAddress,
     pub committed_lens: DeviceAddress,
+    /// Where a draft head finds each token's features.
+    pub feature_rows: DeviceAddress,
     pub tree_rows: DeviceAddress,
 }
 
@@ -112,6 +117,7 @@ impl StepInput {
             rows: at(self.layout.rows)?,
             logits_rows: at(self.layout.logits_rows)?,
             committed_lens: at(self.layout.committed_lens)?,
+            feature_rows: at(self.layout.feature_rows)?,
             tree_rows: at(self.layout.tree_rows)?,
         })
     }
@@ -119,6 +125,12 @@ impl StepInput {
     /// Copies what a step of `shape` reads to the device, in the stream's order.
     pub(super) fn send(&self, stream: &Stream, shape: StepShape) -> Result<(), DriverError> {
         stream.send(&self.pinned, self.layout.used_bytes(shape), self.device)
+    }
+
+    /// Features of `token` are wanted in `row` of what a draft head reads; after [`Self::write`], which wants none.
+    pub(super) fn put_feature_row(&mut self, token: usize, row: usize) {
+        let layout = self.layout;
+        Fields { bytes: self.pinned.bytes_mut(), layout }.put(layout.feature_rows, token, index(row));
     }
 
     /// Writes a checked `plan` of `shape`; the step before must be done.
@@ -171,6 +183,7 @@ impl Fields<'_> {
             self.put(self.layout.lanes, token, NONE);
             self.put(self.layout.positions, token, 0);
             self.put(self.layout.rows, token, 0);
+            self.put(self.layout.feature_rows, token, NONE);
         }
         (0..shape.num_logits).for_each(|row| self.put(self.layout.logits_rows, row, NONE));
         for segment in 0..shape.num_segments {
@@ -234,6 +247,6 @@ impl Fields<'_> {
 }
 
 /// Counts of a checked plan are far below 2^31.
-fn index(value: usize) -> i32 {
+pub(super) fn index(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(NONE)
 }

@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use takt_kernels_cu::driver::context::Share;
 
-use crate::{EngineError, Result, kv::KvKind, spec::DecoderSpec};
+use super::mapped::GpuWeights;
+use crate::{Result, backend::limits::Sizes, kv::KvKind, spec::DecoderSpec};
 
 /// How the GPU is shared with the robot's perception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +26,12 @@ pub enum GpuShare {
 pub struct GpuOptions {
     /// With whom.
     pub share: GpuShare,
+    /// Where weights are read.
+    pub weights: GpuWeights,
     /// Folder for kernels that are compiled here, which takes seconds once; `None` to compile them each time.
     pub kernel_cache: Option<PathBuf>,
-    /// Folder of a CUDA toolkit, for kernels that neither the engine directory nor the cache has.
-    pub cuda_root: Option<PathBuf>,
+    /// Folders of CUDA toolkits, for kernels that neither the engine directory nor the cache has: the newest whose cubins the driver takes is used.
+    pub cuda_roots: Vec<PathBuf>,
     /// A step that is not done by then is taken for hung, and the device given up.
     pub step_limit: Duration,
 }
@@ -37,8 +40,9 @@ impl Default for GpuOptions {
     fn default() -> Self {
         Self {
             share: GpuShare::GreenContext { percent: 50 },
+            weights: GpuWeights::Auto,
             kernel_cache: None,
-            cuda_root: None,
+            cuda_roots: Vec::new(),
             step_limit: Duration::from_secs(5),
         }
     }
@@ -49,6 +53,8 @@ impl Default for GpuOptions {
 pub struct CudaOptions {
     /// How the device is shared with other work.
     pub share: Share,
+    /// Where weights are read.
+    pub weights: GpuWeights,
     /// Lanes that can advance together.
     pub num_lanes: usize,
     /// Tokens one lane holds.
@@ -67,17 +73,12 @@ pub struct CudaOptions {
 
 impl CudaOptions {
     pub(super) fn validate(&self, spec: &DecoderSpec) -> Result<()> {
-        let counts = [
-            ("lanes", self.num_lanes, 1 << 10),
-            ("tokens a lane", self.lane_capacity, spec.max_context),
-            ("tokens a step", self.max_step_tokens, 1 << 16),
-            ("logits rows a step", self.max_logits_rows, 1 << 16),
-        ];
-        for (what, value, limit) in counts {
-            if value == 0 || value > limit {
-                return Err(EngineError::Input(format!("{value} {what} asked, expected 1..={limit}")));
-            }
-        }
-        Ok(())
+        let sizes = Sizes {
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: self.max_logits_rows,
+        };
+        sizes.check(spec)
     }
 }

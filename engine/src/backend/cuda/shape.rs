@@ -77,14 +77,14 @@ fn longest_segment(plan: &StepPlan) -> usize {
 }
 
 /// `count` (at least 1) rounded up to a power of two, or to one and a half times one from 12 on: at most a third is padding.
-fn rounded(count: usize) -> usize {
+pub(super) fn rounded(count: usize) -> usize {
     let power = count.next_power_of_two();
     let between = power / 4 * 3;
     if between >= 12 && count <= between { between } else { power }
 }
 
 /// Every rounded size up to the one of `most`, which is last and not rounded.
-fn sizes(most: usize) -> Vec<usize> {
+pub(super) fn sizes(most: usize) -> Vec<usize> {
     let mut sizes: Vec<usize> = Vec::new();
     let mut size = 1;
     while size < most {

@@ -1,15 +1,17 @@
-//! A model's tensors in device memory, as the engine directory stores them: nothing is repacked.
+//! A model's tensors as the engine directory stores them, in device memory or in its mapped file: nothing is repacked.
 
 use takt_kernels_cu::{
-    driver::{context::Context, memory::DeviceBuffer, stream::Stream},
+    driver::{context::Context, host_memory::offset_in, memory::DeviceBuffer, stream::Stream},
     launch::{
         DeviceAddress,
         linear::{WeightFormat, Weights},
     },
 };
 
+use super::mapped::WeightsFile;
 use crate::{
     EngineError, Result,
+    dir::TENSOR_ALIGNMENT,
     quant::{MatrixData, MatrixView, WeightKind},
     spec::DecoderSpec,
     weights::WeightSource,
@@ -34,8 +36,20 @@ pub(super) struct DeviceModel {
     pub rope: (DeviceAddress, DeviceAddress),
     /// Bytes of weights that one decode step reads.
     pub bytes_per_step: u64,
-    /// Holds all of it.
+    /// Bytes of the mapped file that are read in place.
+    pub mapped_bytes: usize,
+    /// Holds what was copied.
     _buffer: DeviceBuffer,
+    /// Holds what is read in place.
+    _file: Option<WeightsFile>,
+}
+
+/// Bytes of weights by where they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WeightBytes {
+    pub copied: usize,
+    /// Read in the mapped file.
+    pub mapped: usize,
 }
 
 /// A linear layer's matrix `[num_rows, num_cols]`.
@@ -64,40 +78,60 @@ pub(super) struct DeviceLayer {
     pub down: DeviceMatrix,
 }
 
-/// Gives tensors their places: counted first, then copied.
-struct Placement<'a> {
+/// Gives tensors their places: counted first, then copied, unless they are read where they are.
+pub(super) struct Placement<'a> {
     target: Option<(&'a Stream, &'a DeviceBuffer)>,
     source: &'a dyn WeightSource,
+    file: Option<&'a WeightsFile>,
     end: usize,
+    mapped: usize,
     bytes_per_step: u64,
 }
 
 impl DeviceModel {
-    /// Bytes of device memory that the weights take.
+    /// Bytes of memory that the weights take, those in `file` by their own.
     pub(super) fn num_bytes(
         spec: &DecoderSpec,
         source: &dyn WeightSource,
         lane_capacity: usize,
-    ) -> Result<usize> {
-        let mut placement = Placement { target: None, source, end: 0, bytes_per_step: 0 };
+        file: Option<&WeightsFile>,
+    ) -> Result<WeightBytes> {
+        let mut placement = Placement { target: None, source, file, end: 0, mapped: 0, bytes_per_step: 0 };
         placement.model(spec, lane_capacity)?;
-        Ok(placement.end)
+        Ok(WeightBytes { copied: placement.end, mapped: placement.mapped })
     }
 
-    /// Copies every tensor that `spec` (validated) needs to the device.
+    /// Copies every tensor that `spec` (validated) needs to the device, but those that it reads in `file`.
     pub(super) fn load(
         context: &Context,
         stream: &Stream,
         spec: &DecoderSpec,
         source: &dyn WeightSource,
         lane_capacity: usize,
+        file: Option<WeightsFile>,
     ) -> Result<Self> {
-        let buffer = DeviceBuffer::new(context, Self::num_bytes(spec, source, lane_capacity)?, "weights")?;
-        let mut placement = Placement { target: Some((stream, &buffer)), source, end: 0, bytes_per_step: 0 };
+        let WeightBytes { copied, .. } = Self::num_bytes(spec, source, lane_capacity, file.as_ref())?;
+        let buffer = DeviceBuffer::new(context, copied, "weights")?;
+        let target = Some((stream, &buffer));
+        let mut placement =
+            Placement { target, source, file: file.as_ref(), end: 0, mapped: 0, bytes_per_step: 0 };
         let tensors = placement.model(spec, lane_capacity)?;
-        let bytes_per_step = placement.bytes_per_step;
+        let Placement { mapped: mapped_bytes, bytes_per_step, .. } = placement;
+        if let Some(file) = &file {
+            file.keep_in_memory();
+        }
         let Tensors { embedding, layers, final_norm, lm_head, rope } = tensors;
-        Ok(Self { embedding, layers, final_norm, lm_head, rope, bytes_per_step, _buffer: buffer })
+        Ok(Self {
+            embedding,
+            layers,
+            final_norm,
+            lm_head,
+            rope,
+            bytes_per_step,
+            mapped_bytes,
+            _buffer: buffer,
+            _file: file,
+        })
     }
 }
 
@@ -107,6 +141,27 @@ struct Tensors {
     final_norm: DeviceAddress,
     lm_head: DeviceMatrix,
     rope: (DeviceAddress, DeviceAddress),
+}
+
+impl<'a> Placement<'a> {
+    /// Only counts bytes; addresses are null.
+    pub(super) fn counting(source: &'a dyn WeightSource) -> Self {
+        Self { target: None, source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+    }
+
+    /// Copies into `buffer`, which is as large as was counted.
+    pub(super) fn copying(
+        stream: &'a Stream,
+        buffer: &'a DeviceBuffer,
+        source: &'a dyn WeightSource,
+    ) -> Self {
+        Self { target: Some((stream, buffer)), source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+    }
+
+    /// Bytes placed so far.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.end
+    }
 }
 
 impl Placement<'_> {
@@ -161,14 +216,24 @@ impl Placement<'_> {
         })
     }
 
-    fn linear(&mut self, name: &str, shape: (usize, usize), has_bias: bool) -> Result<DeviceMatrix> {
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        has_bias: bool,
+    ) -> Result<DeviceMatrix> {
         let matrix = self.matrix(name, self.source.matrix(name)?, shape)?;
         let bias =
             if has_bias { self.vector(&format!("{name}.bias"), shape.0)? } else { DeviceAddress::NULL };
         Ok(DeviceMatrix { bias, ..matrix })
     }
 
-    fn matrix(&mut self, name: &str, view: MatrixView<'_>, shape: (usize, usize)) -> Result<DeviceMatrix> {
+    pub(super) fn matrix(
+        &mut self,
+        name: &str,
+        view: MatrixView<'_>,
+        shape: (usize, usize),
+    ) -> Result<DeviceMatrix> {
         if (view.num_rows, view.num_cols) != shape {
             let fact = format!("shape [{}, {}], expected {shape:?}", view.num_rows, view.num_cols);
             return Err(EngineError::Tensor { name: name.into(), fact });
@@ -198,7 +263,7 @@ impl Placement<'_> {
         })
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<DeviceAddress> {
+    pub(super) fn vector(&mut self, name: &str, len: usize) -> Result<DeviceAddress> {
         let values = self.source.vector(name)?;
         if values.len() != len {
             let fact = format!("{} values, expected {len}", values.len());
@@ -208,7 +273,11 @@ impl Placement<'_> {
     }
 
     /// As the CPU backend computes them: F32 products `position · inv_freq`.
-    fn rope(&mut self, spec: &DecoderSpec, lane_capacity: usize) -> Result<(DeviceAddress, DeviceAddress)> {
+    pub(super) fn rope(
+        &mut self,
+        spec: &DecoderSpec,
+        lane_capacity: usize,
+    ) -> Result<(DeviceAddress, DeviceAddress)> {
         let rope = &spec.rope;
         let table = |turn: fn(f32) -> f32| -> Vec<f32> {
             let angles =
@@ -224,6 +293,9 @@ impl Placement<'_> {
     }
 
     fn place(&mut self, bytes: &[u8]) -> Result<DeviceAddress> {
+        if let Some(address) = self.in_file(bytes) {
+            return Ok(address);
+        }
         let start = self.end.next_multiple_of(ALIGNMENT);
         self.end = start
             .checked_add(bytes.len())
@@ -236,6 +308,25 @@ impl Placement<'_> {
             watch.after_read(piece);
         }
         Ok(buffer.address().offset(start)?)
+    }
+}
+
+impl Placement<'_> {
+    /// Where the device reads `bytes` in the mapped file; `None` for what is none of it, or does not begin where kernels can load it. All of
+    /// it is looked at first, as what is copied is.
+    fn in_file(&mut self, bytes: &[u8]) -> Option<DeviceAddress> {
+        let memory = self.file?.memory();
+        // The file is mapped at a page's beginning, on both sides.
+        let is_aligned = |offset: usize| offset.is_multiple_of(TENSOR_ALIGNMENT);
+        if !offset_in(memory.bytes(), bytes).is_some_and(is_aligned) {
+            return None;
+        }
+        let address = memory.address_of(bytes)?;
+        self.mapped += bytes.len();
+        if self.target.is_some() {
+            bytes.chunks(PIECE_BYTES).for_each(|piece| self.source.watch().before_read(piece));
+        }
+        Some(address)
     }
 }
 

@@ -42,7 +42,9 @@ Model model() {
 Device* new_device() {
     Device* made = new Device;
     made->model = model();
+    made->version = int(setting("TAKT_EMULATED_DRIVER_VERSION", 13000));
     made->memory_bytes = setting("TAKT_EMULATED_MEMORY_BYTES", uint64_t(1) << 30);
+    made->host_reach = HostReach(setting("TAKT_EMULATED_HOST_REACH", uint64_t(HostReach::registered)));
     made->latency = std::chrono::microseconds(setting("TAKT_EMULATED_LATENCY_US", 20));
     made->faults.allocation = setting("TAKT_EMULATED_FAIL_ALLOCATION", 0);
     made->faults.launch = setting("TAKT_EMULATED_FAIL_LAUNCH", 0);
@@ -82,6 +84,9 @@ int attribute(const Model& model, int which) {
         case CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM: return 1;
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return int(model.shared_bytes_per_block);
         case CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED: return 1;
+        case CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED: return device().host_reach == HostReach::registered;
+        case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
+        case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES: return device().host_reach == HostReach::page_tables;
         case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: return 24;
         case CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK: return KIB;
         default: return 0;  // memory pools, managed memory, cooperative launches, clusters: the emulated device has none
@@ -119,7 +124,7 @@ EXPORTED CUresult cuInit(unsigned flags) {
 
 EXPORTED CUresult cuDriverGetVersion(int* version) {
     if (version == nullptr) return CUDA_ERROR_INVALID_VALUE;
-    *version = 13000;
+    *version = device().version;
     return CUDA_SUCCESS;
 }
 

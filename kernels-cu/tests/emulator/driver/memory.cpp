@@ -129,6 +129,20 @@ CUresult release(Lock& lock, Context& context, Allocation::Kind kind, uintptr_t 
     return CUDA_SUCCESS;
 }
 
+// Whether the process may write to all pages of a range, as the system tells.
+bool is_writable(uintptr_t address, size_t bytes) {
+    FILE* maps = fopen("/proc/self/maps", "r");
+    char line[512];
+    uintptr_t reached = address;
+    while (maps != nullptr && reached < address + bytes && fgets(line, sizeof line, maps) != nullptr) {
+        unsigned long first = 0, last = 0;
+        char write = '-';
+        if (sscanf(line, "%lx-%lx %*c%c", &first, &last, &write) == 3 && first <= reached && reached < last && write == 'w') reached = last;
+    }
+    if (maps != nullptr) fclose(maps);
+    return reached >= address + bytes;
+}
+
 bool holds(uintptr_t first, size_t size, uintptr_t address, size_t bytes) {
     return address >= first && address - first <= size && bytes <= size - (address - first);
 }
@@ -268,6 +282,9 @@ EXPORTED CUresult cuMemHostRegister_v2(void* host_address, size_t bytes, unsigne
             bool overlaps = address < each.host_address + each.bytes && each.host_address < address + bytes;
             if (overlaps) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
         }
+        bool read_only = (flags & CU_MEMHOSTREGISTER_READ_ONLY) != 0;
+        if (read_only && device().host_reach != HostReach::registered) return CUDA_ERROR_NOT_SUPPORTED;
+        if (!read_only && !is_writable(address, bytes)) return CUDA_ERROR_INVALID_VALUE;
         if (allocation_fails()) return CUDA_ERROR_OUT_OF_MEMORY;
         Allocation made;
         made.kind = Allocation::Kind::registered;

@@ -23,6 +23,8 @@
 //! - Not emulated, and refused: clusters, cooperative launches, memory pools, managed memory, linking, PTX, textures, IPC. Time means
 //!   nothing. Stricter than CUDA: pageable memory cannot be copied in a capture, and ranges of a copy within the device must not overlap.
 
+mod versions;
+
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsString, c_char, c_int},
@@ -36,9 +38,9 @@ use std::{
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use takt_kernels_cu::source::SOURCES;
+use takt_kernels_cu::{CudaVersion, driver::host_memory::HostReach, source};
 
-use super::{Compiler, hex, own_folder, run};
+use super::{Compiler, device::is_required as is_device_required, hex, own_folder, run};
 
 /// Names the test that a child process is started for.
 const CHILD: &str = "TAKT_EMULATED_CHILD";
@@ -51,13 +53,38 @@ pub struct EmulatedDevice {
     sources: Vec<PathBuf>,
     settings: Vec<(&'static str, String)>,
     limit: Duration,
+    version: CudaVersion,
+    hidden: Vec<&'static str>,
+    on_any_device: bool,
 }
 
 impl EmulatedDevice {
     /// For the test of this name, with its modules but without the crate's: `copies::are_in_order`. An H200 with 1 GiB of memory and no
     /// kernels.
     pub fn new(test: &'static str) -> Self {
-        Self { test, sources: Vec::new(), settings: Vec::new(), limit: Duration::from_secs(60) }
+        Self {
+            test,
+            sources: Vec::new(),
+            settings: Vec::new(),
+            limit: Duration::from_secs(60),
+            version: versions::OWN,
+            hidden: Vec::new(),
+            on_any_device: false,
+        }
+    }
+
+    /// The driver's version, if not 13.0: what came later is not among its functions, and cubins of later compilers are refused.
+    #[must_use]
+    pub fn cuda(mut self, major: u32, minor: u32) -> Self {
+        self.version = CudaVersion::new(major, minor);
+        self.set("TAKT_EMULATED_DRIVER_VERSION", major * 1000 + minor * 10)
+    }
+
+    /// A driver that lacks the function `name`, of whatever version it is.
+    #[must_use]
+    pub fn without(mut self, name: &'static str) -> Self {
+        self.hidden.push(name);
+        self
     }
 
     /// The device's compute capability: 87 Orin, 90 H200, 110 Thor, 120 RTX.
@@ -78,6 +105,17 @@ impl EmulatedDevice {
         self.set("TAKT_EMULATED_MEMORY_BYTES", bytes)
     }
 
+    /// How the device reads memory that the processor may only read, if not by registering it.
+    #[must_use]
+    pub fn host_reach(self, reach: HostReach) -> Self {
+        let number = match reach {
+            HostReach::Nothing => 0,
+            HostReach::Registered => 1,
+            HostReach::PageTables => 2,
+        };
+        self.set("TAKT_EMULATED_HOST_REACH", number)
+    }
+
     /// Least time between an operation's submission and its begin.
     #[must_use]
     pub fn latency_us(self, latency_us: u64) -> Self {
@@ -95,7 +133,7 @@ impl EmulatedDevice {
     #[must_use]
     pub fn all_kernels(self) -> Self {
         let files: Vec<_> =
-            SOURCES.iter().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
+            source::all().map(|source| own_folder().join(format!("cu/{}.cu", source.name))).collect();
         self.kernel_files(&files)
     }
 
@@ -113,9 +151,21 @@ impl EmulatedDevice {
         self
     }
 
+    /// For a test that asks nothing of the [`Device`]: with `TAKT_REQUIRE_DEVICE=1` it runs on the machine's own, whichever that is. Without
+    /// this it is then skipped.
+    #[must_use]
+    pub fn or_any_device(self) -> Self {
+        Self { on_any_device: true, ..self }
+    }
+
     fn set(mut self, name: &'static str, value: impl ToString) -> Self {
         self.settings.push((name, value.to_string()));
         self
+    }
+
+    /// Functions that the driver does not have.
+    fn hidden(&self) -> Vec<&'static str> {
+        versions::later_than(self.version).chain(self.hidden.iter().copied()).collect()
     }
 
     /// What a program is started with so that it finds the device; `None` without a C++ compiler. `TAKT_EMULATED_FAIL_ALLOCATION`,
@@ -123,8 +173,9 @@ impl EmulatedDevice {
     /// a file for the [`Report`] at the program's end.
     pub fn environment(&self) -> Option<Vec<(&'static str, OsString)>> {
         let compiler = Compiler::found_or_skip()?;
-        let mut path =
-            OsString::from(library(&compiler, &self.sources).unwrap_or_else(|error| panic!("{error}")));
+        let mut path = OsString::from(
+            library(&compiler, &self.sources, &self.hidden()).unwrap_or_else(|error| panic!("{error}")),
+        );
         if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
             path.push(":");
             path.push(before);
@@ -137,6 +188,12 @@ impl EmulatedDevice {
     pub fn run(self, body: impl FnOnce(&Device)) {
         if std::env::var_os(CHILD).is_some_and(|name| name == self.test) {
             return body(&Device::open());
+        }
+        if is_device_required() {
+            if self.on_any_device {
+                return body(&Device::open());
+            }
+            return eprintln!("skipped: a test of the emulated device");
         }
         let Some(environment) = self.environment() else { return };
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -246,7 +303,7 @@ impl Device {
 }
 
 /// Counts by name: `contexts`, `green_contexts`, `streams`, `events`, `modules`, `graphs`, `graph_execs`, `device_allocations`,
-/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `launches`, `overruns`, `bytes_to_host` and `bytes_to_device` (copied, not read in place), `left.…` of destroyed contexts, and
+/// `device_bytes`, `peak_device_bytes`, `host_allocations`, `host_bytes`, `registered_bytes`, `launches`, `overruns`, `bytes_to_host` and `bytes_to_device` (copied, not read in place), `left.…` of destroyed contexts, and
 /// `calls.…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report(BTreeMap<String, u64>);
@@ -290,8 +347,8 @@ impl Report {
     }
 }
 
-/// The folder of the driver's library with the kernels of `sources`, made if it is not there yet.
-fn library(compiler: &Compiler, sources: &[PathBuf]) -> io::Result<PathBuf> {
+/// The folder of the driver's library with the kernels of `sources`, made if it is not there yet, without the functions `hidden`.
+fn library(compiler: &Compiler, sources: &[PathBuf], hidden: &[&str]) -> io::Result<PathBuf> {
     let kernels = compiler.library(sources)?;
     let own = own_folder().join("tests/emulator/driver");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
@@ -307,7 +364,7 @@ fn library(compiler: &Compiler, sources: &[PathBuf]) -> io::Result<PathBuf> {
     }
     let sources: Vec<_> = files.into_iter().filter(|path| is_a(path, "cpp")).collect();
     let objects = objects(compiler, &headers, &folder, &sources)?;
-    linked(compiler, &folder, &objects, &kernels)
+    linked(compiler, &folder, Parts { objects: &objects, kernels: &kernels, hidden })
 }
 
 /// An object of each source; two at a time are compiled.
@@ -342,9 +399,18 @@ fn objects(
     })
 }
 
+/// What a library is made of.
+#[derive(Debug, Clone, Copy)]
+struct Parts<'a> {
+    objects: &'a [PathBuf],
+    kernels: &'a Path,
+    hidden: &'a [&'a str],
+}
+
 /// A folder for the library under all names that a loader may look for first.
-fn linked(compiler: &Compiler, folder: &Path, objects: &[PathBuf], kernels: &Path) -> io::Result<PathBuf> {
-    let hash = hex(Sha256::new().chain_update(format!("{objects:?} {}", kernels.display())));
+fn linked(compiler: &Compiler, folder: &Path, parts: Parts<'_>) -> io::Result<PathBuf> {
+    let Parts { objects, kernels, hidden } = parts;
+    let hash = hex(Sha256::new().chain_update(format!("{objects:?} {} {hidden:?}", kernels.display())));
     let made = folder.join(format!("driver-{hash}"));
     if made.exists() {
         return Ok(made);
@@ -352,13 +418,14 @@ fn linked(compiler: &Compiler, folder: &Path, objects: &[PathBuf], kernels: &Pat
     let partial = folder.join(format!("driver-{hash}.partial"));
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
-    run(Command::new(&compiler.program)
-        .args(&compiler.flags)
-        .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1"])
-        .args(objects)
-        .arg(kernels)
-        .arg("-o")
-        .arg(partial.join(LIBRARY)))?;
+    let mut command = Command::new(&compiler.program);
+    command.args(&compiler.flags).args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1"]);
+    if !hidden.is_empty() {
+        let script = partial.join("hidden");
+        fs::write(&script, format!("{{ local: {}; }};\n", hidden.join("; ")))?;
+        command.arg(format!("-Wl,--version-script={}", script.display()));
+    }
+    run(command.args(objects).arg(kernels).arg("-o").arg(partial.join(LIBRARY)))?;
     symlink(LIBRARY, partial.join("libcuda.so"))?;
     fs::rename(partial, &made)?;
     Ok(made)

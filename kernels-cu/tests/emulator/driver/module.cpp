@@ -50,6 +50,9 @@ bool fits_device(const Header& header) {
     return int(sm / 10) == model.major && int(sm % 10) <= model.minor;
 }
 
+// Cubins of CUDA 13 have another binary interface, which older drivers do not read.
+bool is_read(const Header& header) { return header.machine != MACHINE_CUDA || header.abi_version < 8 || device().version >= 13000; }
+
 // The names in a cubin; nothing of an image that is none, which then has every kernel.
 std::string names_in(const unsigned char* image, const Header& header) {
     if (header.machine != MACHINE_CUDA) return std::string();
@@ -61,6 +64,7 @@ CUresult load(CUmodule* made, const void* image, Context& context) {
     Header header;
     if (made == nullptr || image == nullptr) return CUDA_ERROR_INVALID_VALUE;
     if (!read_header(static_cast<const unsigned char*>(image), &header)) return CUDA_ERROR_INVALID_IMAGE;
+    if (!is_read(header)) return CUDA_ERROR_INVALID_IMAGE;
     if (!fits_device(header)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     std::shared_ptr<Module> module = std::make_shared<Module>();
     module->root = context.root;

@@ -42,6 +42,7 @@ std::string report() {
         {"peak_device_bytes", d.peak_device_bytes},
         {"host_allocations", allocations(false)},
         {"host_bytes", d.pinned_bytes + d.registered_bytes},
+        {"registered_bytes", d.registered_bytes},
         {"launches", d.num_launches},
         {"overruns", d.num_overruns},
         {"bytes_to_host", d.bytes_to_host},

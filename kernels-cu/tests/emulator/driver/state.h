@@ -165,6 +165,9 @@ struct Model {
     unsigned threads_per_sm, l2_bytes;
 };
 
+// How the device reads memory that the processor may only read.
+enum class HostReach : uint64_t { nothing = 0, registered = 1, page_tables = 2 };
+
 // Countdowns: 0 is never, 1 the next.
 struct Faults {
     uint64_t allocation = 0, launch = 0, hang = 0;
@@ -185,6 +188,8 @@ struct Device {
     std::condition_variable changed;
     bool initialized = false;
     Model model;
+    int version;  // of CUDA: 13000
+    HostReach host_reach;
     uint64_t memory_bytes;
     std::chrono::microseconds latency;  // from an operation's submission to its begin, at least
 

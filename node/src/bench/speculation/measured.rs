@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Enough for medians; the policy goes on learning from its own rounds.
-const EFFORT: Effort = Effort { num_samples: 32, most: Duration::from_secs(4) };
+const EFFORT: Effort = Effort { num_samples: 32, most: Duration::from_secs(4), idle_gap: Duration::ZERO };
 
 /// What is measured.
 #[derive(Debug, Clone)]

@@ -250,6 +250,7 @@ impl<'a> Player<'a> {
             context_len,
             num_others: 0,
             has_head: proposer == Proposer::Head,
+            idle_gap: Duration::ZERO,
         };
         let facts = self.backend.capabilities();
         let max_nodes = LIMITS.max_nodes.min(facts.max_logits_rows).min(facts.max_step_tokens);

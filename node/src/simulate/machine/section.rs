@@ -8,6 +8,7 @@ use super::{Machine, Outcome, Record, Running};
 use crate::scheduler::{
     class::Class,
     cost_table::{SectionKind, SectionShape},
+    cut::is_out_of_time,
     job::section_cost,
 };
 
@@ -26,13 +27,14 @@ impl Machine<'_> {
         let context_len = decoding.max(reading);
         let bound = section_cost(num_decodes, slice_len, context_len, self.table.bounds());
         let took = self.draw(num_decodes, slice_len, context_len).min(bound);
-        self.ledger.begin_section(self.now + bound);
+        let idle_gap = self.settings.limits.idle_gap;
+        self.ledger.begin_section(self.now + bound + idle_gap);
         self.note_progress();
         self.arrive(self.now + took);
         self.ledger.end_section();
         self.record(took);
         let decoded = self.decoded();
-        self.charge(took, &decoded);
+        self.charge(took + idle_gap, &decoded);
         self.now += took;
         self.run.busy += took;
         self.run.num_sections += 1;
@@ -42,6 +44,31 @@ impl Machine<'_> {
         for (lane, num_tokens) in decoded {
             self.advance(lane, 0, num_tokens - 1);
         }
+        self.leave_gap();
+    }
+
+    /// As the worker does: whoever's time runs out before the next section is answered first.
+    fn leave_gap(&mut self) {
+        let idle_gap = self.settings.limits.idle_gap;
+        if idle_gap.is_zero() {
+            return;
+        }
+        let ready = self.now + idle_gap;
+        self.ledger.begin_section(ready);
+        self.end_late_waiting(idle_gap);
+        let (limits, bounds) = (&self.settings.limits, self.table.bounds());
+        let late: Vec<LaneId> = self
+            .lanes
+            .used()
+            .filter(|(lane, running)| is_out_of_time(&self.job(Some(*lane), running), ready, limits, bounds))
+            .map(|(lane, _)| lane)
+            .collect();
+        for lane in late {
+            self.reply(lane, false);
+        }
+        self.arrive(ready);
+        self.ledger.end_section();
+        self.now = ready;
     }
 
     /// What is left of the slice's promise after the section, whose time the ledger counts already.

@@ -29,6 +29,7 @@ use crate::{
         bandwidth_server::BandwidthServer,
         class::Class,
         cost_table::{CostTable, Grid},
+        cut::is_out_of_time,
         edf::Rank,
         job::{Job, Limits},
         lanes::Lanes,
@@ -87,6 +88,8 @@ pub struct WorkerCore {
     table: CostTable,
     server: BandwidthServer,
     limits: Limits,
+    /// How long it sleeps after each section; what promises count for that is in the limits.
+    idle_gap: Duration,
     speculation: Speculation,
     num_tickets: u64,
     // Kept from section to section, so that one allocates nothing.
@@ -109,7 +112,8 @@ impl WorkerCore {
         let Parts { mut backend, text, table, draft, desk } = parts;
         let facts = backend.capabilities();
         let (num_lanes, max_step_tokens) = (facts.num_lanes, facts.max_step_tokens);
-        let limits = options.limits(max_step_tokens);
+        let limits = options.limits(facts);
+        let idle_gap = options.gpu_manners(facts).idle_gap;
         let num_slots = options.queue_len + num_lanes;
         let desk = match desk {
             Some((desk, num_withdrawals)) => {
@@ -143,6 +147,7 @@ impl WorkerCore {
             table,
             server: BandwidthServer::new(options.background),
             limits,
+            idle_gap,
             speculation,
             num_tickets: 0,
             section: Section::default(),
@@ -260,8 +265,8 @@ impl WorkerCore {
         let num_withdrawals = self.desk.num_withdrawals();
         self.lanes.clear_residents();
         let grid: Grid = self.table.grid().clone();
-        let measured =
-            measure(self.backend.as_mut(), self.clock.as_ref(), &grid, Effort::BRIEF, |_| go_on())?;
+        let effort = Effort { idle_gap: self.idle_gap, ..Effort::BRIEF };
+        let measured = measure(self.backend.as_mut(), self.clock.as_ref(), &grid, effort, |_| go_on())?;
         if let Some(costs) = measured {
             self.table = CostTable::new(grid, &costs);
             learn_masks(&mut self.table, &self.desk);
@@ -295,7 +300,31 @@ impl WorkerCore {
         }
         self.end_late_waiting(self.section.bound);
         self.run_section(now)?;
+        self.leave_gap();
         Ok(Turn::Worked)
+    }
+
+    /// Leaves the device to others for a while, asleep. Whoever's time runs out meanwhile is answered before.
+    fn leave_gap(&mut self) {
+        if self.idle_gap.is_zero() {
+            return;
+        }
+        let now = self.clock.now();
+        let ready = now.checked_add(self.limits.idle_gap).unwrap_or(now);
+        // Who asks now waits for the end of it, as for that of a section.
+        self.desk.ledger().begin_section(ready);
+        self.end_late_waiting(self.limits.idle_gap);
+        self.ended.clear();
+        let Self { lanes, limits, table, ended, .. } = self;
+        let late = lanes
+            .used()
+            .filter(|(lane, active)| is_out_of_time(&active.job(Some(*lane)), ready, limits, table.bounds()));
+        ended.extend(late.map(|(lane, _)| lane));
+        for i in 0..self.ended.len() {
+            self.end(self.ended[i], Status::TruncatedAtDeadline, None);
+        }
+        self.clock.sleep(self.idle_gap);
+        self.desk.ledger().end_section();
     }
 
     /// Ends those who wait and must reply before a section of `bound` would end.

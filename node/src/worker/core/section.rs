@@ -37,7 +37,8 @@ struct Progress {
 impl WorkerCore {
     pub(super) fn run_section(&mut self, started: Instant) -> Result<(), EngineError> {
         // In this order: read in between, the slice counts twice rather than not at all.
-        self.desk.ledger().begin_section(started.checked_add(self.section.bound).unwrap_or(started));
+        let occupied = self.section.bound + self.limits.idle_gap;
+        self.desk.ledger().begin_section(started.checked_add(occupied).unwrap_or(started));
         self.draft_trees()?;
         let sizes = self.fill_plan();
         if let Some((lane, _)) = self.section.prefill
@@ -51,9 +52,10 @@ impl WorkerCore {
         self.send_text();
         let took = self.clock.now().saturating_duration_since(started).saturating_sub(progress.choosing);
         self.desk.ledger().end_section();
-        self.speculation.learn(took, progress.num_tokens);
+        // A round spares the gaps of the steps whose place it takes.
+        self.speculation.learn(took + self.idle_gap, progress.num_tokens);
         self.learn(sizes, took.saturating_sub(self.speculation.spent()));
-        self.charge_background(took);
+        self.charge_background(took + self.limits.idle_gap);
         self.watch_drafter();
         Ok(())
     }
@@ -134,7 +136,7 @@ impl WorkerCore {
                 context_len: active.sequence.committed_len() + 1,
             };
             let step = self.table.typical(shape);
-            active.steer(reply_by.saturating_duration_since(now + step), step);
+            active.steer(reply_by.saturating_duration_since(now + step), step + self.limits.idle_gap);
         }
     }
 

@@ -2,13 +2,11 @@
 
 use std::ops::Range;
 
-use super::{
-    CpuDraft, Host, Snapshot,
-    lane::{MAX_BACKLOG, MAX_WAITING},
-};
+use super::{CpuDraft, Host, MAX_BACKLOG, Snapshot};
 use crate::{
-    Result,
+    Result, TokenId,
     backend::cpu::{linear::linear, rope::PrepareHeads},
+    draft::Following,
     kv::{LaneId, RowAddress, SnapshotId},
     step::StepPlan,
 };
@@ -24,45 +22,15 @@ impl CpuDraft {
     ) {
         let features_len = self.spec.features_len();
         for segment in &plan.segments {
-            let before = committed_len(segment.lane);
-            let Some(state) = self.states.get_mut(segment.lane.0) else { continue };
-            let held = state.num_read + state.backlog.len(features_len);
-            state.forget_drafted();
-            if !state.is_warm {
-                continue;
-            }
-            let end = before + if segment.is_tree { 1 } else { segment.tokens.len() };
-            if held != before {
-                state.go_cold(); // somebody else wrote to the lane
-                continue;
-            }
-            if end >= self.facts.max_positions {
-                state.pause();
-                continue;
-            }
-            let tokens = &plan.tokens[segment.tokens.clone()];
-            if let Some(&first) = tokens.first() {
-                state.backlog.resolve(first, features_len);
-            }
-            if segment.is_tree {
-                state.tree_start = segment.tokens.start;
-                state.tree_tokens.extend_from_slice(tokens);
-                continue;
-            }
-            for (idx, row) in segment
-                .tokens
-                .clone()
-                .zip(features[segment.tokens.start * features_len..].chunks_exact(features_len))
-            {
+            let following = self.book.begin_segment(plan, segment, committed_len(segment.lane));
+            self.forget_rows(segment.lane);
+            let Following::Rows { num_due } = following else { continue };
+            let rows = features[segment.tokens.start * features_len..].chunks_exact(features_len);
+            for (idx, row) in segment.tokens.clone().zip(rows) {
                 let next = plan.tokens.get(idx + 1).copied().filter(|_| idx + 1 < segment.tokens.end);
-                self.states[segment.lane.0].backlog.push(row, next);
-                if self.states[segment.lane.0].backlog.len(features_len) == MAX_BACKLOG {
-                    self.read(segment.lane, host);
-                }
+                self.push(segment.lane, row, next, host);
             }
-            let num_waiting = self.states[segment.lane.0].backlog.len(features_len);
-            if tokens.len() > 1 || num_waiting >= MAX_WAITING {
-                // With the prompt's slice, whose cost is known, rather than with the first draft.
+            if num_due > 0 {
                 self.read(segment.lane, host);
             }
         }
@@ -71,65 +39,58 @@ impl CpuDraft {
     /// Notes which path of the last step's tree was kept; `features` are that step's.
     pub fn keep(&mut self, lane: LaneId, path: &[usize], features: &[f32], host: Host<'_>) {
         let features_len = self.spec.features_len();
-        let Some(state) = self.states.get_mut(lane.0) else { return };
-        if !state.is_warm || state.tree_tokens.is_empty() {
-            return;
-        }
-        let (start, tokens) = (state.tree_start, std::mem::take(&mut state.tree_tokens));
+        let start = self.book.begin_keep(lane, path);
+        self.forget_rows(lane);
+        let Some(start) = start else { return };
         for (place, &node) in path.iter().enumerate() {
-            let next = path.get(place + 1).and_then(|&node| tokens.get(node)).copied();
-            let row = &features[(start + node) * features_len..][..features_len];
-            let state = &mut self.states[lane.0];
-            state.backlog.push(row, next);
-            if state.num_read + state.backlog.len(features_len) >= self.facts.max_positions {
-                state.pause();
-                break;
-            }
-            if state.backlog.len(features_len) == MAX_BACKLOG {
-                self.read(lane, host);
-            }
+            let next = self.book.token_after(lane, path, place);
+            self.push(lane, &features[(start + node) * features_len..][..features_len], next, host);
         }
         // With the step, which is measured so, rather than with the next draft.
         self.read(lane, host);
-        let state = &mut self.states[lane.0];
-        state.tree_tokens = tokens; // for its memory
-        state.forget_drafted();
+        self.book.end_keep(lane);
     }
 
-    pub fn truncate(&mut self, lane: LaneId, len: usize) {
-        let features_len = self.spec.features_len();
-        if let Some(state) = self.states.get_mut(lane.0) {
-            let held = state.num_read + state.backlog.len(features_len);
-            if len == 0 || len < held {
-                state.truncate(len, features_len);
-                self.set_kv_len(lane);
-            }
+    /// One row more waits; when there is no room for another, all that can be are read.
+    fn push(&mut self, lane: LaneId, row: &[f32], next: Option<TokenId>, host: Host<'_>) {
+        self.rows[lane.0].features.extend_from_slice(row);
+        self.book.push(lane, next);
+        if self.book.num_waiting(lane) == MAX_BACKLOG {
+            self.read(lane, host);
         }
     }
 
+    /// Features of rows that do not wait any more are forgotten.
+    pub(super) fn forget_rows(&mut self, lane: LaneId) {
+        let num_values = self.book.num_waiting(lane) * self.spec.features_len();
+        if let Some(rows) = self.rows.get_mut(lane.0) {
+            rows.features.truncate(num_values);
+        }
+    }
+
+    pub fn truncate(&mut self, lane: LaneId, len: usize) {
+        self.book.truncate(lane, len);
+        self.forget_rows(lane);
+        self.set_kv_len(lane);
+    }
+
     pub fn save_snapshot(&mut self, lane: LaneId, len: usize, id: SnapshotId) -> Result<()> {
-        let features_len = self.spec.features_len();
-        let Some(state) = self.states.get(lane.0) else { return Ok(()) };
-        let num_read = state.num_read.min(len);
-        let mut kept = state.clone();
-        kept.truncate(len, features_len);
-        let holds_all = num_read + kept.backlog.len(features_len) == len;
-        let kv = self.lanes.save_snapshot(lane, num_read)?;
-        self.snapshots.insert(id, Snapshot { is_warm: holds_all, num_read, kv, backlog: kept.backlog });
+        let Some(saved) = self.book.saved(lane, len) else { return Ok(()) };
+        let kv = self.lanes.save_snapshot(lane, saved.num_read)?;
+        let features = self.rows[lane.0].features[..saved.num_waiting * self.spec.features_len()].to_vec();
+        self.snapshots.insert(id, Snapshot { saved, kv, features });
         Ok(())
     }
 
     pub fn restore_snapshot(&mut self, lane: LaneId, id: SnapshotId) -> Result<()> {
-        let Some(state) = self.states.get_mut(lane.0) else { return Ok(()) };
-        state.go_cold();
-        let Some(snapshot) = self.snapshots.get(&id).filter(|snapshot| snapshot.is_warm && state.follows)
-        else {
-            return Ok(());
-        };
-        self.lanes.restore_snapshot(lane, snapshot.kv)?;
-        (state.is_warm, state.num_read) = (true, snapshot.num_read);
-        state.backlog.features.extend_from_slice(&snapshot.backlog.features);
-        state.backlog.next_tokens.extend_from_slice(&snapshot.backlog.next_tokens);
+        let snapshot = self.snapshots.get(&id);
+        let is_restored = self.book.restore(lane, snapshot.map(|snapshot| &snapshot.saved));
+        let Some(rows) = self.rows.get_mut(lane.0) else { return Ok(()) };
+        rows.features.clear();
+        if let Some(snapshot) = snapshot.filter(|_| is_restored) {
+            rows.features.extend_from_slice(&snapshot.features);
+            self.lanes.restore_snapshot(lane, snapshot.kv)?;
+        }
         Ok(())
     }
 
@@ -139,28 +100,26 @@ impl CpuDraft {
         }
     }
 
-    /// Reads the backlog of `lane` as far as its next tokens are known: keys and values only.
+    /// Reads what waits in `lane` as far as its next tokens are known: keys and values only.
     pub(super) fn read(&mut self, lane: LaneId, host: Host<'_>) {
         let features_len = self.spec.features_len();
-        let state = &self.states[lane.0];
-        let num_rows = state.backlog.next_tokens.len();
+        let num_rows = self.book.next_tokens(lane).len();
         if num_rows == 0 {
             return;
         }
-        let first = state.num_read;
+        let first = self.book.num_read(lane);
         self.fuse(lane, num_rows, host);
         let h = self.spec.hidden_size;
-        let tip = &mut self.states[lane.0].tip;
-        tip.clear();
-        tip.extend_from_slice(&self.arena.residual[(num_rows - 1) * h..num_rows * h]);
-        for (place, out) in self.embedded.chunks_exact_mut(h).enumerate().take(num_rows) {
-            self.model.embed(self.states[lane.0].backlog.next_tokens[place], out, host);
+        let tip = &mut self.rows[lane.0].tip;
+        tip.copy_from_slice(&self.arena.residual[(num_rows - 1) * h..num_rows * h]);
+        let next_tokens = self.book.next_tokens(lane);
+        for (&token, out) in next_tokens.iter().zip(self.embedded.chunks_exact_mut(h)) {
+            self.model.embed(token, out, host);
         }
         self.join(num_rows, host);
         self.store_rows(lane, first..first + num_rows, host);
-        let state = &mut self.states[lane.0];
-        state.backlog.drop_front(num_rows, features_len);
-        state.num_read += num_rows;
+        self.rows[lane.0].features.drain(..num_rows * features_len);
+        self.book.note_read(lane, num_rows);
         self.set_kv_len(lane);
     }
 
@@ -189,7 +148,7 @@ impl CpuDraft {
     }
 
     fn set_kv_len(&mut self, lane: LaneId) {
-        let num_read = self.states[lane.0].num_read;
+        let num_read = self.book.num_read(lane);
         let held = self.lanes.committed_len(lane);
         if num_read > held {
             self.lanes.commit(lane, num_read - held);

@@ -13,7 +13,7 @@ impl CpuDraft {
     /// The first `num_rows` features of the lane's backlog → `residual` through `fc`.
     pub(super) fn fuse(&mut self, lane: LaneId, num_rows: usize, host: Host<'_>) {
         let (h, width, eps) = (self.spec.hidden_size, self.spec.target_hidden_size, self.spec.norm_eps);
-        let (features, norms) = (&self.states[lane.0].backlog.features, &self.model.fc_norms);
+        let (features, norms) = (&self.rows[lane.0].features, &self.model.fc_norms);
         self.featured.fill(host.pool, num_rows, NUM_CAPTURED * width, |row_idx, out| {
             let row = &features[row_idx * NUM_CAPTURED * width..][..NUM_CAPTURED * width];
             if norms.is_empty() {
@@ -31,10 +31,10 @@ impl CpuDraft {
     pub(super) fn fill_hidden(&mut self, plan: &DraftPlan, host: Host<'_>) {
         let h = self.spec.hidden_size;
         for (place, row) in plan.rows.iter().enumerate() {
-            let state = &self.states[row.lane.0];
+            let rows = &self.rows[row.lane.0];
             let hidden = match row.parent {
-                None => &state.tip,
-                Some(parent) => &state.drafted.outputs[parent * h..(parent + 1) * h],
+                None => &rows.tip,
+                Some(parent) => &rows.outputs[parent * h..(parent + 1) * h],
             };
             self.arena.residual[place * h..(place + 1) * h].copy_from_slice(hidden);
             self.model.embed(row.token, &mut self.embedded[place * h..(place + 1) * h], host);

@@ -3,10 +3,8 @@
 //! Reading a committed token needs its keys and values only, for there is but one layer: no attention, no feed-forward. So reading along costs
 //! `fc` and one projection a token, in batches; only what is drafted runs the whole layer.
 
-mod check;
 mod follow;
 mod forward;
-mod lane;
 mod model;
 mod top_k;
 
@@ -21,24 +19,24 @@ use super::{
 };
 use crate::{
     Result, TokenId,
-    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
+    draft::{
+        DraftBook, DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec, MAX_DRAFT_ROWS as MAX_ROWS,
+        MAX_PLAN_ROWS, MAX_TOP_K, SavedLane,
+    },
     kv::{KvKind, KvLanes, LaneId, SnapshotId},
     quant::WeightKind,
     spec::DecoderSpec,
 };
-use lane::{Backlog, LaneState, MAX_BACKLOG, MAX_ROWS};
 use model::DraftModel;
 
-/// Most rows of one plan, all lanes together.
-const MAX_PLAN_ROWS: usize = 64;
+/// Features that wait at most while a slice is read; then they are read together.
+const MAX_BACKLOG: usize = 32;
 /// Rows of one plan, with those that lanes have read but not drafted after.
 const PLAN_LIMITS: StepLimits = StepLimits {
     max_tokens: MAX_PLAN_ROWS + MAX_BACKLOG,
     max_logits_rows: MAX_PLAN_ROWS,
     num_lanes: MAX_PLAN_ROWS + MAX_BACKLOG,
 };
-/// Most proposals after one row.
-const MAX_TOP_K: usize = 64;
 
 /// What the target lends to its head.
 #[derive(Clone, Copy)]
@@ -67,7 +65,8 @@ pub(super) struct CpuDraft {
     model: DraftModel,
     rope: RopeTable,
     lanes: KvLanes,
-    states: Vec<LaneState>,
+    book: DraftBook,
+    rows: Vec<LaneRows>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     arena: Arena,
     /// Features as `fc` reads them `[rows, 3 · H]`.
@@ -78,16 +77,25 @@ pub(super) struct CpuDraft {
     embedded: Vec<f32>,
     tokens: Vec<TokenId>,
     log_probs: Vec<f32>,
-    facts: DraftFacts,
+}
+
+/// The numbers behind what [`DraftBook`] knows of a lane.
+#[derive(Debug)]
+struct LaneRows {
+    /// Fused features of the last row read `[h]`, from which a draft begins.
+    tip: Vec<f32>,
+    /// Features of the rows that wait `[n, 3 · H]`.
+    features: Vec<f32>,
+    /// What is fed back after each row drafted since the root `[num_rows, h]`.
+    outputs: Vec<f32>,
 }
 
 /// A lane's state, kept.
 #[derive(Debug)]
 struct Snapshot {
-    is_warm: bool,
-    num_read: usize,
+    saved: SavedLane,
     kv: SnapshotId,
-    backlog: Backlog,
+    features: Vec<f32>,
 }
 
 impl CpuDraft {
@@ -110,7 +118,8 @@ impl CpuDraft {
         Ok(Self {
             rope: RopeTable::new(&layer_spec.rope, max_positions + MAX_ROWS),
             lanes,
-            states: (0..setup.num_lanes).map(|_| LaneState::new(features_len, h)).collect(),
+            book: DraftBook::new(setup.num_lanes, max_positions, spec.vocab_size, MAX_BACKLOG),
+            rows: (0..setup.num_lanes).map(|_| LaneRows::new(features_len, h)).collect(),
             snapshots: BTreeMap::new(),
             arena: Arena::new(&layer_spec, limits, arithmetic),
             featured: Activations::new(arithmetic, MAX_BACKLOG, features_len),
@@ -118,7 +127,6 @@ impl CpuDraft {
             embedded: vec![0.0; max_rows * h],
             tokens: vec![0; MAX_PLAN_ROWS * MAX_TOP_K],
             log_probs: vec![0.0; MAX_PLAN_ROWS * MAX_TOP_K],
-            facts: DraftFacts { max_positions, max_plan_rows: MAX_PLAN_ROWS },
             spec: spec.clone(),
             layer_spec,
             model,
@@ -138,7 +146,7 @@ impl CpuDraft {
     }
 
     pub fn facts(&self) -> &DraftFacts {
-        &self.facts
+        self.book.facts()
     }
 
     /// Bytes of its lanes.
@@ -147,23 +155,13 @@ impl CpuDraft {
     }
 
     pub fn follow(&mut self, lane: LaneId, follows: bool, committed_len: usize) {
-        let Some(state) = self.states.get_mut(lane.0) else { return };
-        state.follows = follows;
-        if !follows {
-            state.go_cold();
-        } else if committed_len == 0 {
-            state.is_warm = true;
-        }
+        self.book.follow(lane, follows, committed_len);
+        self.forget_rows(lane);
     }
 
     /// Whether it has read all of `lane`, so that it can draft after it.
     pub fn is_warm(&self, lane: LaneId, committed_len: usize) -> bool {
-        self.states.get(lane.0).is_some_and(|state| {
-            let num_waiting = state.backlog.len(self.spec.features_len());
-            let held = state.num_read + num_waiting;
-            let has_tip = num_waiting > 0 || !state.tip.is_empty();
-            state.is_warm && has_tip && held == committed_len && held < self.facts.max_positions
-        })
+        self.book.is_warm(lane, committed_len)
     }
 
     /// Drafts one level; `committed_len` says what a lane of the target holds.
@@ -173,40 +171,36 @@ impl CpuDraft {
         committed_len: impl Fn(LaneId) -> usize,
         host: Host<'_>,
     ) -> Result<DraftOutput<'_>> {
-        self.check(plan, committed_len)?;
+        self.book.check(plan, committed_len)?;
         for row in plan.rows.iter().filter(|row| row.parent.is_none()) {
-            let features_len = self.spec.features_len();
-            let state = &mut self.states[row.lane.0];
-            state.forget_drafted();
-            state.backlog.resolve(row.token, features_len);
+            self.book.begin_root(row.lane, row.token);
+            self.rows[row.lane.0].outputs.clear();
             self.read(row.lane, host);
         }
         let h = self.spec.hidden_size;
         self.arena.begin_rows();
         for row in &plan.rows {
-            let state = &mut self.states[row.lane.0];
-            let number = state.drafted.parents.len();
-            let (parent, depth) = match row.parent {
-                None => (0, 0),
-                Some(parent) => (parent, state.drafted.parents[parent].1 + 1),
-            };
-            state.drafted.parents.push((parent, depth));
-            // The root is the last row read; what is proposed lies behind, in the order of its numbers.
-            let first_row = state.num_read;
-            let position = first_row - 1 + depth;
-            if number == 0 {
-                self.arena.push_row(row.lane, position, position, []);
-            } else {
-                let ancestors = state.drafted.ancestors(number).map(|node| first_row + node - 1);
-                self.arena.push_row(row.lane, position, first_row + number - 1, ancestors);
-            }
+            let place = self.book.place(row.lane, row.parent);
+            let ancestors = self.book.rows_below_root(row.lane, place.number);
+            self.arena.push_row(row.lane, place.position, place.row, ancestors);
         }
         self.arena.end_rows(AttentionTasks::block_len(&self.layer_spec));
         self.fill_hidden(plan, host);
         self.run_layer(&plan.rows, host);
         for (row, residual) in plan.rows.iter().zip(self.arena.residual.chunks_exact(h)) {
-            self.states[row.lane.0].drafted.outputs.extend_from_slice(residual);
+            self.rows[row.lane.0].outputs.extend_from_slice(residual);
         }
         Ok(self.propose(plan, host))
+    }
+}
+
+impl LaneRows {
+    /// Sets all memory aside for features of `features_len` values and a head `hidden_size` wide.
+    fn new(features_len: usize, hidden_size: usize) -> Self {
+        Self {
+            tip: vec![0.0; hidden_size],
+            features: Vec::with_capacity(MAX_BACKLOG * features_len),
+            outputs: Vec::with_capacity(MAX_ROWS * hidden_size),
+        }
     }
 }

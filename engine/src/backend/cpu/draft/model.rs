@@ -4,10 +4,10 @@ use crate::{
     EngineError, Result, TokenId,
     backend::cpu::{
         aligned::AlignedVec,
-        model::{Layer, check_shape, copied, fused_of, tensor_error, vector_of},
+        model::{Layer, check_shape, copied, fused_of, vector_of},
         packed::PackedMatrix,
     },
-    draft::{DraftSource, DraftSpec, NUM_CAPTURED, TARGET_TOKENS},
+    draft::{DraftSource, DraftSpec, NUM_CAPTURED, target_tokens},
     quant::{MatrixData, WeightKind},
 };
 
@@ -76,21 +76,6 @@ impl DraftModel {
     /// How its linear layers are stored.
     pub fn weight_kind(&self) -> WeightKind {
         self.layer.down.kind()
-    }
-}
-
-fn target_tokens(spec: &DraftSpec, source: &dyn DraftSource) -> Result<Vec<TokenId>> {
-    let tokens = source.target_tokens()?;
-    if tokens.len() != spec.draft_vocab_size {
-        let fact = format!("{} tokens, expected {}", tokens.len(), spec.draft_vocab_size);
-        return Err(tensor_error(TARGET_TOKENS, fact));
-    }
-    match tokens.iter().find(|&&token| token as usize >= spec.vocab_size) {
-        Some(token) => {
-            let fact = format!("token {token}, the target has {}", spec.vocab_size);
-            Err(tensor_error(TARGET_TOKENS, fact))
-        }
-        None => Ok(tokens),
     }
 }
 

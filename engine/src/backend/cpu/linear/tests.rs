@@ -307,6 +307,23 @@ fn columns_that_fill_no_block_are_padded() {
 }
 
 #[test]
+fn weights_that_pass_the_caches_give_the_same_bits() {
+    let (pool, mut noise) = (pool(), Noise(9));
+    for kind in WeightKind::ALL {
+        let mut packed = PackedMatrix::pack(&[Stored::random(kind, 72, 1024, &mut noise).view()]).unwrap();
+        for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
+            let x = activations(arithmetic, 3, &noise.values(3 * 1024));
+            for isa in Isa::available() {
+                packed.is_streamed = false;
+                let kept = product(isa, &pool, &packed, &x);
+                packed.is_streamed = true;
+                assert_eq!(product(isa, &pool, &packed, &x), kept, "{kind} on {isa}");
+            }
+        }
+    }
+}
+
+#[test]
 fn zero_matrices_and_zero_activations_give_zero() {
     let (pool, mut noise) = (pool(), Noise(7));
     for kind in WeightKind::ALL {

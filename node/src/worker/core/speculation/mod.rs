@@ -150,7 +150,13 @@ impl WorkerCore {
             max_levels: round.num_levels,
             top_k: round.top_k.min(max_rows / num_slots).max(1),
         };
-        let costs = TypicalRound { table: &self.table, context_len, num_others, has_head: round.has_head };
+        let costs = TypicalRound {
+            table: &self.table,
+            context_len,
+            num_others,
+            has_head: round.has_head,
+            idle_gap: self.idle_gap,
+        };
         let Speculation { policy, growths, .. } = &mut self.speculation;
         policy.begin_round(&growths[..num_slots], limits, &costs);
         while self.speculation.next_level(num_slots) {

@@ -1,10 +1,10 @@
 //! Is a plan something the head can draft? Everything is checked before anything is written.
 
-use super::{CpuDraft, MAX_PLAN_ROWS, MAX_TOP_K, lane::MAX_ROWS};
+use super::{MAX_DRAFT_ROWS, MAX_PLAN_ROWS, MAX_TOP_K, book::DraftBook};
 use crate::{EngineError, Result, draft::DraftPlan, kv::LaneId};
 
-impl CpuDraft {
-    pub(super) fn check(&self, plan: &DraftPlan, committed_len: impl Fn(LaneId) -> usize) -> Result<()> {
+impl DraftBook {
+    pub(crate) fn check(&self, plan: &DraftPlan, committed_len: impl Fn(LaneId) -> usize) -> Result<()> {
         let (num_rows, top_k) = (plan.rows.len(), plan.top_k);
         if num_rows == 0 || num_rows > MAX_PLAN_ROWS || top_k == 0 || top_k > MAX_TOP_K {
             return Err(EngineError::Input(format!(
@@ -13,14 +13,11 @@ impl CpuDraft {
         }
         for (idx, row) in plan.rows.iter().enumerate() {
             let fail = |fact: String| Err(EngineError::Input(format!("lane {}: {fact}", row.lane.0)));
-            let Some(state) = self.states.get(row.lane.0) else {
+            let Some(state) = self.lanes.get(row.lane.0) else {
                 return fail("it does not exist".into());
             };
-            if row.token as usize >= self.spec.vocab_size {
-                return fail(format!(
-                    "token {} is outside the vocabulary of {}",
-                    row.token, self.spec.vocab_size
-                ));
+            if row.token as usize >= self.vocab_size {
+                return fail(format!("token {} is outside the vocabulary of {}", row.token, self.vocab_size));
             }
             let is_begun = plan.rows[..idx].iter().any(|other| other.lane == row.lane);
             let num_before = plan.rows[..idx].iter().filter(|other| other.lane == row.lane).count();
@@ -38,11 +35,11 @@ impl CpuDraft {
                     return fail("its root was not drafted before".into());
                 }
                 // Rows of this very plan have no output yet.
-                Some(parent) if parent >= state.drafted.parents.len() => {
+                Some(parent) if parent >= state.drafted.len() => {
                     return fail(format!("row {parent} has children, but was not drafted"));
                 }
-                Some(_) if state.drafted.parents.len() + num_before >= MAX_ROWS => {
-                    return fail(format!("more than {MAX_ROWS} rows since its root"));
+                Some(_) if state.drafted.len() + num_before >= MAX_DRAFT_ROWS => {
+                    return fail(format!("more than {MAX_DRAFT_ROWS} rows since its root"));
                 }
                 Some(_) => {}
             }

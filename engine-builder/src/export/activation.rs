@@ -1,0 +1,192 @@
+//! What goes into products with quantized weights, quantized too where that is asked for; and how large it can get at most.
+//!
+//! Scales of activations must be known when a plan is built. They are usually measured on a calibration set. Here they follow from the weights:
+//! behind an RMSNorm a vector's length is at most `√D`, so every element, every value of `V` and every product of the feed-forward layer has a
+//! bound (Cauchy and Schwarz). Nothing saturates then, whatever the prompt. A bound lies above what is met, usually by a factor of some ten to a
+//! few thousand: a float pays for that in its exponent alone as long as its exponent's range lasts, an integer would not. So there are quantized
+//! activations for the float formats only.
+
+use takt_engine::quant::{MatrixView, NVFP4_BLOCK, WeightKind, e4m3};
+
+use super::{
+    graph::{Attribute, Dim, ElementType, Port, TENSORRT_DOMAIN, Value},
+    options::Activations,
+    tensors::Tensors,
+    writer::Writer,
+};
+use crate::Result;
+
+/// Largest E2M1 value.
+const E2M1_MAX: f32 = 6.0;
+/// What is fed has been rounded itself: E4M3 by up to 1/16 of each value, twice in a product.
+const MARGIN: f32 = 1.125;
+/// `-x · sigmoid(x)` is never larger.
+const SILU_DIP: f32 = 0.2785;
+
+/// Largest magnitudes of what a layer multiplies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Bounds {
+    /// Into Q, K and V.
+    pub attention_input: f32,
+    /// Into the output projection: a mean of values.
+    pub attended: f32,
+    /// Into gate and up.
+    pub feed_forward_input: f32,
+    /// Into down.
+    pub gated: f32,
+}
+
+impl Bounds {
+    /// Of the layer `prefix`, whose Q, K and V read the outputs of RMSNorms with `norms`, beside each other.
+    pub(super) fn of(
+        tensors: &dyn Tensors,
+        prefix: &str,
+        norms: &[Vec<f32>],
+        biased: [bool; 2],
+    ) -> Result<Self> {
+        let [has_v_bias, has_mlp_bias] = biased;
+        let input: Vec<f32> = norms.concat();
+        let ffn_norm = tensors.vector(&format!("{prefix}.post_attention_layernorm.weight"))?;
+        let bias = |name: &str, wanted: bool, len: usize| match wanted {
+            true => tensors.vector(&format!("{prefix}.{name}.bias")),
+            false => Ok(vec![0.0; len]),
+        };
+        let v = tensors.matrix(&format!("{prefix}.self_attn.v_proj"))?;
+        let v_bias = bias("self_attn.v_proj", has_v_bias, v.num_rows)?;
+        let gate = tensors.matrix(&format!("{prefix}.mlp.gate_proj"))?;
+        let up = tensors.matrix(&format!("{prefix}.mlp.up_proj"))?;
+        let gate_bias = bias("mlp.gate_proj", has_mlp_bias, gate.num_rows)?;
+        let up_bias = bias("mlp.up_proj", has_mlp_bias, up.num_rows)?;
+        Ok(Self {
+            attention_input: element_bound(&input) * (norms.len() as f32).sqrt().recip(),
+            attended: rows_bound(&v, &v_bias, &input) * MARGIN,
+            feed_forward_input: element_bound(&ffn_norm),
+            gated: gated_bound([&gate, &up], [&gate_bias, &up_bias], &ffn_norm) * MARGIN * MARGIN,
+        })
+    }
+}
+
+/// Largest element of a vector of length `√D` times `weights` `[D]`.
+pub(super) fn element_bound(weights: &[f32]) -> f32 {
+    (weights.len() as f32).sqrt() * weights.iter().fold(0.0, |max: f32, weight| max.max(weight.abs()))
+}
+
+/// Largest element of `W·(w ∘ x) + b` for `‖x‖ ≤ √K`.
+fn rows_bound(matrix: &MatrixView<'_>, bias: &[f32], weights: &[f32]) -> f32 {
+    let radius = (weights.len() as f32).sqrt();
+    let mut row = vec![0.0; matrix.num_cols];
+    (0..matrix.num_rows).fold(0.0, |max: f32, idx| {
+        matrix.dequantize_row(idx, &mut row);
+        max.max(weighted(&mut row, weights).sqrt() * radius + bias[idx].abs())
+    })
+}
+
+/// Largest magnitude of `silu(g)·u` for `g = G·(w ∘ x)`, `u = U·(w ∘ x)` and `‖x‖ ≤ √K`. Where `g` is positive it is below `g·u`, which is at most
+/// `K (‖g‖‖u‖ + |g·u|) / 2` over a sphere; elsewhere silu is small.
+fn gated_bound([gate, up]: [&MatrixView<'_>; 2], [gate_bias, up_bias]: [&[f32]; 2], weights: &[f32]) -> f32 {
+    let radius = (weights.len() as f32).sqrt();
+    let (mut g, mut u) = (vec![0.0; gate.num_cols], vec![0.0; up.num_cols]);
+    (0..gate.num_rows).fold(0.0, |max: f32, idx| {
+        gate.dequantize_row(idx, &mut g);
+        up.dequantize_row(idx, &mut u);
+        let lengths = [weighted(&mut g, weights).sqrt(), weighted(&mut u, weights).sqrt()];
+        let angle: f32 = g.iter().zip(&u).map(|(g, u)| g * u).sum();
+        let [largest_g, largest_u] = lengths.map(|length| length * radius);
+        let (bias_g, bias_u) = (gate_bias[idx].abs(), up_bias[idx].abs());
+        let product = radius * radius * (lengths[0] * lengths[1] + angle.abs()) / 2.0;
+        let positive = product + largest_g * bias_u + largest_u * bias_g + bias_g * bias_u;
+        max.max(positive).max(SILU_DIP * (largest_u + bias_u))
+    })
+}
+
+/// `row ∘ weights` in `row`'s place, and the square of its length.
+fn weighted(row: &mut [f32], weights: &[f32]) -> f32 {
+    row.iter_mut().zip(weights).for_each(|(value, weight)| *value *= weight);
+    row.iter().map(|value| value * value).sum()
+}
+
+/// The smallest power of two that takes `bound` into E4M3's range: exact in every type, and in a float's code exact as well.
+fn fp8_scale(bound: f32) -> f32 {
+    let mut scale = 1.0f32;
+    while scale * e4m3::MAX < bound && scale < 1e30 {
+        scale *= 2.0;
+    }
+    while scale * e4m3::MAX >= 2.0 * bound && scale > 1e-30 {
+        scale /= 2.0;
+    }
+    scale
+}
+
+impl Writer<'_> {
+    /// `x`, 32 bits, as a product with weights of `kind` takes it; `bound` is its largest magnitude.
+    pub(super) fn operand(&mut self, x: &str, kind: WeightKind, bound: Option<f32>) -> Result<Value> {
+        let x = self.narrowed(x);
+        self.operand_of_compute(&x, kind, bound)
+    }
+
+    /// [`Self::operand`] of an `x` in the type that is computed in.
+    pub(super) fn operand_of_compute(
+        &mut self,
+        x: &str,
+        kind: WeightKind,
+        bound: Option<f32>,
+    ) -> Result<Value> {
+        match (self.activations, kind, bound) {
+            (Activations::Quantized, WeightKind::Fp8, Some(bound)) => self.through_fp8(x, fp8_scale(bound)),
+            (Activations::Quantized, WeightKind::Nvfp4, Some(bound)) => {
+                self.through_fp4(x, bound / (E2M1_MAX * e4m3::MAX))
+            }
+            _ => Ok(x.to_owned()),
+        }
+    }
+
+    fn through_fp8(&mut self, x: &str, scale: f32) -> Result<Value> {
+        let raw = match self.compute.element() {
+            ElementType::F16 => half::f16::from_f32(scale).to_le_bytes().to_vec(),
+            ElementType::Bf16 => half::bf16::from_f32(scale).to_le_bytes().to_vec(),
+            _ => scale.to_le_bytes().to_vec(),
+        };
+        let scale = self.graph.constant(&format!("{x}.scale"), self.compute.element(), &[], &raw)?;
+        let zero = "fp8.zero";
+        if !self.graph.knows(zero) {
+            self.graph.constant(zero, ElementType::F8E4M3, &[], &[0])?;
+        }
+        let codes = self.graph.op("QuantizeLinear", &format!("{x}.fp8"), &[x, &scale, zero], &[]);
+        Ok(self.graph.op("DequantizeLinear", &format!("{x}.from_fp8"), &[&codes, &scale], &[]))
+    }
+
+    /// Blocks of 16 along the last axis, their scales found while running.
+    fn through_fp4(&mut self, x: &str, global_scale: f32) -> Result<Value> {
+        let part = |what: &str| format!("{x}.{what}");
+        let scale = self.graph.floats(&part("scale"), &[], &[global_scale])?;
+        let (codes, scales) = (part("fp4"), part("fp4_scales"));
+        self.graph.node(
+            &format!("{TENSORRT_DOMAIN}:TRT_FP4DynamicQuantize"),
+            &codes,
+            &[x, &scale],
+            &[
+                ("axis", Attribute::Int(-1)),
+                ("block_size", Attribute::Int(NVFP4_BLOCK as i64)),
+                ("scale_type", Attribute::Int(ElementType::F8E4M3 as i64)),
+            ],
+            &[&codes, &scales],
+        );
+        let shape: [Dim; 2] = ["batch".into(), "sequence".into()];
+        // No inference knows this operator; ranks are what those behind it need.
+        let told = |name: &str, element, last: &str| {
+            Port::new(
+                name,
+                element,
+                &[shape[0].clone(), shape[1].clone(), format!("{x}.{last}").as_str().into()],
+            )
+        };
+        let (codes_port, scales_port) =
+            (told(&codes, ElementType::F4E2M1, "width"), told(&scales, ElementType::F8E4M3, "blocks"));
+        self.graph.tell(codes_port);
+        self.graph.tell(scales_port);
+        let scales = self.graph.op("DequantizeLinear", &part("fp4_block_scales"), &[&scales, &scale], &[]);
+        let attributes = [("axis", Attribute::Int(-1)), ("block_size", Attribute::Int(NVFP4_BLOCK as i64))];
+        let values = self.graph.op("DequantizeLinear", &part("from_fp4"), &[&codes, &scales], &attributes);
+        Ok(self.narrowed(&values))
+    }
+}

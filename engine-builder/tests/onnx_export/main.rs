@@ -1,0 +1,295 @@
+//! Exported models against the CPU backend: computed by onnx's reference evaluator and by onnxruntime, layer by layer, over an explicit cache.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
+
+mod case;
+mod python;
+mod structure;
+
+use std::{collections::BTreeMap, path::Path};
+
+use safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
+use takt_engine::quant::WeightKind;
+use takt_engine_builder::{
+    BuildOptions,
+    draft::DraftOptions,
+    export::{Activations, Compute, ExportOptions, Form, Variant, export},
+};
+
+use case::{Head, engine, fixtures};
+use serde_json::{Value, json};
+
+/// Of 32-bit arithmetic, and of a cache in 16 bits with a scale on the CPU's side.
+const EXACT: f64 = 1e-3;
+/// Of products and a cache in 16-bit floats.
+const HALF: f64 = 1e-2;
+/// Of those in brain floats.
+const BRAIN: f64 = 8e-2;
+
+/// What an export is and must come to.
+struct Case<'a> {
+    source: &'a str,
+    build: BuildOptions<'a>,
+    export: ExportOptions<'a>,
+    bound: f64,
+    /// Changes `engine.json` after the build: descriptions that no fixture has.
+    alter: fn(&mut Value),
+}
+
+impl<'a> Case<'a> {
+    fn new(source: &'a str, kind: WeightKind, form: Form) -> Self {
+        let export = ExportOptions {
+            target: "onnx".parse().unwrap(),
+            form: Some(form),
+            compute: Compute::F32,
+            max_context: Some(64),
+            hidden_states: true,
+            ..ExportOptions::default()
+        };
+        Self { source, build: BuildOptions::new(kind), export, bound: EXACT, alter: |_| {} }
+    }
+
+    /// Runs it in both; onnxruntime has neither 4-bit floats nor products of brain floats, and says so.
+    fn check_as_known(&self) {
+        let known = self.build.weights != WeightKind::Nvfp4 && self.export.compute != Compute::Bf16;
+        let held = self.check(&BOTH);
+        assert!(held.get("reference").is_none_or(|held| *held), "{held:?}");
+        assert!(held.get("onnxruntime").is_none_or(|held| *held == known), "{held:?}");
+    }
+
+    /// Runs it in `runtimes`; every quantity must be within the bound in each that has the operators.
+    fn check(&self, runtimes: &[&str]) -> BTreeMap<String, bool> {
+        let Some(python) = python::python() else { return BTreeMap::new() };
+        let folder = tempfile::tempdir().unwrap();
+        let engine = engine(folder.path(), &fixtures().join(self.source), &self.build);
+        let manifest = engine.join("engine.json");
+        let mut described: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+        (self.alter)(&mut described);
+        std::fs::write(&manifest, described.to_string()).unwrap();
+        let (out, case_folder) = (folder.path().join("export"), folder.path().join("case"));
+        export(&engine, &out, &self.export, &mut |_| {}).unwrap();
+        std::fs::create_dir(&case_folder).unwrap();
+        let trees = self.export.variant == Some(Variant::Eagle3) || self.build.draft.is_some();
+        case::write(&case_folder, &engine, trees, &self.head());
+        runtimes
+            .iter()
+            .map(|runtime| ((*runtime).to_owned(), self.compare(python, &out, &case_folder, runtime)))
+            .collect()
+    }
+
+    fn head(&self) -> Head {
+        let golden = self.build.draft.map(|draft| draft.folder.join("golden.json"));
+        match golden {
+            None => Head::None,
+            Some(path) if path.exists() => Head::Golden(path),
+            Some(_) => Head::Cpu,
+        }
+    }
+
+    fn compare(&self, python: &Path, out: &Path, case: &Path, runtime: &str) -> bool {
+        let found = python::check(python, out, case, runtime);
+        let found = found.as_object().unwrap();
+        if let Some(why) = found.get("unsupported") {
+            println!("{} in {runtime}: unsupported: {why}", self.source);
+            return false;
+        }
+        assert!(found.contains_key("logits") && found.contains_key("hidden_states.0"), "{found:?}");
+        assert_eq!(found.contains_key("draft_logits"), self.build.draft.is_some(), "{found:?}");
+        for (what, error) in found {
+            let error = error.as_f64().unwrap();
+            println!("{} {} in {runtime}: {what} off by {error:.1e}", self.source, self.build.weights);
+            assert!(
+                error <= self.bound,
+                "{} in {runtime}: {what} off by {error:e}, at most {}",
+                self.source,
+                self.bound
+            );
+        }
+        true
+    }
+}
+
+const BOTH: [&str; 2] = ["reference", "onnxruntime"];
+const FORMS: [Form; 2] = [Form::Operators, Form::Primitives];
+
+fn all_hold(held: &BTreeMap<String, bool>) {
+    assert!(held.values().all(|held| *held), "{held:?}");
+}
+
+#[test]
+fn every_family_is_computed_as_the_cpu_does() {
+    for source in [
+        "hf/tiny-llama",
+        "hf/tiny-qwen2",
+        "hf/tiny-qwen3",
+        "families/llama-biases",
+        "families/llama-linear",
+        "families/llama-yarn",
+        "families/llama2",
+        "families/llama3-tied",
+        "families/mistral-wide-heads",
+        "families/mistral-window",
+        "families/qwen2-window",
+        "families/qwen3-tied",
+        "families/qwen3-yarn",
+    ] {
+        for form in FORMS {
+            Case::new(source, WeightKind::Bf16, form).check_as_known();
+        }
+    }
+}
+
+#[test]
+fn every_format_of_weights_is_computed_as_the_cpu_does() {
+    for kind in [WeightKind::Fp8, WeightKind::Int4, WeightKind::Nvfp4] {
+        for form in FORMS {
+            for head in [WeightKind::Fp8, kind] {
+                let mut case = Case::new("hf/tiny-qwen3", kind, form);
+                case.build.lm_head = Some(head);
+                case.check_as_known();
+            }
+        }
+    }
+}
+
+#[test]
+fn products_in_16_bits_stay_near() {
+    for (compute, bound) in [(Compute::F16, HALF), (Compute::Bf16, BRAIN)] {
+        for kind in [WeightKind::Bf16, WeightKind::Int4, WeightKind::Nvfp4] {
+            for form in FORMS {
+                let mut case = Case::new("hf/tiny-llama", kind, form);
+                (case.export.compute, case.bound) = (compute, bound);
+                case.check_as_known();
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_activations_stay_near() {
+    for kind in [WeightKind::Fp8, WeightKind::Nvfp4] {
+        for form in FORMS {
+            let mut case = Case::new("hf/tiny-qwen2", kind, form);
+            case.export.target = "tensorrt-10.16".parse().unwrap();
+            case.export.activations = Activations::Quantized;
+            // E4M3 rounds by up to 1/16 of each value, E2M1 by up to 1/4 and more near zero; random weights do not even that out.
+            case.bound = if kind == WeightKind::Fp8 { 0.3 } else { 0.8 };
+            all_hold(&case.check(&["reference"]));
+        }
+    }
+}
+
+#[test]
+fn trees_and_draft_heads_are_computed_as_published() {
+    for (head, source) in [("tiny-llama-midlayer", "hf/tiny-llama"), ("tiny-qwen3-layers", "hf/tiny-qwen3")] {
+        let folder = fixtures().join("eagle3").join(head);
+        for form in FORMS {
+            let mut case = Case::new(source, WeightKind::Bf16, form);
+            case.build.draft = Some(DraftOptions { folder: &folder, prompts: None, measures: false });
+            case.export.target = "tensorrt-11.4".parse().unwrap();
+            all_hold(&case.check(&BOTH));
+        }
+    }
+}
+
+#[test]
+fn trees_are_verified_under_attention_windows() {
+    for form in FORMS {
+        let mut case = Case::new("families/mistral-window", WeightKind::Bf16, form);
+        case.export.variant = Some(Variant::Eagle3);
+        all_hold(&case.check(&BOTH));
+    }
+}
+
+/// The shipped model with its head, as it is built and exported by default but for the type of products.
+#[test]
+fn the_demo_model_is_computed_as_the_cpu_does() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
+    let head = demo.join("eagle3");
+    for (kind, target, runtimes) in [
+        (WeightKind::Nvfp4, "tensorrt-10.16,sm_110a", &BOTH[..1]),
+        (WeightKind::Int4, "tensorrt-10.13", &BOTH[..]),
+        (WeightKind::Fp8, "tensorrt-10.3", &BOTH[..]),
+        (WeightKind::Bf16, "onnx", &BOTH[..]),
+    ] {
+        let mut case = Case::new("../../models/takt-demo", kind, Form::Operators);
+        case.build.draft = Some(DraftOptions { folder: &head, prompts: None, measures: false });
+        (case.export.target, case.export.form) = (target.parse().unwrap(), None);
+        all_hold(&case.check(runtimes));
+    }
+}
+
+#[test]
+fn descriptions_that_no_fixture_has_are_computed_as_the_cpu_does() {
+    let alterations: [fn(&mut Value); 3] = [
+        |engine| engine["spec"]["rope"]["pairing"] = json!("interleaved"),
+        |engine| {
+            let rope = &mut engine["spec"]["rope"];
+            rope["inv_freq"].as_array_mut().unwrap().truncate(5);
+            rope["attention_factor"] = json!(1.25);
+            engine["spec"]["attention_scale"] = json!(0.11);
+        },
+        |engine| {
+            engine["spec"]["rope"]["pairing"] = json!("interleaved");
+            engine["spec"]["rope"]["inv_freq"].as_array_mut().unwrap().truncate(6);
+            let num_layers = engine["spec"]["num_layers"].as_u64().unwrap();
+            let windows = (0..num_layers).map(|idx| if idx == 0 { json!(3) } else { json!(5 + idx) });
+            engine["spec"]["windows"] = windows.collect();
+            engine["spec"]["norm_eps"] = json!(0.125);
+        },
+    ];
+    for alter in alterations {
+        for form in FORMS {
+            let mut case = Case::new("hf/tiny-qwen3", WeightKind::Bf16, form);
+            (case.alter, case.export.variant) = (alter, Some(Variant::Eagle3));
+            case.check_as_known();
+            case.export.variant = None;
+            case.check_as_known();
+        }
+    }
+}
+
+/// A fixture's head with other habits: norms of its own, an embedding of its own.
+fn habits(folder: &Path, own_embedding: bool) {
+    let original = fixtures().join("eagle3/tiny-llama-midlayer");
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(original.join("config.json")).unwrap()).unwrap();
+    ["norm_before_residual", "norm_output", "fc_norm"]
+        .into_iter()
+        .for_each(|name| config[name] = json!(true));
+    config["rope_theta"] = json!(777.0);
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(original.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let made = |len: usize| -> Vec<u8> {
+        let value = |i: usize| half::bf16::from_f32(0.5 + (i as f32 * 0.37).sin() * 0.3).to_le_bytes();
+        (0..len).flat_map(value).collect()
+    };
+    let (norm, embedding) = (made(128), made(640 * 128));
+    let mut tensors = file.tensors();
+    let view = |shape: Vec<usize>, data| TensorView::new(Dtype::BF16, shape, data).unwrap();
+    for idx in 0..3 {
+        tensors.push((format!("fc_norm.{idx}.weight"), view(vec![128], &norm)));
+    }
+    if own_embedding {
+        tensors.push(("embed_tokens.weight".into(), view(vec![640, 128], &embedding)));
+    }
+    serialize_to_file(tensors, None, &folder.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn every_habit_of_a_draft_head_is_computed_as_the_cpu_does() {
+    for own_embedding in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        habits(folder.path(), own_embedding);
+        for form in FORMS {
+            let mut case = Case::new("hf/tiny-llama", WeightKind::Fp8, form);
+            case.build.draft = Some(DraftOptions { folder: folder.path(), prompts: None, measures: false });
+            all_hold(&case.check(&BOTH));
+        }
+    }
+}

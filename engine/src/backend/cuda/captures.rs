@@ -1,0 +1,82 @@
+//! Captured graphs by shape, and how long each takes.
+
+use std::{collections::HashMap, hash::Hash, time::Duration};
+
+use takt_kernels_cu::driver::{
+    DriverError,
+    stream::{Found, Graph, Stream},
+};
+
+use crate::{EngineError, Result};
+
+/// Most graphs of a kind at a time: three times as many as the usual shapes of an engine with 256 tokens a step. They take memory of the driver's.
+const MAX_GRAPHS: usize = 96;
+
+/// The graphs of one kind of work.
+#[derive(Debug)]
+pub(super) struct Captures<S> {
+    graphs: HashMap<S, Captured>,
+    num_runs: u64,
+}
+
+#[derive(Debug)]
+struct Captured {
+    graph: Graph,
+    usual: Duration,
+    /// By [`Captures::num_runs`].
+    last_run: u64,
+}
+
+impl<S> Default for Captures<S> {
+    fn default() -> Self {
+        Self { graphs: HashMap::new(), num_runs: 0 }
+    }
+}
+
+impl<S: Copy + Eq + Hash> Captures<S> {
+    pub(super) fn contains(&self, shape: S) -> bool {
+        self.graphs.contains_key(&shape)
+    }
+
+    /// Adds the graph of `shape`; the one that was not run for longest gives way where there are too many.
+    pub(super) fn insert(&mut self, shape: S, graph: Graph) {
+        if self.graphs.len() >= MAX_GRAPHS {
+            let oldest = self.graphs.iter().min_by_key(|(_, captured)| captured.last_run);
+            if let Some(oldest) = oldest.map(|(shape, _)| *shape) {
+                self.graphs.remove(&oldest);
+            }
+        }
+        self.graphs.insert(shape, Captured { graph, usual: Duration::ZERO, last_run: self.num_runs });
+    }
+
+    /// Puts the graph of `shape` into the stream, whose context is current. Returns how long it took lately.
+    pub(super) fn start(&mut self, stream: &Stream, shape: S) -> Result<Duration> {
+        let Some(captured) = self.graphs.get_mut(&shape) else {
+            return Err(EngineError::Backend("a graph was not captured".into()));
+        };
+        self.num_runs += 1;
+        captured.last_run = self.num_runs;
+        stream.run(&captured.graph)?;
+        Ok(captured.usual)
+    }
+
+    /// Notes that `shape`, behind others that take `others`, took `took` with them.
+    pub(super) fn learn(&mut self, shape: S, others: Duration, found: Found, took: Duration) {
+        let Some(captured) = self.graphs.get_mut(&shape) else { return };
+        let all = captured.usual + others;
+        let learnt = match found {
+            // The first time is of loading, too.
+            _ if captured.usual.is_zero() => took / 2,
+            // How much too long the sleep was cannot be known.
+            Found::AtOnce => all * 3 / 4,
+            Found::Later => (all * 3 + took) / 4,
+        };
+        captured.usual = learnt.saturating_sub(others);
+    }
+}
+
+/// Waits for what usually takes `usual`.
+pub(super) fn wait(stream: &Stream, usual: Duration, limit: Duration) -> Result<Found, DriverError> {
+    // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
+    stream.wait(usual.mul_f32(0.9), limit)
+}

@@ -1,0 +1,329 @@
+//! A draft head beside the model: it reads along what the target commits, and drafts a level at a time, all on the device.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`model`] | the head's tensors in device memory |
+//! | [`shape`] | the few shapes of reading and drafting, each captured once |
+//! | [`input`] | what they are about, as it travels to the device |
+//! | [`workspace`] | everything a head writes besides keys and values, features that wait included |
+//! | [`forward`] | reading and drafting as lists of launches: pure functions |
+//! | [`follow`] | which features go where with a step, and what is read of them |
+//! | [`level`] | one level of drafting, and what comes back of it |
+//!
+//! A step's graph leaves the features of its tokens where the head looks for them; a second graph behind it reads those that are due, within the
+//! same wait. Features, hidden rows, keys and values stay on the device: of a level tokens, logits and log-sum-exps of the likeliest come back.
+
+mod follow;
+mod forward;
+mod input;
+mod level;
+mod model;
+mod shape;
+mod workspace;
+
+use std::collections::BTreeMap;
+
+use takt_kernels_cu::{
+    driver::{
+        memory::{DeviceBuffer, MappedBuffer},
+        module::Kernels,
+        stream::Stream,
+    },
+    launch::{DeviceAddress, Launch, attention::Merging},
+};
+
+use super::{
+    captures::Captures,
+    lanes::{DeviceLanes, LaneLayout},
+    options::CudaOptions,
+    room::Room,
+    shape::sizes,
+};
+use crate::{
+    EngineError, Result, TokenId,
+    draft::{
+        DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_DRAFT_ROWS, MAX_PLAN_ROWS, MAX_TOP_K, MAX_WAITING,
+        SavedLane,
+    },
+    kv::{LaneId, SnapshotId},
+    spec::DecoderSpec,
+};
+use forward::Forward;
+use input::{LevelInput, ReadInput};
+use model::DraftModel;
+use shape::{LevelShape, ReadShape};
+use workspace::{Sizes, Workspace};
+
+/// Device memory left to the driver for the head's graphs.
+const DRIVER_BYTES: usize = 16 << 20;
+
+/// What the target lends to its head.
+pub(super) struct Host<'a> {
+    pub stream: &'a Stream,
+    pub kernels: &'a mut Kernels,
+}
+
+/// How a head is set up beside its target.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DraftSetup<'a> {
+    pub options: &'a CudaOptions,
+    /// Multiprocessors that our kernels run on.
+    pub num_sms: usize,
+    /// The target's, BF16 `[V, H]`.
+    pub embedding: DeviceAddress,
+    /// Of the target's lanes.
+    pub kv_bytes: u64,
+    /// Of the device's memory, by the target.
+    pub held_bytes: usize,
+}
+
+/// An attached head. Fields are given back in their order: graphs before the buffers they name.
+#[derive(Debug)]
+pub(super) struct CudaDraft {
+    reads: Captures<ReadShape>,
+    levels: Captures<LevelShape>,
+    spec: DraftSpec,
+    model: DraftModel,
+    embedding: DeviceAddress,
+    lanes: DeviceLanes,
+    book: DraftBook,
+    /// By lane: where the first row that waits has its features; the others follow around the lane's slots.
+    first_slot: Vec<usize>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    read_input: ReadInput,
+    level_input: LevelInput,
+    workspace: Workspace,
+    _workspace_buffer: DeviceBuffer,
+    output: MappedBuffer,
+    /// Once somebody has asked for logits.
+    logits: Option<MappedBuffer>,
+    tokens: Vec<TokenId>,
+    log_probs: Vec<f32>,
+    /// What was laid out to be read, until it is.
+    reading: Option<ReadShape>,
+    options: CudaOptions,
+    num_sms: usize,
+    max_read_rows: usize,
+}
+
+/// A lane's state, kept; nothing but facts of one that was not read whole.
+#[derive(Debug)]
+struct Snapshot {
+    saved: SavedLane,
+    kv: Option<SnapshotId>,
+    /// Features of the rows that wait.
+    features: Option<DeviceBuffer>,
+}
+
+impl CudaDraft {
+    /// Copies the head of `spec`, which was validated against its target, to the device, allocates everything it needs, and captures what rounds
+    /// usually meet.
+    pub fn new(
+        spec: &DraftSpec,
+        source: &dyn DraftSource,
+        setup: &DraftSetup<'_>,
+        host: &mut Host<'_>,
+    ) -> Result<Self> {
+        let (context, target_options) = (host.stream.context(), setup.options);
+        let max_positions = spec.max_positions.min(target_options.lane_capacity);
+        let capacity = max_positions + MAX_DRAFT_ROWS;
+        let options = CudaOptions { lane_capacity: capacity, ..target_options.clone() };
+        let layer_spec = DecoderSpec { max_context: capacity, ..spec.layer() };
+        let lane_layout = LaneLayout::new(&layer_spec, &options);
+        let num_lanes = options.num_lanes;
+        let sizes = Sizes {
+            num_lanes,
+            max_step_tokens: options.max_step_tokens,
+            max_read_rows: options.max_step_tokens + num_lanes * MAX_WAITING,
+            num_slots: MAX_WAITING,
+            partial_lens: partial_lens(spec, capacity, setup)?,
+        };
+        let (layout, workspace_bytes) = Workspace::lay_out(spec, &sizes)?;
+        let output_bytes = workspace::output_bytes(LevelShape::largest(1, 1));
+        let needs = Needs {
+            weights: DraftModel::num_bytes(spec, source, capacity)?,
+            kv: lane_layout.num_bytes(),
+            workspace: workspace_bytes,
+            pinned: ReadInput::num_bytes(sizes.max_read_rows)
+                + LevelInput::num_bytes(num_lanes)
+                + output_bytes,
+        };
+        needs.check(host, setup)?;
+
+        let stream = host.stream;
+        let model = DraftModel::load(context, stream, spec, source, capacity)?;
+        let lanes = DeviceLanes::new(context, stream, lane_layout, options.step_limit)?;
+        let buffer = DeviceBuffer::new(context, workspace_bytes, "the draft head's workspace")?;
+        stream.zero(&buffer)?;
+        let workspace = layout.at(buffer.address())?;
+        let mut draft = Self {
+            reads: Captures::default(),
+            levels: Captures::default(),
+            embedding: model.tensors.embedding.unwrap_or(setup.embedding),
+            lanes,
+            book: DraftBook::new(num_lanes, max_positions, spec.vocab_size, sizes.max_read_rows),
+            first_slot: vec![0; num_lanes],
+            snapshots: BTreeMap::new(),
+            read_input: ReadInput::new(context, sizes.max_read_rows, workspace.read_input)?,
+            level_input: LevelInput::new(context, num_lanes, workspace.level_input)?,
+            workspace,
+            _workspace_buffer: buffer,
+            output: MappedBuffer::new(context, output_bytes, "a draft head's proposals")?,
+            logits: None,
+            tokens: vec![0; MAX_PLAN_ROWS * MAX_TOP_K],
+            log_probs: vec![0.0; MAX_PLAN_ROWS * MAX_TOP_K],
+            reading: None,
+            num_sms: setup.num_sms,
+            max_read_rows: sizes.max_read_rows,
+            spec: spec.clone(),
+            model,
+            options,
+        };
+        // What cannot be launched is told now, not in the middle of an answer.
+        draft.forward().level(&draft.level_input.addresses()?, LevelShape::largest(1, MAX_PLAN_ROWS))?;
+        ReadShape::usual(draft.max_read_rows).try_for_each(|shape| draft.capture_read(shape, host))?;
+        let usual = LevelShape::usual(num_lanes, spec.draft_vocab_size);
+        usual.into_iter().try_for_each(|shape| draft.capture_level(shape, host))?;
+        Ok(draft)
+    }
+
+    fn forward(&self) -> Forward<'_> {
+        Forward {
+            spec: &self.spec,
+            tensors: &self.model.tensors,
+            lanes: &self.lanes,
+            workspace: self.workspace,
+            embedding: self.embedding,
+            capacity: self.options.lane_capacity,
+            num_sms: self.num_sms,
+        }
+    }
+
+    /// Captures the graph that reads rows of `shape`, unless it is there.
+    fn capture_read(&mut self, shape: ReadShape, host: &mut Host<'_>) -> Result<()> {
+        if self.reads.contains(shape) {
+            return Ok(());
+        }
+        let launches = self.forward().read(&self.read_input.addresses(shape)?, shape)?;
+        prepare(&launches, host)?;
+        let (input, kernels) = (&self.read_input, &mut *host.kernels);
+        let graph = host.stream.capture(|stream| {
+            input.send(stream, shape)?;
+            launches.iter().try_for_each(|launch| stream.launch(kernels, launch))
+        })?;
+        self.reads.insert(shape, graph);
+        Ok(())
+    }
+
+    /// Captures the graph of a level of `shape`, unless it is there.
+    fn capture_level(&mut self, shape: LevelShape, host: &mut Host<'_>) -> Result<()> {
+        if self.levels.contains(shape) {
+            return Ok(());
+        }
+        let row_bytes = self.spec.draft_vocab_size * size_of::<f32>();
+        if shape.has_logits && self.logits.is_none() {
+            let num_bytes = MAX_PLAN_ROWS * row_bytes;
+            self.logits = Some(MappedBuffer::new(host.stream.context(), num_bytes, "a draft head's logits")?);
+        }
+        let launches = self.forward().level(&self.level_input.addresses()?, shape)?;
+        prepare(&launches, host)?;
+        let (input, kernels, workspace) = (&self.level_input, &mut *host.kernels, &self.workspace);
+        let graph = host.stream.capture(|stream| {
+            input.send(stream, shape)?;
+            launches.iter().try_for_each(|launch| stream.launch(kernels, launch))?;
+            stream.fetch(workspace.output, &self.output, workspace::output_bytes(shape))?;
+            match self.logits.as_ref().filter(|_| shape.has_logits) {
+                Some(logits) => stream.fetch(workspace.logits, logits, shape.num_rows * row_bytes),
+                None => Ok(()),
+            }
+        })?;
+        self.levels.insert(shape, graph);
+        Ok(())
+    }
+
+    pub fn facts(&self) -> &DraftFacts {
+        self.book.facts()
+    }
+
+    /// Bytes of its lanes.
+    pub fn kv_bytes(&self) -> u64 {
+        self.lanes.num_bytes()
+    }
+
+    /// Where a step's graph puts features, each in the row that its input names.
+    pub fn features(&self) -> DeviceAddress {
+        self.workspace.features
+    }
+
+    pub fn follow(&mut self, lane: LaneId, follows: bool, committed_len: usize) {
+        self.book.follow(lane, follows, committed_len);
+    }
+
+    /// Whether it has read all of `lane`, so that it can draft after it.
+    pub fn is_warm(&self, lane: LaneId, committed_len: usize) -> bool {
+        self.book.is_warm(lane, committed_len)
+    }
+}
+
+/// Kernels are looked up before a capture, which does not permit it.
+fn prepare(launches: &[Launch], host: &mut Host<'_>) -> Result<()> {
+    host.stream.context().make_current()?;
+    Ok(launches.iter().try_for_each(|launch| host.kernels.prepare(launch))?)
+}
+
+/// F32 values of attention's partial results, for the level that has most.
+fn partial_lens(spec: &DraftSpec, capacity: usize, setup: &DraftSetup<'_>) -> Result<(usize, usize)> {
+    let mut most = (0, 0);
+    let num_segments = [1, setup.options.num_lanes.next_power_of_two(), MAX_PLAN_ROWS];
+    for num_rows in sizes(MAX_PLAN_ROWS) {
+        let segments = num_segments.iter().map(|&segments| segments.min(num_rows));
+        for (num_segments, max_segment_len) in
+            segments.flat_map(|segments| [(segments, num_rows), (segments, 1)])
+        {
+            let shape = LevelShape { num_rows, ..LevelShape::largest(num_segments, max_segment_len) };
+            let step = Forward::attention_step(shape, capacity, None);
+            let (num_heads, num_kv_heads) = (spec.num_q_heads, spec.num_kv_heads);
+            if Merging::for_gpu(&step, num_heads, num_kv_heads, setup.num_sms).is_some() {
+                let lens = step.partial_lens(num_heads, spec.head_dim)?;
+                most = (most.0.max(lens.0), most.1.max(lens.1));
+            }
+        }
+    }
+    Ok(most)
+}
+
+/// Bytes of memory by what they are for.
+struct Needs {
+    weights: usize,
+    kv: usize,
+    workspace: usize,
+    /// Of the host's; the device's own where both share memory.
+    pinned: usize,
+}
+
+impl Needs {
+    /// That all of it fits what is free, and the cache what is allowed.
+    fn check(&self, host: &Host<'_>, setup: &DraftSetup<'_>) -> Result<()> {
+        let Self { weights, kv, workspace, pinned } = self;
+        let (options, context) = (setup.options, host.stream.context());
+        let left = options.max_kv_bytes.map(|most| most.saturating_sub(setup.kv_bytes));
+        if let Some(max_bytes) = left.filter(|&most| *kv as u64 > most) {
+            return Err(EngineError::Capacity(format!(
+                "the draft head's {} KV cache of {} lanes takes {kv} bytes, {max_bytes} are left of those allowed",
+                options.kv, options.num_lanes
+            )));
+        }
+        let room = Room::of(context)?;
+        let needed =
+            weights + kv + workspace + DRIVER_BYTES + if room.shared.is_some() { *pinned } else { 0 };
+        if needed > room.available_beside(setup.held_bytes) {
+            let room = room.in_words();
+            return Err(EngineError::Capacity(format!(
+                "the draft head takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
+                 {DRIVER_BYTES}; pinned {pinned}) beside the model, {room}: use fewer or shorter lanes, go without speculation, or free \
+                 memory"
+            )));
+        }
+        Ok(())
+    }
+}

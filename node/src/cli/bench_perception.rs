@@ -1,0 +1,234 @@
+//! `takt bench --perception`, and the second process it starts.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use takt_engine::{EngineError, EngineOptions, engine::BackendKind};
+
+use super::{CliError, duration, engine_args::EngineArgs, gpu_options::gpu_options, interrupt::Interrupt};
+use super::{paint, print_json};
+use crate::{
+    bench::gpu::perception::{
+        Mode, Place, Settings,
+        language::Model,
+        measure, plot,
+        process::{Program, serve},
+        report::{MAX_P99, MIN_KEPT, Report},
+    },
+    config::process_environment,
+};
+use takt_engine::backend::cuda::GpuShare;
+
+/// The hidden command that the second process is.
+pub(super) const SECOND_PROCESS: &str = "perception-frames";
+/// The model beside perception, when none is named.
+const USUAL_SHAPE: &str = "qwen3-4b";
+
+/// What `takt bench --perception` was asked for.
+#[derive(Debug, clap::Args)]
+pub(super) struct PerceptionArgs {
+    /// Instead: what a stand-in for perception on the same GPU notices of the model in every way of sharing; without DIR or --shape beside qwen3-4b
+    #[arg(long, group = "what", conflicts_with_all = ["deadlines", "speculation", "ros", "sustained", "compare"])]
+    pub perception: bool,
+    /// With --perception: frames a second
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "30,60,100", requires = "perception", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    hz: Vec<u32>,
+    /// With --perception: how long each rate is measured in each mode and round
+    #[arg(long, value_name = "S", default_value_t = 10.0, requires = "perception")]
+    seconds: f64,
+    /// With --perception: times all modes are measured, in another order each time
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "perception", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    perception_rounds: u16,
+    /// With --perception: what a frame takes alone
+    #[arg(long, value_name = "TIME", default_value = "3ms", requires = "perception", value_parser = duration::parse)]
+    frame: Duration,
+    /// With --perception: ways of sharing
+    #[arg(
+        long,
+        value_name = "NAME,NAME",
+        value_delimiter = ',',
+        default_value = "none,priority,green_context",
+        requires = "perception"
+    )]
+    modes: Vec<Mode>,
+    /// With --perception: where frames are computed
+    #[arg(
+        long,
+        value_name = "NAME,NAME",
+        value_delimiter = ',',
+        default_value = "in-process,second-process",
+        requires = "perception"
+    )]
+    places: Vec<Place>,
+    /// With --perception: multiprocessors of the green context, as `sm_share_percent` in [gpu]
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, requires = "perception", value_parser = clap::value_parser!(u8).range(1..=100))]
+    sm_share_percent: u8,
+    /// With --perception: how long the model sleeps after each step, as `idle_gap_us` in [gpu]
+    #[arg(long, value_name = "TIME", default_value = "0us", requires = "perception", value_parser = duration::parse)]
+    idle_gap: Duration,
+}
+
+/// What else the command line said.
+pub(super) struct PerceptionBench<'a> {
+    pub dir: Option<&'a Path>,
+    pub shape: Option<&'a str>,
+    pub kinds: (takt_engine::quant::WeightKind, takt_engine::quant::WeightKind),
+    pub plot: Option<&'a Path>,
+    pub as_json: bool,
+}
+
+pub(super) fn run(
+    args: &PerceptionArgs,
+    bench: &PerceptionBench<'_>,
+    engine: &EngineArgs,
+    interrupt: &Interrupt,
+) -> Result<ExitCode, CliError> {
+    if engine.backend == BackendKind::Cpu {
+        return Err(CliError::Usage("--perception shares a GPU: leave --backend out, or name cuda".into()));
+    }
+    let settings = settings(args, bench, engine.options())?;
+    let bar = if bench.as_json { ProgressBar::hidden() } else { ProgressBar::new(1000) };
+    let style = ProgressStyle::with_template("{msg:<34} {wide_bar} {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let measured = measure(&settings, interrupt.flag(), |what, share| {
+        bar.set_message(what.to_owned());
+        bar.set_position((share * 1000.0) as u64); // within [0, 1000]
+    });
+    bar.finish_and_clear();
+    if interrupt.is_raised() {
+        return Err(CliError::Failed("interrupted".into()));
+    }
+    let report = measured.map_err(|error| match error {
+        EngineError::Unsupported(fact) => CliError::Failed(format!("--perception measures a GPU: {fact}")),
+        other => other.into(),
+    })?;
+    if let Some(path) = bench.plot {
+        std::fs::write(path, plot::svg(&report))
+            .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", path.display())))?;
+    }
+    if bench.as_json {
+        let value = serde_json::to_value(&report).map_err(|error| CliError::Failed(error.to_string()))?;
+        return print_json(&value);
+    }
+    show(&report);
+    if let Some(path) = bench.plot {
+        sayln!("\n  {} {}", paint::dim("plot"), path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(
+    args: &PerceptionArgs,
+    bench: &PerceptionBench<'_>,
+    options: EngineOptions,
+) -> Result<Settings, CliError> {
+    let length = Duration::try_from_secs_f64(args.seconds).ok().filter(|length| !length.is_zero());
+    let length =
+        length.ok_or_else(|| CliError::Usage(format!("--seconds {}: expected more than 0", args.seconds)))?;
+    if args.frame.is_zero() {
+        return Err(CliError::Usage("--frame: expected more than 0".into()));
+    }
+    let (weights, lm_head) = bench.kinds;
+    let model = match (bench.dir, bench.shape) {
+        (Some(dir), _) => Model::Engine(dir.to_owned()),
+        (None, shape) => Model::Shape { name: shape.unwrap_or(USUAL_SHAPE).to_owned(), weights, lm_head },
+    };
+    let path = std::env::current_exe()
+        .map_err(|error| CliError::Failed(format!("this program does not find itself: {error}")))?;
+    Ok(Settings {
+        model,
+        options: EngineOptions { backend: BackendKind::Cuda, ..options },
+        sm_share_percent: args.sm_share_percent,
+        idle_gap: args.idle_gap,
+        modes: args.modes.clone(),
+        places: args.places.clone(),
+        rates_hz: args.hz.clone(),
+        frame: args.frame,
+        length,
+        num_rounds: args.perception_rounds.into(),
+        program: Program { path, args: vec![SECOND_PROCESS.to_owned()] },
+    })
+}
+
+fn show(report: &Report) {
+    sayln!("{}  {}", paint::bold("perception"), report.device);
+    let model = report.model_alone.iter();
+    let model: Vec<String> =
+        model.map(|row| format!("{} {:.1} tokens/s ({})", row.mode, row.tok_s, row.kernels)).collect();
+    say!(
+        "{}",
+        paint::facts(&[
+            (
+                "frame",
+                format!(
+                    "{:.2} ms alone, {} convolutions and matrix products on a stream ahead of others",
+                    report.frame.alone_ms, report.frame.links
+                )
+            ),
+            ("model", report.model.clone()),
+            ("alone", model.join("; ")),
+            (
+                "measured",
+                format!(
+                    "{} rounds of {} s, idle gap {} µs, green context of {} %",
+                    report.rounds, report.seconds, report.idle_gap_us, report.sm_share_percent
+                )
+            ),
+        ])
+    );
+    let header = format!(
+        "\n  {:<16}{:>5}  {:<14}{:>8}{:>8}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}{:>8}",
+        "frames",
+        "Hz",
+        "sharing",
+        "count",
+        "missed",
+        "p50 ms",
+        "p99 ms",
+        "p99.9",
+        "max",
+        "of alone",
+        "tokens/s",
+        "kept"
+    );
+    sayln!("{}", paint::dim(&header));
+    for row in &report.rows {
+        let ms = row.frame_ms;
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        let over = format!("{:>10}", or_dash(row.p99_over_alone.map(|over| format!("{over:.3}"))));
+        let kept = format!("{:>8}", or_dash(row.kept.map(|kept| format!("{:.0} %", kept * 100.0))));
+        let judged = |text: String, is_met: Option<bool>| match is_met {
+            None => text,
+            Some(true) => paint::green(&text),
+            Some(false) => paint::red(&text),
+        };
+        sayln!(
+            "  {:<16}{:>5}  {:<14}{:>8}{:>8}{:>9.3}{:>9.3}{:>9.3}{:>9.3}{}{:>10}{}",
+            row.place,
+            row.hz,
+            row.mode,
+            row.frames,
+            row.missed,
+            ms.p50,
+            ms.p99,
+            ms.p99_9,
+            ms.max,
+            judged(over, row.p99_over_alone.map(|over| over <= MAX_P99)),
+            or_dash(row.tok_s.map(|tok_s| format!("{tok_s:.1}"))),
+            judged(kept, row.kept.map(|kept| kept >= MIN_KEPT)),
+        );
+    }
+}
+
+/// Frames for another process, as it says on standard input.
+#[derive(Debug, clap::Args)]
+pub(super) struct FramesArgs {
+    /// Links of a frame
+    num_links: u32,
+}
+
+pub(super) fn run_second_process(args: &FramesArgs) -> Result<ExitCode, CliError> {
+    let gpu = gpu_options(GpuShare::None, process_environment);
+    serve(&gpu, args.num_links, std::io::stdin(), &mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
