@@ -59,11 +59,9 @@ pub struct CudaBackend {
     first_row: Vec<usize>,
     captured: Features,
     num_sms: usize,
-    /// Of the device's memory, without a draft head.
-    held_bytes: usize,
 }
 
-/// The layers whose inputs are handed out; no buffers without any.
+/// The layers whose inputs are handed out; no buffers without any, nor for a draft head, which has them stay on the device.
 #[derive(Debug, Default)]
 struct Features {
     layers: Vec<usize>,
@@ -131,7 +129,6 @@ impl CudaBackend {
             first_row: Vec::with_capacity(options.num_lanes + 1),
             captured: Features::default(),
             num_sms,
-            held_bytes: needs.of_device(context),
         };
         backend.capture_usual()?;
         Ok(backend)
@@ -188,11 +185,11 @@ impl CudaBackend {
     }
 
     /// Runs the graph of `shape`, and what the head reads along with it, and waits for both: the one wait of a step.
-    fn run_graph(&mut self, shape: StepShape, reads: bool) -> Result<()> {
+    fn run_graph(&mut self, shape: StepShape) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
-        let Some(draft) = self.draft.as_mut().filter(|_| reads) else {
+        let Some(draft) = self.draft.as_mut().filter(|draft| draft.has_to_read()) else {
             let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
             self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
             return Ok(());
@@ -206,14 +203,6 @@ impl CudaBackend {
             return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
         }
         Ok(())
-    }
-
-    /// As if there had never been a head.
-    fn detach_draft(&mut self) {
-        self.graphs = Captures::default();
-        self.captured = Features::default();
-        self.draft = None;
-        self.capabilities.kv_bytes = self.lanes.num_bytes();
     }
 
     fn lay_out_logits(&mut self, plan: &StepPlan) -> usize {
@@ -244,18 +233,13 @@ impl Backend for CudaBackend {
         let shape = StepShape::of(plan, num_logits, self.limits);
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
-        let reads = match &mut self.draft {
-            Some(draft) => draft.follow_step(
-                plan,
-                &self.lanes.book,
-                &mut self.input,
-                &mut Host { stream: &self.stream, kernels: &mut self.kernels },
-            )?,
-            None => false,
-        };
+        if let Some(draft) = &mut self.draft {
+            let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+            draft.follow_step(plan, &self.lanes.book, &mut self.input, &mut host)?;
+        }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.commit(segment.lane, 0));
-        self.run_graph(shape, reads)?;
+        self.run_graph(shape)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -264,7 +248,6 @@ impl Backend for CudaBackend {
             }
         }
         let vocab_size = self.spec.vocab_size;
-        // Captured for a draft head they stay on the device.
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         Ok(StepOutput {
             logits: &self.logits.floats()[..num_logits * vocab_size],
@@ -361,7 +344,7 @@ impl Backend for CudaBackend {
             num_sms: self.num_sms,
             embedding: self.model.embedding,
             kv_bytes: self.lanes.num_bytes(),
-            held_bytes: self.held_bytes,
+            weight_bytes: self.capabilities.weight_bytes_per_step,
         };
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
@@ -373,7 +356,9 @@ impl Backend for CudaBackend {
         self.draft = Some(Box::new(draft));
         let captured = self.capture_usual();
         if captured.is_err() {
-            self.detach_draft();
+            // As if there had never been a head.
+            (self.graphs, self.captured, self.draft) = (Captures::default(), Features::default(), None);
+            self.capabilities.kv_bytes = self.lanes.num_bytes();
         }
         captured
     }
@@ -412,12 +397,6 @@ struct Needs {
 }
 
 impl Needs {
-    /// What the device's memory holds of it, the driver's share included.
-    fn of_device(&self, context: &Context) -> usize {
-        let pinned = if context.device().is_integrated { self.pinned } else { 0 };
-        self.weights + self.kv + self.workspace + DRIVER_BYTES + pinned
-    }
-
     /// That all of it fits what is free, and the cache what is allowed.
     fn check(&self, context: &Context, options: &CudaOptions) -> Result<()> {
         if let Some(max_bytes) = options.max_kv_bytes.filter(|&most| self.kv as u64 > most) {
@@ -430,7 +409,7 @@ impl Needs {
         let (free, total) = context.memory_bytes()?;
         let Self { weights, kv, workspace, pinned } = self;
         let is_shared = context.device().is_integrated;
-        let needed = self.of_device(context);
+        let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
         // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
         let most = if is_shared { total } else { free };
         if needed > most {

@@ -72,8 +72,8 @@ pub(super) struct DraftSetup<'a> {
     pub embedding: DeviceAddress,
     /// Of the target's lanes.
     pub kv_bytes: u64,
-    /// Of the device's memory, by the target.
-    pub held_bytes: usize,
+    /// Of the target's weights.
+    pub weight_bytes: u64,
 }
 
 /// An attached head. Fields are given back in their order: graphs before the buffers they name.
@@ -316,7 +316,8 @@ impl Needs {
         let is_shared = context.device().is_integrated;
         let needed = weights + kv + workspace + DRIVER_BYTES + if is_shared { *pinned } else { 0 };
         // Shared with the processor, memory holds pages of files that give way, which the driver does not count as free.
-        let most = if is_shared { total.saturating_sub(setup.held_bytes) } else { free };
+        let held = usize::try_from(setup.weight_bytes.saturating_add(setup.kv_bytes)).unwrap_or(usize::MAX);
+        let most = if is_shared { total.saturating_sub(held) } else { free };
         if needed > most {
             return Err(EngineError::Capacity(format!(
                 "the draft head takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
