@@ -1,9 +1,10 @@
 //! The other tests' way onto a GPU, on an emulated driver: cubins of the check, loaded and launched through the driver layer.
+#![allow(clippy::panic, reason = "tests")]
 #![expect(unsafe_code, reason = "setting a variable of a process that is this test's alone")]
 
 mod emulator;
 
-use std::env;
+use std::{env, sync::Arc};
 
 use emulator::{Buffer, Emulator, driver::EmulatedDevice};
 use takt_kernels_cu::launch::rows::CopyRows;
@@ -20,7 +21,11 @@ fn buffers_and_launches_go_to_the_device_that_is_required() {
         // SAFETY: a process for this test, which has no other thread that reads the environment.
         unsafe { env::set_var("TAKT_REQUIRE_DEVICE", "1") };
         let emulator = Emulator::of(&["rows.cu"]).unwrap();
-        assert!(matches!(emulator, Emulator::Gpu(_)));
+        let Emulator::Gpu(gpu) = &emulator else { panic!("on the processor") };
+        let mapped = gpu.map(Arc::new(vec![5_u8; 64])).unwrap();
+        assert_eq!(device.report().value("registered_bytes"), 64);
+        drop(mapped);
+        assert_eq!(device.report().value("registered_bytes"), 0);
         let (from, rows) = (Buffer::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]), Buffer::from_slice(&[1, -1]));
         let to = Buffer::filled(4, 7.0_f32);
         let copy = CopyRows {

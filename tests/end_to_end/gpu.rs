@@ -136,11 +136,11 @@ fn perception_is_measured_in_every_mode_and_place_and_nothing_is_left() {
         "--hz",
         "50",
         "--seconds",
-        "0.2",
+        "0.05",
         "--frame",
         "1ms",
         "--perception-rounds",
-        "2",
+        "1",
         "--idle-gap",
         "100us",
         "--plot",
@@ -159,7 +159,7 @@ fn perception_is_measured_in_every_mode_and_place_and_nothing_is_left() {
         .collect();
     assert_eq!(names, wanted);
     for row in rows {
-        assert!(row["frames"].as_u64().unwrap() >= 2, "both rounds: {row}");
+        assert!(row["frames"].as_u64().unwrap() >= 1, "{row}");
         let ms = &row["frame_ms"];
         assert!(ms["p50"].as_f64().unwrap() > 0.0 && ms["max"].as_f64() >= ms["p99"].as_f64(), "{row}");
         assert_eq!(row["kept"].is_null(), row["mode"] == "alone", "{row}");
@@ -169,10 +169,10 @@ fn perception_is_measured_in_every_mode_and_place_and_nothing_is_left() {
         found["model_alone"].as_array().unwrap().iter().map(|row| row["kernels"].as_str().unwrap()).collect();
     assert_eq!(kernels, ["8 of 8", "8 of 8", "4 of 8"].map(|part| format!("sm_87, {part} multiprocessors")));
     let report = machine.report();
-    // Each round opens the model three times, two of them in a plain context; perception stays in the primary one.
+    // The model is opened three times, twice in a plain context; perception stays in the primary one.
     let calls =
         ["cuGreenCtxCreate", "cuCtxCreate_v4", "cuDevicePrimaryCtxRetain"].map(|name| report.calls(name));
-    assert_eq!(calls, [2, 4, 1]);
+    assert_eq!(calls, [1, 2, 1]);
     assert_eq!(report.leaks(), Vec::<String>::new());
     assert!(fs::read_to_string(&plot).unwrap().contains("green_context"));
 }

@@ -28,14 +28,25 @@ pub const LANE: LaneId = LaneId(0);
 /// Heads and their targets.
 pub const HEADS: [(&str, &str); 2] =
     [("tiny-llama-midlayer", "tiny-llama"), ("tiny-qwen3-layers", "tiny-qwen3")];
-/// Heads of every habit: their names, the flags that are set, the tensors that come with them.
-pub const HABITS: [(&str, &[&str], &[(&str, &[usize])]); 6] = [
-    ("plain", &[], &[]),
-    ("residual", &["norm_before_residual"], &[]),
-    ("output", &["norm_output"], &[]),
-    ("fc", &["fc_norm"], &FC_NORMS),
-    ("embedding", &[], &[("embed_tokens.weight", &[640, 128])]),
-    ("all", &["norm_before_residual", "norm_output", "fc_norm"], &FC_NORMS),
+/// What sets a head apart from others.
+#[derive(Debug, Clone, Copy)]
+pub struct Habit {
+    /// For people, and for folders.
+    pub name: &'static str,
+    /// Flags of its config that are set.
+    flags: &'static [&'static str],
+    /// Tensors it has besides, with their shapes.
+    tensors: &'static [(&'static str, &'static [usize])],
+}
+
+/// Heads of every habit.
+pub const HABITS: [Habit; 6] = [
+    Habit { name: "plain", flags: &[], tensors: &[] },
+    Habit { name: "residual", flags: &["norm_before_residual"], tensors: &[] },
+    Habit { name: "output", flags: &["norm_output"], tensors: &[] },
+    Habit { name: "fc", flags: &["fc_norm"], tensors: &FC_NORMS },
+    Habit { name: "embedding", flags: &[], tensors: &[("embed_tokens.weight", &[640, 128])] },
+    Habit { name: "all", flags: &["norm_before_residual", "norm_output", "fc_norm"], tensors: &FC_NORMS },
 ];
 const FC_NORMS: [(&str, &[usize]); 3] =
     [("fc_norm.0.weight", &[128]), ("fc_norm.1.weight", &[128]), ("fc_norm.2.weight", &[128])];
@@ -231,18 +242,19 @@ pub fn variant(folder: &Path, head: &str, change: impl FnOnce(&mut Value), more:
     write_tensors(&folder.join("model.safetensors"), &tensors);
 }
 
-/// The head of the first fixture with the habits of `HABITS[idx]`, in folder `folder`/name, and its engine in `folder`/engine-name.
+/// The first fixture's head with another habit in `folder`/name, and its engine in `folder`/engine-name.
 ///
 /// # Panics
 /// When files cannot be written.
-pub fn build_habit(folder: &Path, (name, flags, more): (&str, &[&str], &[(&str, &[usize])])) {
+pub fn build_habit(folder: &Path, habit: Habit) {
     let (head, target) = HEADS[0];
+    let name = habit.name;
     let set = |config: &mut Value| {
-        flags.iter().for_each(|flag| config[*flag] = true.into());
+        habit.flags.iter().for_each(|flag| config[*flag] = true.into());
         if name == "all" {
             config["rope_theta"] = 777.0.into();
         }
     };
-    variant(&folder.join(name), head, set, more);
+    variant(&folder.join(name), head, set, habit.tensors);
     build_with(&folder.join(name), target, &folder.join(format!("engine-{name}")));
 }

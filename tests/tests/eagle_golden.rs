@@ -134,7 +134,7 @@ fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
     let chain: Vec<TokenId> = [next_token(case), 17, 400, 3, 91].into();
     let mut seen: Vec<Vec<f32>> = Vec::new();
     for habit in HABITS {
-        let name = habit.0;
+        let name = habit.name;
         build_habit(folder.path(), habit);
         let engine_path = path(&format!("engine-{name}"));
         let mut engine = open(&engine_path);

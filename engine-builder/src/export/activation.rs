@@ -10,11 +10,11 @@ use takt_engine::quant::{MatrixView, NVFP4_BLOCK, WeightKind, e4m3};
 
 use super::{
     graph::{Attribute, Dim, ElementType, Port, TENSORRT_DOMAIN, Value},
-    options::Activations,
+    options::{Activations, Compute},
     tensors::Tensors,
     writer::Writer,
 };
-use crate::Result;
+use crate::{BuildError, Result};
 
 /// Largest E2M1 value.
 const E2M1_MAX: f32 = 6.0;
@@ -146,6 +146,12 @@ impl Writer<'_> {
             ElementType::Bf16 => half::bf16::from_f32(scale).to_le_bytes().to_vec(),
             _ => scale.to_le_bytes().to_vec(),
         };
+        let largest_f16 = half::f16::MAX.to_f32();
+        if self.compute == Compute::F16 && !(1.0 / largest_f16..=largest_f16).contains(&scale) {
+            return Err(BuildError::Unsupported(format!(
+                "quantized activations in f16: {x} takes a scale of {scale:e}, beyond that type; use --dtype bf16, or plain activations"
+            )));
+        }
         let scale = self.graph.constant(&format!("{x}.scale"), self.compute.element(), &[], &raw)?;
         let zero = "fp8.zero";
         if !self.graph.knows(zero) {
@@ -188,5 +194,83 @@ impl Writer<'_> {
         let attributes = [("axis", Attribute::Int(-1)), ("block_size", Attribute::Int(NVFP4_BLOCK as i64))];
         let values = self.graph.op("DequantizeLinear", &part("from_fp4"), &[&codes, &scales], &attributes);
         Ok(self.narrowed(&values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use takt_engine::quant::{QuantizedMatrix, quantize};
+
+    fn matrix(rows: usize, cols: usize, seed: u32) -> QuantizedMatrix {
+        let mut state = seed;
+        let mut value = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let values: Vec<f32> = (0..rows * cols).map(|_| value()).collect();
+        quantize(WeightKind::Bf16, (rows, cols), &values, 1).unwrap()
+    }
+
+    fn row(matrix: &QuantizedMatrix, idx: usize) -> Vec<f32> {
+        let mut row = vec![0.0; matrix.num_cols];
+        matrix.view().dequantize_row(idx, &mut row);
+        row
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    /// `x` at length `√len`, as an RMSNorm leaves it.
+    fn normed(x: &[f32]) -> Vec<f32> {
+        let factor = (x.len() as f32 / dot(x, x)).sqrt();
+        x.iter().map(|value| value * factor).collect()
+    }
+
+    #[test]
+    fn scales_take_the_bound_and_waste_less_than_a_bit() {
+        for exponent in -30..60 {
+            for bound in [1.0, 1.001, 1.99].map(|mantissa: f32| mantissa * 2.0f32.powi(exponent)) {
+                let scale = fp8_scale(bound);
+                let taken = scale * e4m3::MAX;
+                assert!(taken >= bound && taken < 2.0 * bound, "{bound:e}: {scale:e}");
+                assert_eq!(scale.to_bits() & 0x7f_ffff, 0, "{scale:e} is no power of two");
+            }
+        }
+    }
+
+    #[test]
+    fn no_input_exceeds_the_bounds_and_the_worst_input_meets_that_of_values() {
+        let weights: Vec<f32> = (0..24).map(|i| 0.5 + (i as f32 * 0.7).sin()).collect();
+        let (gate, up) = (matrix(10, 24, 1), matrix(10, 24, 2));
+        let bias: Vec<f32> = (0..10).map(|i| (i as f32 - 4.0) * 0.3).collect();
+        let of_rows = rows_bound(&gate.view(), &bias, &weights);
+        let of_gates = gated_bound([&gate.view(), &up.view()], [&bias, &bias], &weights);
+        let (mut largest_row, mut largest_gate) = (0.0f32, 0.0f32);
+        // Along every row, against it, and along sums of two: the worst inputs are among or near these.
+        for target in 0..10 {
+            for sign in [1.0, -1.0] {
+                let along: Vec<f32> =
+                    row(&gate, target).iter().zip(&weights).map(|(g, w)| sign * g * w).collect();
+                let other = row(&up, target);
+                let between: Vec<f32> =
+                    along.iter().zip(other.iter().zip(&weights)).map(|(a, (u, w))| a + u * w).collect();
+                for x in [normed(&along), normed(&between)] {
+                    let fed: Vec<f32> = x.iter().zip(&weights).map(|(x, w)| x * w).collect();
+                    for idx in 0..10 {
+                        let g = dot(&row(&gate, idx), &fed) + bias[idx];
+                        let u = dot(&row(&up, idx), &fed) + bias[idx];
+                        largest_row = largest_row.max(g.abs());
+                        largest_gate = largest_gate.max((g / (1.0 + (-g).exp()) * u).abs());
+                    }
+                }
+            }
+        }
+        assert!(
+            largest_row <= of_rows * 1.0001 && largest_row >= of_rows * 0.99,
+            "{largest_row} of {of_rows}"
+        );
+        assert!(largest_gate <= of_gates && largest_gate >= of_gates * 0.2, "{largest_gate} of {of_gates}");
     }
 }

@@ -74,6 +74,16 @@ impl Writer<'_> {
 
     /// Rows of the embedding in 32 bits, `[batch, sequence, D]`.
     pub(super) fn embed(&mut self, ids: &str) -> Result<Value> {
+        let table = self.embedding()?;
+        let rows = self.graph.op("Gather", "embedded", &[&table, ids], &[]);
+        Ok(self.graph.op("Cast", "embedded.f32", &[&rows], &[("to", Attribute::Int(1))]))
+    }
+
+    /// The embedding, `[V, D]` brain floats: a head's is its target's where it has none of its own.
+    fn embedding(&mut self) -> Result<Value> {
+        if let Some(placed) = self.embedding_beside.take() {
+            return Ok(self.graph.borrow(&placed));
+        }
         let matrix = self.tensors.matrix(EMBEDDING)?;
         let MatrixData::Bf16(bytes) = matrix.data else {
             let fact = "is not bf16".into();
@@ -83,8 +93,7 @@ impl Writer<'_> {
         self.graph.constant(&table, ElementType::Bf16, &[matrix.num_rows, matrix.num_cols], bytes)?;
         self.tensors.watch().after_read(bytes);
         self.advanced(&table)?;
-        let rows = self.graph.op("Gather", "embedded", &[&table, ids], &[]);
-        Ok(self.graph.op("Cast", "embedded.f32", &[&rows], &[("to", Attribute::Int(1))]))
+        Ok(table)
     }
 
     /// The rows of `x` `[batch, sequence, …]` whose logits are wanted: TensorRT's callers name them, others get all.

@@ -225,6 +225,20 @@ impl Graph {
         Ok(name.to_owned())
     }
 
+    /// The large constant `name`, for another model beside this one.
+    pub(super) fn placed(&self, name: &str) -> Option<Placed> {
+        let tensor = self.constants.iter().find(|tensor| tensor.name.as_deref() == Some(name))?;
+        (tensor.data_location == Some(EXTERNAL)).then(|| Placed(tensor.clone()))
+    }
+
+    /// A constant that lies in the data of a model beside this one.
+    pub(super) fn borrow(&mut self, placed: &Placed) -> Value {
+        let name = placed.0.name.clone().unwrap_or_default();
+        self.define(&name);
+        self.constants.push(placed.0.clone());
+        name
+    }
+
     /// A large constant whose rows are made one after another.
     ///
     /// # Errors
@@ -377,6 +391,10 @@ impl Graph {
         }
     }
 }
+
+/// A constant in a model's data file.
+#[derive(Debug, Clone)]
+pub(super) struct Placed(TensorProto);
 
 /// A graph as a file.
 #[derive(Debug)]

@@ -45,8 +45,8 @@ use contract::{Extents, ModelFacts};
 use data_file::DataFile;
 use decoder::DecoderInputs;
 use draft::draft_capacity;
-use graph::Graph;
-use tensors::{DraftTensors, TargetTensors, Tensors};
+use graph::{Graph, Placed};
+use tensors::{DraftTensors, EMBEDDING, TargetTensors, Tensors};
 use writer::{Report, Writer};
 
 use crate::{
@@ -155,9 +155,10 @@ pub fn export_source(
 ) -> Result<ExportReport> {
     let plan = Plan::new(source, options)?;
     let staging = Staging::start(out, Kind::Export, options.force)?;
-    let mut models = vec![plan.write_decoder(&staging, progress)?];
+    let (decoder, embedding) = plan.write_decoder(&staging, progress)?;
+    let mut models = vec![decoder];
     if plan.variant == Variant::Eagle3 {
-        models.extend(plan.write_draft(&staging, progress)?);
+        models.extend(plan.write_draft(&staging, embedding, progress)?);
     }
     let contract = Contract {
         schema_version: CONTRACT_VERSION,
@@ -230,11 +231,12 @@ impl<'a> Plan<'a> {
         Ok(Self { source, options, form, variant, capacity })
     }
 
+    /// The model, and where its embedding lies.
     fn write_decoder(
         &self,
         staging: &Staging,
         progress: &mut dyn FnMut(ExportProgress<'_>),
-    ) -> Result<Model> {
+    ) -> Result<(Model, Option<Placed>)> {
         let (source, quantization) = (self.source, self.source.quantization);
         let inputs = DecoderInputs {
             quantization,
@@ -259,12 +261,14 @@ impl<'a> Plan<'a> {
         writer.head_is_embedding = source.spec.tied_embeddings && quantization.lm_head == WeightKind::Bf16;
         writer.report.total = num_constants(&parts(source.spec, &quantization));
         writer.decoder(&inputs)?;
-        self.finish(staging, writer, &facts)
+        let embedding = writer.graph.placed(&format!("{EMBEDDING}.weight"));
+        Ok((self.finish(staging, writer, &facts)?, embedding))
     }
 
     fn write_draft(
         &self,
         staging: &Staging,
+        embedding: Option<Placed>,
         progress: &mut dyn FnMut(ExportProgress<'_>),
     ) -> Result<Option<Model>> {
         let Some((manifest, head)) = self.source.draft else { return Ok(None) };
@@ -281,6 +285,7 @@ impl<'a> Plan<'a> {
         };
         let mut writer = self.writer(staging, &spec, &tensors, &facts, progress)?;
         writer.capacity = draft_capacity(self.capacity);
+        writer.embedding_beside = embedding.filter(|_| !manifest.spec.own_embedding);
         writer.report.total = num_constants(&manifest.spec.parts(manifest.weights, manifest.lm_head));
         writer.draft_head(&manifest.spec, manifest.weights)?;
         self.finish(staging, writer, &facts).map(Some)
@@ -307,6 +312,7 @@ impl<'a> Plan<'a> {
             activations: self.options.activations,
             capacity: 0,
             head_is_embedding: false,
+            embedding_beside: None,
             report,
         })
     }

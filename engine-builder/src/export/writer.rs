@@ -6,7 +6,7 @@ use takt_engine::spec::DecoderSpec;
 
 use super::{
     ExportProgress,
-    graph::{Attribute, Graph, Value},
+    graph::{Attribute, Graph, Placed, Value},
     options::{Activations, Compute},
     target::{Form, Target},
     tensors::Tensors,
@@ -27,6 +27,8 @@ pub(super) struct Writer<'a> {
     pub capacity: usize,
     /// The output head is the embedding's own tensor.
     pub head_is_embedding: bool,
+    /// The embedding lies in the data of the model beside this one.
+    pub embedding_beside: Option<Placed>,
     pub report: Report<'a>,
 }
 

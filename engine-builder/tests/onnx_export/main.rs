@@ -13,11 +13,16 @@ mod structure;
 use std::{collections::BTreeMap, path::Path};
 
 use safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
-use takt_engine::quant::WeightKind;
+use takt_engine::{
+    dir::Quantization,
+    kv::KvKind,
+    quant::WeightKind,
+    shapes::{RandomWeights, decoder_spec},
+};
 use takt_engine_builder::{
     BuildOptions,
     draft::DraftOptions,
-    export::{Activations, Compute, ExportOptions, Form, Variant, export},
+    export::{Activations, Compute, ExportOptions, Form, Source, Variant, export, export_source},
 };
 
 use case::{Head, engine, fixtures};
@@ -292,4 +297,21 @@ fn every_habit_of_a_draft_head_is_computed_as_the_cpu_does() {
             all_hold(&case.check(&BOTH));
         }
     }
+}
+
+/// Offsets beyond 2 GiB, and a model whose weights are many times what may be in memory.
+#[test]
+fn a_model_of_several_gigabytes_is_streamed() {
+    let Some(python) = python::python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let spec = decoder_spec("qwen3-1.7b").unwrap();
+    let weights = RandomWeights::new(&spec, WeightKind::Bf16, WeightKind::Bf16, 1).unwrap();
+    let quantization =
+        Quantization { weights: WeightKind::Bf16, lm_head: WeightKind::Bf16, kv: KvKind::Bf16 };
+    let source = Source { spec: &spec, quantization, weights: &weights, draft: None, weights_hash: None };
+    let out = folder.path().join("export");
+    let report = export_source(&source, &out, &ExportOptions::default(), &mut |_| {}).unwrap();
+    assert!(report.total_bytes > 3 << 30, "{}", report.total_bytes);
+    assert!(std::fs::metadata(out.join("model.onnx")).unwrap().len() < 1 << 20);
+    python::check(python, &out, Path::new("-"), "file");
 }

@@ -2,6 +2,9 @@
 
 use std::ptr;
 
+use cudarc::driver::sys;
+use takt_kernels_cu::driver::host_memory::HostReach;
+
 use super::{CUresult, context, destroy, device, device_memory, ok, pinned, store_at};
 
 #[test]
@@ -110,6 +113,37 @@ fn host_memory_can_be_registered_once() {
         ok(call!(cuMemHostGetDevicePointer_v2(&raw mut address, first, 0)));
         ok(call!(cuMemHostUnregister(first)));
         assert_eq!(call!(cuMemHostUnregister(first)), CUresult::CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
+        destroy(context);
+    });
+}
+
+/// A page that the process may read alone, as a mapped file's are.
+fn read_only_page() -> *mut std::ffi::c_void {
+    let map = memmap2::MmapMut::map_anon(4096).unwrap().make_read_only().unwrap();
+    // It stays for the rest of the process.
+    Box::leak(Box::new(map)).as_ptr().cast_mut().cast()
+}
+
+#[test]
+fn memory_that_may_only_be_read_is_registered_as_such_or_not_at_all() {
+    const READ_ONLY: u32 = sys::CU_MEMHOSTREGISTER_READ_ONLY;
+    device("memory::memory_that_may_only_be_read_is_registered_as_such_or_not_at_all").run(|device| {
+        let (context, page) = (context(), read_only_page());
+        assert_eq!(call!(cuMemHostRegister_v2(page, 4096, 0)), CUresult::CUDA_ERROR_INVALID_VALUE);
+        ok(call!(cuMemHostRegister_v2(page, 4096, READ_ONLY)));
+        assert_eq!(device.report().value("registered_bytes"), 4096);
+        ok(call!(cuMemHostUnregister(page)));
+        destroy(context);
+    });
+}
+
+#[test]
+fn a_device_without_the_attribute_refuses_to_register_as_read_only() {
+    let test = "memory::a_device_without_the_attribute_refuses_to_register_as_read_only";
+    device(test).host_reach(HostReach::Nothing).run(|_| {
+        let (context, page) = (context(), read_only_page());
+        let refused = call!(cuMemHostRegister_v2(page, 4096, sys::CU_MEMHOSTREGISTER_READ_ONLY));
+        assert_eq!(refused, CUresult::CUDA_ERROR_NOT_SUPPORTED);
         destroy(context);
     });
 }

@@ -13,6 +13,7 @@ use takt_kernels_cu::{
     driver::{
         context::{Context, Share},
         device::probe,
+        host_memory::{HostMemory, SharedBytes},
         memory::DeviceBuffer,
         module::Kernels,
         stream::Stream,
@@ -80,6 +81,11 @@ impl Device {
             inner.stream.upload(bytes, &buffer, 0).unwrap();
             buffer
         })
+    }
+
+    /// Has the device read `bytes` in place; the error says why it does not.
+    pub fn map(&self, bytes: SharedBytes) -> Result<HostMemory, String> {
+        self.turn(|inner| HostMemory::new(inner.stream.context(), bytes).map_err(|error| error.to_string()))
     }
 
     /// Copies what `buffer` begins with into `bytes`.

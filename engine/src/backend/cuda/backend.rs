@@ -59,11 +59,9 @@ pub struct CudaBackend {
     _workspace_buffer: DeviceBuffer,
     captured: Features,
     num_sms: usize,
-    /// Of the device's memory, without a draft head.
-    held_bytes: usize,
 }
 
-/// The layers whose inputs are handed out; no buffers without any.
+/// The layers whose inputs are handed out; no buffers without any, nor for a draft head, which has them stay on the device.
 #[derive(Debug, Default)]
 struct Features {
     layers: Vec<usize>,
@@ -106,8 +104,7 @@ impl CudaBackend {
             pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),
         };
         check_kv(needs.kv, options)?;
-        let room = Room::of(context)?;
-        needs.check(&room)?;
+        needs.check(&Room::of(context)?)?;
 
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
@@ -134,7 +131,6 @@ impl CudaBackend {
             _workspace_buffer: workspace_buffer,
             captured: Features::default(),
             num_sms,
-            held_bytes: needs.of_device(&room),
         };
         backend.capture_usual()?;
         Ok(backend)
@@ -189,14 +185,14 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the graph of `shape`, brings what `plan` wants of the logits, lets the head read along if it `reads`, and waits for all of it: the
+    /// Runs the graph of `shape`, brings what `plan` wants of the logits, lets the head read along where it has to, and waits for all of it: the
     /// one wait of a step.
-    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape, reads: bool) -> Result<()> {
+    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
         self.rows.bring(&self.stream, plan)?;
-        let Some(draft) = self.draft.as_mut().filter(|_| reads) else {
+        let Some(draft) = self.draft.as_mut().filter(|draft| draft.has_to_read()) else {
             let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
             self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
             return Ok(());
@@ -210,14 +206,6 @@ impl CudaBackend {
             return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
         }
         Ok(())
-    }
-
-    /// As if there had never been a head.
-    fn detach_draft(&mut self) {
-        self.graphs = Captures::default();
-        self.captured = Features::default();
-        self.draft = None;
-        self.capabilities.kv_bytes = self.lanes.num_bytes();
     }
 }
 
@@ -238,18 +226,13 @@ impl Backend for CudaBackend {
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
         self.rows.prepare(&self.stream, &mut self.kernels, (plan, shape.num_logits))?;
-        let reads = match &mut self.draft {
-            Some(draft) => draft.follow_step(
-                plan,
-                &self.lanes.book,
-                &mut self.input,
-                &mut Host { stream: &self.stream, kernels: &mut self.kernels },
-            )?,
-            None => false,
-        };
+        if let Some(draft) = &mut self.draft {
+            let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+            draft.follow_step(plan, &self.lanes.book, &mut self.input, &mut host)?;
+        }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        self.run_graph(plan, shape, reads)?;
+        self.run_graph(plan, shape)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -257,7 +240,6 @@ impl Backend for CudaBackend {
                 self.lanes.book.commit(segment.lane, segment.tokens.len());
             }
         }
-        // Captured for a draft head they stay on the device.
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         let features = match &self.captured.buffers {
             Some((_, host)) => &host.floats()[..feature_len],
@@ -350,7 +332,7 @@ impl Backend for CudaBackend {
             num_sms: self.num_sms,
             embedding: self.model.embedding,
             kv_bytes: self.lanes.num_bytes(),
-            held_bytes: self.held_bytes,
+            weight_bytes: self.capabilities.weight_bytes_per_step,
         };
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
@@ -362,7 +344,9 @@ impl Backend for CudaBackend {
         self.draft = Some(Box::new(draft));
         let captured = self.capture_usual();
         if captured.is_err() {
-            self.detach_draft();
+            // As if there had never been a head.
+            (self.graphs, self.captured, self.draft) = (Captures::default(), Features::default(), None);
+            self.capabilities.kv_bytes = self.lanes.num_bytes();
         }
         captured
     }

@@ -144,7 +144,7 @@ fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
         let mut seen: Vec<Vec<f32>> = Vec::new();
         for habit in HABITS {
             build_habit(folder.path(), habit);
-            let (name, engine) = (habit.0, folder.path().join(format!("engine-{}", habit.0)));
+            let (name, engine) = (habit.name, folder.path().join(format!("engine-{}", habit.name)));
             let mut backend = open_at(&engine, KvKind::Bf16);
             read(&mut backend, &input_ids, 5);
             let found = chain_logits(&mut backend, A, &chain);

@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl CudaDraft {
-    /// Lays out what a step of `plan` leaves for the head, of which `book` says what lanes hold before it, and what of that is read with it. Returns
-    /// whether there is something to read; the step has to run then, with [`Self::read_and_wait`] behind it.
+    /// Lays out what a step of `plan` leaves for the head, of which `book` says what lanes hold before it, and what of that is read with it: if
+    /// there is something ([`Self::has_to_read`]), [`Self::read_and_wait`] comes behind the step.
     ///
     /// # Errors
     /// [`crate::EngineError::Capacity`] or [`crate::EngineError::Backend`] when a graph cannot be captured; nothing was noted then.
@@ -28,15 +28,14 @@ impl CudaDraft {
         book: &LaneBook,
         step: &mut StepInput,
         host: &mut Host<'_>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let due = plan.segments.iter().map(|segment| {
             match self.book.following(segment, book.committed_len(segment.lane)) {
                 Following::Rows { num_due } => num_due,
                 Following::Nothing | Following::Tree => 0,
             }
         });
-        let num_due = due.sum();
-        self.begin_reading(num_due, host)?;
+        self.begin_reading(due.sum(), host)?;
         for segment in &plan.segments {
             let before = book.committed_len(segment.lane);
             match self.book.begin_segment(plan, segment, before) {
@@ -47,7 +46,12 @@ impl CudaDraft {
                 Following::Rows { num_due } => self.follow_rows(plan, segment, num_due, step),
             }
         }
-        Ok(num_due > 0)
+        Ok(())
+    }
+
+    /// Whether something is laid out to be read.
+    pub fn has_to_read(&self) -> bool {
+        self.reading.is_some()
     }
 
     fn follow_rows(&mut self, plan: &StepPlan, segment: &Segment, num_due: usize, step: &mut StepInput) {

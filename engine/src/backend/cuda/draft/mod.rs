@@ -73,8 +73,8 @@ pub(super) struct DraftSetup<'a> {
     pub embedding: DeviceAddress,
     /// Of the target's lanes.
     pub kv_bytes: u64,
-    /// Of the device's memory, by the target.
-    pub held_bytes: usize,
+    /// Of the target's weights.
+    pub weight_bytes: u64,
 }
 
 /// An attached head. Fields are given back in their order: graphs before the buffers they name.
@@ -316,7 +316,8 @@ impl Needs {
         let room = Room::of(context)?;
         let needed =
             weights + kv + workspace + DRIVER_BYTES + if room.shared.is_some() { *pinned } else { 0 };
-        if needed > room.available_beside(setup.held_bytes) {
+        let held = usize::try_from(setup.weight_bytes.saturating_add(setup.kv_bytes)).unwrap_or(usize::MAX);
+        if needed > room.available_beside(held) {
             let room = room.in_words();
             return Err(EngineError::Capacity(format!(
                 "the draft head takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \

@@ -25,7 +25,7 @@ const BLOCK_PIXELS: usize = 128;
 /// Most links of a frame.
 pub const MAX_LINKS: u32 = 10_000;
 /// Frames before those that count, in every run.
-const NUM_WARM: usize = 5;
+const NUM_WARM: usize = 3;
 /// How often a frame's length is corrected.
 const NUM_CORRECTIONS: usize = 4;
 
