@@ -57,10 +57,15 @@ impl Bound {
         }
     }
 
-    /// By the row's list, where the choice can only fall on one of it. Steering looks at tokens that are not likely.
+    /// By the row's list, where the choice can only fall on one of it.
     fn choose_listed(&self, sampler: &mut Sampler, row: &LogitsRow<'_>, mask: &Mask) -> Option<TokenId> {
-        let list = row.list().filter(|_| self.steering == Steering::Free)?;
+        let list = row.list().filter(|_| !self.is_steered())?;
         sampler.sample_list(list, row.vocab_size(), |token| mask.allows(token))
+    }
+
+    /// Whether tokens are looked at that are not likely.
+    pub fn is_steered(&self) -> bool {
+        self.steering != Steering::Free
     }
 
     fn choose_of_all(&mut self, sampler: &mut Sampler, logits: &[f32], mask: &Mask) -> Result<TokenId> {

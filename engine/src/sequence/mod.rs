@@ -185,6 +185,8 @@ impl Sequence {
     #[must_use]
     pub fn detail(&self) -> Detail {
         match self.sampler.detail(self.limits.vocab_size) {
+            // Steered the last time, it will be now.
+            _ if self.bound.as_ref().is_some_and(Bound::is_steered) => Detail::Whole,
             // The likeliest of all may not be allowed; that none of so many is happens, and then the row is fetched.
             Detail::Likeliest(_) if self.bound.is_some() => Detail::Likeliest(MAX_LIST_LEN),
             detail => detail,
@@ -250,8 +252,8 @@ impl Sequence {
         self.advance_by(logits.into())
     }
 
-    /// Chooses the next token by the row of logits of the last one: by its list, where that decides. Allocates nothing but the growth of a text longer than foreseen,
-    /// and what a grammar's mask takes.
+    /// Chooses the next token by the row of logits of the last one: by its list, where that decides. Allocates nothing but the growth of a text
+    /// longer than foreseen, and what a grammar's mask takes.
     ///
     /// # Errors
     /// [`EngineError::Input`] when tokens are still pending or the answer is complete, [`EngineError::Backend`] for broken logits. The sequence is unchanged.

@@ -33,7 +33,9 @@ pub fn linear(pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f
 pub fn linear_on(isa: Isa, pool: &ThreadPool, w: &PackedMatrix, x: &Activations, out: &mut [f32]) {
     let product = Product::of(isa, pool, w, x, out.len());
     let out = Disjoint::new(out);
-    pool.run(product.num_tasks, &|task_idx| drop(product.multiply(task_idx, &out)));
+    pool.run(product.num_tasks, &|task_idx| {
+        product.multiply(task_idx, &out);
+    });
 }
 
 /// [`linear`] that also finds the largest of each row of `out`: every task looks at the columns that it has just written.

@@ -21,25 +21,22 @@ use super::{
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout},
-    lists::{ListShape, Lists},
     mapped::WeightsFile,
     options::CudaOptions,
     room::{Needs, Room},
+    rows::StepRows,
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
     workspace::{Workspace, WorkspaceLayout},
 };
 use crate::{
     EngineError, Result,
-    backend::{
-        Backend, Capabilities, no_draft, no_row,
-        plan_check::{check_plan, num_logits_rows},
-    },
+    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
-    step::{Detail, StepOutput, StepPlan},
+    step::{StepOutput, StepPlan},
     weights::WeightSource,
 };
 
@@ -47,7 +44,6 @@ use crate::{
 #[derive(Debug)]
 pub struct CudaBackend {
     graphs: Captures<StepShape>,
-    lists: Lists,
     draft: Option<Box<CudaDraft>>,
     stream: Stream,
     kernels: Kernels,
@@ -59,11 +55,8 @@ pub struct CudaBackend {
     lanes: DeviceLanes,
     input: StepInput,
     workspace: Workspace,
+    rows: StepRows,
     _workspace_buffer: DeviceBuffer,
-    logits: MappedBuffer,
-    first_row: Vec<usize>,
-    /// Which rows of the last step are in `logits`.
-    whole: Vec<bool>,
     captured: Features,
     num_sms: usize,
 }
@@ -101,7 +94,6 @@ impl CudaBackend {
         let (lane_layout, input_layout) = (LaneLayout::new(spec, options), InputLayout::new(limits));
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
-        let logits_bytes = options.max_logits_rows * spec.vocab_size * size_of::<f32>();
         let file = WeightsFile::open(context, source, options.weights)?;
         let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
         let needs = Needs {
@@ -109,7 +101,7 @@ impl CudaBackend {
             mapped: weights.mapped,
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
-            pinned: input_layout.num_bytes() + logits_bytes + Lists::pinned_bytes(limits, spec.vocab_size),
+            pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),
         };
         check_kv(needs.kv, options)?;
         needs.check(&Room::of(context)?)?;
@@ -122,10 +114,8 @@ impl CudaBackend {
         stream.zero(&workspace_buffer)?;
         let workspace = workspace_layout.at(workspace_buffer.address())?;
         let input = StepInput::new(context, input_layout, workspace.input)?;
-        let of_logits = (workspace.logits, spec.vocab_size);
         let mut backend = Self {
             graphs: Captures::default(),
-            lists: Lists::new(context, limits, of_logits, workspace.lists)?,
             draft: None,
             capabilities: capabilities(context, options, &model, &lanes),
             stream,
@@ -137,10 +127,8 @@ impl CudaBackend {
             lanes,
             input,
             workspace,
+            rows: StepRows::new(context, limits, spec.vocab_size, &workspace)?,
             _workspace_buffer: workspace_buffer,
-            logits: MappedBuffer::new(context, logits_bytes, "logits")?,
-            first_row: Vec::with_capacity(options.num_lanes + 1),
-            whole: Vec::with_capacity(options.max_logits_rows),
             captured: Features::default(),
             num_sms,
         };
@@ -151,10 +139,7 @@ impl CudaBackend {
     fn capture_usual(&mut self) -> Result<()> {
         for shape in StepShape::usual(self.limits) {
             self.capture_shape(shape)?;
-            if shape.num_logits > 0 {
-                let greedy = ListShape { num_rows: shape.num_logits, len: 1 };
-                self.lists.capture(&self.stream, &mut self.kernels, greedy)?;
-            }
+            self.rows.capture_usual(&self.stream, &mut self.kernels, shape.num_logits)?;
         }
         Ok(())
     }
@@ -200,21 +185,13 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the graph of `shape`, finds `lists`, brings whole rows, lets the head read along where it has to, and waits for all of it: the one
-    /// wait of a step.
-    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape, lists: Option<ListShape>) -> Result<()> {
+    /// Runs the graph of `shape`, brings what `plan` wants of the logits, lets the head read along where it has to, and waits for all of it: the
+    /// one wait of a step.
+    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
-        self.lists.find(&self.stream, lists)?;
-        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
-            if segment.detail == Detail::Whole && rows[0] < rows[1] {
-                let row_bytes = self.spec.vocab_size * size_of::<f32>();
-                let (at, num_bytes) = (rows[0] * row_bytes, (rows[1] - rows[0]) * row_bytes);
-                let from = self.workspace.logits.offset(at)?;
-                self.stream.fetch_to(from, &self.logits, at, num_bytes)?;
-            }
-        }
+        self.rows.bring(&self.stream, plan)?;
         let Some(draft) = self.draft.as_mut().filter(|draft| draft.has_to_read()) else {
             let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
             self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
@@ -230,20 +207,6 @@ impl CudaBackend {
         }
         Ok(())
     }
-
-    fn lay_out_logits(&mut self, plan: &StepPlan) -> usize {
-        self.first_row.clear();
-        self.whole.clear();
-        self.lists.forget();
-        let mut num_rows = 0;
-        for segment in &plan.segments {
-            self.first_row.push(num_rows);
-            num_rows += num_logits_rows(segment);
-            self.whole.resize(num_rows, segment.detail == Detail::Whole);
-        }
-        self.first_row.push(num_rows);
-        num_rows
-    }
 }
 
 impl Backend for CudaBackend {
@@ -258,21 +221,18 @@ impl Backend for CudaBackend {
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
         self.check_alive()?;
         check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes.book)?;
-        let num_logits = self.lay_out_logits(plan);
+        let num_logits = self.rows.lay_out(plan);
         let shape = StepShape::of(plan, num_logits, self.limits);
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
-        let lists = self.lists.shape_of(plan, shape.num_logits);
-        if let Some(lists) = lists {
-            self.lists.capture(&self.stream, &mut self.kernels, lists)?;
-        }
+        self.rows.prepare(&self.stream, &mut self.kernels, (plan, shape.num_logits))?;
         if let Some(draft) = &mut self.draft {
             let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
             draft.follow_step(plan, &self.lanes.book, &mut self.input, &mut host)?;
         }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        self.run_graph(plan, shape, lists)?;
+        self.run_graph(plan, shape)?;
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -285,7 +245,7 @@ impl Backend for CudaBackend {
             Some((_, host)) => &host.floats()[..feature_len],
             None => &[],
         };
-        Ok(StepOutput::new(self, &self.first_row, self.spec.vocab_size, features))
+        Ok(StepOutput::new(self, self.rows.first_row(), self.spec.vocab_size, features))
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
@@ -417,27 +377,16 @@ impl Backend for CudaBackend {
 
 impl RowSource for CudaBackend {
     fn here(&self, rows: Range<usize>) -> Option<&[f32]> {
-        let vocab_size = self.spec.vocab_size;
-        let all_here = self.whole.get(rows.clone())?.iter().all(|&is_here| is_here);
-        let logits = self.logits.floats().get(rows.start * vocab_size..rows.end * vocab_size);
-        logits.filter(|_| all_here)
+        self.rows.here(rows)
     }
 
     fn list(&self, row: usize) -> Option<Likeliest<'_>> {
-        self.lists.row(row)
+        self.rows.list(row)
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {
         self.check_alive()?;
-        let row_bytes = self.spec.vocab_size * size_of::<f32>();
-        if row >= self.whole.len() {
-            return Err(no_row(row, self.whole.len()));
-        }
-        let from = self.workspace.logits.offset(row * row_bytes)?;
-        self.stream.context().make_current()?;
-        self.stream.fetch_to(from, &self.logits, row * row_bytes, row_bytes)?;
-        self.stream.wait(Duration::ZERO, self.options.step_limit)?;
-        Ok(&self.logits.floats()[row * self.spec.vocab_size..][..self.spec.vocab_size])
+        self.rows.fetch(&self.stream, row, self.options.step_limit)
     }
 }
 

@@ -12,14 +12,15 @@
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
-//! | [`lists`] | the likeliest tokens of a step's rows, which travel instead of the logits |
+//! | [`rows`] | a step's rows of logits: what of them comes to the host |
+//! | [`lists`] | the likeliest tokens of the rows, which travel instead |
 //! | [`product`] | products of matrices |
 //! | [`captures`] | captured graphs by shape, and how long each takes |
 //! | [`draft`] | a draft head beside the model: what it reads along, and what it proposes |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, one more where a draft head reads along, and one wait, and allocates nothing once its shape was captured. The usual shapes are captured when
-//! the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
+//! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, one more where a draft head reads along, and one wait,
+//! and allocates nothing once its shape was captured. The usual shapes are captured when the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
 
 mod backend;
 mod captures;
@@ -34,6 +35,7 @@ mod mapped;
 mod options;
 mod product;
 mod room;
+mod rows;
 mod shape;
 mod weights;
 mod workspace;

@@ -108,7 +108,7 @@ fn a_head_that_does_not_fit_is_refused_with_all_sizes_before_anything_is_allocat
         assert!(error.is_capacity(), "{error}");
         let text = error.to_string();
         for part in
-            ["the draft head takes ", "weights ", "KV cache ", "workspace ", " are free beside the model"]
+            ["the draft head takes ", "weights ", "KV cache ", "workspace ", " beside the model", " are free"]
         {
             assert!(text.contains(part), "{part:?} not in {text}");
         }

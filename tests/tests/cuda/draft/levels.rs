@@ -11,7 +11,7 @@ use takt_engine::{
     draft::{DraftPlan, DraftRow, DraftSource},
     kv::{KvKind, LaneId},
     quant::{MatrixData, MatrixView},
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::eagle::{chain_logits, read};
 
@@ -47,6 +47,8 @@ fn a_level_is_one_wait_and_allocates_nothing_and_only_tokens_and_their_likelihoo
         let mut stepped = |tokens: &[u32], num_graphs: u64| {
             let mut plan = StepPlan::default();
             plan.push(A, tokens, LogitsWanted::Last);
+            // Neither a list, which is another graph, nor a row.
+            plan.last_needs(Detail::OnDemand);
             let before = device.report();
             assert!(backend.run_step(&plan).unwrap().features().is_empty());
             let calls = device.report().calls_since(&before);
