@@ -8,6 +8,7 @@ mod faults;
 mod forward;
 mod mapped;
 mod models;
+mod older_drivers;
 mod same_bits;
 mod shipped;
 mod steps;
