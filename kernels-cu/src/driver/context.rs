@@ -258,7 +258,7 @@ fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> 
     if let Some(missing) = entry::missing(entry::GREEN).first() {
         let version = device.driver_version;
         let reason =
-            format!("they take a driver of CUDA 12.5 or later, this one is of {version} and lacks it");
+            format!("green contexts take a driver of CUDA 12.5, this one of {version} has no such function");
         return Err(DriverError::Call { call: missing, reason });
     }
     // SAFETY: plain data of the driver's, all zeros is a value.

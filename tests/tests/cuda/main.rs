@@ -11,6 +11,7 @@ mod lists;
 mod mapped;
 mod models;
 mod required;
+mod older_drivers;
 mod same_bits;
 mod shipped;
 mod steps;

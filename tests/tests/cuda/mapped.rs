@@ -32,7 +32,7 @@ use crate::{
 const WEIGHTS: &str = "weights.safetensors";
 
 /// An engine of a small model in a temporary folder.
-fn engine(weights: WeightKind) -> TempDir {
+pub fn engine(weights: WeightKind) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let source = fixtures().join("hf/tiny-qwen3");
     build_with(&source, &folder.path().join("engine"), &BuildOptions::new(weights)).unwrap();

@@ -94,9 +94,9 @@ pub fn kernels(
         return Err(unsupported(&missing));
     }
     let compilers = compiler::open_all(&gpu.cuda_roots).map_err(|error| unsupported(&error))?;
-    // Of compilers that are all too new the newest stands in the message.
+    // Of compilers that are all too new the newest stands in the message; one that does not know the board says so itself.
     let fit = compiler::choose(&compilers, target, driver);
-    let compiler = fit.or_else(|| compiler::choose(&compilers, target, None));
+    let compiler = fit.or_else(|| compiler::choose(&compilers, target, None)).or(compilers.first());
     let cached = gpu.kernel_cache.is_some();
     let places = Places { folders: if cached { &folders } else { &[] }, compiler, driver };
     let compiling = |source: &Source| {
