@@ -25,6 +25,8 @@ const LANE_CAPACITY: usize = 512;
 const NUM_WARM: usize = 8;
 /// How long it decodes before anything beside it counts.
 const LEAD: Duration = Duration::from_millis(200);
+/// Between two looks for a token that is waited for.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Which model.
 #[derive(Debug, Clone)]
@@ -128,6 +130,10 @@ impl Speaker {
             thread::sleep(LEAD);
             let (started, before) = (Instant::now(), num_tokens.load(Ordering::Relaxed));
             let found = beside();
+            // A window in which no token came would be one without a speed.
+            while num_tokens.load(Ordering::Relaxed) == before && !speaking.is_finished() {
+                thread::sleep(LOOK);
+            }
             let (took, after) = (started.elapsed(), num_tokens.load(Ordering::Relaxed));
             stop.store(true, Ordering::Relaxed);
             let spoken =
