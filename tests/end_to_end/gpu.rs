@@ -251,6 +251,7 @@ fn without_a_gpu_that_is_said() {
     fail(["bench", "--perception", "--backend", "cpu"], 2, &["shares a GPU"]);
     fail(["bench", "--perception", "--modes", "mig"], 2, &["none, priority or green_context"]);
     fail(["bench", "--perception", "--seconds", "0"], 2, &["more than 0"]);
+    fail(["bench", "--shape", "qwen3-0.6b", "--verify-sizes", "8"], 2, &["belong to --backend cuda"]);
     fail(["bench", "--hz", "30", "--shape", "qwen3-0.6b"], 2, &["--perception"]);
 }
 

@@ -136,6 +136,7 @@ struct Measured {
 }
 
 pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
+    args.gpu.check(args.engine.backend)?;
     if args.prompt_len == 0 || args.tokens == 0 {
         return Err(CliError::Usage("--prompt-len and --tokens must be at least 1".into()));
     }

@@ -3,14 +3,18 @@
 use std::{path::Path, time::Duration};
 
 use serde_json::{Value, json};
-use takt_engine::{dir::Manifest, engine::EngineOptions, shapes};
+use takt_engine::{
+    backend::Backend,
+    dir::Manifest,
+    engine::{BackendKind, EngineOptions},
+    shapes,
+};
 
 use super::{CliError, interrupt::Interrupt, paint};
 use crate::bench::gpu::{
     bandwidth::{self, DeviceBandwidth},
     kinds::{self, Kind, Kinds, Timed},
 };
-use takt_engine::backend::Backend;
 
 /// What is measured of a GPU besides what is measured of every backend.
 #[derive(Debug, clap::Args)]
@@ -35,6 +39,15 @@ pub(super) fn device_bandwidth(options: &EngineOptions) -> Result<DeviceBandwidt
 }
 
 impl GpuBenchArgs {
+    /// That they are not said where they have no effect.
+    pub fn check(&self, backend: BackendKind) -> Result<(), CliError> {
+        let is_said = !(self.prefill_lens.is_empty() && self.verify_sizes.is_empty());
+        if is_said && backend != BackendKind::Cuda {
+            return Err(CliError::Usage("--prefill-lens and --verify-sizes belong to --backend cuda".into()));
+        }
+        Ok(())
+    }
+
     fn kinds(&self, context_len: usize, num_samples: usize) -> Kinds {
         let or = |given: &[u32], usual: &[u32]| -> Vec<usize> {
             let chosen = if given.is_empty() { usual } else { given };

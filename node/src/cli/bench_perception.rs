@@ -3,7 +3,9 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use takt_engine::{EngineError, EngineOptions, engine::BackendKind};
+use takt_engine::{
+    EngineError, EngineOptions, backend::cuda::GpuShare, engine::BackendKind, quant::WeightKind,
+};
 
 use super::{CliError, duration, engine_args::EngineArgs, gpu_options::gpu_options, interrupt::Interrupt};
 use super::{paint, print_json};
@@ -17,7 +19,6 @@ use crate::{
     },
     config::process_environment,
 };
-use takt_engine::backend::cuda::GpuShare;
 
 /// The hidden command that the second process is.
 pub(super) const SECOND_PROCESS: &str = "perception-frames";
@@ -72,7 +73,7 @@ pub(super) struct PerceptionArgs {
 pub(super) struct PerceptionBench<'a> {
     pub dir: Option<&'a Path>,
     pub shape: Option<&'a str>,
-    pub kinds: (takt_engine::quant::WeightKind, takt_engine::quant::WeightKind),
+    pub kinds: (WeightKind, WeightKind),
     pub plot: Option<&'a Path>,
     pub as_json: bool,
 }

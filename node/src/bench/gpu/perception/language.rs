@@ -10,13 +10,16 @@ use std::{
 use takt_engine::{
     Engine, EngineError, EngineOptions,
     backend::{Backend, cuda::GpuShare},
+    dir::Manifest,
     engine::open_weights,
+    kv::LaneId,
     quant::WeightKind,
     shapes::{RandomWeights, decoder_spec},
 };
 
 use crate::bench::{decode, prefill};
 
+const LANE: LaneId = LaneId(0);
 /// Tokens the model has read before it decodes; it goes back there when its lane is full.
 const PROMPT_LEN: usize = 32;
 /// Tokens of the lane.
@@ -25,6 +28,8 @@ const LANE_CAPACITY: usize = 512;
 const NUM_WARM: usize = 8;
 /// How long it decodes before anything beside it counts.
 const LEAD: Duration = Duration::from_millis(200);
+/// Between two looks for a token that is waited for.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Which model.
 #[derive(Debug, Clone)]
@@ -84,7 +89,7 @@ impl Speaker {
         options.lane_capacity = Some(LANE_CAPACITY);
         let backend = match model {
             Model::Engine(dir) => {
-                let max_context = takt_engine::dir::Manifest::read(dir).map(|found| found.spec.max_context);
+                let max_context = Manifest::read(dir).map(|found| found.spec.max_context);
                 options.lane_capacity = Some(LANE_CAPACITY.min(max_context.unwrap_or(LANE_CAPACITY)));
                 Engine::open(dir, &options)?.backend
             }
@@ -128,6 +133,10 @@ impl Speaker {
             thread::sleep(LEAD);
             let (started, before) = (Instant::now(), num_tokens.load(Ordering::Relaxed));
             let found = beside();
+            // A window in which no token came would be one without a speed.
+            while num_tokens.load(Ordering::Relaxed) == before && !speaking.is_finished() {
+                thread::sleep(LOOK);
+            }
             let (took, after) = (started.elapsed(), num_tokens.load(Ordering::Relaxed));
             stop.store(true, Ordering::Relaxed);
             let spoken =
@@ -138,10 +147,9 @@ impl Speaker {
     }
 
     fn say(&mut self, num_tokens: usize) -> Result<(), EngineError> {
-        let lane = takt_engine::kv::LaneId(0);
         for _ in 0..num_tokens {
-            if self.backend.committed_len(lane) >= self.backend.capabilities().lane_capacity {
-                self.backend.truncate(lane, self.prompt_len)?;
+            if self.backend.committed_len(LANE) >= self.backend.capabilities().lane_capacity {
+                self.backend.truncate(LANE, self.prompt_len)?;
             }
             decode(self.backend.as_mut(), 1)?;
             if !self.idle_gap.is_zero() {
