@@ -13,7 +13,8 @@ use half::f16;
 use takt_engine::quant::{INT4_GROUP, MatrixData, MatrixView, NVFP4_BLOCK, WeightKind};
 
 use super::{
-    graph::{Attribute, ElementType, Value},
+    graph::{Attribute, Value},
+    port::ElementType,
     writer::Writer,
 };
 use crate::{BuildError, Result};
