@@ -171,7 +171,8 @@ impl Extents {
 
     /// Smallest, usual or largest of one dimension. The cache looked at is as long as the new tokens at least.
     fn size(&self, dim: &Dim, sizes: Sizes, which: usize) -> usize {
-        let past = [0, self.capacity / 2, self.capacity - sizes.sequence[2]][which];
+        let longest = self.capacity.saturating_sub(sizes.sequence[2]);
+        let past = [0, longest.min(self.capacity / 2), longest][which];
         match dim {
             Dim::Fixed(len) => *len,
             Dim::Named(name) => match name.as_str() {

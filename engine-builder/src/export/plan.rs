@@ -15,6 +15,7 @@ use super::{
     decoder::DecoderInputs,
     draft::draft_capacity,
     graph::{Graph, Placed},
+    linear::check_int4,
     options::{Activations, ExportOptions, Variant},
     target::Form,
     tensors::{DraftTensors, EMBEDDING, TargetTensors, Tensors},
@@ -45,9 +46,11 @@ impl<'a> Plan<'a> {
         ];
         if let Some((draft, _)) = source.draft.filter(|_| variant == Variant::Eagle3) {
             draft.spec.validate(source.spec)?;
+            check_columns(options, &draft.spec.parts(draft.weights, draft.lm_head))?;
             kinds.push((draft.weights, "the draft head's layer", "--weights"));
             kinds.push((draft.lm_head, "the draft head's output head", "--weights"));
         }
+        check_columns(options, &parts(source.spec, &source.quantization))?;
         for (kind, what, option) in kinds {
             options.target.check_weights(kind, what, option)?;
             let finds_scales = kind == WeightKind::Nvfp4 && options.activations == Activations::Quantized;
@@ -215,6 +218,16 @@ impl<'a> Plan<'a> {
         }
         warnings
     }
+}
+
+/// Checks that the target multiplies with every matrix as it is stored.
+fn check_columns(options: &ExportOptions<'_>, parts: &[Part]) -> Result<()> {
+    parts.iter().try_for_each(|part| match part {
+        Part::Matrix(part) if part.kind == WeightKind::Int4 => {
+            check_int4(&options.target, &part.name, part.num_cols)
+        }
+        _ => Ok(()),
+    })
 }
 
 /// Large tensors of `parts` as they are written, and the two rotary tables.
