@@ -9,8 +9,9 @@
 use takt_engine::quant::{MatrixView, NVFP4_BLOCK, WeightKind, e4m3};
 
 use super::{
-    graph::{Attribute, Dim, ElementType, Port, TENSORRT_DOMAIN, Value},
+    graph::{Attribute, TENSORRT_DOMAIN, Value},
     options::{Activations, Compute},
+    port::{Dim, ElementType, Port},
     tensors::Tensors,
     writer::Writer,
 };
@@ -258,9 +259,9 @@ mod tests {
                     along.iter().zip(other.iter().zip(&weights)).map(|(a, (u, w))| a + u * w).collect();
                 for x in [normed(&along), normed(&between)] {
                     let fed: Vec<f32> = x.iter().zip(&weights).map(|(x, w)| x * w).collect();
-                    for idx in 0..10 {
-                        let g = dot(&row(&gate, idx), &fed) + bias[idx];
-                        let u = dot(&row(&up, idx), &fed) + bias[idx];
+                    for (idx, bias) in bias.iter().enumerate() {
+                        let g = dot(&row(&gate, idx), &fed) + bias;
+                        let u = dot(&row(&up, idx), &fed) + bias;
                         largest_row = largest_row.max(g.abs());
                         largest_gate = largest_gate.max((g / (1.0 + (-g).exp()) * u).abs());
                     }

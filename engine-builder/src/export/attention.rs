@@ -1,8 +1,9 @@
 //! Attention over the cache: how new keys and values get into it, and how queries read it.
 
 use super::{
-    graph::{Attribute, Dim, Port, Value},
+    graph::{Attribute, Value},
     mask::Visibility,
+    port::{Dim, Port},
     target::Form,
     writer::Writer,
 };
@@ -27,7 +28,7 @@ impl Writer<'_> {
             Form::Primitives => "past".into(),
         };
         if self.form == Form::Operators {
-            let port = Port::new(WRITE_INDICES, super::graph::ElementType::I64, &["batch".into()]);
+            let port = Port::new(WRITE_INDICES, super::port::ElementType::I64, &["batch".into()]);
             self.graph.input(port);
         }
         for layer_idx in 0..self.spec.num_layers {

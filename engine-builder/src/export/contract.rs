@@ -22,6 +22,9 @@
 //! | `features` | `[batch, sequence, 3·H]` | eagle3 variant: the residual streams the head takes |
 //! | `next_hidden` | `[batch, sequence, h]` | draft head: what is fed back |
 //!
+//! For TensorRT: networks are strongly typed, models are parsed by path, and attention layers want `setDecomposable(true)`, for which the
+//! standard's operator has no attribute. Weights of a draft head may lie in its target's data.
+//!
 //! In the plain variant a lane's rows are its positions. With `primitives` a lane's past is the first `position_ids[b, 0]` rows fed.
 
 use serde::Serialize;
@@ -33,8 +36,9 @@ use takt_engine::{
 
 use super::{
     attention::cache_names,
-    graph::{Dim, Finished, Port},
+    graph::Finished,
     options::{Activations, Compute, Variant},
+    port::{Dim, Port},
     target::{Form, Target},
 };
 
@@ -167,7 +171,8 @@ impl Extents {
 
     /// Smallest, usual or largest of one dimension. The cache looked at is as long as the new tokens at least.
     fn size(&self, dim: &Dim, sizes: Sizes, which: usize) -> usize {
-        let past = [0, self.capacity / 2, self.capacity - sizes.sequence[2]][which];
+        let longest = self.capacity.saturating_sub(sizes.sequence[2]);
+        let past = [0, longest.min(self.capacity / 2), longest][which];
         match dim {
             Dim::Fixed(len) => *len,
             Dim::Named(name) => match name.as_str() {

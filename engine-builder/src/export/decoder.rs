@@ -4,9 +4,10 @@ use takt_engine::{dir::Quantization, draft::NUM_CAPTURED, quant::MatrixData};
 
 use super::{
     activation::{Bounds, element_bound},
-    graph::{Attribute, Dim, ElementType, Port, Value},
+    graph::{Attribute, Value},
     layer::LayerInputs,
     options::{Activations, Variant},
+    port::{Dim, ElementType, Port},
     tensors::{EMBEDDING, LM_HEAD},
     writer::Writer,
 };

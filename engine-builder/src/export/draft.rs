@@ -10,9 +10,10 @@ use takt_engine::{
 
 use super::{
     decoder::FEATURES,
-    graph::{Attribute, Dim, ElementType, Port, Value},
+    graph::{Attribute, Value},
     layer::LayerInputs,
     options::Variant,
+    port::{Dim, ElementType, Port},
     writer::Writer,
 };
 use crate::Result;

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use prost::Message as _;
-use serde::Serialize;
 
-use super::data_file::{DataFile, Extent};
+use super::{
+    data_file::{DataFile, Extent},
+    port::{ElementType, Port},
+};
 use crate::{
     BuildError, Result,
     onnx::proto::{
-        AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-        StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
-        dimension,
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+        TensorProto,
     },
 };
 
@@ -24,80 +25,6 @@ const EXTERNAL_FROM_BYTES: usize = 1024;
 const MAX_MODEL_BYTES: usize = i32::MAX as usize;
 /// `TensorProto.DataLocation`.
 const EXTERNAL: i32 = 1;
-
-/// Element types that are written, with their numbers in `TensorProto.DataType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ElementType {
-    /// 32-bit float.
-    F32 = 1,
-    /// 64-bit integer.
-    I64 = 7,
-    /// Boolean, a byte each.
-    Bool = 9,
-    /// 16-bit float.
-    F16 = 10,
-    /// 16-bit brain float.
-    Bf16 = 16,
-    /// 8-bit float, E4M3.
-    F8E4M3 = 17,
-    /// 4-bit two's complement.
-    I4 = 22,
-    /// 4-bit float.
-    F4E2M1 = 23,
-}
-
-impl ElementType {
-    fn bits(self) -> usize {
-        match self {
-            Self::I4 | Self::F4E2M1 => 4,
-            Self::Bool | Self::F8E4M3 => 8,
-            Self::F16 | Self::Bf16 => 16,
-            Self::F32 => 32,
-            Self::I64 => 64,
-        }
-    }
-}
-
-/// One dimension of an input or output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Dim {
-    /// Known when the model is written.
-    Fixed(usize),
-    /// Named; equal wherever the name is.
-    Named(String),
-}
-
-impl From<usize> for Dim {
-    fn from(len: usize) -> Self {
-        Self::Fixed(len)
-    }
-}
-
-impl From<&str> for Dim {
-    fn from(name: &str) -> Self {
-        Self::Named(name.into())
-    }
-}
-
-/// An input or output of a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Port {
-    /// Its name.
-    pub name: String,
-    /// Its elements.
-    #[serde(rename = "type")]
-    pub element: ElementType,
-    /// Its dimensions, outermost first.
-    pub shape: Vec<Dim>,
-}
-
-impl Port {
-    pub(super) fn new(name: impl Into<String>, element: ElementType, shape: &[Dim]) -> Self {
-        Self { name: name.into(), element, shape: shape.to_vec() }
-    }
-}
 
 /// An attribute's value.
 #[derive(Debug, Clone)]
@@ -335,9 +262,9 @@ impl Graph {
                 node: self.nodes,
                 name: Some("decoder".into()),
                 initializer: self.constants,
-                input: self.inputs.iter().map(value_info).collect(),
-                output: self.outputs.iter().map(value_info).collect(),
-                value_info: self.told.iter().map(value_info).collect(),
+                input: self.inputs.iter().map(Port::value_info).collect(),
+                output: self.outputs.iter().map(Port::value_info).collect(),
+                value_info: self.told.iter().map(Port::value_info).collect(),
             }),
             opset_import,
             metadata_props: properties.iter().map(|(key, value)| entry(key, value.clone())).collect(),
@@ -439,18 +366,4 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Int(value) => AttributeProto { i: Some(*value), r#type: Some(2), ..attribute },
         Attribute::Ints(values) => AttributeProto { ints: values.clone(), r#type: Some(7), ..attribute },
     }
-}
-
-fn value_info(port: &Port) -> ValueInfoProto {
-    let dim = |dim: &Dim| DimensionProto {
-        value: Some(match dim {
-            Dim::Fixed(len) => dimension::Value::DimValue(i64::try_from(*len).unwrap_or(i64::MAX)),
-            Dim::Named(name) => dimension::Value::DimParam(name.clone()),
-        }),
-    };
-    let tensor = TensorTypeProto {
-        elem_type: Some(port.element as i32),
-        shape: Some(TensorShapeProto { dim: port.shape.iter().map(dim).collect() }),
-    };
-    ValueInfoProto { name: Some(port.name.clone()), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
 }

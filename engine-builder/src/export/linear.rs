@@ -13,7 +13,9 @@ use half::f16;
 use takt_engine::quant::{INT4_GROUP, MatrixData, MatrixView, NVFP4_BLOCK, WeightKind};
 
 use super::{
-    graph::{Attribute, ElementType, Value},
+    graph::{Attribute, Value},
+    port::ElementType,
+    target::Target,
     writer::Writer,
 };
 use crate::{BuildError, Result};
@@ -134,13 +136,6 @@ impl Writer<'_> {
         };
         let (num_rows, num_cols) = (matrix.num_rows, matrix.num_cols);
         let block = int4_block(num_cols);
-        if self.target.is_tensorrt() && !TENSORRT_INT4_BLOCKS.contains(&block) {
-            return Err(BuildError::Unsupported(format!(
-                "{name} in int4 for {}: {num_cols} input features, TensorRT takes blocks of 64 or 128 that divide them; build the engine again with \
-                 fp8 or bf16",
-                self.target
-            )));
-        }
         let (element, num_groups) = (self.int4_scale_type(), num_cols.div_ceil(INT4_GROUP));
         let row = |row: usize| {
             let groups = &scales[2 * row * num_groups..2 * (row + 1) * num_groups];
@@ -162,6 +157,20 @@ impl Writer<'_> {
         self.advanced(&name)?;
         Ok((value, block))
     }
+}
+
+/// Checks that `target` multiplies with `name` in int4, of `num_cols` input features.
+///
+/// # Errors
+/// [`BuildError::Unsupported`] when no block of its divides them.
+pub(super) fn check_int4(target: &Target, name: &str, num_cols: usize) -> Result<()> {
+    if !target.is_tensorrt() || TENSORRT_INT4_BLOCKS.contains(&int4_block(num_cols)) {
+        return Ok(());
+    }
+    Err(BuildError::Unsupported(format!(
+        "{name} in int4 for {target}: {num_cols} input features, TensorRT takes blocks of 64 or 128 that divide them; build the engine again with \
+         --weights fp8 or bf16"
+    )))
 }
 
 /// The largest power of two that divides `num_cols`, at most the group the engine has.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    graph::{Dim, ElementType, Port, Value},
+    graph::Value,
     options::Variant,
+    port::{Dim, ElementType, Port},
     target::Form,
     writer::Writer,
 };

@@ -5,7 +5,7 @@ use std::{str::FromStr, sync::atomic::AtomicBool};
 use serde::Serialize;
 
 use super::{
-    graph::ElementType,
+    port::ElementType,
     target::{Form, Target},
 };
 

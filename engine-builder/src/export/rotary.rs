@@ -3,7 +3,8 @@
 use takt_engine::spec::{RopePairing, RopeSpec};
 
 use super::{
-    graph::{Attribute, ElementType, Value},
+    graph::{Attribute, Value},
+    port::ElementType,
     target::Form,
     writer::Writer,
 };

@@ -200,7 +200,16 @@ fn the_contract_names_every_input_for_its_form_and_variant() {
         assert_eq!(found["models"].as_array().unwrap().len(), if variant == Variant::Eagle3 { 2 } else { 1 });
         check_profiles(model, found["capacity"].as_u64().unwrap());
     }
-    let found = contract(&made.out());
+    for (target, max_context) in
+        [("tensorrt-10.16", 1), ("tensorrt-10.16", 40), ("tensorrt-10.13", 40), ("tensorrt-10.13", 300)]
+    {
+        let options = ExportOptions { max_context: Some(max_context), force: true, ..for_target(target) };
+        for model in contract(&made.export(&options).unwrap())["models"].as_array().unwrap() {
+            check_profiles(model, 4096);
+        }
+    }
+    let found =
+        contract(&made.export(&ExportOptions { force: true, ..for_target("tensorrt-11.4") }).unwrap());
     let expected = "input_ids position_ids features hidden write_indices attention_mask logits_rows";
     assert_eq!(names(&found["models"][1]["inputs"]).join(" "), expected);
     assert_eq!(names(&found["models"][1]["outputs"]).join(" "), "next_hidden logits");
