@@ -191,6 +191,18 @@ fn second_process(first: &Child) -> Option<u32> {
     children.into_iter().next()
 }
 
+/// A second process that does not outlive a test that fails.
+struct Ended(u32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let command = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains("perception-frames") {
+            let _ = Command::new("kill").args(["-9", &self.0.to_string()]).status();
+        }
+    }
+}
+
 fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -224,6 +236,7 @@ fn the_second_process_ends_when_the_first_dies() {
         assert!(first.try_wait().unwrap().is_none(), "the first ended");
         second_process(&first)
     });
+    let _ended = Ended(second);
     // In the midst of its frames: an hour of them is asked for.
     thread::sleep(Duration::from_millis(500));
     first.kill().unwrap();

@@ -201,7 +201,9 @@ fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
         &["\"sm_86\"", "sm_87 (Orin)", "sm_110a (Thor)"],
     );
     fail(["generate", engine(), "--prompt", "a", "--backend", "cuda"], 1, &["cuda"]);
-    fail(["bench", "--shape", "qwen3-0.6b", "--backend", "cuda"], 2, &["--shape", "CPU only"]);
+    let on_gpu =
+        ["bench", "--shape", "qwen3-0.6b", "--speculation", "--profile", "fair", "--backend", "cuda"];
+    fail(on_gpu, 2, &["--shape", "CPU only"]);
     fail(["serve", "--ros-args", "-p", "a"], 2, &["-p a", "NAME:=VALUE expected"]);
     fail(["serve", "--ros-args", "--nonsense"], 2, &["--nonsense", "--params-file"]);
     fail(["ask", "a", "--ros-args", "-p", "engine.lanes:=1"], 2, &["takt serve"]);
