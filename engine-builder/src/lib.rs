@@ -1,5 +1,5 @@
 //! Takt's builder: ONNX and Hugging Face checkpoints → one internal decoder description → a quantized engine directory, with a published
-//! EAGLE-3 head where one is given, and CUDA kernels for the boards that are named.
+//! EAGLE-3 head where one is given, and CUDA kernels for the boards that are named. From an engine directory: ONNX models for TensorRT ([`export`](mod@export)).
 
 mod build;
 pub mod checkpoint;

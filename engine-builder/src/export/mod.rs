@@ -1,10 +1,10 @@
 //! An engine as ONNX models, for TensorRT or any runtime of the standard: explicit cache, weights in the engine's own quantized bytes.
 //!
-//! 1. [`target`]: who reads them, and what that reader takes. [`options`]: what is wanted.
-//! 2. [`graph`], [`port`], [`data_file`]: a graph under construction; its large constants in a file beside it, streamed from the mapped engine.
-//! 3. [`writer`]: what the parts are written with. [`linear`], [`norm`], [`rotary`], [`mask`], [`attention`], [`activation`]: those parts.
-//! 4. [`plan`]: what will be written, checked first. [`layer`], [`decoder`], [`draft`]: the equations of [`DecoderSpec`] and of [`takt_engine::draft::DraftSpec`], in their order.
-//! 5. [`contract`]: names, shapes, types and profiles of all inputs and outputs, for whoever builds plans.
+//! 1. `target`: who reads them, and what that reader takes. `options`: what is wanted.
+//! 2. `graph`, `port`, `data_file`: a graph under construction; its large constants in a file beside it, streamed from the mapped engine.
+//! 3. `writer`: what the parts are written with. `linear`, `norm`, `rotary`, `mask`, `attention`, `activation`: those parts.
+//! 4. `plan`: what will be written, checked first. `layer`, `decoder`, `draft`: the equations of [`DecoderSpec`] and of [`takt_engine::draft::DraftSpec`], in their order.
+//! 5. `contract`: names, shapes, types and profiles of all inputs and outputs, for whoever builds plans.
 //!
 //! Matrix products are in one type of 16 bits; the residual stream, norms, rotations, gates and logits are in 32.
 

@@ -22,7 +22,9 @@ static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("onnx-venv");
     let python = folder.join("bin/python");
-    if folder.join("complete").exists() {
+    let is_current =
+        std::fs::read_to_string(folder.join("complete")).is_ok_and(|made| made == PACKAGES.join("\n"));
+    if is_current {
         return Some(python);
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
