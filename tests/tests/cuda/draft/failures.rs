@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use takt_engine::{
+    EngineError,
     backend::{Backend, cuda::CudaOptions},
-    draft::{DraftPlan, DraftRow},
+    dir::DraftDir,
+    draft::{DraftPlan, DraftRow, DraftSource, DraftSpec},
     kv::{KvKind, LaneId},
+    quant::{MatrixData, MatrixView},
     step::{LogitsWanted, StepPlan},
 };
 use takt_kernels_cu::driver::{
@@ -196,5 +199,61 @@ fn a_fault_while_a_step_is_read_along_ends_the_backend_and_commits_nothing() {
         assert_eq!(backend.committed_len(A), 12);
         assert!(backend.keep(A, &[0]).is_err() && backend.truncate(A, 0).is_err());
         assert!(backend.save_snapshot(A, 3).is_err());
+    });
+}
+
+/// A head of which one matrix is missing, or stored as no other beside it is.
+struct Damaged<'a> {
+    head: &'a DraftDir,
+    name: &'static str,
+    replacement: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl DraftSource for Damaged<'_> {
+    fn matrix(&self, name: &str) -> takt_engine::Result<MatrixView<'_>> {
+        let view = self.head.matrix(name)?;
+        match &self.replacement {
+            _ if name != self.name => Ok(view),
+            None => Err(EngineError::Tensor { name: name.into(), fact: "missing".into() }),
+            Some((codes, scales)) => Ok(MatrixView { data: MatrixData::Fp8 { codes, scales }, ..view }),
+        }
+    }
+
+    fn vector(&self, name: &str) -> takt_engine::Result<Vec<f32>> {
+        self.head.vector(name)
+    }
+
+    fn target_tokens(&self) -> takt_engine::Result<Vec<u32>> {
+        self.head.target_tokens()
+    }
+}
+
+#[test]
+fn a_head_that_does_not_hold_is_refused_by_name_and_lanes_keep_what_they_hold() {
+    let test = "draft::failures::a_head_that_does_not_hold_is_refused_by_name_and_lanes_keep_what_they_hold";
+    emulated(test).run(|device| {
+        let fixture = Fixture::new(0);
+        let head = fixture.dir.draft().unwrap();
+        let spec = &head.manifest().spec;
+        let mut backend = fixture.without_head(&small());
+        let expected = run_slices(&mut backend, A, &TEXT, 9);
+        let before = device.report().value("device_allocations");
+        let foreign = DraftSpec { captured: [0, 1, 99], ..spec.clone() };
+        let k_proj = head.matrix("layer.self_attn.k_proj").unwrap();
+        let fp8 = (vec![0x38; k_proj.num_rows * k_proj.num_cols], vec![0; 4 * k_proj.num_rows]);
+        let sources = [
+            (spec, "layer.mlp.down_proj", None, "missing"),
+            (spec, "layer.self_attn.k_proj", Some(fp8), "fp8 weights, those beside it are bf16"),
+            (&foreign, "", None, "features at the input of layer 99"),
+        ];
+        for (spec, name, replacement, reason) in sources {
+            let error =
+                backend.attach_draft(spec, &Damaged { head, name, replacement }).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(reason), "{error}");
+            assert_eq!(device.report().value("device_allocations"), before, "{reason}");
+            assert_eq!((backend.draft_facts(), backend.committed_len(A)), (None, 9));
+        }
+        backend.truncate(A, 0).unwrap();
+        assert_eq!(run_slices(&mut backend, A, &TEXT, 9), expected);
     });
 }
