@@ -161,3 +161,13 @@ fn a_list_that_ends_among_zeros_does_not_decide_for_the_greedy() {
     assert_eq!(greedy.sample_row(&mut row.row()).unwrap(), 0);
     assert_eq!(greedy.sample_row(&mut Row::new(&logits, 1).row()).unwrap(), 0);
 }
+
+#[test]
+fn a_zero_after_sixty_tokens_beats_a_negative_zero_before_them() {
+    let mut logits = vec![-1.0; 65];
+    (logits[0], logits[64]) = (-0.0, 0.0);
+    let params = SamplingParams { temperature: 1.0, top_k: Some(1), ..SamplingParams::default() };
+    assert_eq!(Sampler::new(&params).unwrap().sample(&logits).unwrap(), 64);
+    let row = Row::new(&logits, 2);
+    assert_eq!(Sampler::new(&params).unwrap().sample_row(&mut row.row()).unwrap(), 64);
+}

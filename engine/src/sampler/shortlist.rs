@@ -101,7 +101,7 @@ impl Shortlist {
         let mut bar = f32::NEG_INFINITY;
         for candidate in finite(logits) {
             // Ids ascend, so a token equal to the k-th loses the tie.
-            if candidate.logit <= bar && self.candidates.len() >= k {
+            if candidate.logit.total_cmp(&bar).is_le() && self.candidates.len() >= k {
                 continue;
             }
             self.candidates.push(candidate);

@@ -16,7 +16,9 @@ pub(super) const NEEDED: &[&str] = &[
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxReset_v2",
+    "cuDevicePrimaryCtxRetain",
     "cuDeviceTotalMem_v2",
     "cuDriverGetVersion",
     "cuEventCreate",
@@ -52,6 +54,7 @@ pub(super) const NEEDED: &[&str] = &[
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
+    "cuStreamGetPriority",
     "cuStreamSynchronize",
 ];
 

@@ -6,6 +6,7 @@ use super::{
     activations::{Activations, Arithmetic},
     attention::MAX_QUERIES,
     largest::LargestLogits,
+    linear::max_tasks,
 };
 use crate::{
     backend::plan_check::num_logits_rows,
@@ -160,6 +161,12 @@ impl Arena {
             gated: Activations::new(arithmetic, max_tokens, inner),
             last: Activations::new(arithmetic, max_rows, hidden),
         }
+    }
+
+    /// Room to look for the largest logits on `num_threads` threads.
+    pub(super) fn with_largest(self, num_threads: usize) -> Self {
+        let largest = LargestLogits::new(max_tasks(num_threads), self.logits_tokens.capacity());
+        Self { largest, ..self }
     }
 
     /// Rows of the path of token `token_idx` from its tree's root, itself included; empty outside of trees.

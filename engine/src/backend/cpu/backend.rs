@@ -131,7 +131,7 @@ impl CpuBackend {
             rope: RopeTable::new(&spec.rope, options.lane_capacity),
             pool: ThreadPool::new(options.num_threads)?,
             vectors: Vectors::detect(),
-            arena: Arena::new(spec, limits, arithmetic),
+            arena: Arena::new(spec, limits, arithmetic).with_largest(options.num_threads),
             spec: spec.clone(),
             model,
             lanes,

@@ -48,6 +48,16 @@ impl Found {
 }
 
 impl LargestLogits {
+    /// Room for products of `max_tasks` tasks and `max_rows` rows.
+    pub fn new(max_tasks: usize, max_rows: usize) -> Self {
+        Self {
+            of_tasks: Vec::with_capacity(max_tasks * max_rows),
+            tokens: Vec::with_capacity(max_rows),
+            logits: Vec::with_capacity(max_rows),
+            is_unlisted: Vec::with_capacity(max_rows),
+        }
+    }
+
     /// Nothing is found: of the last product nobody wanted it.
     pub fn clear(&mut self) {
         self.tokens.clear();

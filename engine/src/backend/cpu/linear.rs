@@ -15,6 +15,11 @@ use super::{
 /// Tasks per thread: enough that a thread which the system took away delays the others little.
 const TASKS_PER_THREAD: usize = 8;
 
+/// Most tasks of a product on `num_threads` threads.
+pub(super) fn max_tasks(num_threads: usize) -> usize {
+    num_threads * TASKS_PER_THREAD
+}
+
 /// `out[m, n] = Σ_k w[n, k] · x[m, k]`: `w` `[N, K]`, `x` `[M, K]`, `out` `[M, N]` F32 row-major.
 ///
 /// Invariant: a row of the output depends on its row of `x` alone: bit for bit the same for any M, any number of threads
@@ -86,7 +91,7 @@ impl<'a> Product<'a> {
         let plan = PairPlan::of(isa, x.arithmetic(), w.kind()).filter(|plan| num_tokens >= plan.min_tokens);
         let num_pairs = if plan.is_some() { num_rows / PAIR_ROWS } else { 0 };
         let num_units = num_pairs + (w.num_tiles() - 2 * num_pairs);
-        let num_tasks = num_units.min(pool.num_threads() * TASKS_PER_THREAD);
+        let num_tasks = num_units.min(max_tasks(pool.num_threads()));
         Self { isa, w, x, plan, num_pairs, num_units, num_tasks }
     }
 
