@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -159,6 +160,13 @@ pub fn add_kernels(
     };
     let staging = hidden_sibling(parent, &name.to_string_lossy(), "kernels")?;
     let (made, folder) = (staging.path().join(KERNELS_FOLDER), engine.join(KERNELS_FOLDER));
+    let target = if folder.exists() { &folder } else { &engine };
+    if is_elsewhere(staging.path(), target)? {
+        let fact = format!(
+            "is a file system of its own, and kernels are compiled in {parent:?} and moved: expected both on one; add them where the folder is not mounted, or to a copy of the engine, and mount that"
+        );
+        return Err(BuildError::Source { path: target.clone(), fact });
+    }
     let report = kernels.compile_into(&made, cancelled, progress)?;
     check(cancelled)?;
     sync_folder(&made)?;
@@ -167,6 +175,22 @@ pub fn add_kernels(
     sync_folder(&folder)?;
     sync_folder(&engine)?;
     Ok(report)
+}
+
+/// Whether nothing can be moved from the folder `from` to the folder `to`: other devices, or other mounts of one.
+fn is_elsewhere(from: &Path, to: &Path) -> Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let device =
+            |path: &Path| fs::metadata(path).map(|facts| facts.dev()).map_err(|e| io_error("read", path, e));
+        if device(from)? != device(to)? {
+            return Ok(true);
+        }
+    }
+    // Nothing is there to be moved; the kernel compares mounts before it finds that out.
+    let moved = fs::rename(from.join("nothing"), to.join("nothing"));
+    Ok(moved.is_err_and(|e| e.kind() == ErrorKind::CrossesDevices))
 }
 
 /// Moves what is in `made` to `folder`.
@@ -276,6 +300,29 @@ mod tests {
         assert!(warned.is_some_and(|text| text.contains("sm_87") && text.contains("12.6")));
         assert_eq!(older_driver_warning(&[older]), None);
         assert_eq!(older_driver_warning(&[older, newer]), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn kernels_that_would_have_to_move_to_another_file_system_are_refused_at_once() {
+        use crate::{BuildOptions, build};
+        use takt_engine::quant::WeightKind;
+        let (folder, Ok(other)) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm")) else {
+            return;
+        };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/hf/tiny-llama");
+        let engine = folder.path().join("engine");
+        build(&source, &engine, &BuildOptions::new(WeightKind::Bf16), &mut |_| ()).unwrap();
+        assert!(!is_elsewhere(folder.path(), &engine).unwrap());
+        if !is_elsewhere(folder.path(), other.path()).unwrap() {
+            return;
+        }
+        std::os::unix::fs::symlink(other.path(), engine.join(KERNELS_FOLDER)).unwrap();
+        let none = BoardKernels { compilers: Vec::new(), boards: Vec::new() };
+        let error = add_kernels(&engine, &none, None, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("kernels\": is a file system of its own"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
     }
 
     #[test]

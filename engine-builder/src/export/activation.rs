@@ -19,8 +19,10 @@ use crate::{BuildError, Result};
 
 /// Largest E2M1 value.
 const E2M1_MAX: f32 = 6.0;
-/// What is fed has been rounded itself: E4M3 by up to 1/16 of each value, twice in a product.
-const MARGIN: f32 = 1.125;
+/// What is fed has been rounded itself, E4M3 by up to 1/16 of each value.
+const FP8_MARGIN: f32 = 1.125;
+/// E2M1 makes 6 of what is above 5, 1.2 times as much; the scale of a block and 16-bit types round as well.
+const NVFP4_MARGIN: f32 = 1.3;
 /// `-x · sigmoid(x)` is never larger.
 const SILU_DIP: f32 = 0.2785;
 
@@ -60,10 +62,20 @@ impl Bounds {
         let up_bias = bias("mlp.up_proj", has_mlp_bias, up.num_rows)?;
         Ok(Self {
             attention_input: element_bound(&input) * (norms.len() as f32).sqrt().recip(),
-            attended: rows_bound(&v, &v_bias, &input) * MARGIN,
+            attended: rows_bound(&v, &v_bias, &input) * margin(v.kind()),
             feed_forward_input: element_bound(&ffn_norm),
-            gated: gated_bound([&gate, &up], [&gate_bias, &up_bias], &ffn_norm) * MARGIN * MARGIN,
+            gated: gated_bound([&gate, &up], [&gate_bias, &up_bias], &ffn_norm)
+                * margin(gate.kind())
+                * margin(up.kind()),
         })
+    }
+}
+
+/// How much longer a vector can get when it is rounded as what weights of `kind` are multiplied with.
+fn margin(kind: WeightKind) -> f32 {
+    match kind {
+        WeightKind::Nvfp4 => NVFP4_MARGIN,
+        _ => FP8_MARGIN,
     }
 }
 
@@ -239,6 +251,23 @@ mod tests {
                 assert_eq!(scale.to_bits() & 0x7f_ffff, 0, "{scale:e} is no power of two");
             }
         }
+    }
+
+    #[test]
+    fn margins_take_what_rounding_adds_to_the_length() {
+        // One value at the top of a block, all others just above 5 of its scale's 6: E2M1 makes 6 of each.
+        let values: Vec<f32> = (0..16).map(|i| if i == 0 { 6.0 } else { 5.01 }).collect();
+        let mut added = 0.0f32;
+        for step in 0..64 {
+            let values: Vec<f32> = values.iter().map(|value| value * (1.0 + step as f32 / 64.0)).collect();
+            for kind in [WeightKind::Fp8, WeightKind::Nvfp4] {
+                let rounded = row(&quantize(kind, (1, 16), &values, 1).unwrap(), 0);
+                let longer = (dot(&rounded, &rounded) / dot(&values, &values)).sqrt();
+                assert!(longer <= margin(kind), "{kind}: {longer}");
+                added = added.max(longer);
+            }
+        }
+        assert!(added > FP8_MARGIN, "{added} is not the worst");
     }
 
     #[test]

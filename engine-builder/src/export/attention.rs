@@ -3,7 +3,7 @@
 use super::{
     graph::{Attribute, Value},
     mask::Visibility,
-    port::{Dim, Port},
+    port::{Dim, ElementType, Port},
     target::Form,
     writer::Writer,
 };
@@ -28,7 +28,7 @@ impl Writer<'_> {
             Form::Primitives => "past".into(),
         };
         if self.form == Form::Operators {
-            let port = Port::new(WRITE_INDICES, super::port::ElementType::I64, &["batch".into()]);
+            let port = Port::new(WRITE_INDICES, ElementType::I64, &["batch".into()]);
             self.graph.input(port);
         }
         for layer_idx in 0..self.spec.num_layers {
@@ -62,8 +62,10 @@ impl Writer<'_> {
         let mask = visibility.mask(self.spec.window(layer_idx));
         match self.form {
             Form::Operators => {
-                let scale = [("scale", Attribute::Float(1.0))];
-                Ok(self.graph.op("Attention", label, &[q, &cached[0], &cached[1], mask], &scale))
+                // Without the second one the standard's softmax is in the type of queries and keys.
+                let precision = Attribute::Int(ElementType::F32 as i64);
+                let attributes = [("scale", Attribute::Float(1.0)), ("softmax_precision", precision)];
+                Ok(self.graph.op("Attention", label, &[q, &cached[0], &cached[1], mask], &attributes))
             }
             Form::Primitives => self.attend_plainly(label, q, [&cached[0], &cached[1]], mask),
         }

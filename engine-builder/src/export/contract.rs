@@ -26,6 +26,10 @@
 //! standard's operator has no attribute. Weights of a draft head may lie in its target's data.
 //!
 //! In the plain variant a lane's rows are its positions. With `primitives` a lane's past is the first `position_ids[b, 0]` rows fed.
+//!
+//! What is fed beside a lane's own rows has no weight, but it is multiplied: zero times NaN is NaN. So rows that were never written must be finite,
+//! and a cache is set to zero once. Positions of a shorter lane's padding go on counting behind its last token and stay below the capacity:
+//! `primitives` takes the positions of new keys from `position_ids`, and a smaller one would be seen. [`Contract::notes`] says both.
 
 use serde::Serialize;
 use takt_engine::{
@@ -46,6 +50,11 @@ use super::{
 pub const CONTRACT_FILE: &str = "export.json";
 /// The version of [`Contract`].
 pub const CONTRACT_VERSION: u32 = 1;
+/// What inputs must keep to that no shape says.
+pub(super) const NOTES: [&str; 2] = [
+    "Every value of the caches that are fed must be finite, those of rows that no token has written too: set a cache to zero once. Such rows have weight 0, and 0 times NaN is NaN.",
+    "Tokens that pad a shorter lane stand behind its own, and their position_ids go on counting from its last and stay below the capacity. In the form primitives, tokens at or behind a smaller position would see them.",
+];
 
 /// `export.json`. Deterministic: the same engine and options give the same bytes.
 #[derive(Debug, Clone, Serialize)]
@@ -70,6 +79,8 @@ pub struct Contract {
     pub variant: Variant,
     /// Rows of a lane of the target's cache.
     pub capacity: usize,
+    /// What inputs must keep to that no shape says.
+    pub notes: [&'static str; 2],
     /// The target, then its draft head.
     pub models: Vec<Model>,
 }

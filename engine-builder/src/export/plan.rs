@@ -10,7 +10,7 @@ use takt_engine::{
 
 use super::{
     DRAFT_DATA_FILE, DRAFT_FILE, ExportProgress, MODEL_DATA_FILE, MODEL_FILE, Source,
-    contract::{CONTRACT_FILE, CONTRACT_VERSION, Contract, Extents, Model, ModelFacts},
+    contract::{CONTRACT_FILE, CONTRACT_VERSION, Contract, Extents, Model, ModelFacts, NOTES},
     data_file::DataFile,
     decoder::DecoderInputs,
     draft::draft_capacity,
@@ -95,6 +95,7 @@ impl<'a> Plan<'a> {
             quantization: self.source.quantization,
             variant: self.variant,
             capacity: self.capacity,
+            notes: NOTES,
             models,
         })
     }

@@ -23,6 +23,11 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
+/// A folder for engines and exports, on the disk of `target`: the system's is in memory on many machines.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("onnx-export-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 /// An engine from a checkpoint.
 pub fn engine(folder: &Path, source: &Path, options: &BuildOptions<'_>) -> PathBuf {
     let out = folder.join("engine");

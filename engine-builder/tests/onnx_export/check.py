@@ -171,6 +171,9 @@ def inputs_of(runner: Runner, cache: Cache, lanes: list[int], tokens: list[list[
         mask[place, :, first : first + sequence] = tree_mask(tree)
         kv_positions[place, :start] = np.arange(start)
         kv_positions[place, first : first + sequence] = positions[place]
+        if cache.in_place and "attention_mask" not in runner.dims:
+            # Rows tell the positions of keys here; the padding's own matter to nobody, not even the smallest.
+            positions[place, count:] = 0
     feeds |= {"input_ids": ids, "position_ids": positions}
     if "attention_mask" in runner.dims:
         feeds["attention_mask"] = mask

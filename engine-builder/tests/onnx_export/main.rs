@@ -25,7 +25,7 @@ use takt_engine_builder::{
     export::{Activations, Compute, ExportOptions, Form, Source, Variant, export, export_source},
 };
 
-use case::{Head, engine, fixtures};
+use case::{Head, engine, fixtures, scratch};
 use serde_json::{Value, json};
 
 /// Of 32-bit arithmetic, and of a cache in 16 bits with a scale on the CPU's side.
@@ -69,7 +69,7 @@ impl<'a> Case<'a> {
     /// Runs it in `runtimes`; every quantity must be within the bound in each that has the operators.
     fn check(&self, runtimes: &[&str]) -> BTreeMap<String, bool> {
         let Some(python) = python::python() else { return BTreeMap::new() };
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         let engine = engine(folder.path(), &fixtures().join(self.source), &self.build);
         let manifest = engine.join("engine.json");
         let mut described: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
@@ -293,7 +293,7 @@ fn habits(folder: &Path, own_embedding: bool) {
 #[test]
 fn every_habit_of_a_draft_head_is_computed_as_the_cpu_does() {
     for own_embedding in [false, true] {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = scratch();
         habits(folder.path(), own_embedding);
         for form in FORMS {
             let mut case = Case::new("hf/tiny-llama", WeightKind::Fp8, form);
@@ -307,7 +307,12 @@ fn every_habit_of_a_draft_head_is_computed_as_the_cpu_does() {
 #[test]
 fn a_model_of_several_gigabytes_is_streamed() {
     let Some(python) = python::python() else { return };
-    let folder = tempfile::tempdir().unwrap();
+    // Always the same folder, so that what a killed run left does not stay.
+    let name = "onnx-gigabytes";
+    let left = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    assert!(!left.exists() || std::fs::remove_dir_all(&left).is_ok(), "{left:?} cannot be removed");
+    let folder =
+        tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let spec = decoder_spec("qwen3-1.7b").unwrap();
     let weights = RandomWeights::new(&spec, WeightKind::Bf16, WeightKind::Bf16, 1).unwrap();
     let quantization =
@@ -318,4 +323,6 @@ fn a_model_of_several_gigabytes_is_streamed() {
     assert!(report.total_bytes > 3 << 30, "{}", report.total_bytes);
     assert!(std::fs::metadata(out.join("model.onnx")).unwrap().len() < 1 << 20);
     python::check(python, &out, Path::new("-"), "file");
+    folder.close().unwrap();
+    assert!(!left.exists());
 }

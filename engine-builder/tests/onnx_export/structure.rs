@@ -14,7 +14,7 @@ use takt_engine_builder::{
     export::{Activations, Compute, ExportOptions, Form, Variant, export},
 };
 
-use crate::case::{engine, fixtures};
+use crate::case::{engine, fixtures, scratch};
 
 struct Made {
     folder: tempfile::TempDir,
@@ -22,7 +22,7 @@ struct Made {
 }
 
 fn made(source: &str, options: &BuildOptions<'_>) -> Made {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let engine = engine(folder.path(), &fixtures().join(source), options);
     Made { folder, engine }
 }
@@ -199,6 +199,12 @@ fn the_contract_names_every_input_for_its_form_and_variant() {
         assert_eq!(model["aliases"].as_array().unwrap().is_empty(), !in_place);
         assert_eq!(found["models"].as_array().unwrap().len(), if variant == Variant::Eagle3 { 2 } else { 1 });
         check_profiles(model, found["capacity"].as_u64().unwrap());
+        // Softmax in 32 bits also where the runtime's operator has it.
+        let written = fs::read(made.out().join("model.onnx")).unwrap();
+        let attribute = b"softmax_precision";
+        assert_eq!(written.windows(attribute.len()).any(|bytes| bytes == attribute), in_place);
+        let notes = found["notes"].to_string();
+        assert!(["zero once", "go on counting"].iter().all(|fact| notes.contains(fact)), "{notes}");
     }
     for (target, max_context) in
         [("tensorrt-10.16", 1), ("tensorrt-10.16", 40), ("tensorrt-10.13", 40), ("tensorrt-10.13", 300)]
