@@ -163,7 +163,16 @@ fn perception_is_measured_in_every_mode_and_place_and_nothing_is_left() {
         let ms = &row["frame_ms"];
         assert!(ms["p50"].as_f64().unwrap() > 0.0 && ms["max"].as_f64() >= ms["p99"].as_f64(), "{row}");
         assert_eq!(row["kept"].is_null(), row["mode"] == "alone", "{row}");
+        // What was got, from what the backend says of its kernels.
+        let got = match row["mode"].as_str().unwrap() {
+            "alone" => Value::Null,
+            "green_context" => json!({"used": 4, "all": 8}),
+            _ => json!({"used": 8, "all": 8}),
+        };
+        assert_eq!((&row["share"], &row["multiprocessors"]), (&row["mode"], &got), "{row}");
+        assert!(row["not_judged"].is_null(), "{row}");
     }
+    assert_eq!(found["kept_against"], "none");
     // What was really opened: all multiprocessors, and the half that can be split off 8.
     let kernels: Vec<_> =
         found["model_alone"].as_array().unwrap().iter().map(|row| row["kernels"].as_str().unwrap()).collect();
@@ -264,6 +273,8 @@ fn without_a_gpu_that_is_said() {
     fail(["bench", "--perception", "--backend", "cpu"], 2, &["shares a GPU"]);
     fail(["bench", "--perception", "--modes", "mig"], 2, &["none, priority or green_context"]);
     fail(["bench", "--perception", "--seconds", "0"], 2, &["more than 0"]);
+    fail(["bench", "--perception", "--seconds", "1e19"], 2, &["at most 86400"]);
+    fail(["bench", "--perception", "--seconds", "86400"], 2, &["frames, expected at most"]);
     fail(["bench", "--shape", "qwen3-0.6b", "--verify-sizes", "8"], 2, &["belong to --backend cuda"]);
     fail(["bench", "--hz", "30", "--shape", "qwen3-0.6b"], 2, &["--perception"]);
 }

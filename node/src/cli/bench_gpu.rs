@@ -76,7 +76,12 @@ impl GpuBenchArgs {
             (None, None) => least,
         };
         let kinds = self.kinds(context_len, 1);
-        let trees = context_len + kinds.verify_sizes.iter().max().copied().unwrap_or(0);
+        let largest = kinds.verify_sizes.iter().max().copied().unwrap_or(0);
+        let trees = context_len.checked_add(largest).ok_or_else(|| {
+            CliError::Usage(format!(
+                "--prompt-len {context_len}: no lane holds it and a tree of {largest} tokens"
+            ))
+        })?;
         let wished = kinds.prefill_lens.iter().copied().chain([trees, least]).max().unwrap_or(least);
         Ok(wished.min(max_context).max(least))
     }
@@ -162,5 +167,20 @@ impl GpuFigures {
             );
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_longer_than_can_be_counted_is_refused() {
+        let args = GpuBenchArgs { prefill_lens: Vec::new(), verify_sizes: vec![8] };
+        assert_eq!(args.lane_capacity(10, 5, None, None).unwrap(), 10);
+        let error = args.lane_capacity(usize::MAX, usize::MAX - 7, None, None).unwrap_err();
+        assert!(
+            matches!(error, CliError::Usage(message) if message.contains("--prompt-len 18446744073709551608"))
+        );
     }
 }

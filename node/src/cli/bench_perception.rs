@@ -14,7 +14,7 @@ use crate::{
         Mode, Place, Settings,
         language::Model,
         measure, plot,
-        process::{Program, serve},
+        process::{MAX_FRAMES, Program, serve},
         report::{MAX_P99, MIN_KEPT, Report},
     },
     config::process_environment,
@@ -24,6 +24,9 @@ use crate::{
 pub(super) const SECOND_PROCESS: &str = "perception-frames";
 /// The model beside perception, when none is named.
 const USUAL_SHAPE: &str = "qwen3-4b";
+
+/// Longest `--seconds`: a day.
+const MAX_SECONDS: u32 = 86_400;
 
 /// What `takt bench --perception` was asked for.
 #[derive(Debug, clap::Args)]
@@ -123,9 +126,7 @@ fn settings(
     bench: &PerceptionBench<'_>,
     options: EngineOptions,
 ) -> Result<Settings, CliError> {
-    let length = Duration::try_from_secs_f64(args.seconds).ok().filter(|length| !length.is_zero());
-    let length =
-        length.ok_or_else(|| CliError::Usage(format!("--seconds {}: expected more than 0", args.seconds)))?;
+    let length = length(args.seconds, &args.hz, args.perception_rounds)?;
     if args.frame.is_zero() {
         return Err(CliError::Usage("--frame: expected more than 0".into()));
     }
@@ -151,6 +152,24 @@ fn settings(
     })
 }
 
+/// How long each rate is measured, if the frames of all `num_rounds` can be kept.
+fn length(seconds: f64, rates_hz: &[u32], num_rounds: u16) -> Result<Duration, CliError> {
+    let length = Duration::try_from_secs_f64(seconds).ok().filter(|length| !length.is_zero());
+    let length = length.filter(|length| *length <= Duration::from_secs(MAX_SECONDS.into()));
+    let length = length.ok_or_else(|| {
+        CliError::Usage(format!("--seconds {seconds}: expected more than 0 and at most {MAX_SECONDS}"))
+    })?;
+    let fastest = rates_hz.iter().copied().max().unwrap_or(0);
+    let num_frames = length.as_secs_f64() * f64::from(fastest) * f64::from(num_rounds);
+    if num_frames > MAX_FRAMES as f64 {
+        return Err(CliError::Usage(format!(
+            "{num_rounds} rounds of {seconds} s at {fastest} Hz are {num_frames:.0} frames, expected at most {MAX_FRAMES}: \
+             lower --seconds, --hz or --perception-rounds"
+        )));
+    }
+    Ok(length)
+}
+
 fn show(report: &Report) {
     sayln!("{}  {}", paint::bold("perception"), report.device);
     let model = report.model_alone.iter();
@@ -168,6 +187,13 @@ fn show(report: &Report) {
             ),
             ("model", report.model.clone()),
             ("alone", model.join("; ")),
+            (
+                "kept",
+                format!(
+                    "of its tokens/s alone, without gaps, with sharing {}",
+                    report.kept_against.unwrap_or("-")
+                )
+            ),
             (
                 "measured",
                 format!(
@@ -198,7 +224,7 @@ fn show(report: &Report) {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let over = format!("{:>10}", or_dash(row.p99_over_alone.map(|over| format!("{over:.3}"))));
         let kept = format!("{:>8}", or_dash(row.kept.map(|kept| format!("{:.0} %", kept * 100.0))));
-        let judged = |text: String, is_met: Option<bool>| match is_met {
+        let judged = |text: String, is_met: Option<bool>| match is_met.filter(|_| row.not_judged.is_none()) {
             None => text,
             Some(true) => paint::green(&text),
             Some(false) => paint::red(&text),
@@ -207,7 +233,7 @@ fn show(report: &Report) {
             "  {:<16}{:>5}  {:<14}{:>8}{:>8}{:>9.3}{:>9.3}{:>9.3}{:>9.3}{}{:>10}{}",
             row.place,
             row.hz,
-            row.mode,
+            row.mode_text(),
             row.frames,
             row.missed,
             ms.p50,
@@ -218,6 +244,9 @@ fn show(report: &Report) {
             or_dash(row.tok_s.map(|tok_s| format!("{tok_s:.1}"))),
             judged(kept, row.kept.map(|kept| kept >= MIN_KEPT)),
         );
+    }
+    if let Some(why) = report.rows.iter().find_map(|row| row.not_judged.as_ref()) {
+        sayln!("\n  * not held against the goals: {why}");
     }
 }
 
@@ -232,4 +261,25 @@ pub(super) fn run_second_process(args: &FramesArgs) -> Result<ExitCode, CliError
     let gpu = gpu_options(GpuShare::None, process_environment);
     serve(&gpu, args.num_links, std::io::stdin(), &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_within_a_day_and_its_frames_can_be_kept() {
+        assert_eq!(length(0.5, &[30, 100], 2).unwrap(), Duration::from_millis(500));
+        assert_eq!(length(86_400.0, &[50], 2).unwrap(), Duration::from_secs(86_400));
+        for wrong in [0.0, -1.0, 86_400.5, 1e19, 1e300, f64::NAN, f64::INFINITY] {
+            let Err(CliError::Usage(message)) = length(wrong, &[30], 1) else { panic!("{wrong}") };
+            assert!(message.contains("more than 0 and at most 86400"), "{message}");
+        }
+        for (seconds, hz, num_rounds) in [(10_001.0, 1000, 1), (20.0, 1000, 1000)] {
+            let Err(CliError::Usage(message)) = length(seconds, &[1, hz], num_rounds) else {
+                panic!("{seconds}")
+            };
+            assert!(message.contains("frames, expected at most 10000000"), "{message}");
+        }
+    }
 }

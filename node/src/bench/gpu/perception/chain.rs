@@ -134,9 +134,10 @@ impl Chain {
         for _ in 0..NUM_WARM {
             thread::sleep(period.saturating_sub(self.frame()?));
         }
-        let mut beat = Instant::now();
-        let end = beat + length;
-        while beat < end && !cancelled.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        let mut beat = started;
+        // No sum of the two: a length may be longer than a clock goes.
+        while beat.saturating_duration_since(started) < length && !cancelled.load(Ordering::Relaxed) {
             thread::sleep(beat.saturating_duration_since(Instant::now()));
             frames.times.push(self.frame()?);
             beat += period;

@@ -106,6 +106,11 @@ impl Speaker {
         Ok(speaker)
     }
 
+    /// Another length of sleep after every step.
+    pub fn set_idle_gap(&mut self, idle_gap: Duration) {
+        self.idle_gap = idle_gap;
+    }
+
     /// The kernels in use and the multiprocessors they may run on.
     #[must_use]
     pub fn kernels(&self) -> String {

@@ -16,7 +16,8 @@ pub mod report;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use takt_engine::{EngineError, EngineOptions, backend::cuda::GpuShare};
@@ -26,6 +27,9 @@ use chain::{Chain, Frames};
 use language::{Model, Speaker};
 use process::{Program, SecondProcess};
 use report::{Alone, Report, Row};
+
+/// Between two looks whether to go on.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How the GPU is shared while frames are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,10 +197,13 @@ impl Bench<'_> {
         let mut speaker = share.map(open).transpose()?;
         if let Some(speaker) = &mut speaker {
             self.check_goes_on()?;
+            // Without gaps: what they cost is part of what the model gives up for its neighbours.
+            speaker.set_idle_gap(Duration::ZERO);
             let (tok_s, ()) = speaker.speak(|| {
-                std::thread::sleep(settings.length);
+                sleep_unless(self.cancelled, settings.length);
                 Ok(())
             })?;
+            speaker.set_idle_gap(settings.idle_gap);
             self.alone.push(Alone { mode, tok_s, kernels: speaker.kernels() });
         }
         for &place in &settings.places {
@@ -218,7 +225,7 @@ impl Bench<'_> {
     fn frames(&mut self, place: Place, hz: u32) -> Result<Frames, EngineError> {
         let length = self.settings.length;
         match (place, &mut self.second) {
-            (Place::SecondProcess, Some(second)) => second.run(hz, length),
+            (Place::SecondProcess, Some(second)) => second.run(hz, length, self.cancelled),
             (Place::SecondProcess, None) => Err(EngineError::Backend("no second process was started".into())),
             (Place::InProcess, _) => self.chain.run(hz, length, self.cancelled),
         }
@@ -235,5 +242,34 @@ impl Bench<'_> {
 
     fn check_goes_on(&self) -> Result<(), EngineError> {
         if self.cancelled.load(Ordering::Relaxed) { Err(EngineError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Sleeps for `length`; ends within [`LOOK`] of being cancelled.
+fn sleep_unless(cancelled: &AtomicBool, length: Duration) {
+    let started = Instant::now();
+    while !cancelled.load(Ordering::Relaxed) {
+        let left = length.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return;
+        }
+        thread::sleep(left.min(LOOK));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_cancelled_sleeps_no_longer() {
+        // Years of sleep: this test ends only because of the flag.
+        sleep_unless(&AtomicBool::new(true), Duration::MAX);
+        let cancelled = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let sleeping = scope.spawn(|| sleep_unless(&cancelled, Duration::MAX));
+            cancelled.store(true, Ordering::Relaxed);
+            sleeping.join().unwrap();
+        });
     }
 }

@@ -104,7 +104,8 @@ fn titles(out: &mut String, report: &Report) {
     );
     let _ = writeln!(
         out,
-        r##"<text x="24" y="64" fill="#555">right: p99 over alone (goal {MAX_P99}), and the share of its tokens that the model keeps</text>"##
+        r##"<text x="24" y="64" fill="#555">right: p99 over alone (goal {MAX_P99}), and the share of its tokens that the model keeps{}</text>"##,
+        if report.rows.iter().any(|row| row.not_judged.is_some()) { "; *: not got, not judged" } else { "" }
     );
 }
 
@@ -118,7 +119,7 @@ fn draw(out: &mut String, axis: &Axis, row: &RowReport, y: f64) {
         y + 4.0,
         row.place,
         row.hz,
-        row.mode
+        row.mode_text()
     );
     let _ = writeln!(
         out,

@@ -22,14 +22,17 @@ use std::{
 use crossbeam_channel::{Receiver, unbounded};
 use takt_engine::{EngineError, backend::cuda::GpuOptions};
 
-use super::chain::{Chain, Frames, MAX_LINKS};
+use super::{
+    LOOK,
+    chain::{Chain, Frames, MAX_LINKS},
+};
 
 /// What the second process says when it is ready.
 const READY: &str = "ready";
 /// How long it may take to end by itself.
 const END_ALLOWANCE: Duration = Duration::from_secs(5);
 /// Most frames it may say: a day's at 100 Hz.
-const MAX_FRAMES: usize = 10_000_000;
+pub const MAX_FRAMES: usize = 10_000_000;
 
 /// How this program is started as the second process.
 #[derive(Debug, Clone)]
@@ -63,7 +66,7 @@ impl SecondProcess {
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let Some(output) = output else { return Err(broken("has no output")) };
         let mut process = Self { child, input, output: BufReader::new(output) };
-        match process.line()?.as_str() {
+        match line(&mut process.output)?.as_str() {
             READY => Ok(process),
             other => Err(broken(&format!("said {other:?}, expected {READY:?}"))),
         }
@@ -75,33 +78,55 @@ impl SecondProcess {
         self.child.id()
     }
 
-    /// Frames at `hz` for `length`.
+    /// Frames at `hz` for `length`. When `cancelled` meanwhile, the process is told to end, and those so far are returned, or that it ended.
     ///
     /// # Errors
     /// [`EngineError::Backend`] when it has ended.
-    pub fn run(&mut self, hz: u32, length: Duration) -> Result<Frames, EngineError> {
-        let Some(input) = &mut self.input else { return Err(broken("was ended")) };
+    pub fn run(&mut self, hz: u32, length: Duration, cancelled: &AtomicBool) -> Result<Frames, EngineError> {
+        let Self { input: slot, output, .. } = self;
+        let Some(input) = slot else { return Err(broken("was ended")) };
         let told = writeln!(input, "run {hz} {}", length.as_millis()).and_then(|()| input.flush());
         told.map_err(|error| broken(&format!("hears nothing any more ({error})")))?;
-        let head = self.line()?;
-        let (num_frames, num_missed) =
-            parse_head(&head).ok_or_else(|| broken(&format!("said {head:?}, expected frames N MISSED")))?;
-        let mut times = Vec::with_capacity(num_frames);
-        for _ in 0..num_frames {
-            let line = self.line()?;
-            let ns = line.parse().map_err(|_| broken(&format!("said {line:?}, expected nanoseconds")))?;
-            times.push(Duration::from_nanos(ns));
-        }
-        Ok(Frames { times, num_missed })
+        let is_answered = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // The answer is waited for without a time limit: somebody else looks at the flag, and ends the input.
+            let watch = scope.spawn(|| {
+                while !is_answered.load(Ordering::Relaxed) {
+                    if cancelled.load(Ordering::Relaxed) {
+                        slot.take();
+                        return;
+                    }
+                    thread::park_timeout(LOOK);
+                }
+            });
+            let found = answer(output);
+            is_answered.store(true, Ordering::Relaxed);
+            watch.thread().unpark();
+            found
+        })
     }
+}
 
-    fn line(&mut self) -> Result<String, EngineError> {
-        let mut line = String::new();
-        match self.output.read_line(&mut line) {
-            Ok(0) => Err(broken("ended; it said why on standard error")),
-            Ok(_) => Ok(line.trim_end().to_owned()),
-            Err(error) => Err(broken(&format!("cannot be heard: {error}"))),
-        }
+/// What it says to `run`.
+fn answer(output: &mut impl BufRead) -> Result<Frames, EngineError> {
+    let head = line(output)?;
+    let (num_frames, num_missed) =
+        parse_head(&head).ok_or_else(|| broken(&format!("said {head:?}, expected frames N MISSED")))?;
+    let mut times = Vec::with_capacity(num_frames);
+    for _ in 0..num_frames {
+        let line = line(output)?;
+        let ns = line.parse().map_err(|_| broken(&format!("said {line:?}, expected nanoseconds")))?;
+        times.push(Duration::from_nanos(ns));
+    }
+    Ok(Frames { times, num_missed })
+}
+
+fn line(output: &mut impl BufRead) -> Result<String, EngineError> {
+    let mut line = String::new();
+    match output.read_line(&mut line) {
+        Ok(0) => Err(broken("ended; it said why on standard error")),
+        Ok(_) => Ok(line.trim_end().to_owned()),
+        Err(error) => Err(broken(&format!("cannot be heard: {error}"))),
     }
 }
 
@@ -209,6 +234,23 @@ mod tests {
         let lines = lines(&b"run 1 2\nrun 3 4"[..], Arc::clone(&has_ended));
         assert_eq!(lines.iter().collect::<Vec<_>>(), ["run 1 2", "run 3 4"]);
         assert!(has_ended.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_process_that_is_waited_for_is_ended_when_nobody_wants_its_answer() {
+        // It answers when its input ends, and not before.
+        let script = "echo ready; read run; cat >/dev/null; echo frames 1 0; echo 5";
+        let program = Program { path: "sh".into(), args: vec!["-c".into(), script.into()] };
+        let mut process = SecondProcess::start(&program, 1).unwrap();
+        let cancelled = AtomicBool::new(false);
+        let frames = thread::scope(|scope| {
+            let running = scope.spawn(|| process.run(30, Duration::from_secs(3600), &cancelled));
+            cancelled.store(true, Ordering::Relaxed);
+            running.join().unwrap()
+        });
+        assert_eq!(frames.unwrap().times, [Duration::from_nanos(5)]);
+        let error = process.run(30, Duration::from_secs(1), &cancelled).unwrap_err().to_string();
+        assert!(error.contains("was ended"), "{error}");
     }
 
     #[test]

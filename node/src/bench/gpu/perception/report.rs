@@ -33,10 +33,10 @@ pub struct Facts {
     pub length: Duration,
 }
 
-/// The model with no frames beside it.
+/// The model with no frames beside it, and without gaps.
 #[derive(Debug, Clone)]
 pub struct Alone {
-    /// How the GPU is shared with nobody.
+    /// How the GPU is shared with nobody, as it was asked for.
     pub mode: Mode,
     /// Tokens a second.
     pub tok_s: f64,
@@ -55,6 +55,33 @@ pub struct Row {
     pub hz: u32,
     frames: Frames,
     tok_s: Vec<f64>,
+}
+
+/// Multiprocessors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Multiprocessors {
+    /// That the model's kernels run on.
+    pub used: u32,
+    /// Of the device.
+    pub all: u32,
+}
+
+impl Multiprocessors {
+    /// From the backend's own account of its kernels, `sm_87, 4 of 8 multiprocessors`.
+    fn parse(kernels: &str) -> Option<Self> {
+        let part = kernels.split(", ").find_map(|part| part.strip_suffix(" multiprocessors"))?;
+        let (used, all) = part.split_once(" of ")?;
+        Some(Self { used: used.parse().ok()?, all: all.parse().ok()? })
+    }
+}
+
+impl Alone {
+    /// What was really opened: a green context that could not be had, or one of the whole device, which keeps nothing free for others, is a
+    /// stream of low priority.
+    fn share(&self) -> Mode {
+        let is_part = Multiprocessors::parse(&self.kernels).is_some_and(|found| found.used < found.all);
+        if self.mode == Mode::GreenContext && !is_part { Mode::Priority } else { self.mode }
+    }
 }
 
 impl Row {
@@ -85,7 +112,7 @@ pub struct Report {
     pub model: String,
     /// A frame: links of its chain, and what it took when its length was chosen.
     pub frame: FrameFacts,
-    /// How long the model slept after each step.
+    /// How long the model slept after each step beside frames.
     pub idle_gap_us: u64,
     /// Percent of the multiprocessors that a green context was asked for.
     pub sm_share_percent: u8,
@@ -93,8 +120,10 @@ pub struct Report {
     pub rounds: usize,
     /// How long, each time.
     pub seconds: f64,
-    /// The model's speed with no frames beside it, mode by mode.
+    /// The model's speed with no frames beside it and without gaps, mode by mode.
     pub model_alone: Vec<ModelRow>,
+    /// The mode whose speed alone every `kept` is held against: `none`, or the first measured where that was left out.
+    pub kept_against: Option<&'static str>,
     /// By place, rate and mode.
     pub rows: Vec<RowReport>,
 }
@@ -108,7 +137,7 @@ pub struct FrameFacts {
     pub alone_ms: f64,
 }
 
-/// The model with no frames beside it.
+/// The model with no frames beside it, and without gaps.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelRow {
     /// Name of the mode.
@@ -122,8 +151,12 @@ pub struct ModelRow {
 /// One row.
 #[derive(Debug, Clone, Serialize)]
 pub struct RowReport {
-    /// Name of the mode.
+    /// Name of the mode that was asked for.
     pub mode: &'static str,
+    /// Name of the mode that was really got, in any of the rounds.
+    pub share: &'static str,
+    /// That the model's kernels ran on.
+    pub multiprocessors: Option<Multiprocessors>,
     /// Name of the place.
     pub place: &'static str,
     /// Frames a second.
@@ -138,10 +171,21 @@ pub struct RowReport {
     pub p99_over_alone: Option<f64>,
     /// The model's tokens a second meanwhile.
     pub tok_s: Option<f64>,
-    /// Over those it makes with no frames beside it and nothing shared.
+    /// Over those it makes with no frames beside it, without gaps and in the mode that the report's `kept_against` names: what a gap costs is
+    /// in it.
     pub kept: Option<f64>,
     /// Whether p99 is at most 1.05 of that alone while the model keeps 80 %.
     pub meets_goal: Option<bool>,
+    /// Why the goal does not hold for this row.
+    pub not_judged: Option<String>,
+}
+
+impl RowReport {
+    /// The mode that was asked for, with a star where it could not be had.
+    #[must_use]
+    pub fn mode_text(&self) -> String {
+        format!("{}{}", self.mode, if self.not_judged.is_some() { "*" } else { "" })
+    }
 }
 
 /// Percentiles of frame times.
@@ -168,9 +212,16 @@ impl Report {
             (!found.is_empty()).then(|| mean(&found))
         };
         // Standing alone is standing on the whole device; without that mode, the first that was measured must do.
-        let standalone = of_mode(Mode::None).or_else(|| of_mode(alone.first()?.mode));
+        let has_none = alone.iter().any(|one| one.mode == Mode::None);
+        let kept_against = if has_none { Some(Mode::None) } else { alone.first().map(|one| one.mode) };
+        let standalone = kept_against.and_then(of_mode);
+        // One round without what was asked for is enough to say so.
+        let got_of = |mode: Mode| {
+            let of_mode = || alone.iter().filter(move |one| one.mode == mode);
+            of_mode().find(|one| one.share() != mode).or_else(|| of_mode().next())
+        };
         let modes = Mode::SHARED.into_iter().filter_map(|mode| {
-            let kernels = alone.iter().find(|one| one.mode == mode)?.kernels.clone();
+            let kernels = got_of(mode)?.kernels.clone();
             Some(ModelRow { mode: mode.name(), tok_s: of_mode(mode)?, kernels })
         });
         let p99_alone = |row: &Row| {
@@ -182,8 +233,21 @@ impl Report {
             let p99_over_alone = p99_alone(row).filter(|alone| *alone > 0.0).map(|alone| p99 / alone);
             let tok_s = (!row.tok_s.is_empty()).then(|| mean(&row.tok_s));
             let kept = tok_s.zip(standalone).filter(|(_, all)| *all > 0.0).map(|(tok_s, all)| tok_s / all);
+            let got = got_of(row.mode);
+            let share = got.map_or(row.mode, Alone::share);
+            let not_judged = (share != row.mode).then(|| {
+                let kernels = got.map_or("", |got| got.kernels.as_str());
+                format!(
+                    "no {} of a part of the device was got, but {} ({kernels})",
+                    row.mode.name(),
+                    share.name()
+                )
+            });
+            let meets_goal = p99_over_alone.zip(kept).map(|(p99, kept)| p99 <= MAX_P99 && kept >= MIN_KEPT);
             RowReport {
                 mode: row.mode.name(),
+                share: share.name(),
+                multiprocessors: got.and_then(|got| Multiprocessors::parse(&got.kernels)),
                 place: row.place.name(),
                 hz: row.hz,
                 frames: row.frames.times.len(),
@@ -197,7 +261,8 @@ impl Report {
                 p99_over_alone,
                 tok_s,
                 kept,
-                meets_goal: p99_over_alone.zip(kept).map(|(p99, kept)| p99 <= MAX_P99 && kept >= MIN_KEPT),
+                meets_goal: meets_goal.filter(|_| not_judged.is_none()),
+                not_judged,
             }
         });
         Self {
@@ -209,6 +274,7 @@ impl Report {
             rounds: facts.num_rounds,
             seconds: facts.length.as_secs_f64(),
             model_alone: modes.collect(),
+            kept_against: kept_against.map(Mode::name),
             rows: reports.collect(),
         }
     }
@@ -225,8 +291,8 @@ pub(super) mod tests {
         row
     }
 
-    pub fn example() -> Report {
-        let facts = Facts {
+    fn facts() -> Facts {
+        Facts {
             device: "a <GPU>".into(),
             model: "a model".into(),
             num_links: 7,
@@ -235,7 +301,18 @@ pub(super) mod tests {
             sm_share_percent: 40,
             num_rounds: 2,
             length: Duration::from_secs(5),
-        };
+        }
+    }
+
+    fn alone(mode: Mode, tok_s: f64, num_sms: u32) -> Alone {
+        Alone {
+            mode,
+            tok_s,
+            kernels: format!("sm_87, {num_sms} of 16 multiprocessors, weights in their mapped file"),
+        }
+    }
+
+    pub fn example() -> Report {
         let mut both = row(Mode::None, 30, &[20, 40], Some(90.0));
         both.add(Frames { times: vec![Duration::from_millis(30)], num_missed: 0 }, Some(70.0));
         let rows = vec![
@@ -244,12 +321,34 @@ pub(super) mod tests {
             row(Mode::Alone, 30, &[20, 20], None),
             row(Mode::Alone, 100, &[2], None),
         ];
-        let alone = |mode, tok_s| Alone { mode, tok_s, kernels: "sm_87, 8 of 16".into() };
         Report::of(
-            &facts,
+            &facts(),
             rows,
-            vec![alone(Mode::GreenContext, 95.0), alone(Mode::None, 90.0), alone(Mode::None, 110.0)],
+            vec![
+                alone(Mode::GreenContext, 95.0, 8),
+                alone(Mode::None, 90.0, 16),
+                alone(Mode::None, 110.0, 16),
+            ],
         )
+    }
+
+    #[test]
+    fn a_green_context_that_could_not_be_had_in_some_round_is_said_and_not_judged() {
+        let rows = || {
+            vec![row(Mode::Alone, 30, &[20, 20], None), row(Mode::GreenContext, 30, &[20, 20], Some(85.0))]
+        };
+        let fell_back = vec![alone(Mode::GreenContext, 100.0, 8), alone(Mode::GreenContext, 100.0, 16)];
+        let report = Report::of(&facts(), rows(), fell_back);
+        assert_eq!(report.kept_against, Some("green_context"), "there is nothing else");
+        let green = &report.rows[1];
+        assert_eq!((green.mode, green.share, green.meets_goal), ("green_context", "priority", None));
+        assert_eq!(green.multiprocessors, Some(Multiprocessors { used: 16, all: 16 }));
+        assert!(green.not_judged.as_deref().unwrap().contains("16 of 16"), "{green:?}");
+        assert_eq!(green.mode_text(), "green_context*");
+
+        let report = Report::of(&facts(), rows(), vec![alone(Mode::GreenContext, 100.0, 8)]);
+        let green = &report.rows[1];
+        assert_eq!((green.share, green.meets_goal, &green.not_judged), ("green_context", Some(true), &None));
     }
 
     #[test]
@@ -266,6 +365,8 @@ pub(super) mod tests {
             (green.p99_over_alone, green.kept, green.meets_goal),
             (Some(1.05), Some(0.85), Some(true))
         );
+        assert_eq!((report.kept_against, none.share), (Some("none"), "none"));
+        assert_eq!(green.multiprocessors, Some(Multiprocessors { used: 8, all: 16 }));
         assert_eq!(report.model_alone.iter().map(|row| row.tok_s).collect::<Vec<_>>(), [100.0, 95.0]);
     }
 }
