@@ -144,7 +144,8 @@ impl BoardKernels {
 /// by itself, a node that opens the engine meanwhile finds every kernel that was there before.
 ///
 /// # Errors
-/// [`BuildError::Engine`] for a folder that is no engine directory; those of compiling; [`BuildError::Io`].
+/// [`BuildError::Engine`] for a folder that is no engine directory; [`BuildError::Source`] for one that is mounted, before anything is compiled;
+/// those of compiling; [`BuildError::Io`].
 pub fn add_kernels(
     engine: &Path,
     kernels: &BoardKernels,
