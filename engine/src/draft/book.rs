@@ -94,6 +94,13 @@ impl DraftBook {
         }
     }
 
+    /// What was noted as read in `lane` was perhaps not read: a step or a draft failed.
+    pub(crate) fn go_cold(&mut self, lane: LaneId) {
+        if let Some(state) = self.lanes.get_mut(lane.0) {
+            state.go_cold();
+        }
+    }
+
     /// Whether all of `lane` has been read, so that it can be drafted after.
     pub(crate) fn is_warm(&self, lane: LaneId, committed_len: usize) -> bool {
         self.lanes.get(lane.0).is_some_and(|state| {

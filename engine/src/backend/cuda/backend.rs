@@ -191,13 +191,17 @@ impl CudaBackend {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
-        self.rows.bring(&self.stream, plan)?;
-        let Some(draft) = self.draft.as_mut().filter(|draft| draft.has_to_read()) else {
-            let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
-            self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
-            return Ok(());
-        };
-        draft.read_and_wait(&self.stream, start, usual)
+        // The step runs: whatever comes of the rest, it is waited for, since it reads and writes what the next one does.
+        let brought = self.rows.bring(&self.stream, plan);
+        match self.draft.as_mut().filter(|draft| draft.has_to_read() && brought.is_ok()) {
+            Some(draft) => draft.read_and_wait(&self.stream, start, usual),
+            None => {
+                let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
+                brought?;
+                self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
+                Ok(())
+            }
+        }
     }
 
     /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
@@ -232,7 +236,12 @@ impl Backend for CudaBackend {
         }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        self.run_graph(plan, shape)?;
+        if let Err(error) = self.run_graph(plan, shape) {
+            if let Some(draft) = &mut self.draft {
+                plan.segments.iter().for_each(|segment| draft.go_cold(segment.lane));
+            }
+            return Err(error);
+        }
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);

@@ -75,8 +75,9 @@ impl<S: Copy + Eq + Hash> Captures<S> {
     }
 }
 
-/// Waits for what usually takes `usual`.
+/// Waits for what usually takes `usual`. Where that cannot be, the context is given up: nobody would know when what is in the stream is done with
+/// its buffers.
 pub(super) fn wait(stream: &Stream, usual: Duration, limit: Duration) -> Result<Found, DriverError> {
     // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
-    stream.wait(usual.mul_f32(0.9), limit)
+    stream.wait(usual.mul_f32(0.9), limit).inspect_err(|_| stream.context().give_up())
 }

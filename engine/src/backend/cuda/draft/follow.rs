@@ -76,8 +76,11 @@ impl CudaDraft {
     /// Runs what was laid out behind a step that takes `usual` and began at `start`, and waits for both.
     pub fn read_and_wait(&mut self, stream: &Stream, start: Instant, usual: Duration) -> Result<()> {
         let Some(shape) = self.reading.take() else { return Ok(()) };
-        let own = self.reads.start(stream, shape)?;
-        let found = captures::wait(stream, usual + own, self.options.step_limit)?;
+        let own = self.reads.start(stream, shape);
+        let all = usual + own.as_ref().map_or(Duration::ZERO, |own| *own);
+        // What is in front of it runs all the same.
+        let found = captures::wait(stream, all, self.options.step_limit)?;
+        own?;
         self.reads.learn(shape, usual, found, start.elapsed());
         Ok(())
     }
@@ -91,7 +94,14 @@ impl CudaDraft {
     }
 
     /// Reads the `path` kept of the last step's tree: with the step, which is measured so, rather than with the next draft.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Backend`] when the device fails; the lane is cold then.
     pub fn keep(&mut self, lane: LaneId, path: &[usize], stream: &Stream) -> Result<()> {
+        self.read_path(lane, path, stream).inspect_err(|_| self.book.go_cold(lane))
+    }
+
+    fn read_path(&mut self, lane: LaneId, path: &[usize], stream: &Stream) -> Result<()> {
         let num_due = self.book.num_due_to_keep(lane, path);
         let Some(tree_start) = self.book.begin_keep(lane, path) else { return Ok(()) };
         let Some(&last_node) = path.last() else { return Ok(()) };
@@ -165,8 +175,12 @@ impl CudaDraft {
         Ok(Some(buffer))
     }
 
-    /// `lane` holds what the target's snapshot `id` holds.
+    /// `lane` holds what the target's snapshot `id` holds; it is cold after an error.
     pub fn restore_snapshot(&mut self, lane: LaneId, id: SnapshotId, host: &mut Host<'_>) -> Result<()> {
+        self.copy_back(lane, id, host).inspect_err(|_| self.book.go_cold(lane))
+    }
+
+    fn copy_back(&mut self, lane: LaneId, id: SnapshotId, host: &mut Host<'_>) -> Result<()> {
         let snapshot = self.snapshots.get(&id);
         let is_restored = self.book.restore(lane, snapshot.map(|snapshot| &snapshot.saved));
         let Some(snapshot) = snapshot.filter(|_| is_restored) else { return Ok(()) };
