@@ -96,9 +96,12 @@ impl CudaBackend {
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
         let file = WeightsFile::open(context, source, options.weights)?;
         let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
+        // Nothing of it would be read, and all of it kept in memory.
+        let file = file.filter(|file| file.is_of_use(weights.mapped));
         let needs = Needs {
             weights: weights.copied,
-            mapped: weights.mapped,
+            // All of it is kept in memory, what is copied, too.
+            mapped: file.as_ref().map_or(0, WeightsFile::num_bytes),
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
             pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),

@@ -86,6 +86,22 @@ impl WeightsFile {
         }
     }
 
+    /// Whether it is worth keeping for `mapped` bytes that are read in it; where it is not, the log says why.
+    pub(super) fn is_of_use(&self, mapped: usize) -> bool {
+        if mapped == 0 {
+            tracing::warn!(
+                "weights are copied to the GPU: none begins where kernels can read it in the mapped file; a new build of the engine is laid out \
+                 for that"
+            );
+        }
+        mapped > 0
+    }
+
+    /// Bytes of the whole file.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.mapping.len()
+    }
+
     /// As the device reads it.
     pub(super) fn memory(&self) -> &HostMemory {
         &self.memory
