@@ -196,15 +196,15 @@ impl CudaBackend {
         let usual = self.graphs.start(&self.stream, shape)?;
         // The step runs: whatever comes of the rest, it is waited for, since it reads and writes what the next one does.
         let brought = self.rows.bring(&self.stream, plan);
-        match self.draft.as_mut().filter(|draft| draft.has_to_read() && brought.is_ok()) {
-            Some(draft) => draft.read_and_wait(&self.stream, start, usual),
-            None => {
-                let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
-                brought?;
-                self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
-                Ok(())
-            }
-        }
+        let (found, reading) =
+            match self.draft.as_mut().filter(|draft| draft.has_to_read() && brought.is_ok()) {
+                Some(draft) => draft.read_and_wait(&self.stream, usual)?,
+                None => (captures::wait(&self.stream, usual, self.options.step_limit)?, Duration::ZERO),
+            };
+        brought?;
+        // Of the step, whatever the read behind it took: that is small, and learnt where it runs without a step.
+        self.graphs.learn(shape, reading, found, start.elapsed());
+        Ok(())
     }
 
     /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.

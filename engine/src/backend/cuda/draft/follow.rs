@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use takt_kernels_cu::driver::{memory::DeviceBuffer, stream::Stream};
+use takt_kernels_cu::driver::{
+    memory::DeviceBuffer,
+    stream::{Found, Stream},
+};
 
 use super::{CudaDraft, Host, Snapshot, input::ReadRow, shape::ReadShape};
 use crate::{
@@ -73,16 +76,13 @@ impl CudaDraft {
         }
     }
 
-    /// Runs what was laid out behind a step that takes `usual` and began at `start`, and waits for both.
-    pub fn read_and_wait(&mut self, stream: &Stream, start: Instant, usual: Duration) -> Result<()> {
-        let Some(shape) = self.reading.take() else { return Ok(()) };
-        let own = self.reads.start(stream, shape);
-        let all = usual + own.as_ref().map_or(Duration::ZERO, |own| *own);
+    /// Runs what was laid out behind what usually takes `others`, and waits for both. Returns how it was found, and what reading usually takes.
+    pub fn read_and_wait(&mut self, stream: &Stream, others: Duration) -> Result<(Found, Duration)> {
+        let own = self.reading.take().map_or(Ok(Duration::ZERO), |shape| self.reads.start(stream, shape));
+        let all = others + own.as_ref().map_or(Duration::ZERO, |own| *own);
         // What is in front of it runs all the same.
         let found = captures::wait(stream, all, self.options.step_limit)?;
-        own?;
-        self.reads.learn(shape, usual, found, start.elapsed());
-        Ok(())
+        Ok((found, own?))
     }
 
     /// Captures what keeping `path` will run, before anything is kept.
@@ -130,7 +130,9 @@ impl CudaDraft {
         });
         self.keep_last_in(lane, num_before);
         self.book.end_keep(lane);
-        self.read_and_wait(stream, start, Duration::ZERO)
+        let (found, _) = self.read_and_wait(stream, Duration::ZERO)?;
+        self.reads.learn(shape, Duration::ZERO, found, start.elapsed());
+        Ok(())
     }
 
     pub fn truncate(&mut self, lane: LaneId, len: usize) {
