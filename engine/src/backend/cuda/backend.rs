@@ -40,11 +40,12 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the buffers they name.
+/// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the kernels and buffers they name.
 #[derive(Debug)]
 pub struct CudaBackend {
     graphs: Captures<StepShape>,
     draft: Option<Box<CudaDraft>>,
+    rows: StepRows,
     stream: Stream,
     kernels: Kernels,
     spec: DecoderSpec,
@@ -55,7 +56,6 @@ pub struct CudaBackend {
     lanes: DeviceLanes,
     input: StepInput,
     workspace: Workspace,
-    rows: StepRows,
     _workspace_buffer: DeviceBuffer,
     captured: Features,
     num_sms: usize,
