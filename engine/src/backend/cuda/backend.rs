@@ -1,6 +1,7 @@
 //! The CUDA backend: one model in one context of our own.
 
 use std::{
+    mem,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -348,17 +349,21 @@ impl Backend for CudaBackend {
         };
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
-        (0..self.options.num_lanes).try_for_each(|lane| self.lanes.book.truncate(LaneId(lane), 0))?;
+        (0..self.options.num_lanes).try_for_each(|lane| self.truncate(LaneId(lane), 0))?;
         // Their launches name the buffers of before.
         self.graphs = Captures::default();
-        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
-        self.captured = Features { layers: spec.captured.to_vec(), buffers: None };
-        self.draft = Some(Box::new(draft));
+        let kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        let features = Features { layers: spec.captured.to_vec(), buffers: None };
+        let before = (
+            mem::replace(&mut self.captured, features),
+            self.draft.replace(Box::new(draft)),
+            mem::replace(&mut self.capabilities.kv_bytes, kv_bytes),
+        );
         let captured = self.capture_usual();
         if captured.is_err() {
-            // As if there had never been a head.
-            (self.graphs, self.captured, self.draft) = (Captures::default(), Features::default(), None);
-            self.capabilities.kv_bytes = self.lanes.num_bytes();
+            // As if there had never been this head; the graphs of before are captured again when a step wants them.
+            self.graphs = Captures::default();
+            (self.captured, self.draft, self.capabilities.kv_bytes) = before;
         }
         captured
     }

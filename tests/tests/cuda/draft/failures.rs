@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use takt_engine::{
     EngineError,
-    backend::{Backend, cuda::CudaOptions},
+    backend::{
+        Backend,
+        cuda::{CudaBackend, CudaOptions},
+    },
     dir::DraftDir,
     draft::{DraftPlan, DraftRow, DraftSource, DraftSpec},
     kv::{KvKind, LaneId},
@@ -199,6 +202,48 @@ fn a_fault_while_a_step_is_read_along_ends_the_backend_and_commits_nothing() {
         assert_eq!(backend.committed_len(A), 12);
         assert!(backend.keep(A, &[0]).is_err() && backend.truncate(A, 0).is_err());
         assert!(backend.save_snapshot(A, 3).is_err());
+    });
+}
+
+#[test]
+fn a_head_that_fails_at_the_last_leaves_the_one_of_before_and_what_was_captured() {
+    let test =
+        "draft::failures::a_head_that_fails_at_the_last_leaves_the_one_of_before_and_what_was_captured";
+    const INSTANTIATE: &str = "cuGraphInstantiateWithFlags";
+    emulated(test).run(|device| {
+        let fixture = Fixture::new(0);
+        let num_graphs = {
+            let mut backend = fixture.without_head(&small());
+            let before = device.report().calls(INSTANTIATE);
+            attach(&mut backend, &fixture.dir).unwrap();
+            device.report().calls(INSTANTIATE) - before
+        };
+        let mut backend = fixture.without_head(&small());
+        backend.capture(&[0, 1]).unwrap();
+        let features = |backend: &mut CudaBackend| {
+            let mut plan = StepPlan::default();
+            plan.push(B, &[3, 4], LogitsWanted::Last);
+            let features = backend.run_step(&plan).unwrap().features().to_vec();
+            backend.truncate(B, 0).unwrap();
+            features
+        };
+        let expected = features(&mut backend);
+        assert!(!expected.is_empty());
+        device.fail_call(INSTANTIATE, num_graphs, 2);
+        assert!(attach(&mut backend, &fixture.dir).unwrap_err().is_capacity());
+        assert_eq!(backend.draft_facts(), None);
+        assert!(features(&mut backend) == expected);
+
+        attach(&mut backend, &fixture.dir).unwrap();
+        read(&mut backend, &TEXT, 9);
+        let drafted = chain_logits(&mut backend, A, &[3, 4]);
+        let kv_bytes = backend.capabilities().kv_bytes;
+        device.fail_call(INSTANTIATE, num_graphs, 2);
+        assert!(attach(&mut backend, &fixture.dir).unwrap_err().is_capacity());
+        assert_eq!(backend.capabilities().kv_bytes, kv_bytes);
+        assert!(!backend.can_draft(A), "lanes are empty");
+        read(&mut backend, &TEXT, 9);
+        assert!(chain_logits(&mut backend, A, &[3, 4]) == drafted);
     });
 }
 
