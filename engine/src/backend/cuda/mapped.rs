@@ -16,8 +16,7 @@ use crate::{Result, weights::WeightSource};
 pub enum GpuWeights {
     /// In the mapped file where the GPU has the processor's memory and its page tables, as on Thor; copied elsewhere.
     ///
-    /// Orin reads registered memory past its caches ("CUDA for Tegra" says so of all pinned memory), so there it is copied. Neither has been
-    /// measured.
+    /// Orin is believed to read registered memory past its caches, so there it is copied. Neither has been measured.
     #[default]
     Auto,
     /// In memory of the device's own.
