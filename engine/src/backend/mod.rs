@@ -102,7 +102,8 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] or [`EngineError::Tensor`] for a head that does not hold or belongs to another target,
-    /// [`EngineError::Capacity`] without memory, [`EngineError::Unsupported`] for a backend that cannot.
+    /// [`EngineError::Capacity`] without memory, [`EngineError::Unsupported`] for a backend that cannot. A head of before, or what was captured,
+    /// is there as it was then; lanes may be empty.
     fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
         let _ = (spec, source);
         Err(no_draft(self.capabilities().backend))

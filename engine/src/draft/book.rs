@@ -94,6 +94,13 @@ impl DraftBook {
         }
     }
 
+    /// What was noted as read in `lane` was perhaps not read: a step or a draft failed.
+    pub(crate) fn go_cold(&mut self, lane: LaneId) {
+        if let Some(state) = self.lanes.get_mut(lane.0) {
+            state.go_cold();
+        }
+    }
+
     /// Whether all of `lane` has been read, so that it can be drafted after.
     pub(crate) fn is_warm(&self, lane: LaneId, committed_len: usize) -> bool {
         self.lanes.get(lane.0).is_some_and(|state| {
@@ -121,9 +128,14 @@ impl DraftBook {
         Following::Rows { num_due: if is_due { num_waiting - 1 } else { 0 } }
     }
 
-    /// Begins what [`Self::following`] says; the caller pushes the rows and reads those that are due.
+    /// Begins what [`Self::following`] says; the caller pushes the rows and reads those that are due. Segments begin in the plan's order, and a
+    /// tree that was not kept before is not read any more.
     pub(crate) fn begin_segment(&mut self, plan: &StepPlan, segment: &Segment, before: usize) -> Following {
         let following = self.following(segment, before);
+        if plan.segments.first().is_some_and(|first| first.lane == segment.lane) {
+            // The step's features take the place of those of earlier trees, of lanes that are not in it, too.
+            self.lanes.iter_mut().for_each(|state| state.tree_tokens.clear());
+        }
         let Some(state) = self.lanes.get_mut(segment.lane.0) else { return following };
         state.forget_drafted();
         let tokens = plan.tokens.get(segment.tokens.clone()).unwrap_or_default();

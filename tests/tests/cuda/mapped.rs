@@ -235,8 +235,27 @@ fn tensors_that_begin_where_kernels_cannot_load_them_are_copied() {
         assert!(dir.mapping().is_some());
         let mut backend = opened(&dir, GpuWeights::Mapped);
         assert!(!is_mapped(&backend));
+        assert_eq!(
+            device.report().value("registered_bytes"),
+            0,
+            "a file that nobody reads is not kept in memory"
+        );
         assert_eq!(answer(&mut backend), expected);
         drop(backend);
+        nothing_is_left(device);
+    });
+}
+
+#[test]
+fn all_of_a_file_that_is_kept_in_memory_counts() {
+    const MIB: u64 = 1 << 20;
+    // Less than the driver's share.
+    orin("mapped::all_of_a_file_that_is_kept_in_memory_counts").memory_bytes(100 * MIB).run(|device| {
+        let folder = engine(WeightKind::Fp8);
+        let dir = open_dir(&folder);
+        let file_bytes = fs::metadata(folder.path().join("engine").join(WEIGHTS)).unwrap().len();
+        let error = open(&dir.manifest().spec, &dir, &small(GpuWeights::Mapped)).unwrap_err();
+        assert!(error.to_string().contains(&format!("in the mapped file {file_bytes};")), "{error}");
         nothing_is_left(device);
     });
 }

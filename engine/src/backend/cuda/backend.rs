@@ -1,6 +1,7 @@
 //! The CUDA backend: one model in one context of our own.
 
 use std::{
+    mem,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -40,11 +41,12 @@ use crate::{
     weights::WeightSource,
 };
 
-/// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the buffers they name.
+/// Runs a model on an NVIDIA GPU. Fields are given back in their order: graphs before the kernels and buffers they name.
 #[derive(Debug)]
 pub struct CudaBackend {
     graphs: Captures<StepShape>,
     draft: Option<Box<CudaDraft>>,
+    rows: StepRows,
     stream: Stream,
     kernels: Kernels,
     spec: DecoderSpec,
@@ -55,7 +57,6 @@ pub struct CudaBackend {
     lanes: DeviceLanes,
     input: StepInput,
     workspace: Workspace,
-    rows: StepRows,
     _workspace_buffer: DeviceBuffer,
     captured: Features,
     num_sms: usize,
@@ -96,9 +97,12 @@ impl CudaBackend {
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
         let file = WeightsFile::open(context, source, options.weights)?;
         let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
+        // Nothing of it would be read, and all of it kept in memory.
+        let file = file.filter(|file| file.is_of_use(weights.mapped));
         let needs = Needs {
             weights: weights.copied,
-            mapped: weights.mapped,
+            // All of it is kept in memory, what is copied, too.
+            mapped: file.as_ref().map_or(0, WeightsFile::num_bytes),
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
             pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),
@@ -191,13 +195,17 @@ impl CudaBackend {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
-        self.rows.bring(&self.stream, plan)?;
-        let Some(draft) = self.draft.as_mut().filter(|draft| draft.has_to_read()) else {
-            let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
-            self.graphs.learn(shape, Duration::ZERO, found, start.elapsed());
-            return Ok(());
-        };
-        draft.read_and_wait(&self.stream, start, usual)
+        // The step runs: whatever comes of the rest, it is waited for, since it reads and writes what the next one does.
+        let brought = self.rows.bring(&self.stream, plan);
+        let (found, reading) =
+            match self.draft.as_mut().filter(|draft| draft.has_to_read() && brought.is_ok()) {
+                Some(draft) => draft.read_and_wait(&self.stream, usual)?,
+                None => (captures::wait(&self.stream, usual, self.options.step_limit)?, Duration::ZERO),
+            };
+        brought?;
+        // Of the step, whatever the read behind it took: that is small, and learnt where it runs without a step.
+        self.graphs.learn(shape, reading, found, start.elapsed());
+        Ok(())
     }
 
     /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
@@ -232,7 +240,12 @@ impl Backend for CudaBackend {
         }
         // Whatever comes of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        self.run_graph(plan, shape)?;
+        if let Err(error) = self.run_graph(plan, shape) {
+            if let Some(draft) = &mut self.draft {
+                plan.segments.iter().for_each(|segment| draft.go_cold(segment.lane));
+            }
+            return Err(error);
+        }
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -336,17 +349,21 @@ impl Backend for CudaBackend {
         };
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
-        (0..self.options.num_lanes).try_for_each(|lane| self.lanes.book.truncate(LaneId(lane), 0))?;
+        (0..self.options.num_lanes).try_for_each(|lane| self.truncate(LaneId(lane), 0))?;
         // Their launches name the buffers of before.
         self.graphs = Captures::default();
-        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
-        self.captured = Features { layers: spec.captured.to_vec(), buffers: None };
-        self.draft = Some(Box::new(draft));
+        let kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        let features = Features { layers: spec.captured.to_vec(), buffers: None };
+        let before = (
+            mem::replace(&mut self.captured, features),
+            self.draft.replace(Box::new(draft)),
+            mem::replace(&mut self.capabilities.kv_bytes, kv_bytes),
+        );
         let captured = self.capture_usual();
         if captured.is_err() {
-            // As if there had never been a head.
-            (self.graphs, self.captured, self.draft) = (Captures::default(), Features::default(), None);
-            self.capabilities.kv_bytes = self.lanes.num_bytes();
+            // As if there had never been this head; the graphs of before are captured again when a step wants them.
+            self.graphs = Captures::default();
+            (self.captured, self.draft, self.capabilities.kv_bytes) = before;
         }
         captured
     }

@@ -63,20 +63,65 @@ impl<S: Copy + Eq + Hash> Captures<S> {
     /// Notes that `shape`, behind others that take `others`, took `took` with them.
     pub(super) fn learn(&mut self, shape: S, others: Duration, found: Found, took: Duration) {
         let Some(captured) = self.graphs.get_mut(&shape) else { return };
-        let all = captured.usual + others;
-        let learnt = match found {
-            // The first time is of loading, too.
-            _ if captured.usual.is_zero() => took / 2,
-            // How much too long the sleep was cannot be known.
-            Found::AtOnce => all * 3 / 4,
-            Found::Later => (all * 3 + took) / 4,
-        };
-        captured.usual = learnt.saturating_sub(others);
+        captured.usual = learnt(captured.usual, others, found, took);
     }
 }
 
-/// Waits for what usually takes `usual`.
+/// What work usually takes that took `usual` until now, and `took` behind others that take `others`.
+fn learnt(usual: Duration, others: Duration, found: Found, took: Duration) -> Duration {
+    let all = usual + others;
+    let learnt = match found {
+        // The first time is of loading, too.
+        _ if usual.is_zero() => took / 2,
+        // How much too long the sleep was cannot be known.
+        Found::AtOnce => all * 3 / 4,
+        Found::Later => (all * 3 + took) / 4,
+    };
+    learnt.saturating_sub(others)
+}
+
+/// Waits for what usually takes `usual`. Where that cannot be, the context is given up: nobody would know when what is in the stream is done with
+/// its buffers.
 pub(super) fn wait(stream: &Stream, usual: Duration, limit: Duration) -> Result<Found, DriverError> {
     // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
-    stream.wait(usual.mul_f32(0.9), limit)
+    stream.wait(usual.mul_f32(0.9), limit).inspect_err(|_| stream.context().give_up())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_micros(9700);
+    const READ: Duration = Duration::from_micros(300);
+
+    /// How work that takes `took` is found after a sleep for what is usual.
+    fn found(usual: Duration, took: Duration) -> Found {
+        if usual.mul_f32(0.9) > took { Found::AtOnce } else { Found::Later }
+    }
+
+    /// As steps with a head learn: each with the read behind it.
+    fn learn_steps(mut usual: Duration, reading: Duration, num_steps: usize) -> Duration {
+        for _ in 0..num_steps {
+            let took = STEP + READ;
+            usual = learnt(usual, reading, found(usual + reading, took), took);
+        }
+        usual
+    }
+
+    #[test]
+    fn a_step_that_never_runs_without_its_read_learns_both_together() {
+        let all = learn_steps(Duration::ZERO, Duration::ZERO, 30);
+        assert!(all > STEP && all <= STEP + READ, "{all:?}");
+        // Once the read was measured behind a path that was kept, the step is left with its own.
+        let step = learn_steps(all, READ, 30);
+        assert!(step > STEP.mul_f32(0.99) && step <= STEP, "{step:?}");
+    }
+
+    #[test]
+    fn a_first_time_that_was_of_loading_is_unlearnt_beside_a_read_too() {
+        let loaded = learnt(Duration::ZERO, Duration::ZERO, Found::Later, 8 * STEP);
+        assert_eq!(loaded, 4 * STEP);
+        let usual = learn_steps(loaded, Duration::ZERO, 30);
+        assert!(usual.mul_f32(0.9) <= STEP + READ, "{usual:?}");
+    }
 }

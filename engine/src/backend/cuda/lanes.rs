@@ -15,7 +15,7 @@ use takt_kernels_cu::{
     },
 };
 
-use super::{input::MAX_TREE_DEPTH, options::CudaOptions};
+use super::{captures, input::MAX_TREE_DEPTH, options::CudaOptions};
 use crate::{
     Result,
     kv::{KvKind, LaneBook, LaneId, SnapshotId, no_snapshot},
@@ -295,7 +295,7 @@ impl DeviceLanes {
         stream.context().make_current()?;
         stream.launch(kernels, &copy.launch()?)?;
         // A snapshot may be dropped right after it was restored.
-        stream.wait(Duration::ZERO, self.limit)?;
+        captures::wait(stream, Duration::ZERO, self.limit)?;
         Ok(())
     }
 }

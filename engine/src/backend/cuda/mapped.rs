@@ -16,8 +16,7 @@ use crate::{Result, weights::WeightSource};
 pub enum GpuWeights {
     /// In the mapped file where the GPU has the processor's memory and its page tables, as on Thor; copied elsewhere.
     ///
-    /// Orin reads registered memory past its caches ("CUDA for Tegra" says so of all pinned memory), so there it is copied. Neither has been
-    /// measured.
+    /// Orin is believed to read registered memory past its caches, so there it is copied. Neither has been measured.
     #[default]
     Auto,
     /// In memory of the device's own.
@@ -84,6 +83,22 @@ impl WeightsFile {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether it is worth keeping for `mapped` bytes that are read in it; where it is not, the log says why.
+    pub(super) fn is_of_use(&self, mapped: usize) -> bool {
+        if mapped == 0 {
+            tracing::warn!(
+                "weights are copied to the GPU: none begins where kernels can read it in the mapped file; a new build of the engine is laid out \
+                 for that"
+            );
+        }
+        mapped > 0
+    }
+
+    /// Bytes of the whole file.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.mapping.len()
     }
 
     /// As the device reads it.

@@ -12,7 +12,7 @@ const DRIVER_BYTES: usize = 128 << 20;
 pub(super) struct Needs {
     /// Weights in memory of the device's own.
     pub weights: usize,
-    /// Weights in the mapped file; the device's memory where it is shared.
+    /// The whole mapped file, when weights are read in it; the device's memory where it is shared.
     pub mapped: usize,
     pub kv: usize,
     pub workspace: usize,

@@ -8,6 +8,7 @@ use takt_kernels_cu::{
 };
 
 use super::{
+    captures,
     lists::{ListShape, Lists},
     shape::ShapeLimits,
     workspace::Workspace,
@@ -140,7 +141,7 @@ impl StepRows {
         }
         stream.context().make_current()?;
         self.copy(stream, row..row + 1)?;
-        stream.wait(Duration::ZERO, limit)?;
+        captures::wait(stream, Duration::ZERO, limit)?;
         Ok(&self.logits.floats()[row * self.vocab_size..][..self.vocab_size])
     }
 }

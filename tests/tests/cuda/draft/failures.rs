@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use takt_engine::{
     EngineError,
-    backend::{Backend, cuda::CudaOptions},
+    backend::{
+        Backend,
+        cuda::{CudaBackend, CudaOptions},
+    },
     dir::DraftDir,
     draft::{DraftPlan, DraftRow, DraftSource, DraftSpec},
     kv::{KvKind, LaneId},
@@ -21,7 +24,7 @@ use takt_tests::{
     eagle::{chain_logits, read},
 };
 
-use super::{A, B, Fixture, attach, step};
+use super::{A, B, Fixture, attach, step, step_tree};
 use crate::{
     emulator::driver::Device,
     models::{emulated, options},
@@ -199,6 +202,100 @@ fn a_fault_while_a_step_is_read_along_ends_the_backend_and_commits_nothing() {
         assert_eq!(backend.committed_len(A), 12);
         assert!(backend.keep(A, &[0]).is_err() && backend.truncate(A, 0).is_err());
         assert!(backend.save_snapshot(A, 3).is_err());
+    });
+}
+
+#[test]
+fn a_head_that_fails_at_the_last_leaves_the_one_of_before_and_what_was_captured() {
+    let test =
+        "draft::failures::a_head_that_fails_at_the_last_leaves_the_one_of_before_and_what_was_captured";
+    const INSTANTIATE: &str = "cuGraphInstantiateWithFlags";
+    emulated(test).run(|device| {
+        let fixture = Fixture::new(0);
+        let num_graphs = {
+            let mut backend = fixture.without_head(&small());
+            let before = device.report().calls(INSTANTIATE);
+            attach(&mut backend, &fixture.dir).unwrap();
+            device.report().calls(INSTANTIATE) - before
+        };
+        let mut backend = fixture.without_head(&small());
+        backend.capture(&[0, 1]).unwrap();
+        let features = |backend: &mut CudaBackend| {
+            let mut plan = StepPlan::default();
+            plan.push(B, &[3, 4], LogitsWanted::Last);
+            let features = backend.run_step(&plan).unwrap().features().to_vec();
+            backend.truncate(B, 0).unwrap();
+            features
+        };
+        let expected = features(&mut backend);
+        assert!(!expected.is_empty());
+        device.fail_call(INSTANTIATE, num_graphs, 2);
+        assert!(attach(&mut backend, &fixture.dir).unwrap_err().is_capacity());
+        assert_eq!(backend.draft_facts(), None);
+        assert!(features(&mut backend) == expected);
+
+        attach(&mut backend, &fixture.dir).unwrap();
+        read(&mut backend, &TEXT, 9);
+        let drafted = chain_logits(&mut backend, A, &[3, 4]);
+        let kv_bytes = backend.capabilities().kv_bytes;
+        device.fail_call(INSTANTIATE, num_graphs, 2);
+        assert!(attach(&mut backend, &fixture.dir).unwrap_err().is_capacity());
+        assert_eq!(backend.capabilities().kv_bytes, kv_bytes);
+        assert!(!backend.can_draft(A), "lanes are empty");
+        read(&mut backend, &TEXT, 9);
+        assert!(chain_logits(&mut backend, A, &[3, 4]) == drafted);
+    });
+}
+
+/// What is in the stream reads memory that the next step writes, so a call that is refused behind it does not end the wait for it; and what was
+/// noted as read before it was is not believed.
+#[test]
+fn a_graph_that_is_refused_behind_others_is_waited_for_and_leaves_the_lane_cold() {
+    let test =
+        "draft::failures::a_graph_that_is_refused_behind_others_is_waited_for_and_leaves_the_lane_cold";
+    const OUT_OF_MEMORY: i32 = 2;
+    emulated(test).run(|device| {
+        let fixture = Fixture::new(0);
+        let mut backend = fixture.with_head(&small());
+        read(&mut backend, &TEXT, 9);
+        let expected = chain_logits(&mut backend, A, &[3, 4]);
+        let num_waits = || device.report().calls("cuEventRecord");
+        let mut plan = StepPlan::default();
+        plan.push(A, &[1, 2, 3], LogitsWanted::Last);
+        // The step's own, which leaves nothing to wait for; the copy of its row; what is read of it.
+        for (call, n, waits) in
+            [("cuGraphLaunch", 1, 0), ("cuMemcpyDtoHAsync_v2", 1, 1), ("cuGraphLaunch", 2, 1)]
+        {
+            let before = num_waits();
+            device.fail_call(call, n, OUT_OF_MEMORY);
+            backend.run_step(&plan).map(|_| ()).unwrap_err();
+            assert_eq!(num_waits() - before, waits, "{call} {n}");
+            assert_eq!(backend.committed_len(A), 9);
+            backend.truncate(A, 9).unwrap();
+            assert!(!backend.can_draft(A), "{call} {n}");
+            backend.truncate(A, 0).unwrap();
+            read(&mut backend, &TEXT, 9);
+        }
+        // What is read for a root, and the level behind it.
+        for (n, waits) in [(1, 0), (2, 1)] {
+            let before = num_waits();
+            device.fail_call("cuGraphLaunch", n, OUT_OF_MEMORY);
+            backend.draft(&root()).map(|_| ()).unwrap_err();
+            assert_eq!(num_waits() - before, waits, "launch {n} of a draft");
+            assert!(!backend.can_draft(A));
+            backend.truncate(A, 0).unwrap();
+            read(&mut backend, &TEXT, 9);
+        }
+        assert!(chain_logits(&mut backend, A, &[3, 4]) == expected);
+        // And of the path that is kept, behind a copy.
+        step_tree(&mut backend, A, &[3, 4], &[0, 0]);
+        let before = num_waits();
+        device.fail_call("cuGraphLaunch", 1, OUT_OF_MEMORY);
+        backend.keep(A, &[0, 1]).unwrap_err();
+        assert_eq!(num_waits() - before, 1);
+        assert!(!backend.can_draft(A));
+        backend.truncate(A, 9).unwrap();
+        assert!(!backend.can_draft(A));
     });
 }
 

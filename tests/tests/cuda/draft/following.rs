@@ -211,3 +211,21 @@ fn beyond_the_positions_a_head_was_trained_for_nothing_is_drafted_and_a_shorter_
         assert!(chain_logits(backend, A, &chain).iter().flatten().all(|logit| logit.is_finite()));
     });
 }
+
+#[test]
+fn a_tree_that_is_kept_after_another_lanes_step_is_not_read() {
+    let test = "draft::following::a_tree_that_is_kept_after_another_lanes_step_is_not_read";
+    emulated(test).run(|_| {
+        let fixture = Fixture::new(0);
+        let mut backend = fixture.with_head(&options(KvKind::Bf16));
+        let expected = after(&mut backend, &text(9));
+        step_tree(&mut backend, A, &[1, 2], &[0, 0]);
+        step(&mut backend, B, &[7, 8, 9]);
+        backend.keep(A, &[0, 1]).unwrap();
+        assert_eq!(backend.committed_len(A), 11);
+        assert!(!backend.can_draft(A), "its features are the other lane's by then");
+        assert!(backend.can_draft(B));
+        backend.truncate(A, 9).unwrap();
+        drafts(&mut backend, A, &expected, "what was read before is there");
+    });
+}

@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use takt_kernels_cu::driver::{memory::DeviceBuffer, stream::Stream};
+use takt_kernels_cu::driver::{
+    memory::DeviceBuffer,
+    stream::{Found, Stream},
+};
 
 use super::{CudaDraft, Host, Snapshot, input::ReadRow, shape::ReadShape};
 use crate::{
@@ -73,13 +76,13 @@ impl CudaDraft {
         }
     }
 
-    /// Runs what was laid out behind a step that takes `usual` and began at `start`, and waits for both.
-    pub fn read_and_wait(&mut self, stream: &Stream, start: Instant, usual: Duration) -> Result<()> {
-        let Some(shape) = self.reading.take() else { return Ok(()) };
-        let own = self.reads.start(stream, shape)?;
-        let found = captures::wait(stream, usual + own, self.options.step_limit)?;
-        self.reads.learn(shape, usual, found, start.elapsed());
-        Ok(())
+    /// Runs what was laid out behind what usually takes `others`, and waits for both. Returns how it was found, and what reading usually takes.
+    pub fn read_and_wait(&mut self, stream: &Stream, others: Duration) -> Result<(Found, Duration)> {
+        let own = self.reading.take().map_or(Ok(Duration::ZERO), |shape| self.reads.start(stream, shape));
+        let all = others + own.as_ref().map_or(Duration::ZERO, |own| *own);
+        // What is in front of it runs all the same.
+        let found = captures::wait(stream, all, self.options.step_limit)?;
+        Ok((found, own?))
     }
 
     /// Captures what keeping `path` will run, before anything is kept.
@@ -91,7 +94,14 @@ impl CudaDraft {
     }
 
     /// Reads the `path` kept of the last step's tree: with the step, which is measured so, rather than with the next draft.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::Backend`] when the device fails; the lane is cold then.
     pub fn keep(&mut self, lane: LaneId, path: &[usize], stream: &Stream) -> Result<()> {
+        self.read_path(lane, path, stream).inspect_err(|_| self.book.go_cold(lane))
+    }
+
+    fn read_path(&mut self, lane: LaneId, path: &[usize], stream: &Stream) -> Result<()> {
         let num_due = self.book.num_due_to_keep(lane, path);
         let Some(tree_start) = self.book.begin_keep(lane, path) else { return Ok(()) };
         let Some(&last_node) = path.last() else { return Ok(()) };
@@ -120,7 +130,9 @@ impl CudaDraft {
         });
         self.keep_last_in(lane, num_before);
         self.book.end_keep(lane);
-        self.read_and_wait(stream, start, Duration::ZERO)
+        let (found, _) = self.read_and_wait(stream, Duration::ZERO)?;
+        self.reads.learn(shape, Duration::ZERO, found, start.elapsed());
+        Ok(())
     }
 
     pub fn truncate(&mut self, lane: LaneId, len: usize) {
@@ -165,8 +177,12 @@ impl CudaDraft {
         Ok(Some(buffer))
     }
 
-    /// `lane` holds what the target's snapshot `id` holds.
+    /// `lane` holds what the target's snapshot `id` holds; it is cold after an error.
     pub fn restore_snapshot(&mut self, lane: LaneId, id: SnapshotId, host: &mut Host<'_>) -> Result<()> {
+        self.copy_back(lane, id, host).inspect_err(|_| self.book.go_cold(lane))
+    }
+
+    fn copy_back(&mut self, lane: LaneId, id: SnapshotId, host: &mut Host<'_>) -> Result<()> {
         let snapshot = self.snapshots.get(&id);
         let is_restored = self.book.restore(lane, snapshot.map(|snapshot| &snapshot.saved));
         let Some(snapshot) = snapshot.filter(|_| is_restored) else { return Ok(()) };

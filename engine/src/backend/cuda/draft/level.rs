@@ -14,7 +14,7 @@ impl CudaDraft {
     /// Drafts one level; `committed_len` says what a lane of the target holds.
     ///
     /// # Errors
-    /// As [`crate::backend::Backend::draft`]; [`crate::EngineError::Backend`] when the device fails.
+    /// As [`crate::backend::Backend::draft`]; [`crate::EngineError::Backend`] when the device fails: the plan's lanes are cold then.
     pub fn draft(
         &mut self,
         plan: &DraftPlan,
@@ -27,16 +27,28 @@ impl CudaDraft {
         self.capture_level(shape, host)?;
         self.read_for_roots(plan, host)?;
         self.lay_out(plan, shape);
+        if let Err(error) = self.run_level(shape, host) {
+            plan.rows.iter().for_each(|row| self.book.go_cold(row.lane));
+            return Err(error);
+        }
+        Ok(self.proposals(plan, shape, num_proposals))
+    }
+
+    /// Runs what was laid out, and waits for it.
+    fn run_level(&mut self, shape: LevelShape, host: &Host<'_>) -> Result<()> {
         let start = Instant::now();
         host.stream.context().make_current()?;
         let reading = match self.reading.take() {
             Some(shape) => self.reads.start(host.stream, shape)?,
             None => Duration::ZERO,
         };
-        let own = self.levels.start(host.stream, shape)?;
-        let found = captures::wait(host.stream, reading + own, self.options.step_limit)?;
+        let own = self.levels.start(host.stream, shape);
+        let all = reading + own.as_ref().map_or(Duration::ZERO, |own| *own);
+        // What is in front of it runs all the same.
+        let found = captures::wait(host.stream, all, self.options.step_limit)?;
+        own?;
         self.levels.learn(shape, reading, found, start.elapsed());
-        Ok(self.proposals(plan, shape, num_proposals))
+        Ok(())
     }
 
     /// What waits in lanes that get a root: its token follows the last row.

@@ -259,6 +259,11 @@ impl CudaDraft {
         self.book.follow(lane, follows, committed_len);
     }
 
+    /// What it was to read in `lane` was perhaps not read.
+    pub fn go_cold(&mut self, lane: LaneId) {
+        self.book.go_cold(lane);
+    }
+
     /// Whether it has read all of `lane`, so that it can draft after it.
     pub fn is_warm(&self, lane: LaneId, committed_len: usize) -> bool {
         self.book.is_warm(lane, committed_len)
