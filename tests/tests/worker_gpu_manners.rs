@@ -2,13 +2,18 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use takt_engine::Engine;
 use takt_node::{
-    clock::Clock as _,
+    calibrate::{Effort, grid_of, measure},
+    clock::{Clock as _, VirtualClock},
     request::{Prompt, Status},
     scheduler::class::Class,
     worker::{GpuManners, Turn, WorkerOptions},
 };
-use takt_tests::worker_bench::{Bench, Demand, STEP, engine_dir, engine_options, finish};
+use takt_tests::{
+    virtual_backend::{StepLog, VirtualBackend},
+    worker_bench::{Bench, Demand, STEP, engine_dir, engine_options, finish},
+};
 
 const GAP: Duration = Duration::from_millis(3);
 const MS: Duration = Duration::from_millis(1);
@@ -103,4 +108,36 @@ fn sections_keep_the_strict_limit_by_taking_turns() {
     assert_eq!(together(strict), 1);
     let roomy = GpuManners { max_section: Some(MS * 19), ..GpuManners::default() };
     assert_eq!(together(roomy), 4);
+}
+
+#[test]
+fn measuring_leaves_a_gap_after_every_section_and_measures_no_less_for_it() {
+    let measured = |idle_gap: Duration| {
+        let clock = VirtualClock::default();
+        let inner = Engine::open(&engine_dir(), &engine_options(2)).unwrap().backend;
+        let log = StepLog::default();
+        let mut backend = VirtualBackend {
+            facts: inner.capabilities().clone(),
+            inner,
+            clock: clock.clone(),
+            step: STEP,
+            // Every section takes one step, so that time counts them.
+            token: Duration::ZERO,
+            level: Duration::ZERO,
+            log: log.clone(),
+            lister: None,
+        };
+        let grid = grid_of(&backend, 16);
+        // Shorter than all samples of the first context would take.
+        let effort = Effort { num_samples: 6, most: STEP * 40, idle_gap };
+        let begin = clock.now();
+        let costs = measure(&mut backend, &clock, &grid, effort, |_| true).unwrap().unwrap();
+        (costs, log.num_tokens.load(Ordering::SeqCst), clock.now() - begin)
+    };
+    let (costs, num_tokens, took) = measured(Duration::ZERO);
+    let (gapped_costs, gapped_tokens, gapped_took) = measured(GAP);
+    assert_eq!((gapped_costs, gapped_tokens), (costs, num_tokens));
+    let num_sections = u32::try_from(took.as_nanos() / STEP.as_nanos()).unwrap();
+    assert!(num_sections > 40, "{num_sections}");
+    assert_eq!(gapped_took, took + GAP * num_sections, "fills count as sections");
 }

@@ -24,7 +24,7 @@ use crate::{
 pub struct Effort {
     /// Sections of each bucket.
     pub num_samples: usize,
-    /// After this much time no bucket gets more than [`MIN_SAMPLES`].
+    /// After this much time no bucket gets more than [`MIN_SAMPLES`]. Gaps do not count.
     pub most: Duration,
     /// How long the device is left to others after each section.
     pub idle_gap: Duration,
@@ -68,7 +68,7 @@ pub fn measure(
     effort: Effort,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Option<Vec<Cost>>, EngineError> {
-    let mut bench = Bench::new(backend, clock, grid);
+    let mut bench = Bench::new(backend, clock, grid, effort.idle_gap);
     // A draft head reads along only what it has read from the start.
     bench.empty()?;
     let begin = clock.now();
@@ -122,6 +122,10 @@ fn extrapolate(costs: &[Cost], grid: &Grid, shape: SectionShape, context_idx: us
 }
 
 struct Bench<'a> {
+    /// After each section.
+    idle_gap: Duration,
+    /// In all gaps so far, as long as they really were.
+    slept: Duration,
     /// What filling a lane has taken, a token.
     fill_token: Duration,
     backend: &'a mut dyn Backend,
@@ -135,12 +139,14 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(backend: &'a mut dyn Backend, clock: &'a dyn Clock, grid: &Grid) -> Self {
+    fn new(backend: &'a mut dyn Backend, clock: &'a dyn Clock, grid: &Grid, idle_gap: Duration) -> Self {
         let facts = backend.capabilities();
         let (num_lanes, lane_capacity) = (facts.num_lanes, facts.lane_capacity);
         let (max_step_tokens, max_logits_rows) = (facts.max_step_tokens, facts.max_logits_rows);
         let longest = SectionKind::ALL.iter().flat_map(|&kind| grid.sizes(kind)).copied().max().unwrap_or(1);
         Self {
+            idle_gap,
+            slept: Duration::ZERO,
             fill_token: Duration::ZERO,
             backend,
             clock,
@@ -153,6 +159,20 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Leaves the device to others.
+    fn rest(&mut self) {
+        if !self.idle_gap.is_zero() {
+            let started = self.clock.now();
+            self.clock.sleep(self.idle_gap);
+            self.slept += self.clock.now().saturating_duration_since(started);
+        }
+    }
+
+    /// Time since `begin` that was not slept.
+    fn spent(&self, begin: Instant) -> Duration {
+        self.clock.now().saturating_duration_since(begin).saturating_sub(self.slept)
+    }
+
     /// Cost of sections of `shape`.
     fn cost(&mut self, shape: SectionShape, effort: Effort, begin: Instant) -> Result<Cost, EngineError> {
         let mut histogram = Histogram::default();
@@ -161,14 +181,11 @@ impl<'a> Bench<'a> {
         let most = if is_optional { effort.most / 2 } else { effort.most };
         let num_samples = if is_optional { effort.num_samples.div_ceil(2) } else { effort.num_samples };
         for sample in 0..=num_samples {
-            let spent = self.clock.now().saturating_duration_since(begin);
-            if spent >= most && sample > MIN_SAMPLES {
+            if self.spent(begin) >= most && sample > MIN_SAMPLES {
                 break;
             }
             let took = self.time(shape)?;
-            if !effort.idle_gap.is_zero() {
-                self.clock.sleep(effort.idle_gap);
-            }
+            self.rest();
             if sample > 0 {
                 histogram.record(took);
             }
@@ -248,7 +265,7 @@ impl<'a> Bench<'a> {
     fn has_time_for(&self, context_len: usize, effort: Effort, begin: Instant) -> bool {
         let missing = context_len.saturating_sub(self.backend.committed_len(LaneId(0)));
         let filling = self.fill_token.saturating_mul(u32::try_from(missing).unwrap_or(u32::MAX));
-        self.clock.now().saturating_duration_since(begin) + filling < effort.most
+        self.spent(begin).saturating_add(filling) < effort.most
     }
 
     /// Brings `lane` to exactly `len` tokens; all but the first by copying, which is quicker than computing.
@@ -263,7 +280,7 @@ impl<'a> Bench<'a> {
             self.backend.drop_snapshot(snapshot);
             return restored;
         }
-        let (mut missing, started) = (len - held, self.clock.now());
+        let (mut missing, started, slept) = (len - held, self.clock.now(), self.slept);
         let num_tokens = missing;
         while missing > 0 {
             let slice_len = missing.min(self.max_step_tokens);
@@ -271,8 +288,9 @@ impl<'a> Bench<'a> {
             self.plan.push(lane, &self.tokens[..slice_len], LogitsWanted::None);
             self.backend.run_step(&self.plan)?;
             missing -= slice_len;
+            self.rest();
         }
-        let took = self.clock.now().saturating_duration_since(started);
+        let took = self.clock.now().saturating_duration_since(started).saturating_sub(self.slept - slept);
         self.fill_token = took / u32::try_from(num_tokens).unwrap_or(u32::MAX);
         Ok(())
     }
