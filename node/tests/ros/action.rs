@@ -106,7 +106,8 @@ fn a_goal_is_accepted_streamed_and_its_result_kept() {
             );
             let is_last = |part: &FeedbackMessage| part.feedback.text_so_far == "echo: fetch the cup";
             let parts = feedback.try_until(Duration::from_secs(2), is_last)?;
-            parts.iter().all(|part| part.goal_id == uuid(id)).then_some((id, parts))
+            let is_whole = parts.first().is_some_and(|part| part.feedback.index == 0);
+            (is_whole && parts.iter().all(|part| part.goal_id == uuid(id))).then_some((id, parts))
         })
         .expect("no goal's feedback came whole");
     let mut so_far = String::new();
