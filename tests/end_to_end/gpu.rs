@@ -43,9 +43,14 @@ struct Machine {
 
 impl Machine {
     fn new() -> Option<Self> {
+        Self::with(|device| device)
+    }
+
+    /// One with another driver.
+    fn with(change: impl FnOnce(EmulatedDevice) -> EmulatedDevice) -> Option<Self> {
         let (cubins, folder) = (cubins()?, tempfile::tempdir().unwrap());
         let device = EmulatedDevice::new("").sm(87).num_sms(8).memory_bytes(176 << 20).all_kernels();
-        let environment = device.environment()?;
+        let environment = change(device).environment()?;
         fs::create_dir(folder.path().join("takt")).unwrap();
         symlink(cubins, folder.path().join("takt/kernels")).unwrap();
         Some(Self { environment, folder })
@@ -184,6 +189,29 @@ fn perception_is_measured_in_every_mode_and_place_and_nothing_is_left() {
     assert_eq!(calls, [1, 2, 1]);
     assert_eq!(report.leaks(), Vec::<String>::new());
     assert!(fs::read_to_string(&plot).unwrap().contains("green_context"));
+}
+
+#[test]
+fn a_green_context_that_the_driver_has_not_is_said_and_not_judged() {
+    let Some(machine) = Machine::with(|device| device.without("cuGreenCtxCreate")) else { return };
+    let args = ["bench", "--perception", &DEMO.1, "--hz", "50", "--seconds", "0.05", "--frame", "1ms"];
+    let args =
+        [&args[..], &["--perception-rounds", "1", "--modes", "green_context", "--places", "in-process"]]
+            .concat();
+    let output = machine.run(&[&args[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["kept_against"], "green_context");
+    let row = &found["rows"][1];
+    assert_eq!((&row["mode"], &row["share"]), (&json!("green_context"), &json!("priority")), "{row}");
+    assert_eq!(row["multiprocessors"], json!({"used": 8, "all": 8}));
+    assert!(row["meets_goal"].is_null(), "{row}");
+    let text = machine.run(&args);
+    let text = String::from_utf8_lossy(&text.stdout);
+    assert!(
+        text.contains("green_context*") && text.contains("* not held against the goals: no green"),
+        "{text}"
+    );
 }
 
 /// The second process of `first`, once there is one.
