@@ -28,6 +28,8 @@ def each_of_a_thousand_prompts_in_a_burst_is_answered_or_refused_once(stage):
                 statuses[reply.status] += 1
         finally:
             print(f"   {len(counts)} of {NUM}: {dict(statuses)}")
+            if missing := sorted(set(sent) - set(counts)):
+                print(f"   not answered: {', '.join(missing[:5])}")
         assert set(counts) == set(sent) and set(counts.values()) == {1}, counts.most_common(3)
         assert set(statuses) <= {"complete", "rejected"} and statuses["complete"] > 0, statuses
         check_complete(client.call(request()))
