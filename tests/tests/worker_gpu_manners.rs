@@ -92,7 +92,7 @@ fn who_would_be_late_after_a_gap_is_answered_before_it() {
 }
 
 #[test]
-fn sections_keep_the_strict_limit_by_taking_turns() {
+fn sections_keep_the_strict_limit_with_fewer_lanes() {
     let together = |manners: GpuManners| {
         let mut bench = bench("cuda", 4, manners);
         let asked: Vec<_> = (0..4)

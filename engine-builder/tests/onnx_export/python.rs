@@ -39,7 +39,10 @@ fn run(command: &mut Command) {
     let status = command
         .status()
         .expect("Python 3.11 or newer with venv is needed (Debian: apt install python3-venv)");
-    assert!(status.success(), "{command:?}: {status}");
+    assert!(
+        status.success(),
+        "{command:?}: {status} (without venv: Python 3.11 or newer is needed, Debian: apt install python3-venv)"
+    );
 }
 
 /// The interpreter, or `None` when the test is to be skipped.
