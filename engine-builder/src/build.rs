@@ -168,6 +168,7 @@ pub fn build_checkpoint(
         quantization,
         eos_token_ids: text.eos_token_ids.clone(),
         files,
+        plans: Vec::new(),
     };
     let mut json = manifest.to_json()?;
     staging.write(MANIFEST_FILE, &json)?;

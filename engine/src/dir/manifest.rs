@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CHAT_TEMPLATE_FILE, GENERATION_FILE, RESERVED_FOLDERS, TOKENIZER_FILE, WEIGHTS_FILE, corrupt, layout,
-    read_small,
+    CHAT_TEMPLATE_FILE, GENERATION_FILE, PlanEntry, RESERVED_FOLDERS, TOKENIZER_FILE, WEIGHTS_FILE, corrupt,
+    layout, read_small,
 };
 use crate::{EngineError, Result, TokenId, kv::KvKind, quant::WeightKind, spec::DecoderSpec};
 
@@ -35,6 +35,9 @@ pub struct Manifest {
     pub eos_token_ids: Vec<TokenId>,
     /// Every file of the engine but this one, sorted by name.
     pub files: Vec<FileEntry>,
+    /// TensorRT plans, sorted by file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plans: Vec<PlanEntry>,
 }
 
 /// Number formats of an engine. Embeddings are always bf16, norms and biases always F32.

@@ -19,6 +19,7 @@ mod draft;
 mod finite;
 mod layout;
 mod manifest;
+mod plans;
 mod unchecked;
 mod verify;
 mod weights;
@@ -36,6 +37,7 @@ pub use layout::{
     lay_out, parts,
 };
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
+pub use plans::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};
 pub use weights::safetensors_header;
@@ -57,10 +59,12 @@ pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 /// See [`GenerationDefaults`].
 pub const GENERATION_FILE: &str = GenerationDefaults::FILE;
 /// Sub-folders that later parts of the project fill; whatever is in them does not concern the base model.
-pub const RESERVED_FOLDERS: [&str; 4] = ["draft", KERNELS_FOLDER, "plans", "costs"];
+pub const RESERVED_FOLDERS: [&str; 4] = ["draft", KERNELS_FOLDER, PLANS_FOLDER, "costs"];
 /// Sealed cubins for the boards the engine was built for. Not listed in the manifest: a damaged one is compiled again where a GPU needs it, and
 /// concerns nobody else.
 pub const KERNELS_FOLDER: &str = "kernels";
+/// TensorRT plans, described in [`Manifest::plans`].
+pub const PLANS_FOLDER: &str = "plans";
 
 /// An opened engine directory: validated whole, weights memory-mapped.
 #[derive(Debug)]

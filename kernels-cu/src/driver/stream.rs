@@ -89,6 +89,12 @@ impl Stream {
         &self.context
     }
 
+    /// Its handle, for libraries that put work into it; good for as long as the stream is.
+    #[must_use]
+    pub fn handle(&self) -> *mut std::ffi::c_void {
+        self.handle.cast()
+    }
+
     /// Its priority as CUDA counts: the smaller goes first, and 0 is both the ordinary and the lowest.
     ///
     /// # Errors
