@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod device;
 mod limits;
 mod plan_check;
 
