@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{PLANS_FOLDER, manifest::is_blake3};
 
+/// Digits of a plan's BLAKE3 in its name.
+const SHOWN_DIGITS: usize = 8;
+
 /// One of `engine.json`'s plans. Its file is not among [`Manifest::files`](super::Manifest::files): it is read, and its size and hash are checked,
 /// only where it is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanEntry {
-    /// Path inside the engine directory, with `/`: `plans/trt-10.16-sm_110a.plan`.
+    /// Path inside the engine directory, with `/`: `plans/trt-10.16-sm_110a.5f2c81d0.plan`.
     pub file: String,
     /// Size.
     pub size_bytes: u64,
@@ -147,11 +150,14 @@ impl PlanEntry {
     /// The file of a plan: `plans/trt-10.16-sm_110a.plan`, a head's with `-draft` behind the GPU.
     #[must_use]
     pub fn file_name(version: PlanVersion, sm: &str, role: PlanRole) -> String {
-        let suffix = match role {
-            PlanRole::Decoder => "",
-            PlanRole::Draft => "-draft",
-        };
-        format!("{PLANS_FOLDER}/trt-{version}-{sm}{suffix}.plan")
+        format!("{}.plan", stem(version, sm, role))
+    }
+
+    /// The file of the plan with this BLAKE3: `plans/trt-10.16-sm_110a.5f2c81d0.plan`, so that another one never has to take its place.
+    #[must_use]
+    pub fn hashed_file_name(version: PlanVersion, sm: &str, role: PlanRole, blake3: &str) -> String {
+        let shown = blake3.get(..SHOWN_DIGITS).unwrap_or(blake3);
+        format!("{}.{shown}.plan", stem(version, sm, role))
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -164,8 +170,11 @@ impl PlanEntry {
             return Err(format!("plan {file:?} is for GPU {:?}: expected one as in sm_110a", self.sm));
         }
         let expected = Self::file_name(self.tensorrt, &self.sm, self.role);
-        if *file != expected {
-            return Err(format!("plan {file:?}: its version, GPU and role make it {expected:?}"));
+        let hashed = Self::hashed_file_name(self.tensorrt, &self.sm, self.role, &self.blake3);
+        if *file != expected && *file != hashed {
+            return Err(format!(
+                "plan {file:?}: its version, GPU, role and BLAKE3 make it {expected:?} or {hashed:?}"
+            ));
         }
         for (what, hash) in [("BLAKE3", &self.blake3), ("BLAKE3 of the weights", &self.weights_blake3)] {
             if !is_blake3(hash) {
@@ -185,6 +194,14 @@ impl PlanEntry {
         }
         Ok(())
     }
+}
+
+fn stem(version: PlanVersion, sm: &str, role: PlanRole) -> String {
+    let suffix = match role {
+        PlanRole::Decoder => "",
+        PlanRole::Draft => "-draft",
+    };
+    format!("{PLANS_FOLDER}/trt-{version}-{sm}{suffix}")
 }
 
 fn is_false(value: &bool) -> bool {
@@ -227,6 +244,11 @@ pub(super) mod tests {
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
         assert_eq!(both[1].file, "plans/trt-10.16-sm_110a-draft.plan");
         validate(&both).unwrap();
+        let mut hashed = both.clone();
+        hashed[0].file =
+            PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
+        validate(&hashed).unwrap();
+        assert_eq!(hashed[0].file, "plans/trt-10.16-sm_110a.00000000.plan");
         for version in ["10", "10.x", "10.16.1", ""] {
             let error = serde_json::from_str::<Vec<PlanEntry>>(&json.replace("10.16", version)).unwrap_err();
             assert!(error.to_string().contains("two numbers"), "{error}");
@@ -238,7 +260,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 13] = [
+        let damages: [(Damage, &str); 14] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -246,6 +268,7 @@ pub(super) mod tests {
             (|it| it.sm = "sm_90a".into(), "plans/trt-10.16-sm_90a.plan"),
             (|it| it.role = PlanRole::Draft, "-draft.plan"),
             (|it| it.blake3 = "A".repeat(64), "BLAKE3 of plan"),
+            (|it| it.file = "plans/trt-10.16-sm_110a.00000001.plan".into(), "sm_110a.00000000.plan"),
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.num_lanes = 0, "size of 0"),
