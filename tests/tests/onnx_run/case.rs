@@ -17,7 +17,7 @@ use takt_tests::{backends::relative_errors, checkpoint::fixtures};
 
 use crate::{
     lanes::{Lanes, Outputs},
-    section::{SCRATCH_ROWS, Share},
+    section::{Buffer, SCRATCH_ROWS, Share},
 };
 
 /// Tokens a lane holds.
@@ -87,7 +87,18 @@ impl Case<'_> {
         );
     }
 
-    fn name(&self) -> String {
+    /// Runs all steps, and says where the export is, what went in and what came out.
+    pub fn record(&self, folder: &Path) -> (PathBuf, Vec<(String, Buffer)>) {
+        let (_, out, contract) = self.export(folder);
+        let mut lanes = Lanes::open(&out, &contract, NUM_LANES);
+        lanes.recorded = Some(Vec::new());
+        for step in steps(contract.variant == Variant::Eagle3) {
+            lanes.run(&step);
+        }
+        (out, lanes.recorded.unwrap_or_default())
+    }
+
+    pub fn name(&self) -> String {
         let ExportOptions { form, compute, variant, activations, .. } = self.export;
         let source = self.source.file_name().unwrap().to_string_lossy();
         let (form, variant) = (form.unwrap().name(), variant.unwrap().name());

@@ -28,6 +28,9 @@ pub struct Lanes {
     caches: HashMap<String, Buffer>,
     rows: usize,
     lens: Vec<usize>,
+    /// What went in and came out, run by run: `2.in.input_ids`.
+    pub recorded: Option<Vec<(String, Buffer)>>,
+    num_runs: usize,
 }
 
 /// Logits and residual streams of one lane's tokens, each `[tokens, …]`.
@@ -55,7 +58,17 @@ impl Lanes {
         let caches =
             facts.inputs.iter().filter(|port| port.name.starts_with("past_key_values.")).map(cache).collect();
         let (inputs, outputs) = (facts.inputs.clone(), facts.outputs.clone());
-        Self { model, inputs, outputs, form: contract.form, caches, rows, lens: vec![0; num_lanes] }
+        Self {
+            model,
+            inputs,
+            outputs,
+            form: contract.form,
+            caches,
+            rows,
+            lens: vec![0; num_lanes],
+            recorded: None,
+            num_runs: 0,
+        }
     }
 
     fn has(&self, input: &str) -> bool {
@@ -149,7 +162,19 @@ impl Lanes {
                 bindings.push(Binding::new(present, buffer.element, &dims, bytes).unwrap());
             }
         }
+        let is_output = |name: &str| self.outputs.iter().any(|port| port.name == name);
+        let mut record = |kind: &str, wanted: bool| {
+            let Some(recorded) = &mut self.recorded else { return };
+            for binding in bindings.iter().filter(|binding| is_output(binding.name) == wanted) {
+                let bytes = binding.bytes.iter().map(Cell::get).collect();
+                let buffer = Buffer { element: binding.element, dims: binding.dims.clone(), bytes };
+                recorded.push((format!("{}.{kind}.{}", self.num_runs, binding.name), buffer));
+            }
+        };
+        record("in", false);
         self.model.run(&bindings).unwrap();
+        record("out", true);
+        self.num_runs += 1;
     }
 
     /// Puts the new rows behind each lane's text.

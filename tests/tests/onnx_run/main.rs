@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod case;
+mod evaluator;
 mod lanes;
 mod models;
+#[path = "../../../engine-builder/tests/onnx_export/python.rs"]
+#[allow(dead_code, reason = "what judges exports is not needed here")]
+mod python;
 mod section;
