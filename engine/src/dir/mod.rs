@@ -40,6 +40,7 @@ pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERS
 pub use plans::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};
+pub(crate) use weights::map_file;
 pub use weights::safetensors_header;
 
 use crate::{
