@@ -348,4 +348,4 @@ pub(super) fn start(plan: &StepPlan, book: &LaneBook, work: Work, lane: LaneId) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::backend::tensorrt) mod tests;
