@@ -10,6 +10,7 @@
 //!
 //! All of it is compiled without the feature too; opening the library then says that this build has no shim.
 
+mod api;
 pub mod build;
 mod error;
 pub mod library;

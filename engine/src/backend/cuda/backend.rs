@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
+    backend::{Backend, Capabilities, Multiprocessors, no_draft, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
@@ -471,6 +471,7 @@ fn capabilities(
         max_step_tokens: options.max_step_tokens,
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
+        multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
         kv: options.kv,
         weight_bytes_per_step: model.bytes_per_step,
         kv_bytes: lanes.num_bytes(),
