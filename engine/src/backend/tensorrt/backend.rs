@@ -26,7 +26,7 @@ use super::{
 use crate::{
     EngineError, Result,
     backend::{
-        Backend, Capabilities,
+        Backend, Capabilities, Multiprocessors,
         device::{
             captures::{self, learnt},
             lanes::DeviceLanes,
@@ -490,6 +490,7 @@ fn capabilities(
         max_step_tokens: options.max_step_tokens,
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
+        multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
         kv: KvKind::Bf16,
         weight_bytes_per_step: file.weight_bytes_per_step,
         kv_bytes: lanes.num_bytes(),
