@@ -26,7 +26,7 @@ use super::{
 use crate::{
     EngineError, Result,
     backend::{
-        Backend, Capabilities,
+        Backend, Capabilities, Multiprocessors,
         device::{
             captures::{self, learnt},
             lanes::DeviceLanes,
@@ -161,7 +161,7 @@ impl TensorRtBackend {
         };
         let rows = StepRows::new(context, sizes.rows, (memory.logits, spec.vocab_size), room)?;
         let mut backend = Self {
-            executions: Executions::default(),
+            executions: Executions::new(&plan),
             rows,
             capabilities: capabilities(context, trt, &file, options, &lanes),
             stream,
@@ -215,6 +215,7 @@ impl TensorRtBackend {
             plan: &self.plan,
             memory: &self.memory,
             pinned: &self.pinned,
+            step_limit: self.options.step_limit,
         };
         self.executions.run(&mut host, Ready { section, layout: &layout, at })
     }
@@ -490,6 +491,7 @@ fn capabilities(
         max_step_tokens: options.max_step_tokens,
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
+        multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
         kv: KvKind::Bf16,
         weight_bytes_per_step: file.weight_bytes_per_step,
         kv_bytes: lanes.num_bytes(),

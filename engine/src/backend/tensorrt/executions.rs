@@ -4,7 +4,7 @@
 //! asks for, and captured once; from then on it is one graph. Runs of one lane's tokens come in many lengths and are long: each lane has one
 //! execution for them, which is told shapes and addresses each time.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use takt_kernels_cu::{
     driver::{
@@ -24,7 +24,7 @@ use super::{
         FEATURES, INPUT_IDS, KV_POSITIONS, LOGITS, LOGITS_ROWS, MASK, POSITION_IDS, Ports, WRITE_INDICES,
     },
 };
-use crate::{Result, spec::DecoderSpec};
+use crate::{Result, backend::device::captures, spec::DecoderSpec};
 
 /// Most executions with a graph at a time; each takes memory of TensorRT's and the driver's. A lane's decoding meets five lengths of the cache, its trees five times as many.
 const MAX_GRAPHS: usize = 32;
@@ -134,6 +134,8 @@ pub(super) struct Host<'a> {
     pub memory: &'a Memory,
     /// What sections are about.
     pub pinned: &'a MappedBuffer,
+    /// What is not done by then is taken for hung.
+    pub step_limit: Duration,
 }
 
 /// A section with its input in place.
@@ -155,7 +157,7 @@ struct Slot {
 }
 
 /// All executions of a plan.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Executions {
     slots: HashMap<SectionShape, Slot>,
     slices: HashMap<(usize, Profile), Execution>,
@@ -165,6 +167,13 @@ pub(super) struct Executions {
 }
 
 impl Executions {
+    /// None yet; of `plan`, whose weights are where they will be.
+    pub(super) fn new(plan: &Plan) -> Self {
+        // What is sent while it runs TensorRT sends in no graph.
+        let cannot_capture = plan.is_streaming();
+        Self { slots: HashMap::new(), slices: HashMap::new(), num_runs: 0, cannot_capture }
+    }
+
     /// Puts a section into the stream, whose context is current.
     ///
     /// # Errors
@@ -206,6 +215,8 @@ impl Executions {
         ready: Ready<'_>,
     ) -> Result<Option<Graph>> {
         let stream = host.stream;
+        // TensorRT asks for that: what it prepares in a first run it has to be done with.
+        captures::wait(stream, Duration::ZERO, host.step_limit)?;
         let captured = stream.capture(|_| put(host, execution, ready).map_err(as_driver_error));
         match captured {
             Ok(graph) => Ok(Some(graph)),
