@@ -1,0 +1,15 @@
+//! The TensorRT backend on a stand-in for TensorRT, over the emulated device: real ONNX models become plans, which an interpreter of ours computes.
+//!
+//! Without the feature `tensorrt` there is no shim, and every test is skipped: `cargo run -p xtask -- tensorrt` runs them.
+
+#![cfg(feature = "tensorrt")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "../../../kernels-cu/tests/emulator/mod.rs"]
+mod emulator;
+mod faults;
+mod forward;
+mod models;
+#[path = "../../../tensorrt/tests/standin/mod.rs"]
+mod standin;
+mod steps;
