@@ -9,7 +9,9 @@
 mod emulator;
 mod faults;
 mod forward;
+#[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
+#[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
 mod steps;

@@ -26,7 +26,7 @@ use takt_tensorrt::{
 };
 use takt_tests::{
     memory_weights::{MemoryWeights, small_spec, uniform},
-    onnx_run::Executor,
+    onnx_run::executor::Executor,
 };
 
 use crate::{
@@ -69,6 +69,13 @@ fn computing(standin: &Standin) -> &'static Executor {
         standin.set_raw_executor(Some(function), std::ptr::from_ref(executor).cast_mut().cast());
     }
     executor
+}
+
+/// Has what the stand-in runs computed by nobody, for who counts allocations.
+#[expect(unsafe_code, reason = "the stand-in takes a pointer")]
+pub fn compute_nothing(standin: &Standin) {
+    // SAFETY: no function is called.
+    unsafe { standin.set_raw_executor(None, std::ptr::null_mut()) }
 }
 
 /// A model and the plan of it.
@@ -134,8 +141,9 @@ impl Planned {
             workspace_bytes: None,
             optimization_level: None,
             timing_cache: &[],
+            stream: None,
         };
-        let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan;
+        let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
         let entry = entry(kind, &bytes, &trt);
         Self { spec, weights, entry, bytes }
     }

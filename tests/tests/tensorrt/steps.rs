@@ -62,7 +62,7 @@ fn lists_of_the_likeliest_travel_instead_of_rows_and_rows_can_be_fetched() {
                 .collect::<Vec<_>>()
         };
         let mut plan = StepPlan::default();
-        let mut fill = |plan: &mut StepPlan, detail: Detail| {
+        let fill = |plan: &mut StepPlan, detail: Detail| {
             plan.clear();
             plan.push(LaneId(2), &all[..1], LogitsWanted::Last);
             plan.last_needs(detail);
@@ -81,8 +81,8 @@ fn lists_of_the_likeliest_travel_instead_of_rows_and_rows_can_be_fetched() {
             assert!(output.segment_logits(idx).is_none());
             for (row, logits) in rows.chunks(vocab).enumerate() {
                 let mut found = output.row(idx, row).unwrap();
-                let likeliest = found.likeliest().expect("a list");
-                assert_eq!(likeliest.tokens()[0], argmax(logits), "segment {idx}, row {row}");
+                let (likeliest, _) = found.list().expect("a list").entries().next().unwrap();
+                assert_eq!(likeliest, argmax(logits), "segment {idx}, row {row}");
                 assert_eq!(found.whole().unwrap(), logits, "segment {idx}, row {row}");
             }
         }
@@ -155,13 +155,21 @@ fn what_does_not_fit_or_hold_is_refused_with_all_sizes() {
         refused(TensorRtOptions { lane_capacity: Some(141), ..options() }, "141 tokens asked");
         let mut other = Planned::new(KINDS[0]);
         other.entry.lane_rows += 1;
+        let error = other.open(&options()).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "lanes of 161 rows take 20608 bytes a layer, of which TensorRT takes multiples of 256"
+            ),
+            "{error}"
+        );
+        other.entry.lane_rows += 7;
         let error = other.open(&options()).unwrap_err();
         assert!(
             matches!(error, EngineError::Unsupported(_))
                 && error.to_string().contains("past_key_values.0.key"),
             "{error}"
         );
-        other.entry.lane_rows -= 1;
+        other.entry.lane_rows -= 8;
         other.entry.max_prefill += 1;
         let error = other.open(&options()).unwrap_err().to_string();
         assert!(error.contains("takes input_ids of [1, 1] to [1, 32], [1, 33] is expected"), "{error}");
