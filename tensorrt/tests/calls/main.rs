@@ -41,6 +41,12 @@ pub fn request<'a>(onnx: &'a Path, profiles: &'a [Profile]) -> PlanRequest<'a> {
     }
 }
 
+/// Whether the headers are of this version or a later one.
+pub fn from(major: u32, minor: u32) -> bool {
+    let headers = takt_tensorrt::probe().headers.unwrap();
+    (headers.major, headers.minor) >= (major, minor)
+}
+
 /// Without a word of how far it is.
 pub fn build(trt: &TensorRt, request: &PlanRequest<'_>) -> Result<BuiltPlan> {
     build_plan(trt, request, &mut |_| ControlFlow::Continue(()))

@@ -70,9 +70,8 @@ impl Onnx {
         };
         let shape = dims.iter().map(dim).fold(Message::default(), |shape, dim| shape.message(1, &dim));
         let tensor = Message::default().number(1, data_type).message(2, &shape);
-        let port = Message::default()
-            .bytes(1, name.as_bytes())
-            .message(2, &Message::default().message(1, &tensor));
+        let port =
+            Message::default().bytes(1, name.as_bytes()).message(2, &Message::default().message(1, &tensor));
         self.graph = self.graph.message(field, &port);
         self
     }
@@ -81,8 +80,7 @@ impl Onnx {
     pub fn node(mut self, op_type: &str, inputs: &[&str], output: &str) -> Self {
         let node = inputs.iter().fold(Message::default(), |node, input| node.bytes(1, input.as_bytes()));
         let name = format!("/{op_type}_{output}");
-        let node =
-            node.bytes(2, output.as_bytes()).bytes(3, name.as_bytes()).bytes(4, op_type.as_bytes());
+        let node = node.bytes(2, output.as_bytes()).bytes(3, name.as_bytes()).bytes(4, op_type.as_bytes());
         self.graph = self.graph.message(1, &node);
         self
     }
@@ -146,7 +144,11 @@ pub fn decoder(attention: bool) -> Onnx {
         .weight("axes", INT64, &[1], &1_i64.to_le_bytes())
         .node("Gather", &["table", "ids"], "rows");
     let model = if attention {
-        model.node("TensorScatter", &["past", "rows"], "present").node("Attention", &["rows", "present"], "mixed")
+        model.node("TensorScatter", &["past", "rows"], "present").node(
+            "Attention",
+            &["rows", "present"],
+            "mixed",
+        )
     } else {
         model.node("Identity", &["past"], "present").node("Identity", &["rows"], "mixed")
     };
