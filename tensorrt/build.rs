@@ -30,7 +30,13 @@ mod headers {
         let mut include = Vec::new();
         for (header, package) in NEEDED {
             let folder = find(header, &tensorrt).unwrap_or_else(|| {
-                fail(header, &tensorrt, &format!("`apt install {package}`, or set TENSORRT_INCLUDE_DIR to the folder that has it"))
+                fail(
+                    header,
+                    &tensorrt,
+                    &format!(
+                        "`apt install {package}`, or set TENSORRT_INCLUDE_DIR to the folder that has it"
+                    ),
+                )
             });
             include.push(folder);
         }
@@ -65,7 +71,8 @@ mod headers {
     /// Where CUDA's header may lie; beside TensorRT's last, and beside its folder, where a set of headers for several versions has one.
     fn cuda_folders(tensorrt: &[PathBuf]) -> Vec<PathBuf> {
         let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
-        let named = named.filter(|folder| !folder.is_empty()).map(|folder| Path::new(&folder).join("include"));
+        let named =
+            named.filter(|folder| !folder.is_empty()).map(|folder| Path::new(&folder).join("include"));
         let beside = tensorrt.iter().flat_map(|folder| {
             [Some(folder.clone()), folder.parent().map(Path::to_owned)].into_iter().flatten()
         });

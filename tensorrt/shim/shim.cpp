@@ -33,7 +33,7 @@ static_assert(Dims::MAX_DIMS == 8, "takt_trt_shape has room for 8 dimensions");
 static_assert(static_cast<int32_t>(OptProfileSelector::kMIN) == TAKT_TRT_MIN, "OptProfileSelector");
 static_assert(static_cast<int32_t>(OptProfileSelector::kOPT) == TAKT_TRT_OPT, "OptProfileSelector");
 static_assert(static_cast<int32_t>(OptProfileSelector::kMAX) == TAKT_TRT_MAX, "OptProfileSelector");
-static_assert(static_cast<int32_t>(ErrorCode::kFAILED_ALLOCATION) == 5, "src/journal.rs knows this code");
+static_assert(static_cast<int32_t>(ErrorCode::kFAILED_ALLOCATION) == 5, "src/journal.rs knows its number");
 static_assert(static_cast<int32_t>(DataType::kINT4) == 9, "src/tensor.rs knows the data types");
 
 // TensorRT's interface throws nothing; the parser's errors are not declared so, and what is ours may run out of memory.
@@ -260,7 +260,7 @@ int32_t network_decompose_attention(takt_trt_network* network) noexcept {
         // The type says what it is; the boundary's two layers share one attention.
         IAttention* const attention = static_cast<IAttentionInputLayer*>(layer)->getAttention();
         if (attention == nullptr || !attention->setDecomposable(true)) {
-            return -1;
+            return -2;
         }
         ++num_attentions;
     }

@@ -112,8 +112,8 @@ typedef struct takt_trt_api {
     int32_t (*parser_error)(takt_trt_parser*, int32_t error_idx, takt_trt_parser_error*);
     void (*parser_destroy)(takt_trt_parser*);
 
-    // Lets every attention layer be taken apart where no fused kernel is found. How many there are, or -1 before TensorRT 10.14 or when one
-    // refuses.
+    // Lets every attention layer be taken apart where no fused kernel is found. How many there are; -1 with headers before TensorRT 10.14, -2
+    // when one refuses.
     int32_t (*network_decompose_attention)(takt_trt_network*);
     void (*network_destroy)(takt_trt_network*);
 

@@ -197,6 +197,7 @@ impl std::fmt::Debug for Api {
 
 /// The shim's table; `None` in a build without the feature `tensorrt`.
 #[cfg(feature = "tensorrt")]
+#[expect(unsafe_code, reason = "the shim's one function")]
 pub(crate) fn api() -> Option<&'static Api> {
     unsafe extern "C" {
         fn takt_trt_api_table() -> *const Api;

@@ -4,16 +4,23 @@
 //! |---|---|
 //! | `api` | the shim's table of functions, linked in with the feature `tensorrt` |
 //! | [`library`] | `libnvinfer` opened at run time, its version checked before anything else is called |
+//! | `journal` | what TensorRT says, until a failed call asks what it was |
+//! | `object` | TensorRT's objects that we own |
 //! | [`tensor`] | names, types and shapes of what goes in and comes out |
 //! | [`build`] | an ONNX model becomes a plan |
 //! | [`runtime`] | a plan becomes executions that are put into a stream |
 //!
 //! All of it is compiled without the feature too; opening the library then says that this build has no shim.
+//!
+//! Architecture invariant: what is decided is decided in Rust. The shim turns one C call into one of TensorRT's, whatever its major version; it holds no
+//! state, and no exception leaves it. Where the headers differ, `shim.cpp` is the only place that knows.
 
 mod api;
 pub mod build;
 mod error;
+mod journal;
 pub mod library;
+mod object;
 pub mod runtime;
 pub mod tensor;
 

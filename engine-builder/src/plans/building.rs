@@ -112,6 +112,7 @@ impl Site<'_> {
             workspace_bytes: options.workspace_bytes,
             optimization_level: options.effort,
             timing_cache: &timings,
+            stream: None,
         };
         let built = self.run(&request, role, progress)?;
         let timing_cache = timing_cache_use(&timings, &built, &mut notes);

@@ -5,6 +5,7 @@ pub mod cuda;
 mod device;
 mod limits;
 mod plan_check;
+pub mod tensorrt;
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! The NVIDIA driver and its devices, asked without making a context; TensorRT by its files.
+//! The NVIDIA driver and its devices, asked without making a context.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,7 @@ use takt_kernels_cu::{
 use super::{Finding, read};
 
 pub(super) fn examine(lookup: &impl Fn(&str) -> Option<String>) -> Vec<Finding> {
-    let folders = library_folders(lookup);
-    let mut findings = driver(&folders);
-    findings.push(tensorrt(&folders));
-    findings
+    driver(&library_folders(lookup))
 }
 
 fn driver(folders: &[PathBuf]) -> Vec<Finding> {
@@ -93,18 +90,8 @@ fn memory(device: &Device) -> Finding {
     )
 }
 
-fn tensorrt(folders: &[PathBuf]) -> Finding {
-    match find(folders, "libnvinfer.so") {
-        Some(library) => Finding::note(
-            "tensorrt",
-            library.display().to_string(),
-            "not used yet: this version computes on the CPU",
-        ),
-        None => Finding::note("tensorrt", "not found", "no TensorRT plans can be built or run here"),
-    }
-}
-
-fn library_folders(lookup: &impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+/// Where the system looks for libraries, and NVIDIA's packages put them.
+pub(super) fn library_folders(lookup: &impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     let standard = ["/usr/lib", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/local/lib", "/usr/lib/wsl/lib"];
     let configured = lookup("LD_LIBRARY_PATH").unwrap_or_default();
@@ -120,7 +107,7 @@ fn library_folders(lookup: &impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
 }
 
 /// The first file whose name is `name` or starts with `name.`.
-fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
+pub(super) fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
     let matches =
         |file: &str| file == name || file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
     folders.iter().find_map(|folder| {

@@ -8,6 +8,7 @@ mod gpu;
 mod limits;
 mod network;
 mod ros2;
+mod tensorrt;
 
 use std::path::Path;
 
@@ -61,6 +62,7 @@ pub fn examine(lookup: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let mut findings = cpu::examine();
     findings.extend(limits::examine());
     findings.extend(gpu::examine(&lookup));
+    findings.push(tensorrt::examine(&lookup));
     findings.extend(ros2::examine(&lookup));
     findings.extend(network::examine());
     findings

@@ -68,7 +68,12 @@ impl<S: Copy + Eq + Hash> Captures<S> {
 }
 
 /// What work usually takes that took `usual` until now, and `took` behind others that take `others`.
-fn learnt(usual: Duration, others: Duration, found: Found, took: Duration) -> Duration {
+pub(in crate::backend) fn learnt(
+    usual: Duration,
+    others: Duration,
+    found: Found,
+    took: Duration,
+) -> Duration {
     let all = usual + others;
     let learnt = match found {
         // The first time is of loading, too.

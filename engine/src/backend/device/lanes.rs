@@ -197,11 +197,6 @@ impl DeviceLanes {
         Ok(stream.zero(&self.buffer)?)
     }
 
-    /// Where all of it lies.
-    pub(in crate::backend) fn layout(&self) -> &LaneLayout {
-        &self.layout
-    }
-
     /// As kernels that go through all layers know it.
     pub(in crate::backend) fn kv_planes(&self) -> KvPlanes {
         KvPlanes {

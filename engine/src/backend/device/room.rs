@@ -78,7 +78,7 @@ impl Room {
 
 impl Needs {
     /// What a device's memory holds of it, the driver's share included.
-    fn of_device(&self, room: &Room) -> usize {
+    pub(in crate::backend) fn of_device(&self, room: &Room) -> usize {
         let Self { weights, mapped, kv, workspace, pinned } = *self;
         let shared = if room.shared.is_some() { [mapped, pinned] } else { [0, 0] };
         let parts = [weights, kv, workspace, DRIVER_BYTES].into_iter().chain(shared);

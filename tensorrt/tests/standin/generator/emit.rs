@@ -27,7 +27,7 @@ pub fn emit(headers: &Headers) -> (String, String) {
 
 fn enumerator_names(enumeration: &Enumeration) -> String {
     let Enumeration { name, enumerators } = enumeration;
-    let mut text = format!("static std::string enumerator({name} value) {{\n");
+    let mut text = format!("[[maybe_unused]] static std::string enumerator({name} value) {{\n");
     for enumerator in enumerators {
         let _ = writeln!(text, "    if (value == {name}::{enumerator}) return \"{enumerator}\";");
     }
@@ -52,7 +52,8 @@ fn recorded(class: &Class) -> (String, String) {
         "class {name} : public {}::{} {{\npublic:\n    const standin::Object* self = nullptr;\n",
         class.namespace, class.name
     );
-    let mut defined = format!("static_assert(!std::is_abstract_v<{name}>, \"all of {} is there\");\n", class.name);
+    let mut defined =
+        format!("static_assert(!std::is_abstract_v<{name}>, \"all of {} is there\");\n", class.name);
     let mut hooks = String::from("protected:\n");
     for method in &class.methods {
         let Method { name: called, result, qualifiers, .. } = method;
@@ -103,7 +104,23 @@ fn shown(method: &Method) -> String {
 
 /// Whether it does something that can fail: gives a pointer, a bool or an index, and does not only ask.
 pub fn can_fail(method: &Method) -> bool {
-    let asks = ["get", "is", "all", "are", "has", "platformHas", "supports", "query", "can", "desc", "node", "file", "func", "local", "data"];
+    let asks = [
+        "get",
+        "is",
+        "all",
+        "are",
+        "has",
+        "platformHas",
+        "supports",
+        "query",
+        "can",
+        "desc",
+        "node",
+        "file",
+        "func",
+        "local",
+        "data",
+    ];
     let does = match method.result.as_str() {
         "bool" => true,
         "int32_t" => method.name.starts_with("add") || method.name == "inferShapes",

@@ -10,4 +10,4 @@ mod parse;
 mod tokens;
 
 pub use emit::emit;
-pub use parse::{Class, Enumeration, Headers, Method, Parameter, parse};
+pub use parse::{Method, parse};

@@ -185,7 +185,8 @@ fn method(statement: &[String]) -> Option<Method> {
 fn parameter(part: &[String]) -> Parameter {
     let part = part.split(|token| token == "=").next().unwrap_or(part);
     let is_name = |token: &str| {
-        token.starts_with(|c: char| c.is_alphabetic() || c == '_') && !["const", "int", "char"].contains(&token)
+        token.starts_with(|c: char| c.is_alphabetic() || c == '_')
+            && !["const", "int", "char"].contains(&token)
     };
     let has_name = match part {
         [.., before, last] => is_name(last) && before != "::" && before != "unsigned" && before != "enum",
