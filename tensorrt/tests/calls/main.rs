@@ -10,6 +10,7 @@ mod standin;
 
 mod building;
 mod model;
+mod opening;
 
 use std::{ops::ControlFlow, path::Path};
 
