@@ -91,6 +91,13 @@ impl Standin {
         self.lines(b"standin_record\0")
     }
 
+    /// The same without calls that only ask.
+    pub fn steps(&self) -> Vec<String> {
+        let asks = ["::get", "::is", "IHostMemory::data", "IHostMemory::size", "getInferLibVersion"];
+        let is_step = |line: &String| !asks.iter().any(|ask| plain(line).contains(ask));
+        self.record().into_iter().filter(is_step).collect()
+    }
+
     /// Objects that callers have yet to destroy.
     pub fn alive(&self) -> Vec<String> {
         self.lines(b"standin_alive\0")
@@ -133,6 +140,12 @@ impl Standin {
                 how as c_int,
             );
         }
+    }
+
+    /// Whether all failures that were asked for have come.
+    pub fn has_failed(&self) -> bool {
+        // SAFETY: the symbol has this signature in `standin.h`.
+        unsafe { self.symbol::<unsafe extern "C" fn() -> u64>(b"standin_num_pending\0")() == 0 }
     }
 
     /// The version the library says it is.
@@ -219,6 +232,16 @@ impl Loaded {
         let library = open(built.folder.join(built.infer_name()));
         let parser = open(built.folder.join(built.parser_name()));
         Self { library, _parser: parser, built }
+    }
+}
+
+/// A call without its object's number.
+fn plain(line: &str) -> String {
+    match line.split_once('#') {
+        Some((class, rest)) if !class.contains('(') => {
+            format!("{class}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
+        }
+        _ => line.to_owned(),
     }
 }
 

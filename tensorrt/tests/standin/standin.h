@@ -31,6 +31,8 @@ enum standin_failure {
 // The n-th call from now of a method ("IBuilder::createNetworkV2"), or of any method that can fail if `method` is null, fails; 0: none.
 // A method that can fail gives a pointer, a bool or an index, and does not only ask ("get…", "is…", "all…").
 void standin_fail(const char* method, uint64_t n, int32_t how);
+// Failures asked for that have not come yet.
+uint64_t standin_num_pending(void);
 // The version the library says it is; plans and timing caches are of it.
 void standin_set_version(int32_t major, int32_t minor, int32_t patch);
 // The compute capability, as 87 or 110, that plans and timing caches are of; 0: the CUDA device's in use, 90 without one.
@@ -45,7 +47,7 @@ void standin_reset(void);
 // Enumerators are named, strings quoted, shapes are [1,2,3], objects of ours named by class (`IBuilder`, the second one `IBuilder#2`), other
 // pointers numbered by first appearance (@1). Writes up to `capacity` bytes, gives the length of all.
 size_t standin_record(char* text, size_t capacity);
-// Forgets calls and faults; the objects alive keep their names.
+// Forgets calls and faults, and where nothing is alive counts objects and pointers anew.
 void standin_clear_record(void);
 // Objects alive, a line each.
 size_t standin_alive(char* text, size_t capacity);

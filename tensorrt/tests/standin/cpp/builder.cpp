@@ -201,10 +201,7 @@ static bool is_of_this_major(void* logger, int32_t version, const char* where) {
 
 static bool begins(const char* name, void* logger, int32_t version, std::initializer_list<std::string> arguments) {
     Call call(nullptr, "", name, arguments, true);
-    if (call.fails()) {
-        Voice(static_cast<nvinfer1::ILogger*>(logger)).error(nvinfer1::ErrorCode::kINTERNAL_ERROR, name, "told to fail");
-        return false;
-    }
+    if (call.fails(Voice(static_cast<nvinfer1::ILogger*>(logger)))) return false;
     return is_of_this_major(logger, version, name);
 }
 

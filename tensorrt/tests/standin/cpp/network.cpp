@@ -153,6 +153,12 @@ int32_t Config::on_addOptimizationProfile(nvinfer1::IOptimizationProfile const* 
                     "Parameter check failed, condition: profile->isValid(): min <= opt <= max in all dimensions");
         return -1;
     }
+    bool is_refittable = has(nvinfer1::BuilderFlag::kREFIT) || has(nvinfer1::BuilderFlag::kREFIT_IDENTICAL);
+    if (is_refittable && !profiles.empty()) {
+        voice.error(ErrorCode::kINVALID_ARGUMENT, "IBuilderConfig::addOptimizationProfile",
+                    "networks with more than a single optimization profile are not supported for refittable engines");
+        return -1;
+    }
     profiles.push_back(added->ranges);
     return int32_t(profiles.size()) - 1;
 }

@@ -79,10 +79,10 @@ Call::Call(const Object* self, const char* kind, const char* method, std::initia
     how_ = state().how_to_fail(method_, can_fail);
 }
 
-bool Call::fails() const {
+bool Call::fails() const { return how_ >= 0 && fails(self_ == nullptr ? Voice(nullptr) : self_->voice); }
+
+bool Call::fails(const Voice& voice) const {
     if (how_ < 0) return false;
-    const Voice silent(nullptr);
-    const Voice& voice = self_ == nullptr ? silent : self_->voice;
     if (how_ == STANDIN_ERROR) voice.error(nvinfer1::ErrorCode::kINTERNAL_ERROR, method_, "told to fail");
     if (how_ == STANDIN_OOM) {
         voice.out_of_memory(method_, "Requested size was 1073741824 bytes, told to have none");

@@ -68,8 +68,9 @@ private:
 class Call {
 public:
     Call(const Object* self, const char* kind, const char* method, std::initializer_list<std::string> arguments, bool can_fail);
-    // Whether it was told to; said to logger and recorder.
+    // Whether it was told to; said to the object's logger and recorder, or to those of who calls a function.
     bool fails() const;
+    bool fails(const Voice& voice) const;
 
 private:
     const Object* self_;

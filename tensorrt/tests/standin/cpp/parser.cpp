@@ -141,10 +141,7 @@ EXPORTED void* standin_new_parser(void* network, void* logger, int version) {
     using namespace standin;
     Call call(nullptr, "", "createNvOnnxParser_INTERNAL", {pointer_name(network), pointer_name(logger), std::to_string(version)}, true);
     auto* words = static_cast<nvinfer1::ILogger*>(logger);
-    if (call.fails()) {
-        Voice(words).error(nvinfer1::ErrorCode::kINTERNAL_ERROR, "createNvOnnxParser_INTERNAL", "told to fail");
-        return nullptr;
-    }
+    if (call.fails(Voice(words))) return nullptr;
     auto* of = dynamic_cast<Network*>(static_cast<nvinfer1::INetworkDefinition*>(network));
     if (of == nullptr || version != NV_ONNX_PARSER_VERSION) return nullptr;
     return static_cast<nvonnxparser::IParser*>(new Parser(*of, words));

@@ -163,6 +163,12 @@ EXPORTED void standin_fail(const char* method, uint64_t n, int32_t how) {
     if (n != 0) failures.push_back({name, n, how});
 }
 
+EXPORTED uint64_t standin_num_pending(void) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    const std::vector<Failure>& failures = state().failures;
+    return uint64_t(std::count_if(failures.begin(), failures.end(), [](const Failure& failure) { return failure.in != 0; }));
+}
+
 EXPORTED void standin_set_version(int32_t major, int32_t minor, int32_t patch) {
     std::lock_guard<std::mutex> lock(state().mutex);
     state().version = {major, minor, patch};
@@ -205,6 +211,10 @@ EXPORTED void standin_clear_record(void) {
     std::lock_guard<std::mutex> lock(state().mutex);
     state().record.clear();
     state().faults.clear();
+    if (state().alive.empty()) {
+        state().created.clear();
+        state().numbers.clear();
+    }
 }
 
 EXPORTED size_t standin_alive(char* text, size_t capacity) {
