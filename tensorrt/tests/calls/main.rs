@@ -11,6 +11,8 @@ mod standin;
 mod building;
 mod model;
 mod opening;
+mod running;
+mod weights;
 
 use std::{ops::ControlFlow, path::Path};
 
