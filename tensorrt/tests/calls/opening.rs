@@ -66,8 +66,9 @@ fn a_machine_with_another_major_is_said_to_have_it() {
     let other = if major == 11 { 10 } else { 11 };
     other_library(&folder.path().join(format!("libnvinfer.so.{other}")));
     let why = missing(TensorRt::open_in(folder.path()));
-    let expected =
-        format!("this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine");
+    let expected = format!(
+        "this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine"
+    );
     assert_eq!(why, expected);
 }
 
