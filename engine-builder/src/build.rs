@@ -8,7 +8,7 @@ use std::{
 use takt_engine::{
     dir::{
         CHAT_TEMPLATE_FILE, EngineDir, FileEntry, GENERATION_FILE, KERNELS_FOLDER, MANIFEST_FILE, Manifest,
-        Part, Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
+        Part, PlanEntry, Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
     },
     kv::KvKind,
     quant::WeightKind,
@@ -20,6 +20,7 @@ use crate::{
     checkpoint::{Checkpoint, TensorSource},
     draft::{Added, DraftOptions, add_draft, draft_warnings},
     kernels::BoardKernels,
+    plans::{DevicePlans, add_plans},
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
@@ -43,6 +44,8 @@ pub struct BuildOptions<'a> {
     pub draft: Option<DraftOptions<'a>>,
     /// CUDA kernels to compile into it.
     pub kernels: Option<&'a BoardKernels>,
+    /// TensorRT plans to build into it, for this device.
+    pub plans: Option<&'a DevicePlans>,
     /// Replace an engine that is already there.
     pub force: bool,
     /// Set by another thread to stop the build at the next tensor or kernel source.
@@ -60,6 +63,7 @@ impl BuildOptions<'_> {
             max_context: None,
             draft: None,
             kernels: None,
+            plans: None,
             force: false,
             cancelled: None,
         }
@@ -91,6 +95,10 @@ pub enum Stage {
     Kernels,
     /// The tensors of a checkpoint; reported after each.
     Tensors,
+    /// Constants of the ONNX models that plans are built from; reported after each.
+    Models,
+    /// TensorRT's phases, which nest; reported at each step of each.
+    Plans,
 }
 
 /// How far a build is.
@@ -98,7 +106,7 @@ pub enum Stage {
 pub struct Progress<'a> {
     /// What the items are.
     pub stage: Stage,
-    /// The tensor just written; the source about to be compiled, with its target.
+    /// The tensor just written; the source about to be compiled, with its target; the phase of TensorRT, with the one it is part of.
     pub item: &'a str,
     /// Items of the stage done so far.
     pub done: usize,
@@ -140,6 +148,8 @@ pub fn build_checkpoint(
     let spec = with_context(spec, options.max_context)?;
     let quantization = options.quantization();
     let plan = Plan::new(&spec, &quantization, &*tensors)?;
+    options.plans.map_or(Ok(()), |plans| plans.check(&spec, &quantization, None))?;
+    let dropped = options.force.then(|| dropped_plans(out, options.plans)).flatten();
     let staging = Staging::start(out, Kind::Engine, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
     let mut warnings = write_text_files(&staging, &text, &spec)?;
@@ -158,6 +168,9 @@ pub fn build_checkpoint(
         add_draft(draft.folder, &spec, options, &staging, &mut report)
     });
     let added = added.transpose()?;
+    if let (Some(plans), Some(added)) = (options.plans, &added) {
+        plans.check(&spec, &quantization, Some(added.manifest()))?;
+    }
     let losses = plan.write_weights(&staging.path().join(WEIGHTS_FILE), &*tensors, options, progress)?;
     let files = list_files(staging.path())?;
     let mut manifest = Manifest {
@@ -188,6 +201,9 @@ pub fn build_checkpoint(
     // What is published is what the runtime would open; the contents were hashed a moment ago.
     EngineDir::check_structure(staging.path())?;
     options.check_cancelled()?;
+    let built = options.plans.map(|plans| add_plans(staging.path(), plans, options.cancelled, progress));
+    let plans = built.transpose()?;
+    warnings.extend(dropped);
     staging.commit()?;
     Ok(BuildReport {
         engine_bytes: manifest.total_bytes() + json.len() as u64,
@@ -197,7 +213,22 @@ pub fn build_checkpoint(
         tensors: losses,
         draft,
         kernels,
+        plans,
         warnings,
+    })
+}
+
+/// What the user should know of an engine at `out` that is about to be replaced: its plans go with it.
+fn dropped_plans(out: &Path, built: Option<&DevicePlans>) -> Option<String> {
+    let old = Manifest::read(out).ok()?.plans;
+    let is_built = |plan: &PlanEntry| built.is_some_and(|built| built.is_for(plan));
+    let gone: Vec<&str> = old.iter().filter(|plan| !is_built(plan)).map(|plan| plan.file.as_str()).collect();
+    (!gone.is_empty()).then(|| {
+        format!(
+            "TensorRT plans of the engine that was there are gone with it: {}; on their devices, takt build {} --tensorrt --plans-only builds new ones",
+            gone.join(", "),
+            out.display()
+        )
     })
 }
 

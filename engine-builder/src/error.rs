@@ -44,6 +44,19 @@ pub enum BuildError {
     /// Kernels could not be compiled, or there is nothing to compile them with.
     #[error(transparent)]
     Kernels(#[from] takt_kernels_cu::BuildError),
+    /// There is no TensorRT that plans could be built with, or what was asked is not what it does.
+    #[error(transparent)]
+    TensorRt(#[from] takt_tensorrt::TensorRtError),
+    /// TensorRT built no plan.
+    #[error("plan of the {role}: {source}; {advice}")]
+    Plan {
+        /// The model.
+        role: takt_engine::dir::PlanRole,
+        /// What it said.
+        source: takt_tensorrt::TensorRtError,
+        /// What to do.
+        advice: String,
+    },
     /// The caller stopped the build.
     #[error("build cancelled")]
     Cancelled,

@@ -179,7 +179,7 @@ pub fn add_kernels(
 }
 
 /// Whether nothing can be moved from the folder `from` to the folder `to`: other devices, or other mounts of one.
-fn is_elsewhere(from: &Path, to: &Path) -> Result<bool> {
+pub(crate) fn is_elsewhere(from: &Path, to: &Path) -> Result<bool> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;

@@ -1,12 +1,13 @@
 //! What a build did: sizes, warnings, and how much each tensor lost.
 
 use takt_engine::{
-    dir::{Quantization, Role},
+    dir::{PlanEntry, Quantization, Role},
     draft::DraftManifest,
     quant::{ErrorStats, WeightKind},
     spec::DecoderSpec,
 };
 use takt_kernels_cu::{CudaVersion, Target};
+use takt_tensorrt::{Version, build::Profile};
 
 /// The outcome of a build. The time it took is the caller's to measure.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct BuildReport {
     pub draft: Option<DraftReport>,
     /// The kernels, where boards were named.
     pub kernels: Option<KernelReport>,
+    /// The TensorRT plans, where they were asked for.
+    pub plans: Option<PlansReport>,
     /// What the user should know: no tokenizer, no end token, …
     pub warnings: Vec<String>,
 }
@@ -51,6 +54,45 @@ pub struct KernelReport {
     pub num_files: usize,
     /// Bytes of all of them.
     pub bytes: u64,
+}
+
+/// TensorRT plans that were built into the engine.
+#[derive(Debug, Clone)]
+pub struct PlansReport {
+    /// TensorRT that built them.
+    pub tensorrt: Version,
+    /// For which GPU: `sm_110a`.
+    pub sm: String,
+    /// The device in words.
+    pub device: String,
+    /// The decoder's, then the draft head's.
+    pub plans: Vec<PlanReport>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// One plan.
+#[derive(Debug, Clone)]
+pub struct PlanReport {
+    /// What the manifest says of it.
+    pub entry: PlanEntry,
+    /// Shapes it was optimized for.
+    pub profiles: Vec<Profile>,
+    /// What earlier measurements were worth.
+    pub timing_cache: TimingCacheUse,
+    /// How long TensorRT took.
+    pub seconds: f64,
+    /// What TensorRT warned of, and what the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Whether TensorRT had to measure everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimingCacheUse {
+    /// What was measured on this device before was used.
+    Used,
+    /// Everything was measured, and is kept for the next time.
+    New,
 }
 
 /// One tensor's loss.

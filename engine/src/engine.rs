@@ -10,6 +10,7 @@ use crate::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
         cuda::{self, CudaOptions, GpuOptions},
+        tensorrt::{self, TensorRtBackend, TensorRtOptions},
     },
     dir::{EngineDir, Manifest, UncheckedDir},
     draft::DraftManifest,
@@ -130,6 +131,22 @@ impl EngineOptions {
         }
     }
 
+    /// What the TensorRT backend gets. Lanes are as long as the plan's where no capacity is named.
+    fn tensorrt_options(&self, share: Share) -> TensorRtOptions {
+        let most_rows = (self.num_lanes + MAX_TREE_NODES).max(MIN_LOGITS_ROWS);
+        TensorRtOptions {
+            share,
+            num_lanes: self.num_lanes,
+            lane_capacity: self.lane_capacity,
+            max_step_tokens: self.max_step_tokens,
+            max_logits_rows: most_rows.min(self.max_step_tokens),
+            max_kv_bytes: self.max_kv_bytes,
+            max_bytes: self.max_bytes,
+            num_snapshots: self.num_snapshots,
+            step_limit: self.gpu.step_limit,
+        }
+    }
+
     /// What the CPU backend gets for a model whose engine records `kv`.
     #[must_use]
     pub fn cpu_options(&self, spec: &DecoderSpec, kv: KvKind) -> CpuOptions {
@@ -163,10 +180,9 @@ impl Engine {
     /// Opens the engine directory `path`, validates all of it and loads it into a backend.
     ///
     /// # Errors
-    /// [`EngineError::Corrupt`] or [`EngineError::Io`] for the directory, [`EngineError::Unsupported`] for a backend this build
-    /// lacks, [`EngineError::Capacity`] when it exceeds the memory allowed or the lanes do not fit, [`EngineError::Input`] for an option out of range.
+    /// [`EngineError::Corrupt`] or [`EngineError::Io`] for the directory, [`EngineError::Unsupported`] for a backend that this
+    /// build or machine lacks, [`EngineError::Capacity`] when it exceeds the memory allowed or the lanes do not fit, [`EngineError::Input`] for an option out of range.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self> {
-        options.backend.check_present()?;
         let dir = UncheckedDir::open(path)?;
         let engine = Self::load(&dir, options);
         // Whatever went wrong with damaged contents, the damage is what to tell of.
@@ -197,6 +213,9 @@ impl Engine {
         unchecked: &UncheckedDir,
         options: &EngineOptions,
     ) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
+        if options.backend == BackendKind::TensorRt {
+            return Ok((None, Box::new(load_plan(dir, options)?)));
+        }
         let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
         let on_gpu = options.backend == BackendKind::Cuda;
@@ -222,6 +241,27 @@ impl Engine {
     }
 }
 
+/// The plan of an engine, which says what it computes with and has a cache of its own format.
+fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<TensorRtBackend> {
+    if let Some(kv) = options.kv.filter(|&kv| kv != KvKind::Bf16) {
+        return Err(EngineError::Unsupported(format!(
+            "a {kv} KV cache with TensorRT: a plan's cache has the 16 bits of its products; leave --kv out, or use --backend cuda"
+        )));
+    }
+    let recorded = dir.manifest().quantization.kv;
+    if options.kv.is_none() && recorded != KvKind::Bf16 {
+        tracing::warn!(
+            "the engine asks for a {recorded} KV cache; a TensorRT plan's has 16 bits, which takes more memory"
+        );
+    }
+    if dir.draft().is_some() && options.speculation {
+        tracing::warn!(
+            "the engine's draft head is not used with TensorRT yet: answers come without its proposals; prompt lookup works"
+        );
+    }
+    tensorrt::open(dir, &options.gpu, |share| options.tensorrt_options(share))
+}
+
 fn open_text(dir: &EngineDir) -> Result<Option<Text>> {
     let text = Text::open(dir.path())?;
     if let Some(text) = &text {
@@ -240,24 +280,18 @@ pub fn open_weights(
     source: &dyn WeightSource,
     options: &EngineOptions,
 ) -> Result<Box<dyn Backend>> {
-    options.backend.check_present()?;
+    if options.backend == BackendKind::TensorRt {
+        return Err(EngineError::Unsupported(
+            "tensorrt runs plans, which are built of engine directories; give one, or use `cpu` or `cuda`"
+                .into(),
+        ));
+    }
     let cpu_options = options.cpu_options(spec, KvKind::Bf16);
     if options.backend != BackendKind::Cuda {
         return Ok(Box::new(CpuBackend::new(spec, source, &cpu_options)?));
     }
     let cuda_options = |share| options.cuda_options(&cpu_options, share);
     Ok(Box::new(cuda::open(spec, source, None, &options.gpu, cuda_options)?))
-}
-
-impl BackendKind {
-    fn check_present(self) -> Result<()> {
-        match self {
-            Self::Auto | Self::Cpu | Self::Cuda => Ok(()),
-            Self::TensorRt => Err(EngineError::Unsupported(
-                "this build has no tensorrt backend; use `cpu`, `cuda` or `auto`".into(),
-            )),
-        }
-    }
 }
 
 impl std::fmt::Debug for Engine {

@@ -40,6 +40,7 @@ pub const SOURCES: &[Source] = &[
     source!("attention_decode"),
     source!("attention_prefill"),
     source!("embed"),
+    source!("kv_append"),
     source!("kv_compact"),
     source!("linear"),
     source!("linear_wide"),

@@ -8,6 +8,7 @@ pub mod grammar;
 pub mod heldout;
 pub mod lister;
 pub mod memory_weights;
+pub mod onnx_run;
 pub mod reference;
 pub mod reference_head;
 pub mod speculated;

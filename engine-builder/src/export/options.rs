@@ -133,6 +133,8 @@ pub struct ExportOptions<'a> {
     pub variant: Option<Variant>,
     /// Tokens a lane holds; the model's context by default, at most [`takt_engine::engine::DEFAULT_LANE_CAPACITY`].
     pub max_context: Option<usize>,
+    /// Rows of a lane's cache beyond those tokens, for tokens that pad shorter lanes; the model need not be made for their positions.
+    pub padding_rows: usize,
     /// Lanes that advance together, for the profiles; 1 by default.
     pub num_lanes: Option<usize>,
     /// Also put out the residual stream at every layer's input, for comparing.

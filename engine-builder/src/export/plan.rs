@@ -1,7 +1,8 @@
 //! What will be written, checked before anything is: the target's model, then its head's.
 
 use takt_engine::{
-    dir::{Part, parts},
+    dir::{Part, Quantization, parts},
+    draft::DraftManifest,
     engine::DEFAULT_LANE_CAPACITY,
     kv::KvKind,
     quant::WeightKind,
@@ -40,33 +41,15 @@ impl<'a> Plan<'a> {
         options.target.check_form(form)?;
         let default = if source.draft.is_some() { Variant::Eagle3 } else { Variant::Plain };
         let variant = options.variant.unwrap_or(default);
-        let mut kinds = vec![
-            (source.quantization.weights, "decoder layers", "--weights"),
-            (source.quantization.lm_head, "the output head", "--lm-head"),
-        ];
-        if let Some((draft, _)) = source.draft.filter(|_| variant == Variant::Eagle3) {
-            draft.spec.validate(source.spec)?;
-            check_columns(options, &draft.spec.parts(draft.weights, draft.lm_head))?;
-            kinds.push((draft.weights, "the draft head's layer", "--weights"));
-            kinds.push((draft.lm_head, "the draft head's output head", "--weights"));
-        }
-        check_columns(options, &parts(source.spec, &source.quantization))?;
-        for (kind, what, option) in kinds {
-            options.target.check_weights(kind, what, option)?;
-            let finds_scales = kind == WeightKind::Nvfp4 && options.activations == Activations::Quantized;
-            if finds_scales && !options.target.is_tensorrt() {
-                return Err(BuildError::Unsupported(format!(
-                    "NVFP4 activations of {what} for {}: the standard has no operator that finds their scales; use a TensorRT target, or plain activations",
-                    options.target
-                )));
-            }
-        }
+        let draft = source.draft.map(|(draft, _)| draft).filter(|_| variant == Variant::Eagle3);
+        check_formats(source.spec, &source.quantization, draft, options)?;
         let made_for = source.spec.max_context;
-        let capacity = options.max_context.unwrap_or(made_for.min(DEFAULT_LANE_CAPACITY));
-        if capacity == 0 || capacity > made_for {
-            let fact = format!("a context of {capacity} tokens: the model was made for 1 to {made_for}");
+        let context = options.max_context.unwrap_or(made_for.min(DEFAULT_LANE_CAPACITY));
+        if context == 0 || context > made_for {
+            let fact = format!("a context of {context} tokens: the model was made for 1 to {made_for}");
             return Err(BuildError::Unsupported(fact));
         }
+        let capacity = context.saturating_add(options.padding_rows);
         if options.num_lanes == Some(0) {
             return Err(BuildError::Unsupported("0 lanes: at least 1 is needed".into()));
         }
@@ -219,6 +202,37 @@ impl<'a> Plan<'a> {
         }
         warnings
     }
+}
+
+/// Checks that the target takes the weights of a model, and of its head, in their formats.
+pub(crate) fn check_formats(
+    spec: &DecoderSpec,
+    quantization: &Quantization,
+    draft: Option<&DraftManifest>,
+    options: &ExportOptions<'_>,
+) -> Result<()> {
+    let mut kinds = vec![
+        (quantization.weights, "decoder layers", "--weights"),
+        (quantization.lm_head, "the output head", "--lm-head"),
+    ];
+    if let Some(draft) = draft {
+        draft.spec.validate(spec)?;
+        check_columns(options, &draft.spec.parts(draft.weights, draft.lm_head))?;
+        kinds.push((draft.weights, "the draft head's layer", "--weights"));
+        kinds.push((draft.lm_head, "the draft head's output head", "--weights"));
+    }
+    check_columns(options, &parts(spec, quantization))?;
+    for (kind, what, option) in kinds {
+        options.target.check_weights(kind, what, option)?;
+        let finds_scales = kind == WeightKind::Nvfp4 && options.activations == Activations::Quantized;
+        if finds_scales && !options.target.is_tensorrt() {
+            return Err(BuildError::Unsupported(format!(
+                "NVFP4 activations of {what} for {}: the standard has no operator that finds their scales; use a TensorRT target, or plain activations",
+                options.target
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the target multiplies with every matrix as it is stored.

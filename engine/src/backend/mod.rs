@@ -2,8 +2,12 @@
 
 pub mod cpu;
 pub mod cuda;
+mod device;
 mod limits;
 mod plan_check;
+pub mod tensorrt;
+
+use serde::Serialize;
 
 use crate::{
     EngineError, Result,
@@ -32,12 +36,23 @@ pub struct Capabilities {
     pub max_logits_rows: usize,
     /// Threads that compute.
     pub num_threads: usize,
+    /// Of a GPU, and how many of them are ours; `None` on a processor.
+    pub multiprocessors: Option<Multiprocessors>,
     /// KV cache format in use.
     pub kv: KvKind,
     /// Bytes of weights one decode step reads.
     pub weight_bytes_per_step: u64,
     /// Bytes of KV cache held.
     pub kv_bytes: u64,
+}
+
+/// A GPU's multiprocessors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Multiprocessors {
+    /// That the model's kernels may run on.
+    pub used: u32,
+    /// Of the device.
+    pub all: u32,
 }
 
 /// Runs steps of one model. Owned by one thread; called once per section.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CHAT_TEMPLATE_FILE, GENERATION_FILE, PlanEntry, RESERVED_FOLDERS, TOKENIZER_FILE, WEIGHTS_FILE, corrupt,
-    layout, read_small,
+    layout, plans, read_small,
 };
 use crate::{EngineError, Result, TokenId, kv::KvKind, quant::WeightKind, spec::DecoderSpec};
 
@@ -147,7 +147,7 @@ impl Manifest {
                 return Err(corrupt(path, format!("{required} is not among the listed files")));
             }
         }
-        Ok(())
+        plans::validate(&self.plans).map_err(|fact| corrupt(path, fact))
     }
 }
 
@@ -157,11 +157,16 @@ fn validate_entry(path: &Path, entry: &FileEntry) -> Result<()> {
     if !known && !is_reserved_path(name) {
         return Err(corrupt(path, format!("file name {name:?} is not one an engine has")));
     }
-    let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if entry.blake3.len() != 64 || !entry.blake3.bytes().all(lower_hex) {
+    if !is_blake3(&entry.blake3) {
         return Err(corrupt(path, format!("BLAKE3 of {name:?} is not 64 lower-case hexadecimal digits")));
     }
     Ok(())
+}
+
+/// Whether `text` is 64 lower-case hexadecimal digits.
+pub(super) fn is_blake3(text: &str) -> bool {
+    let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == 64 && text.bytes().all(lower_hex)
 }
 
 /// Whether `name` is `folder/file…` below a reserved folder, without any way out of it.

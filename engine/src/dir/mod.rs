@@ -7,7 +7,8 @@
 //! tokenizer.json  chat_template.jinja        optional
 //! draft/draft.json  draft/weights.safetensors     optional: an EAGLE-3 head
 //! kernels/<source>.<target>.….cubin      optional: kernels for the boards named at build time; not looked into here
-//! plans/ costs/                      reserved for later parts; not looked into here
+//! plans/<TensorRT>-<GPU>.plan     optional: TensorRT plans, described in the manifest; read and checked where they are used (`PlanFile`)
+//! costs/                             reserved for later parts; not looked into here
 //! ```
 //!
 //! Architecture invariant: an [`EngineDir`] exists only after everything in it was checked (sizes, hashes, header, every
@@ -19,6 +20,7 @@ mod draft;
 mod finite;
 mod layout;
 mod manifest;
+mod plan_file;
 mod plans;
 mod unchecked;
 mod verify;
@@ -37,9 +39,11 @@ pub use layout::{
     lay_out, parts,
 };
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
+pub use plan_file::{PlanCheck, PlanFile};
 pub use plans::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};
+pub(crate) use weights::map_file;
 pub use weights::safetensors_header;
 
 use crate::{

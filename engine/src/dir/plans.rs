@@ -4,12 +4,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{PLANS_FOLDER, manifest::is_blake3};
+
+/// Digits of a plan's BLAKE3 in its name.
+const SHOWN_DIGITS: usize = 8;
+
 /// One of `engine.json`'s plans. Its file is not among [`Manifest::files`](super::Manifest::files): it is read, and its size and hash are checked,
 /// only where it is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanEntry {
-    /// Path inside the engine directory, with `/`: `plans/trt-10.16-sm_110a.plan`.
+    /// Path inside the engine directory, with `/`: `plans/trt-10.16-sm_110a.5f2c81d0.plan`.
     pub file: String,
     /// Size.
     pub size_bytes: u64,
@@ -33,11 +38,11 @@ pub struct PlanEntry {
     pub num_lanes: usize,
     /// Tokens one lane holds.
     pub lane_capacity: usize,
-    /// Rows of a lane's cache, S: the capacity and as many as a tree has at most, for padding.
+    /// Rows of a lane's cache, S: the capacity, and for padding as many as a tree has at most; a head's has rows for proposals between them.
     pub lane_rows: usize,
-    /// Most tokens of a prefill slice.
+    /// Most tokens of a prefill slice; no more than the capacity.
     pub max_prefill: usize,
-    /// Most nodes of a tree, its root included.
+    /// Most nodes of a tree, its root included; for a head, most rows of a lane in a step.
     pub max_tree: usize,
     /// The layers whose inputs it puts out as `features`; none without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -58,6 +63,15 @@ pub enum PlanRole {
     Decoder,
     /// Its draft head; profiles 0 prefill, 1 draft.
     Draft,
+}
+
+impl fmt::Display for PlanRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decoder => "decoder",
+            Self::Draft => "draft head",
+        })
+    }
 }
 
 /// How a plan takes the cache, see `takt export`.
@@ -114,6 +128,161 @@ impl TryFrom<String> for PlanVersion {
     }
 }
 
+/// Checks entries: their names, hashes and extents, and that none is there twice.
+pub(super) fn validate(plans: &[PlanEntry]) -> Result<(), String> {
+    for (idx, plan) in plans.iter().enumerate() {
+        plan.validate()?;
+        let earlier = &plans[..idx];
+        if earlier.iter().any(|other| other.file == plan.file) {
+            return Err(format!("plan {:?} is listed twice", plan.file));
+        }
+        if let Some(other) = earlier.iter().find(|other| other.is_for(plan.tensorrt, &plan.sm, plan.role)) {
+            return Err(format!(
+                "plans {:?} and {:?} are both the {}'s for TensorRT {} on {}: one is expected",
+                other.file, plan.file, plan.role, plan.tensorrt, plan.sm
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl PlanEntry {
+    /// The file of a plan: `plans/trt-10.16-sm_110a.plan`, a head's with `-draft` behind the GPU.
+    #[must_use]
+    pub fn file_name(version: PlanVersion, sm: &str, role: PlanRole) -> String {
+        format!("{}.plan", stem(version, sm, role))
+    }
+
+    /// The file of the plan with this BLAKE3: `plans/trt-10.16-sm_110a.5f2c81d0.plan`, so that another one never has to take its place.
+    #[must_use]
+    pub fn hashed_file_name(version: PlanVersion, sm: &str, role: PlanRole, blake3: &str) -> String {
+        let shown = blake3.get(..SHOWN_DIGITS).unwrap_or(blake3);
+        format!("{}.{shown}.plan", stem(version, sm, role))
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let file = &self.file;
+        let is_sm = |sm: &str| {
+            let digits = sm.strip_prefix("sm_").map(|sm| sm.strip_suffix('a').unwrap_or(sm));
+            digits.is_some_and(|sm| (2..=3).contains(&sm.len()) && sm.bytes().all(|b| b.is_ascii_digit()))
+        };
+        if !is_sm(&self.sm) {
+            return Err(format!("plan {file:?} is for GPU {:?}: expected one as in sm_110a", self.sm));
+        }
+        let expected = Self::file_name(self.tensorrt, &self.sm, self.role);
+        let hashed = Self::hashed_file_name(self.tensorrt, &self.sm, self.role, &self.blake3);
+        if *file != expected && *file != hashed {
+            return Err(format!(
+                "plan {file:?}: its version, GPU, role and BLAKE3 make it {expected:?} or {hashed:?}"
+            ));
+        }
+        for (what, hash) in [("BLAKE3", &self.blake3), ("BLAKE3 of the weights", &self.weights_blake3)] {
+            if !is_blake3(hash) {
+                return Err(format!("{what} of plan {file:?} is not 64 lower-case hexadecimal digits"));
+            }
+        }
+        let extents = [self.num_lanes, self.lane_capacity, self.lane_rows, self.max_prefill, self.max_tree];
+        if self.size_bytes == 0 || extents.contains(&0) {
+            return Err(format!("plan {file:?} has a size of 0: no plan has"));
+        }
+        let needed = self.lane_capacity.checked_add(self.max_tree);
+        if needed.is_none_or(|needed| needed > self.lane_rows) || self.max_prefill > self.lane_capacity {
+            return Err(format!(
+                "plan {file:?} has lanes of {} rows for {} tokens, slices of {} and trees of {}: expected rows for tokens and trees, and slices that fit",
+                self.lane_rows, self.lane_capacity, self.max_prefill, self.max_tree
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn stem(version: PlanVersion, sm: &str, role: PlanRole) -> String {
+    let suffix = match role {
+        PlanRole::Decoder => "",
+        PlanRole::Draft => "-draft",
+    };
+    format!("{PLANS_FOLDER}/trt-{version}-{sm}{suffix}")
+}
+
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn entry(role: PlanRole) -> PlanEntry {
+        let (tensorrt, sm) = (PlanVersion { major: 10, minor: 16 }, "sm_110a".to_owned());
+        PlanEntry {
+            file: PlanEntry::file_name(tensorrt, &sm, role),
+            size_bytes: 1,
+            blake3: "0".repeat(64),
+            role,
+            tensorrt,
+            sm,
+            device: "NVIDIA Thor sm_110 20 SMs".into(),
+            weights_blake3: "f".repeat(64),
+            form: PlanForm::Operators,
+            compute: PlanCompute::Bf16,
+            num_lanes: 2,
+            lane_capacity: 100,
+            lane_rows: 165,
+            max_prefill: 100,
+            max_tree: 65,
+            captured: vec![1, 2, 3],
+            stripped: false,
+            streams_weights: false,
+        }
+    }
+
+    #[test]
+    fn entries_are_read_back_as_they_were_written_and_versions_are_two_numbers() {
+        let both = [entry(PlanRole::Decoder), entry(PlanRole::Draft)];
+        let json = serde_json::to_string(&both).unwrap();
+        assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
+        assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
+        assert_eq!(both[1].file, "plans/trt-10.16-sm_110a-draft.plan");
+        validate(&both).unwrap();
+        let mut hashed = both.clone();
+        hashed[0].file =
+            PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
+        validate(&hashed).unwrap();
+        assert_eq!(hashed[0].file, "plans/trt-10.16-sm_110a.00000000.plan");
+        for version in ["10", "10.x", "10.16.1", ""] {
+            let error = serde_json::from_str::<Vec<PlanEntry>>(&json.replace("10.16", version)).unwrap_err();
+            assert!(error.to_string().contains("two numbers"), "{error}");
+        }
+        let unknown = json.replace(r#""num_lanes""#, r#""lanes""#);
+        assert!(serde_json::from_str::<Vec<PlanEntry>>(&unknown).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
+        type Damage = fn(&mut PlanEntry);
+        let damages: [(Damage, &str); 14] = [
+            (|it| it.file = "plans/../engine.json".into(), "make it"),
+            (|it| it.file = "weights.safetensors".into(), "make it"),
+            (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
+            (|it| it.sm = "thor".into(), "expected one as in sm_110a"),
+            (|it| it.sm = "sm_90a".into(), "plans/trt-10.16-sm_90a.plan"),
+            (|it| it.role = PlanRole::Draft, "-draft.plan"),
+            (|it| it.blake3 = "A".repeat(64), "BLAKE3 of plan"),
+            (|it| it.file = "plans/trt-10.16-sm_110a.00000001.plan".into(), "sm_110a.00000000.plan"),
+            (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
+            (|it| it.size_bytes = 0, "size of 0"),
+            (|it| it.num_lanes = 0, "size of 0"),
+            (|it| it.lane_rows = 164, "rows for tokens and trees"),
+            (|it| it.max_tree = usize::MAX, "rows for tokens and trees"),
+            (|it| it.max_prefill = 101, "slices that fit"),
+        ];
+        for (idx, (damage, fact)) in damages.into_iter().enumerate() {
+            let mut plan = entry(PlanRole::Decoder);
+            damage(&mut plan);
+            let message = validate(&[plan]).unwrap_err();
+            assert!(message.contains(fact), "{idx}: {message}");
+        }
+        let twice = [entry(PlanRole::Decoder), entry(PlanRole::Draft), entry(PlanRole::Decoder)];
+        assert!(validate(&twice).unwrap_err().contains("listed twice"));
+    }
 }

@@ -68,7 +68,7 @@ pub(super) fn check_contents(
     })
 }
 
-fn check_size(dir: &Path, entry: &FileEntry) -> Result<()> {
+pub(super) fn check_size(dir: &Path, entry: &FileEntry) -> Result<()> {
     let path = dir.join(&entry.name);
     let facts = match fs::metadata(&path) {
         Ok(facts) => facts,

@@ -32,7 +32,7 @@ use crate::{
 /// Rows a lane may have proposed since its root, the root included: places its keys and values have beyond the text's.
 pub const MAX_DRAFT_ROWS: usize = 128;
 /// Most rows of one plan, all lanes together.
-pub(crate) const MAX_PLAN_ROWS: usize = 64;
+pub const MAX_PLAN_ROWS: usize = 64;
 /// Most proposals after one row.
 pub(crate) const MAX_TOP_K: usize = 64;
 

@@ -53,6 +53,11 @@ impl LaneBook {
         tree.extend_from_slice(parents);
     }
 
+    /// Rows behind the committed ones of `lane` that a tree holds; 0 without one.
+    pub(crate) fn tree_len(&self, lane: LaneId) -> usize {
+        self.lanes.get(lane.0).map_or(0, |lane| lane.tree.len())
+    }
+
     /// Forgets the tree behind the committed rows of `lane`, which are about to be overwritten. The lane exists.
     pub(crate) fn forget_tree(&mut self, lane: LaneId) {
         self.lanes[lane.0].tree.clear();

@@ -210,7 +210,22 @@ impl Stream {
     /// # Errors
     /// [`DriverError::Call`], [`DriverError::Lost`].
     pub fn send(&self, from: &MappedBuffer, num_bytes: usize, to: DeviceAddress) -> Result<()> {
-        let bytes = &from.bytes()[..num_bytes.min(from.bytes().len())];
+        self.send_from(from, 0, num_bytes, to)
+    }
+
+    /// [`Self::send`] of `num_bytes` from byte `at` on; what is not there is left out.
+    ///
+    /// # Errors
+    /// [`DriverError::Call`], [`DriverError::Lost`].
+    pub fn send_from(
+        &self,
+        from: &MappedBuffer,
+        at: usize,
+        num_bytes: usize,
+        to: DeviceAddress,
+    ) -> Result<()> {
+        let rest = &from.bytes()[at.min(from.num_bytes())..];
+        let bytes = &rest[..num_bytes.min(rest.len())];
         // SAFETY: pinned memory of as many bytes, which its owner keeps until the stream was waited for; the driver checks the target.
         let result =
             unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.handle) };

@@ -24,7 +24,7 @@ pub struct KvPlanes {
 }
 
 impl KvPlanes {
-    fn grid(&self, blocks: usize) -> Result<Geometry, LaunchError> {
+    pub(super) fn grid(&self, blocks: usize) -> Result<Geometry, LaunchError> {
         non_zero("layers", self.num_layers)?;
         non_zero("key/value heads", self.num_kv_heads)?;
         non_zero("rows of a lane", self.capacity)?;

@@ -13,6 +13,7 @@ mod check;
 pub mod embed;
 mod error;
 mod kv;
+pub mod kv_append;
 pub mod kv_compact;
 pub mod linear;
 pub mod logits;

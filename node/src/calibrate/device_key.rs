@@ -106,6 +106,7 @@ mod tests {
             max_step_tokens: 68,
             max_logits_rows: 68,
             num_threads,
+            multiprocessors: None,
             kv: KvKind::Bf16,
             weight_bytes_per_step: 1000,
             kv_bytes: 1,

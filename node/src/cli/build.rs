@@ -8,24 +8,34 @@ use serde_json::{Value, json};
 use takt_engine::{kv::KvKind, quant::WeightKind};
 use takt_engine_builder::{
     BoardKernels, BuildError, BuildOptions, BuildReport, DraftReport, GroupError, KernelReport, Progress,
-    Stage, add_kernels, build, draft::DraftOptions,
+    Stage, add_kernels, build,
+    draft::DraftOptions,
+    plans::{DevicePlans, add_plans},
 };
 use takt_kernels_cu::{CudaVersion, Target};
 
-use super::{CliError, gpu_options::cuda_roots, interrupt::Interrupt, paint, print_json};
+use super::{
+    CliError,
+    build_plans::{PlanArgs, plans_json, plans_text},
+    gpu_options::cuda_roots,
+    interrupt::Interrupt,
+    paint, print_json,
+};
 use crate::config::process_environment;
 
 /// Make an engine directory from a Hugging Face folder or an ONNX file
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples: takt build models/takt-demo -o engines/takt-demo --weights nvfp4\n          \
-    takt build engines/takt-demo --kernels-only --for sm_87 --cuda 12.6,13.0"
+    takt build engines/takt-demo --kernels-only --for sm_87 --cuda 12.6,13.0\n          \
+    takt build models/takt-demo -o engines/takt-demo --tensorrt --plan-lanes 4\n          \
+    takt build engines/takt-demo --tensorrt --plans-only --plan-context 2048"
 )]
 pub(super) struct BuildArgs {
-    /// Hugging Face folder, .onnx file, or folder with model.onnx; with --kernels-only an engine directory
+    /// Hugging Face folder, .onnx file, or folder with model.onnx; with --kernels-only or --plans-only an engine directory
     source: PathBuf,
     /// Engine directory to write; it appears whole or not at all
-    #[arg(short, long, value_name = "DIR", required_unless_present = "kernels_only")]
+    #[arg(short, long, value_name = "DIR", required_unless_present_any = ["kernels_only", "plans_only"])]
     output: Option<PathBuf>,
     /// Format of the decoder layers' weights: bf16, fp8, nvfp4, int4
     #[arg(long, value_name = "KIND", default_value = "nvfp4")]
@@ -63,8 +73,8 @@ pub(super) struct BuildArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long, hide = true)]
-    tensorrt: bool,
+    #[command(flatten)]
+    plans: PlanArgs,
 }
 
 const NO_CUDA: &str = "--for needs NVRTC, CUDA's compiler as a library, and found no CUDA folder: none of TAKT_CUDA_ROOT, CUDA_HOME and \
@@ -72,10 +82,13 @@ const NO_CUDA: &str = "--for needs NVRTC, CUDA's compiler as a library, and foun
     nvidia-cuda-runtime with TAKT_CUDA_ROOT set to their folder nvidia/cu13 (no GPU is needed)";
 
 pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, CliError> {
-    refuse_later_options(args)?;
     let kernels = board_kernels(args)?;
     if let (true, Some(kernels)) = (args.kernels_only, &kernels) {
         return run_kernels_only(args, kernels, interrupt);
+    }
+    let plans = args.plans.open()?;
+    if let (true, Some(plans)) = (args.plans.plans_only, &plans) {
+        return run_plans_only(args, plans, interrupt);
     }
     let output = args.output.as_deref().ok_or_else(|| CliError::Usage("--output is missing".into()))?;
     let options = BuildOptions {
@@ -89,6 +102,7 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
             measures: true,
         }),
         kernels: kernels.as_ref(),
+        plans: plans.as_ref(),
         force: args.force,
         cancelled: Some(interrupt.flag()),
     };
@@ -106,10 +120,6 @@ pub(super) fn run(args: &BuildArgs, interrupt: &Interrupt) -> Result<ExitCode, C
     }
     say!("{}", as_text(args, &report, seconds));
     Ok(ExitCode::SUCCESS)
-}
-
-fn refuse_later_options(args: &BuildArgs) -> Result<(), CliError> {
-    if args.tensorrt { Err(CliError::not_yet("--tensorrt")) } else { Ok(()) }
 }
 
 /// Opened before the build: whether there is a compiler must not be found out after minutes of quantization.
@@ -153,6 +163,30 @@ fn run_kernels_only(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds plans into an engine that is there.
+fn run_plans_only(
+    args: &BuildArgs,
+    plans: &DevicePlans,
+    interrupt: &Interrupt,
+) -> Result<ExitCode, CliError> {
+    let (started, bar) = (Instant::now(), progress_bar());
+    let added = add_plans(&args.source, plans, Some(interrupt.flag()), &mut |progress| show(&bar, progress));
+    bar.finish_and_clear();
+    let report = added.map_err(|error| match error {
+        BuildError::Cancelled => CliError::Failed("cancelled; the engine is as it was".into()),
+        error => error.into(),
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        return print_json(
+            &json!({ "engine": args.source, "seconds": seconds, "plans": plans_json(&report) }),
+        );
+    }
+    let engine = paint::bold(&args.source.display().to_string());
+    say!("{}{} {engine}: {seconds:.1} s\n", plans_text(&report), paint::green("✓"));
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Drawn on standard error, and only on a terminal.
 fn progress_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:32} {pos:>4}/{len} {prefix}  {elapsed}  {wide_msg}");
@@ -166,9 +200,13 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
     bar.set_prefix(match progress.stage {
         Stage::Kernels => "kernels",
         Stage::Tensors => "tensors",
+        Stage::Models => "onnx",
+        Stage::Plans => "plans",
     });
-    if progress.stage == Stage::Kernels {
-        tracing::info!("compiling {}", progress.item);
+    match progress.stage {
+        Stage::Kernels => tracing::info!("compiling {}", progress.item),
+        Stage::Plans if progress.done == 0 => tracing::info!("TensorRT, {}", progress.item),
+        Stage::Plans | Stage::Tensors | Stage::Models => {}
     }
 }
 
@@ -177,7 +215,7 @@ fn as_json(args: &BuildArgs, report: &BuildReport, seconds: f64) -> Value {
         "engine": args.output, "seconds": seconds, "engine_bytes": report.engine_bytes,
         "parameters": report.num_parameters, "quantization": report.quantization, "errors": groups_json(&report.groups()),
         "draft": report.draft.as_ref().map(draft_json), "kernels": report.kernels.as_ref().map(kernels_json),
-        "warnings": report.warnings,
+        "plans": report.plans.as_ref().map(plans_json), "warnings": report.warnings,
     })
 }
 
@@ -227,6 +265,9 @@ fn as_text(args: &BuildArgs, report: &BuildReport, seconds: f64) -> String {
     }
     if let Some(kernels) = &report.kernels {
         text += &kernels_text(kernels);
+    }
+    if let Some(plans) = &report.plans {
+        text += &plans_text(plans);
     }
     for warning in &report.warnings {
         text += &format!("{} {warning}\n", paint::yellow("note:"));

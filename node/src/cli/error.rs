@@ -40,9 +40,4 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         if matches!(self, Self::Usage(_)) { 2 } else { 1 }
     }
-
-    /// The error for an option that a later version brings.
-    pub(super) fn not_yet(option: &str) -> Self {
-        Self::Usage(format!("{option} is not yet in this version"))
-    }
 }

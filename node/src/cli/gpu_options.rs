@@ -15,15 +15,19 @@ const STEP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Kernels that are compiled here are kept in `$XDG_CACHE_HOME/takt/kernels`.
 pub(super) fn gpu_options(share: GpuShare, lookup: impl Fn(&str) -> Option<String>) -> GpuOptions {
-    let folder = |name: &str| folder(&lookup, name);
-    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     GpuOptions {
         share,
         weights: GpuWeights::Auto,
-        kernel_cache: cache.map(|cache| cache.join("takt").join("kernels")),
+        kernel_cache: cache_folder("kernels", &lookup),
         cuda_roots: cuda_roots(&lookup),
         step_limit: STEP_LIMIT,
     }
+}
+
+/// `$XDG_CACHE_HOME/takt/NAME`; `None` for a user without a home.
+pub(super) fn cache_folder(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let cache = folder(&lookup, "XDG_CACHE_HOME").or_else(|| Some(folder(&lookup, "HOME")?.join(".cache")));
+    cache.map(|cache| cache.join("takt").join(name))
 }
 
 /// The toolkits: those that `TAKT_CUDA_ROOT` names, with colons between them; without it, what `CUDA_HOME` and `CUDA_PATH` name, and those in

@@ -15,6 +15,7 @@ use takt_engine::{
 use super::{
     CliError,
     inspect_kernels::{inspect_kernels, kernels_json, kernels_text},
+    inspect_plans::{inspect_plans, plans_json, plans_text},
     paint, print_json,
 };
 
@@ -62,17 +63,20 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let draft = opened.as_ref().ok().and_then(|dir| Some(dir.draft()?.manifest().clone()));
     let memory = memory(args, &manifest, draft.as_ref())?;
     let kernels = inspect_kernels(&args.dir);
+    let plans = inspect_plans(&args.dir, &manifest);
     if args.json {
         let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok());
         facts["draft"] = json!(draft);
         facts["kernels"] = kernels_json(&kernels);
+        facts["plans"] = plans_json(&plans);
         print_json(&facts)?;
     } else {
         say!(
-            "{}{}{}",
+            "{}{}{}{}",
             as_text(args, &manifest, &checks, &memory),
             draft.map_or_else(String::new, |draft| draft_text(&draft)),
-            kernels_text(&kernels)
+            kernels_text(&kernels),
+            plans_text(&plans)
         );
     }
     opened?;

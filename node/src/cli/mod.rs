@@ -18,6 +18,7 @@ mod bench_speculation;
 #[cfg(test)]
 mod board_fit;
 mod build;
+mod build_plans;
 mod calibrate;
 mod demo;
 mod doctor;
@@ -30,6 +31,7 @@ mod generate;
 mod gpu_options;
 mod inspect;
 mod inspect_kernels;
+mod inspect_plans;
 mod interrupt;
 mod paint;
 mod score;

@@ -12,6 +12,7 @@ use takt_node::{
 };
 
 use crate::{
+    draft::{attach, speculation},
     emulator::driver::Device,
     models::{emulated, open, options},
     shipped::build_demo,
@@ -19,6 +20,7 @@ use crate::{
 
 const MAX_TOKENS: u32 = 6;
 
+/// With the engine's head, where it has one.
 fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
     let cuda_options = CudaOptions {
         num_lanes: 1,
@@ -31,9 +33,13 @@ fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
     let opener = move || {
         let engine = EngineDir::open(&dir)?;
         let text = Text::open(&dir)?.ok_or_else(|| EngineError::Input("no tokenizer".into()))?;
-        let backend = Box::new(open(&engine.manifest().spec, &engine, &cuda_options)?);
+        let mut backend = Box::new(open(&engine.manifest().spec, &engine, &cuda_options)?);
+        let draft = engine.draft().map(|head| head.manifest().clone());
+        if draft.is_some() {
+            attach(backend.as_mut(), &engine)?;
+        }
         let manifest = engine.manifest().clone();
-        Ok(Opened { backend, text: Arc::new(text), manifest, draft: None, costs: None })
+        Ok(Opened { backend, text: Arc::new(text), manifest, draft, costs: None })
     };
     let options =
         WorkerOptions { max_prefill_slice_tokens: 8, effort: Effort::LEAST, ..WorkerOptions::default() };
@@ -100,5 +106,30 @@ fn a_device_that_fails_or_hangs_fails_the_open_requests_and_the_next_is_answered
         worker.shut_down();
         let left = device.report();
         assert_eq!(left.value("contexts"), 0);
+    });
+}
+
+/// The head's steps, too: a step that fails, one whose reading along fails, and one that hangs.
+#[test]
+fn a_device_that_fails_with_a_head_is_opened_anew_with_the_head() {
+    let test = "worker::a_device_that_fails_with_a_head_is_opened_anew_with_the_head";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        speculation::build_demo(&dir);
+        let worker = worker(dir, Duration::from_secs(3));
+        let before = device.report().value("launches");
+        let expected = reply(&ask(&worker));
+        let per_answer = device.report().value("launches") - before;
+        assert_eq!(expected.status, Status::Complete, "{expected:?}");
+        // Steps and readings take turns; four places are in both.
+        for place in 0..4 {
+            device.fail_launch((per_answer / 2 + place * 11) as _);
+            fails_and_recovers(device, &worker, &expected, "the device failed in");
+        }
+        device.hang_launch(100);
+        fails_and_recovers(device, &worker, &expected, "did not finish within");
+        worker.shut_down();
+        assert_eq!(device.report().value("contexts"), 0);
     });
 }

@@ -92,7 +92,7 @@ const RULES: &[Rule] = &[
         what: "16-byte load that leaves the first-level cache alone",
     },
     Rule {
-        kernels: &["kv_compact", "kv_snapshot"],
+        kernels: &["kv_append", "kv_compact", "kv_snapshot"],
         targets: &Target::ALL,
         // Where the pointer is chosen among several, the compiler does not see that it is global memory.
         opcodes: &["LDG", "LD"],

@@ -163,6 +163,7 @@ impl CpuOptions {
             max_step_tokens: self.max_step_tokens,
             max_logits_rows: self.max_logits_rows,
             num_threads: self.num_threads,
+            multiprocessors: None,
             kv: self.kv,
             weight_bytes_per_step: model.bytes_per_step(),
             kv_bytes: lanes.num_bytes(),

@@ -21,18 +21,18 @@ use super::{
     draft::{CudaDraft, DraftSetup, Host},
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
-    lanes::{DeviceLanes, LaneLayout},
+    lanes::{DeviceLanes, LaneLayout, LaneSizes},
     mapped::WeightsFile,
     options::CudaOptions,
     room::{Needs, Room},
-    rows::StepRows,
+    rows::{RowLimits, StepRows},
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
     workspace::{Workspace, WorkspaceLayout},
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, no_draft, plan_check::check_plan},
+    backend::{Backend, Capabilities, Multiprocessors, no_draft, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
@@ -92,7 +92,13 @@ impl CudaBackend {
             num_lanes: options.num_lanes,
         };
         let num_sms = usize::try_from(context.num_sms()).unwrap_or(1);
-        let (lane_layout, input_layout) = (LaneLayout::new(spec, options), InputLayout::new(limits));
+        let row_limits = RowLimits {
+            max_segments: options.num_lanes,
+            max_rows: options.max_logits_rows,
+            max_places: options.max_logits_rows,
+        };
+        let lane_sizes = LaneSizes::new(options.kv, options.num_lanes, options.lane_capacity);
+        let (lane_layout, input_layout) = (LaneLayout::new(spec, lane_sizes), InputLayout::new(limits));
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
         let file = WeightsFile::open(context, source, options.weights)?;
@@ -105,7 +111,7 @@ impl CudaBackend {
             mapped: file.as_ref().map_or(0, WeightsFile::num_bytes),
             kv: lane_layout.num_bytes(),
             workspace: workspace_layout.num_bytes(),
-            pinned: input_layout.num_bytes() + StepRows::pinned_bytes(limits, spec.vocab_size),
+            pinned: input_layout.num_bytes() + StepRows::pinned_bytes(row_limits, spec.vocab_size),
         };
         check_kv(needs.kv, options)?;
         needs.check(&Room::of(context)?)?;
@@ -131,7 +137,7 @@ impl CudaBackend {
             lanes,
             input,
             workspace,
-            rows: StepRows::new(context, limits, spec.vocab_size, &workspace)?,
+            rows: StepRows::new(context, row_limits, (workspace.logits, spec.vocab_size), workspace.lists)?,
             _workspace_buffer: workspace_buffer,
             captured: Features::default(),
             num_sms,
@@ -143,7 +149,7 @@ impl CudaBackend {
     fn capture_usual(&mut self) -> Result<()> {
         for shape in StepShape::usual(self.limits) {
             self.capture_shape(shape)?;
-            self.rows.capture_usual(&self.stream, &mut self.kernels, shape.num_logits)?;
+            self.rows.capture_usual(&self.stream, &mut self.kernels, 0..shape.num_logits)?;
         }
         Ok(())
     }
@@ -233,7 +239,7 @@ impl Backend for CudaBackend {
         let shape = StepShape::of(plan, num_logits, self.limits);
         self.input.write(plan, shape, &self.lanes.book)?;
         self.capture_shape(shape)?;
-        self.rows.prepare(&self.stream, &mut self.kernels, (plan, shape.num_logits))?;
+        self.rows.prepare(&self.stream, &mut self.kernels, (plan, 0..shape.num_logits))?;
         if let Some(draft) = &mut self.draft {
             let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
             draft.follow_step(plan, &self.lanes.book, &mut self.input, &mut host)?;
@@ -465,6 +471,7 @@ fn capabilities(
         max_step_tokens: options.max_step_tokens,
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
+        multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
         kv: options.kv,
         weight_bytes_per_step: model.bytes_per_step,
         kv_bytes: lanes.num_bytes(),

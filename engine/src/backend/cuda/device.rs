@@ -59,7 +59,7 @@ fn choose(devices: Vec<Device>) -> Result<(Device, Target)> {
     })
 }
 
-fn share(share: GpuShare, device: &Device) -> Share {
+pub(in crate::backend) fn share(share: GpuShare, device: &Device) -> Share {
     match share {
         GpuShare::GreenContext { percent } => {
             Share::GreenContext { num_sms: (device.num_sms * u32::from(percent) / 100).max(1) }

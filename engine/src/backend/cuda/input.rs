@@ -13,8 +13,7 @@ use crate::{
     step::{Segment, StepPlan},
 };
 
-/// Most tokens from a tree's root to a leaf.
-pub(super) const MAX_TREE_DEPTH: usize = 64;
+pub(super) use super::lanes::MAX_TREE_DEPTH;
 /// An index that is none: padding.
 pub(super) const NONE: i32 = -1;
 

@@ -85,7 +85,7 @@ impl WorkspaceLayout {
         let last = place(4 * rows * hidden);
         let last_normed = place(2 * rows * hidden);
         let logits = place(4 * rows * spec.vocab_size);
-        let lists = ListRoom::num_bytes(limits, spec.vocab_size)?.map(&mut place);
+        let lists = ListRoom::num_bytes(rows, spec.vocab_size)?.map(&mut place);
         let partial_out = place(4 * partial_lens.0);
         let partial_state = place(4 * partial_lens.1);
         Ok(Self {

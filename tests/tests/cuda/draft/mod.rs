@@ -5,7 +5,7 @@ mod failures;
 mod following;
 mod golden;
 mod levels;
-mod speculation;
+pub mod speculation;
 
 pub use speculation::build_demo;
 

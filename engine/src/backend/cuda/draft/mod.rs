@@ -34,7 +34,7 @@ use takt_kernels_cu::{
 
 use super::{
     captures::Captures,
-    lanes::{DeviceLanes, LaneLayout},
+    lanes::{DeviceLanes, LaneLayout, LaneSizes},
     options::CudaOptions,
     room::Room,
     shape::sizes,
@@ -129,7 +129,10 @@ impl CudaDraft {
         let capacity = max_positions + MAX_DRAFT_ROWS;
         let options = CudaOptions { lane_capacity: capacity, ..target_options.clone() };
         let layer_spec = DecoderSpec { max_context: capacity, ..spec.layer() };
-        let lane_layout = LaneLayout::new(&layer_spec, &options);
+        let lane_layout = LaneLayout::new(
+            &layer_spec,
+            LaneSizes::new(options.kv, options.num_lanes, options.lane_capacity),
+        );
         let num_lanes = options.num_lanes;
         let sizes = Sizes {
             num_lanes,

@@ -9,7 +9,7 @@ use std::{
 
 use takt_engine::{
     Engine, EngineError, EngineOptions,
-    backend::{Backend, cuda::GpuShare},
+    backend::{Backend, Capabilities, cuda::GpuShare},
     dir::Manifest,
     engine::open_weights,
     kv::LaneId,
@@ -111,10 +111,10 @@ impl Speaker {
         self.idle_gap = idle_gap;
     }
 
-    /// The kernels in use and the multiprocessors they may run on.
+    /// The kernels in use, the multiprocessors they may run on, and so on.
     #[must_use]
-    pub fn kernels(&self) -> String {
-        self.backend.capabilities().kernels.clone()
+    pub fn capabilities(&self) -> &Capabilities {
+        self.backend.capabilities()
     }
 
     /// Tokens a second while `beside` runs, and what that returns. Decoding began before and goes on until after it.

@@ -20,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use takt_engine::{EngineError, EngineOptions, backend::cuda::GpuShare};
+use takt_engine::{
+    EngineError, EngineOptions,
+    backend::{Capabilities, cuda::GpuShare},
+};
 
 use super::device;
 use chain::{Chain, Frames};
@@ -204,7 +207,13 @@ impl Bench<'_> {
                 Ok(())
             })?;
             speaker.set_idle_gap(settings.idle_gap);
-            self.alone.push(Alone { mode, tok_s, kernels: speaker.kernels() });
+            let Capabilities { kernels, multiprocessors, .. } = speaker.capabilities();
+            self.alone.push(Alone {
+                mode,
+                tok_s,
+                kernels: kernels.clone(),
+                multiprocessors: *multiprocessors,
+            });
         }
         for &place in &settings.places {
             for &hz in &settings.rates_hz {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use takt_engine::backend::Multiprocessors;
 
 use super::{Mode, Place, chain::Frames};
 use crate::demo::percentile;
@@ -40,8 +41,10 @@ pub struct Alone {
     pub mode: Mode,
     /// Tokens a second.
     pub tok_s: f64,
-    /// The kernels, and the multiprocessors that the context really has.
+    /// The kernels, in words.
     pub kernels: String,
+    /// That the context really has.
+    pub multiprocessors: Option<Multiprocessors>,
 }
 
 /// What was measured of one mode, place and rate, over all rounds.
@@ -57,29 +60,11 @@ pub struct Row {
     tok_s: Vec<f64>,
 }
 
-/// Multiprocessors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Multiprocessors {
-    /// That the model's kernels run on.
-    pub used: u32,
-    /// Of the device.
-    pub all: u32,
-}
-
-impl Multiprocessors {
-    /// From the backend's own account of its kernels, `sm_87, 4 of 8 multiprocessors`.
-    fn parse(kernels: &str) -> Option<Self> {
-        let part = kernels.split(", ").find_map(|part| part.strip_suffix(" multiprocessors"))?;
-        let (used, all) = part.split_once(" of ")?;
-        Some(Self { used: used.parse().ok()?, all: all.parse().ok()? })
-    }
-}
-
 impl Alone {
     /// What was really opened: a green context that could not be had, or one of the whole device, which keeps nothing free for others, is a
     /// stream of low priority.
     fn share(&self) -> Mode {
-        let is_part = Multiprocessors::parse(&self.kernels).is_some_and(|found| found.used < found.all);
+        let is_part = self.multiprocessors.is_some_and(|found| found.used < found.all);
         if self.mode == Mode::GreenContext && !is_part { Mode::Priority } else { self.mode }
     }
 }
@@ -247,7 +232,7 @@ impl Report {
             RowReport {
                 mode: row.mode.name(),
                 share: share.name(),
-                multiprocessors: got.and_then(|got| Multiprocessors::parse(&got.kernels)),
+                multiprocessors: got.and_then(|got| got.multiprocessors),
                 place: row.place.name(),
                 hz: row.hz,
                 frames: row.frames.times.len(),
@@ -308,7 +293,8 @@ pub(super) mod tests {
         Alone {
             mode,
             tok_s,
-            kernels: format!("sm_87, {num_sms} of 16 multiprocessors, weights in their mapped file"),
+            kernels: format!("sm_87, {num_sms} of 16 multiprocessors"),
+            multiprocessors: Some(Multiprocessors { used: num_sms, all: 16 }),
         }
     }
 

@@ -15,16 +15,16 @@ use takt_kernels_cu::{
     },
 };
 
-use super::{captures, input::MAX_TREE_DEPTH, options::CudaOptions};
+use super::captures;
 use crate::{
     Result,
     kv::{KvKind, LaneBook, LaneId, SnapshotId, no_snapshot},
     spec::DecoderSpec,
 };
 
-/// All lanes: per layer keys `[num_lanes, G, capacity, d]`, values, and F32 scales where the format has them.
+/// All lanes: per layer keys `[num_lanes, G, rows, d]`, values, and F32 scales where the format has them.
 #[derive(Debug)]
-pub(super) struct DeviceLanes {
+pub(in crate::backend) struct DeviceLanes {
     pub book: LaneBook,
     layout: LaneLayout,
     buffer: DeviceBuffer,
@@ -46,40 +46,51 @@ struct Snapshot {
     scales: Option<usize>,
 }
 
+/// How large lanes are.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::backend) struct LaneSizes {
+    pub format: KvFormat,
+    pub num_lanes: usize,
+    /// Tokens one lane holds.
+    pub capacity: usize,
+    /// Rows of a lane; those beyond its capacity are for whoever pads.
+    pub rows: usize,
+}
+
+impl LaneSizes {
+    /// Of lanes with a row for each token.
+    pub(in crate::backend) fn new(kv: KvKind, num_lanes: usize, capacity: usize) -> Self {
+        let format = match kv {
+            KvKind::Bf16 => KvFormat::Bf16,
+            KvKind::Fp8 => KvFormat::Fp8,
+            KvKind::Int8 => KvFormat::Int8,
+        };
+        Self { format, num_lanes, capacity, rows: capacity }
+    }
+}
+
 /// Where everything lies in one allocation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LaneLayout {
-    format: KvFormat,
+pub(in crate::backend) struct LaneLayout {
+    sizes: LaneSizes,
     num_layers: usize,
-    num_lanes: usize,
     num_kv_heads: usize,
-    capacity: usize,
     head_dim: usize,
 }
 
 impl LaneLayout {
-    pub(super) fn new(spec: &DecoderSpec, options: &CudaOptions) -> Self {
-        Self {
-            format: match options.kv {
-                KvKind::Bf16 => KvFormat::Bf16,
-                KvKind::Fp8 => KvFormat::Fp8,
-                KvKind::Int8 => KvFormat::Int8,
-            },
-            num_layers: spec.num_layers,
-            num_lanes: options.num_lanes,
-            num_kv_heads: spec.num_kv_heads,
-            capacity: options.lane_capacity,
-            head_dim: spec.head_dim,
-        }
+    pub(in crate::backend) fn new(spec: &DecoderSpec, sizes: LaneSizes) -> Self {
+        Self { sizes, num_layers: spec.num_layers, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim }
     }
 
-    fn row_bytes(&self) -> usize {
-        self.head_dim * self.format.element_bytes()
+    /// Bytes of a row without its scale.
+    pub(in crate::backend) fn row_bytes(&self) -> usize {
+        self.head_dim * self.sizes.format.element_bytes()
     }
 
     /// Rows of one layer's keys.
     fn layer_rows(&self) -> usize {
-        self.num_lanes * self.num_kv_heads * self.capacity
+        self.sizes.num_lanes * self.num_kv_heads * self.sizes.rows
     }
 
     /// Of one layer's keys, or values, without scales; each begins aligned.
@@ -88,7 +99,7 @@ impl LaneLayout {
     }
 
     fn scale_bytes(&self) -> usize {
-        if self.format.has_scales() {
+        if self.sizes.format.has_scales() {
             (self.layer_rows() * size_of::<f32>()).next_multiple_of(ALIGNMENT)
         } else {
             0
@@ -96,7 +107,7 @@ impl LaneLayout {
     }
 
     /// Of all lanes.
-    pub(super) fn num_bytes(&self) -> usize {
+    pub(in crate::backend) fn num_bytes(&self) -> usize {
         self.num_layers * 2 * (self.plane_bytes() + self.scale_bytes())
     }
 
@@ -110,9 +121,12 @@ impl LaneLayout {
 
 const ALIGNMENT: usize = 256;
 
+/// Most tokens from a tree's root to a leaf whose rows are moved together, the root aside, which stays.
+pub(in crate::backend) const MAX_TREE_DEPTH: usize = 64;
+
 impl DeviceLanes {
     /// Empty lanes.
-    pub(super) fn new(
+    pub(in crate::backend) fn new(
         context: &Context,
         stream: &Stream,
         layout: LaneLayout,
@@ -127,7 +141,7 @@ impl DeviceLanes {
         let mut addresses = Vec::new();
         for layer_idx in 0..layout.num_layers {
             for (idx, offset) in layout.layer(layer_idx).into_iter().enumerate() {
-                let address = if idx < 2 || layout.format.has_scales() {
+                let address = if idx < 2 || layout.sizes.format.has_scales() {
                     buffer.address().offset(offset)?
                 } else {
                     DeviceAddress::NULL
@@ -137,9 +151,10 @@ impl DeviceLanes {
         }
         stream.upload(&addresses, &planes, 0)?;
         let move_bytes = (MOVE_HEADER + MAX_TREE_DEPTH) * size_of::<i32>();
-        let moves = (0..layout.num_lanes).map(|_| MappedBuffer::new(context, move_bytes, "rows to keep"));
+        let moves =
+            (0..layout.sizes.num_lanes).map(|_| MappedBuffer::new(context, move_bytes, "rows to keep"));
         Ok(Self {
-            book: LaneBook::new(layout.num_lanes, layout.capacity),
+            book: LaneBook::new(layout.sizes.num_lanes, layout.sizes.capacity),
             layout,
             buffer,
             planes,
@@ -150,39 +165,45 @@ impl DeviceLanes {
         })
     }
 
-    pub(super) fn num_bytes(&self) -> u64 {
+    pub(in crate::backend) fn num_bytes(&self) -> u64 {
         self.buffer.num_bytes() as u64
     }
 
     /// One layer's cache, as kernels know it.
-    pub(super) fn cache(&self, layer_idx: usize) -> Result<KvCache> {
+    pub(in crate::backend) fn cache(&self, layer_idx: usize) -> Result<KvCache> {
         let layout = &self.layout;
         let [keys, values, key_scales, value_scales] = layout.layer(layer_idx);
         let scale = |offset| {
-            if layout.format.has_scales() {
+            if layout.sizes.format.has_scales() {
                 self.buffer.address().offset(offset)
             } else {
                 Ok(DeviceAddress::NULL)
             }
         };
         Ok(KvCache {
-            format: layout.format,
+            format: layout.sizes.format,
             keys: self.buffer.address().offset(keys)?,
             values: self.buffer.address().offset(values)?,
             key_scales: scale(key_scales)?,
             value_scales: scale(value_scales)?,
             num_kv_heads: layout.num_kv_heads,
-            capacity: layout.capacity,
+            capacity: layout.sizes.rows,
             head_dim: layout.head_dim,
         })
     }
 
-    fn kv_planes(&self) -> KvPlanes {
+    /// Fills all lanes with zeros, in the stream's order: for whoever multiplies rows that no token has written by nothing.
+    pub(in crate::backend) fn clear(&self, stream: &Stream) -> Result<()> {
+        Ok(stream.zero(&self.buffer)?)
+    }
+
+    /// As kernels that go through all layers know it.
+    pub(in crate::backend) fn kv_planes(&self) -> KvPlanes {
         KvPlanes {
             addresses: self.planes.address(),
             num_layers: self.layout.num_layers,
             num_kv_heads: self.layout.num_kv_heads,
-            capacity: self.layout.capacity,
+            capacity: self.layout.sizes.rows,
             row_bytes: self.layout.row_bytes(),
         }
     }
@@ -192,7 +213,7 @@ impl DeviceLanes {
     ///
     /// # Errors
     /// [`crate::EngineError::Input`] for what is no path; [`crate::EngineError::Backend`] when the device fails.
-    pub(super) fn keep(
+    pub(in crate::backend) fn keep(
         &mut self,
         stream: &Stream,
         kernels: &mut Kernels,
@@ -228,7 +249,7 @@ impl DeviceLanes {
     ///
     /// # Errors
     /// [`crate::EngineError::Input`] when the lane does not exist or has fewer tokens; [`crate::EngineError::Capacity`] without memory.
-    pub(super) fn save_snapshot(
+    pub(in crate::backend) fn save_snapshot(
         &mut self,
         stream: &Stream,
         kernels: &mut Kernels,
@@ -238,9 +259,9 @@ impl DeviceLanes {
         self.book.check_committed(lane, len)?;
         let num_rows = 2 * self.layout.num_layers * self.layout.num_kv_heads * len;
         let row_bytes = (num_rows * self.layout.row_bytes()).next_multiple_of(ALIGNMENT);
-        let scale_bytes = if self.layout.format.has_scales() { num_rows * size_of::<f32>() } else { 0 };
+        let scale_bytes = if self.layout.sizes.format.has_scales() { num_rows * size_of::<f32>() } else { 0 };
         let rows = DeviceBuffer::new(stream.context(), row_bytes + scale_bytes, "a prefix snapshot")?;
-        let scales = self.layout.format.has_scales().then_some(row_bytes);
+        let scales = self.layout.sizes.format.has_scales().then_some(row_bytes);
         let snapshot = Snapshot { len, rows, scales };
         self.copy(stream, kernels, lane, &snapshot, Direction::Save)?;
         let id = SnapshotId(self.next_snapshot);
@@ -253,7 +274,7 @@ impl DeviceLanes {
     ///
     /// # Errors
     /// [`crate::EngineError::Input`] when either does not exist.
-    pub(super) fn restore_snapshot(
+    pub(in crate::backend) fn restore_snapshot(
         &mut self,
         stream: &Stream,
         kernels: &mut Kernels,
@@ -268,7 +289,7 @@ impl DeviceLanes {
     }
 
     /// Frees a snapshot; unknown ones are ignored.
-    pub(super) fn drop_snapshot(&mut self, id: SnapshotId) {
+    pub(in crate::backend) fn drop_snapshot(&mut self, id: SnapshotId) {
         self.snapshots.remove(&id);
     }
 

@@ -9,7 +9,7 @@ const DRIVER_BYTES: usize = 128 << 20;
 
 /// Bytes of memory that an engine takes, by what they are for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Needs {
+pub(in crate::backend) struct Needs {
     /// Weights in memory of the device's own.
     pub weights: usize,
     /// The whole mapped file, when weights are read in it; the device's memory where it is shared.
@@ -22,7 +22,7 @@ pub(super) struct Needs {
 
 /// What driver and system tell of memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(in crate::backend) struct Room {
     /// Bytes the driver calls free, and all it has.
     pub free: usize,
     pub total: usize,
@@ -32,14 +32,14 @@ pub(super) struct Room {
 
 /// What the system tells of memory that a device shares.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SharedRoom {
+pub(in crate::backend) struct SharedRoom {
     /// Bytes that it could give without swapping: free ones, and pages of files that give way. `None` where it does not tell.
     pub available: Option<usize>,
 }
 
 impl Room {
     /// On the device of `context`, now.
-    pub(super) fn of(context: &Context) -> Result<Self> {
+    pub(in crate::backend) fn of(context: &Context) -> Result<Self> {
         let (free, total) = context.memory_bytes()?;
         let available = || available_bytes().and_then(|bytes| usize::try_from(bytes).ok());
         let shared = context.device().is_integrated.then(|| SharedRoom { available: available() });
@@ -57,14 +57,14 @@ impl Room {
 
     /// [`Self::available`] for more, of which `held` bytes of ours are taken already: what driver and system tell knows of them, what the board
     /// has does not.
-    pub(super) fn available_beside(&self, held: usize) -> usize {
+    pub(in crate::backend) fn available_beside(&self, held: usize) -> usize {
         match self.shared {
             None => self.free,
             Some(_) => self.available().min(self.total.saturating_sub(held)),
         }
     }
 
-    pub(super) fn in_words(&self) -> String {
+    pub(in crate::backend) fn in_words(&self) -> String {
         let Self { free, total, shared } = self;
         match shared.map(|shared| shared.available) {
             None => format!("{free} of {total} are free"),
@@ -78,7 +78,7 @@ impl Room {
 
 impl Needs {
     /// What a device's memory holds of it, the driver's share included.
-    fn of_device(&self, room: &Room) -> usize {
+    pub(in crate::backend) fn of_device(&self, room: &Room) -> usize {
         let Self { weights, mapped, kv, workspace, pinned } = *self;
         let shared = if room.shared.is_some() { [mapped, pinned] } else { [0, 0] };
         let parts = [weights, kv, workspace, DRIVER_BYTES].into_iter().chain(shared);
@@ -89,7 +89,7 @@ impl Needs {
     ///
     /// # Errors
     /// [`EngineError::Capacity`] with every size.
-    pub(super) fn check(&self, room: &Room) -> Result<()> {
+    pub(in crate::backend) fn check(&self, room: &Room) -> Result<()> {
         let Self { weights, mapped, kv, workspace, pinned } = *self;
         let needed = self.of_device(room);
         if needed <= room.available() {

@@ -6,7 +6,7 @@
 //!
 //! A graph of its own for each number of rows R and length k: a step's graph does not depend on what its caller wants of the logits.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use takt_kernels_cu::{
     driver::{
@@ -21,7 +21,6 @@ use takt_kernels_cu::{
     },
 };
 
-use super::shape::ShapeLimits;
 use crate::{
     EngineError, Result, TokenId,
     backend::plan_check::num_logits_rows,
@@ -36,7 +35,9 @@ const NO_TOKEN: TokenId = TokenId::MAX;
 
 /// A list's graph: rows, those that pad the step's shape included, and tokens of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct ListShape {
+pub(in crate::backend) struct ListShape {
+    /// Of all rows there are on the device.
+    pub first_row: usize,
     pub num_rows: usize,
     pub len: usize,
 }
@@ -49,14 +50,14 @@ impl ListShape {
 
     /// Word in the results at which the status, the tokens, the logits and the log-sum-exp begin.
     fn words(self) -> [usize; 4] {
-        let Self { num_rows, len } = self;
+        let Self { num_rows, len, .. } = self;
         [0, num_rows, num_rows * (1 + len), num_rows * (1 + 2 * len)]
     }
 }
 
 /// Where the lists' kernels work, for the most rows and the longest lists.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ListRoom {
+pub(in crate::backend) struct ListRoom {
     /// U64 `[R, slices, k]`.
     pub keys: DeviceAddress,
     /// F32 `[R, slices, 2]`.
@@ -67,11 +68,11 @@ pub(super) struct ListRoom {
 
 impl ListRoom {
     /// Bytes of its three buffers.
-    pub(super) fn num_bytes(limits: ShapeLimits, vocab_size: usize) -> Result<[usize; 3]> {
+    pub(in crate::backend) fn num_bytes(max_rows: usize, vocab_size: usize) -> Result<[usize; 3]> {
         let len = max_len(vocab_size);
         let none = DeviceAddress::NULL;
         let room = Self { keys: none, sums: none, results: none };
-        let largest = ListShape { num_rows: limits.max_logits, len };
+        let largest = ListShape { first_row: 0, num_rows: max_rows, len };
         let (keys, sums) = room.logits(none, vocab_size, largest)?.scratch_lens()?;
         let results = largest.num_bytes() + largest.num_rows * size_of::<f32>();
         Ok([keys * size_of::<u64>(), sums * size_of::<f32>(), results])
@@ -104,7 +105,7 @@ fn max_len(vocab_size: usize) -> usize {
 
 /// The lists of the last step.
 #[derive(Debug)]
-pub(super) struct Lists {
+pub(in crate::backend) struct Lists {
     graphs: HashMap<ListShape, Graph>,
     results: MappedBuffer,
     room: ListRoom,
@@ -116,23 +117,24 @@ pub(super) struct Lists {
 
 impl Lists {
     /// Of rows of `vocab_size` logits at `logits`, none found yet.
-    pub(super) fn new(
+    pub(in crate::backend) fn new(
         context: &Context,
-        limits: ShapeLimits,
+        max_rows: usize,
         (logits, vocab_size): (DeviceAddress, usize),
         room: ListRoom,
     ) -> Result<Self> {
-        let results = MappedBuffer::new(context, Self::pinned_bytes(limits, vocab_size), "lists of tokens")?;
+        let results =
+            MappedBuffer::new(context, Self::pinned_bytes(max_rows, vocab_size), "lists of tokens")?;
         Ok(Self { graphs: HashMap::new(), results, room, logits, vocab_size, found: None })
     }
 
     /// Bytes of pinned memory.
-    pub(super) fn pinned_bytes(limits: ShapeLimits, vocab_size: usize) -> usize {
-        ListShape { num_rows: limits.max_logits, len: max_len(vocab_size) }.num_bytes()
+    pub(in crate::backend) fn pinned_bytes(max_rows: usize, vocab_size: usize) -> usize {
+        ListShape { first_row: 0, num_rows: max_rows, len: max_len(vocab_size) }.num_bytes()
     }
 
-    /// The lists that `plan` needs, of `num_rows` rows with padding; `None` for none. Who asks for a longer one than there is fetches rows.
-    pub(super) fn shape_of(&self, plan: &StepPlan, num_rows: usize) -> Option<ListShape> {
+    /// The lists that `plan` needs, of the rows `rows` on the device, padding among them; `None` for none. Who asks for a longer one than there is fetches rows.
+    pub(in crate::backend) fn shape_of(&self, plan: &StepPlan, rows: Range<usize>) -> Option<ListShape> {
         let max_len = max_len(self.vocab_size);
         let asked = plan.segments.iter().filter(|segment| num_logits_rows(segment) > 0);
         let asked = asked.filter_map(|segment| match segment.detail {
@@ -141,15 +143,21 @@ impl Lists {
         });
         let longest = asked.max()?;
         let len = LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len));
-        Some(ListShape { num_rows, len })
+        Some(ListShape { first_row: rows.start, num_rows: rows.len(), len })
     }
 
     /// Captures the graph of `shape`, unless it is there.
-    pub(super) fn capture(&mut self, stream: &Stream, kernels: &mut Kernels, shape: ListShape) -> Result<()> {
+    pub(in crate::backend) fn capture(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        shape: ListShape,
+    ) -> Result<()> {
         if self.graphs.contains_key(&shape) {
             return Ok(());
         }
-        let launches = self.room.logits(self.logits, self.vocab_size, shape)?.launches()?;
+        let first = self.logits.offset(shape.first_row * self.vocab_size * size_of::<f32>())?;
+        let launches = self.room.logits(first, self.vocab_size, shape)?.launches()?;
         stream.context().make_current()?;
         launches.iter().try_for_each(|launch| kernels.prepare(launch))?;
         let graph = stream.capture(|stream| {
@@ -161,7 +169,7 @@ impl Lists {
     }
 
     /// Finds the lists of the step that is in the stream, in its order.
-    pub(super) fn find(&mut self, stream: &Stream, shape: Option<ListShape>) -> Result<()> {
+    pub(in crate::backend) fn find(&mut self, stream: &Stream, shape: Option<ListShape>) -> Result<()> {
         self.found = shape;
         let Some(shape) = shape else { return Ok(()) };
         let Some(graph) = self.graphs.get(&shape) else {
@@ -171,13 +179,14 @@ impl Lists {
     }
 
     /// Forgets what was found: the step failed.
-    pub(super) fn forget(&mut self) {
+    pub(in crate::backend) fn forget(&mut self) {
         self.found = None;
     }
 
-    /// The list of row `row`; `None` without one, or when the row has no logits to choose by: then the whole row says what is wrong with it.
-    pub(super) fn row(&self, row: usize) -> Option<Likeliest<'_>> {
-        let shape = self.found.filter(|shape| row < shape.num_rows)?;
+    /// The list of row `row` of those on the device; `None` without one, or when the row has no logits to choose by: then the whole row says what is wrong with it.
+    pub(in crate::backend) fn row(&self, row: usize) -> Option<Likeliest<'_>> {
+        let shape = self.found?;
+        let row = row.checked_sub(shape.first_row).filter(|&row| row < shape.num_rows)?;
         let [status, tokens, values, _] = shape.words();
         let words = self.results.words();
         if words.get(status + row) != Some(&0) {

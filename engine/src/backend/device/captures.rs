@@ -14,7 +14,7 @@ const MAX_GRAPHS: usize = 96;
 
 /// The graphs of one kind of work.
 #[derive(Debug)]
-pub(super) struct Captures<S> {
+pub(in crate::backend) struct Captures<S> {
     graphs: HashMap<S, Captured>,
     num_runs: u64,
 }
@@ -34,12 +34,12 @@ impl<S> Default for Captures<S> {
 }
 
 impl<S: Copy + Eq + Hash> Captures<S> {
-    pub(super) fn contains(&self, shape: S) -> bool {
+    pub(in crate::backend) fn contains(&self, shape: S) -> bool {
         self.graphs.contains_key(&shape)
     }
 
     /// Adds the graph of `shape`; the one that was not run for longest gives way where there are too many.
-    pub(super) fn insert(&mut self, shape: S, graph: Graph) {
+    pub(in crate::backend) fn insert(&mut self, shape: S, graph: Graph) {
         if self.graphs.len() >= MAX_GRAPHS {
             let oldest = self.graphs.iter().min_by_key(|(_, captured)| captured.last_run);
             if let Some(oldest) = oldest.map(|(shape, _)| *shape) {
@@ -50,7 +50,7 @@ impl<S: Copy + Eq + Hash> Captures<S> {
     }
 
     /// Puts the graph of `shape` into the stream, whose context is current. Returns how long it took lately.
-    pub(super) fn start(&mut self, stream: &Stream, shape: S) -> Result<Duration> {
+    pub(in crate::backend) fn start(&mut self, stream: &Stream, shape: S) -> Result<Duration> {
         let Some(captured) = self.graphs.get_mut(&shape) else {
             return Err(EngineError::Backend("a graph was not captured".into()));
         };
@@ -61,14 +61,19 @@ impl<S: Copy + Eq + Hash> Captures<S> {
     }
 
     /// Notes that `shape`, behind others that take `others`, took `took` with them.
-    pub(super) fn learn(&mut self, shape: S, others: Duration, found: Found, took: Duration) {
+    pub(in crate::backend) fn learn(&mut self, shape: S, others: Duration, found: Found, took: Duration) {
         let Some(captured) = self.graphs.get_mut(&shape) else { return };
         captured.usual = learnt(captured.usual, others, found, took);
     }
 }
 
 /// What work usually takes that took `usual` until now, and `took` behind others that take `others`.
-fn learnt(usual: Duration, others: Duration, found: Found, took: Duration) -> Duration {
+pub(in crate::backend) fn learnt(
+    usual: Duration,
+    others: Duration,
+    found: Found,
+    took: Duration,
+) -> Duration {
     let all = usual + others;
     let learnt = match found {
         // The first time is of loading, too.
@@ -82,7 +87,11 @@ fn learnt(usual: Duration, others: Duration, found: Found, took: Duration) -> Du
 
 /// Waits for what usually takes `usual`. Where that cannot be, the context is given up: nobody would know when what is in the stream is done with
 /// its buffers.
-pub(super) fn wait(stream: &Stream, usual: Duration, limit: Duration) -> Result<Found, DriverError> {
+pub(in crate::backend) fn wait(
+    stream: &Stream,
+    usual: Duration,
+    limit: Duration,
+) -> Result<Found, DriverError> {
     // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
     stream.wait(usual.mul_f32(0.9), limit).inspect_err(|_| stream.context().give_up())
 }

@@ -1,0 +1,270 @@
+//! Engine → ONNX models in a hidden folder → plans in it.
+
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use takt_engine::{
+    dir::{Manifest, PlanEntry, PlanForm, PlanRole, blake3_hex},
+    draft::{DRAFT_MANIFEST_FILE, DraftManifest, MAX_PLAN_ROWS},
+    engine::DEFAULT_STEP_TOKENS,
+};
+use takt_tensorrt::{
+    TensorRtError,
+    build::{BuildProgress, BuiltPlan, PlanRequest},
+};
+
+use super::{DevicePlans, device::PADDING_ROWS, place::Place, profiles::Extents, timing_cache::TimingCache};
+use crate::{
+    BuildError, Progress, Result, Stage,
+    export::{Contract, ExportProgress, Form, Model, export},
+    report::{PlanReport, TimingCacheUse},
+    staging::io_error,
+};
+
+/// The models, in the hidden folder.
+const MODELS_FOLDER: &str = "onnx";
+/// Of what TensorRT warns of, which may be a line a layer.
+const MAX_WARNINGS: usize = 20;
+
+/// Plans in the hidden folder.
+pub(super) struct Built {
+    pub plans: Vec<(PlanEntry, PlanReport)>,
+    pub warnings: Vec<String>,
+}
+
+/// Writes the models and builds a plan of each; all of it below `place`'s hidden folder.
+pub(super) fn build_all(
+    plans: &DevicePlans,
+    manifest: &Manifest,
+    place: &Place,
+    cancelled: Option<&AtomicBool>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Built> {
+    let folder = place.staging().join(MODELS_FOLDER);
+    let mut options = plans.export_options(&manifest.spec)?;
+    options.cancelled = cancelled;
+    let mut report = |at: ExportProgress<'_>| {
+        let item = format!("{}: {}", at.file, at.item);
+        progress(Progress {
+            stage: Stage::Models,
+            item: &item,
+            done: at.done,
+            total: at.total,
+            bytes: at.bytes,
+        });
+    };
+    let exported = export(place.engine(), &folder, &options, &mut report)?;
+    let cache = TimingCache::new(plans.timing_folder.as_deref(), plans.version(), &plans.device);
+    let captured = captured(place.engine(), manifest)?;
+    let mut site = Site {
+        plans,
+        manifest,
+        place,
+        folder: &folder,
+        contract: &exported.contract,
+        captured,
+        cache,
+        cancelled,
+    };
+    let mut built = Built { plans: Vec::new(), warnings: exported.warnings };
+    for model in &exported.contract.models {
+        built.plans.push(site.build(model, progress)?);
+    }
+    Ok(built)
+}
+
+/// Where plans are built, and of what.
+struct Site<'a> {
+    plans: &'a DevicePlans,
+    manifest: &'a Manifest,
+    place: &'a Place,
+    /// The models.
+    folder: &'a Path,
+    contract: &'a Contract,
+    /// Layers whose inputs the decoder's plan puts out.
+    captured: Vec<usize>,
+    cache: TimingCache,
+    cancelled: Option<&'a AtomicBool>,
+}
+
+impl Site<'_> {
+    fn build(
+        &mut self,
+        model: &Model,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(PlanEntry, PlanReport)> {
+        let started = Instant::now();
+        let role = role(model);
+        let extents = self.extents(role)?;
+        let profiles = extents.profiles(&model.inputs)?;
+        let (timings, note) = self.cache.read();
+        let mut notes = Vec::from_iter(note);
+        let options = &self.plans.options;
+        let request = PlanRequest {
+            onnx: &self.folder.join(model.file),
+            profiles: &profiles,
+            flags: options.flags,
+            workspace_bytes: options.workspace_bytes,
+            optimization_level: options.effort,
+            timing_cache: &timings,
+        };
+        let built = self.run(&request, role, progress)?;
+        let timing_cache = timing_cache_use(&timings, &built, &mut notes);
+        notes.extend(self.cache.write(&built.timing_cache));
+        let entry = self.entry(role, &extents, &built)?;
+        self.place.write(&entry, &built.plan)?;
+        let report = PlanReport {
+            entry: entry.clone(),
+            profiles,
+            timing_cache,
+            seconds: started.elapsed().as_secs_f64(),
+            warnings: notes.into_iter().chain(shortened(built.warnings)).collect(),
+        };
+        Ok((entry, report))
+    }
+
+    /// TensorRT at work, which is asked to stop at its next step once the build is cancelled.
+    fn run(
+        &self,
+        request: &PlanRequest<'_>,
+        role: PlanRole,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<BuiltPlan> {
+        let is_cancelled = || self.cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed));
+        let mut report = |at: BuildProgress<'_>| {
+            let phase =
+                at.parent.map_or_else(|| at.phase.to_owned(), |parent| format!("{parent}: {}", at.phase));
+            let item = format!("{role}: {phase}");
+            progress(Progress { stage: Stage::Plans, item: &item, done: at.done, total: at.total, bytes: 0 });
+            if is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        if is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
+        let built = self.plans.compiler.build(request, &mut report).map_err(|e| self.failure(role, e))?;
+        if is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
+        if built.plan.is_empty() {
+            let source =
+                TensorRtError::Failed { call: "buildSerializedNetwork", reason: "an empty plan".into() };
+            return Err(self.failure(role, source));
+        }
+        Ok(built)
+    }
+
+    /// An error with what to do about it.
+    fn failure(&self, role: PlanRole, source: TensorRtError) -> BuildError {
+        let advice = match &source {
+            TensorRtError::Cancelled => return BuildError::Cancelled,
+            TensorRtError::OutOfMemory { .. } => {
+                "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
+            }
+            TensorRtError::Failed { .. } => format!(
+                "takt export --for {} --variant eagle3 writes the models that plans are built from",
+                self.contract.target
+            ),
+            _ => return source.into(),
+        };
+        BuildError::Plan { role, source, advice }
+    }
+
+    fn extents(&self, role: PlanRole) -> Result<Extents> {
+        let capacity = self.plans.lane_capacity(&self.manifest.spec)?;
+        let rows = self.contract.capacity;
+        Ok(Extents {
+            role,
+            form: self.contract.form,
+            num_lanes: self.plans.options.num_lanes,
+            lane_rows: match role {
+                PlanRole::Decoder => rows,
+                PlanRole::Draft => crate::export::draft_capacity(rows),
+            },
+            max_prefill: DEFAULT_STEP_TOKENS.min(capacity),
+            max_tree: match role {
+                PlanRole::Decoder => PADDING_ROWS,
+                PlanRole::Draft => MAX_PLAN_ROWS,
+            },
+        })
+    }
+
+    fn entry(&self, role: PlanRole, extents: &Extents, built: &BuiltPlan) -> Result<PlanEntry> {
+        let (plans, flags) = (self.plans, self.plans.options.flags);
+        let blake3 = blake3_hex(&built.plan);
+        let sm = plans.sm();
+        let missing =
+            || BuildError::Unsupported(format!("a plan of the {role}, which the engine does not list"));
+        Ok(PlanEntry {
+            file: PlanEntry::hashed_file_name(plans.plan_version(), &sm, role, &blake3),
+            size_bytes: built.plan.len() as u64,
+            blake3,
+            role,
+            tensorrt: plans.plan_version(),
+            sm,
+            device: plans.device(),
+            weights_blake3: self.manifest.plan_weights(role).ok_or_else(missing)?.into(),
+            form: match extents.form {
+                Form::Operators => PlanForm::Operators,
+                Form::Primitives => PlanForm::Primitives,
+            },
+            compute: plans.options.compute,
+            num_lanes: extents.num_lanes,
+            lane_capacity: plans.lane_capacity(&self.manifest.spec)?,
+            lane_rows: extents.lane_rows,
+            max_prefill: extents.max_prefill,
+            max_tree: extents.max_tree,
+            captured: if role == PlanRole::Decoder { self.captured.clone() } else { Vec::new() },
+            stripped: flags.stripped,
+            streams_weights: flags.weight_streaming,
+        })
+    }
+}
+
+/// Layers whose inputs the engine's head takes; none without a head.
+fn captured(engine: &Path, manifest: &Manifest) -> Result<Vec<usize>> {
+    if manifest.file(DRAFT_MANIFEST_FILE).is_none() {
+        return Ok(Vec::new());
+    }
+    let path = engine.join(DRAFT_MANIFEST_FILE);
+    let json = fs::read(&path).map_err(|e| io_error("read", &path, e))?;
+    let draft: DraftManifest = serde_json::from_slice(&json)
+        .map_err(|e| BuildError::Source { path, fact: format!("is no draft head's manifest: {e}") })?;
+    Ok(draft.spec.captured.to_vec())
+}
+
+fn role(model: &Model) -> PlanRole {
+    if model.role == "draft" { PlanRole::Draft } else { PlanRole::Decoder }
+}
+
+fn timing_cache_use(timings: &[u8], built: &BuiltPlan, notes: &mut Vec<String>) -> TimingCacheUse {
+    if built.used_timing_cache {
+        return TimingCacheUse::Used;
+    }
+    if !timings.is_empty() {
+        notes.push(
+            "TensorRT did not take the measurements of earlier builds, which are of another device, driver or version; all was measured anew".into(),
+        );
+    }
+    TimingCacheUse::New
+}
+
+/// Each once, and not too many.
+fn shortened(warnings: Vec<String>) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for warning in warnings {
+        if !kept.contains(&warning) {
+            kept.push(warning);
+        }
+    }
+    let num_more = kept.len().saturating_sub(MAX_WARNINGS);
+    kept.truncate(MAX_WARNINGS);
+    if num_more > 0 {
+        kept.push(format!("and {num_more} more warnings of TensorRT"));
+    }
+    kept
+}

@@ -1,0 +1,176 @@
+//! With what plans are built, and for which machine: found before anything is done, so that a machine that cannot build one is told at once.
+
+use std::{fmt, ops::ControlFlow, path::PathBuf};
+
+use takt_engine::{
+    backend::cuda::usable_device,
+    dir::{PlanEntry, PlanVersion, Quantization},
+    draft::DraftManifest,
+    engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
+    spec::DecoderSpec,
+};
+use takt_kernels_cu::{Target as Gpu, driver::device};
+use takt_tensorrt::{
+    TensorRt, TensorRtError, Version,
+    build::{BuildProgress, BuiltPlan, PlanRequest, build_plan},
+};
+
+use super::PlanOptions;
+use crate::{
+    BuildError, Result,
+    export::{ExportOptions, Runtime, Target, TensorRtVersion, Variant, check_formats},
+};
+
+/// Rows of a lane beyond its tokens, for the tokens that pad shorter lanes and those between lanes: as many as a tree has nodes, its root included.
+pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
+
+/// What makes a plan of a model.
+pub(super) trait PlanCompiler: fmt::Debug {
+    fn version(&self) -> Version;
+
+    fn build(
+        &self,
+        request: &PlanRequest<'_>,
+        progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
+    ) -> takt_tensorrt::Result<BuiltPlan>;
+}
+
+impl PlanCompiler for TensorRt {
+    fn version(&self) -> Version {
+        self.version()
+    }
+
+    fn build(
+        &self,
+        request: &PlanRequest<'_>,
+        progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
+    ) -> takt_tensorrt::Result<BuiltPlan> {
+        build_plan(self, request, progress)
+    }
+}
+
+/// Plans to be built for this machine: with its TensorRT, for its GPU. Made before the engine, so that a machine without either is told at once and not
+/// after the weights were quantized.
+#[derive(Debug)]
+pub struct DevicePlans {
+    pub(super) compiler: Box<dyn PlanCompiler>,
+    pub(super) gpu: Gpu,
+    pub(super) device: String,
+    pub(super) options: PlanOptions,
+    pub(super) timing_folder: Option<PathBuf>,
+}
+
+impl DevicePlans {
+    /// Opens TensorRT and looks for its parser and a GPU. What is measured while plans are built is kept in `timing_folder`, and used again.
+    ///
+    /// # Errors
+    /// [`BuildError::TensorRt`] without the library or its parser, with what to do; [`BuildError::Engine`] without a GPU that Takt knows;
+    /// [`BuildError::Unsupported`] for a TensorRT that no models are written for, or options out of range.
+    pub fn open(options: PlanOptions, timing_folder: Option<PathBuf>) -> Result<Self> {
+        options.check()?;
+        let trt = TensorRt::open()?;
+        takt_tensorrt::probe().parser.map_err(TensorRtError::Missing)?;
+        let (gpu_facts, gpu) = usable_device()?;
+        let device = gpu_facts.key();
+        // TensorRT builds for the first device, and is asked for no other.
+        let first = device::probe().map_err(TensorRtError::Driver)?.first().map(device::Device::key);
+        if let Some(first) = first.filter(|first| *first != device) {
+            let fact = format!(
+                "plans for {device}: TensorRT builds on the first GPU, which is {first}; make the other the first with CUDA_VISIBLE_DEVICES"
+            );
+            return Err(BuildError::Unsupported(fact));
+        }
+        Self::of(Box::new(trt), gpu, device, options, timing_folder)
+    }
+
+    pub(super) fn of(
+        compiler: Box<dyn PlanCompiler>,
+        gpu: Gpu,
+        device: String,
+        options: PlanOptions,
+        timing_folder: Option<PathBuf>,
+    ) -> Result<Self> {
+        options.check()?;
+        let plans = Self { compiler, gpu, device, options, timing_folder };
+        plans.target()?;
+        Ok(plans)
+    }
+
+    /// TensorRT that builds them.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.compiler.version()
+    }
+
+    /// The GPU, as plans name it: `sm_110a`.
+    #[must_use]
+    pub fn sm(&self) -> String {
+        self.gpu.name().into()
+    }
+
+    /// The device in words.
+    #[must_use]
+    pub fn device(&self) -> String {
+        self.device.clone()
+    }
+
+    /// Checks that TensorRT and the GPU take the weights of a model, and of its head, in their formats, and that lanes are not longer than the model
+    /// was made for.
+    ///
+    /// # Errors
+    /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
+    pub fn check(
+        &self,
+        spec: &DecoderSpec,
+        quantization: &Quantization,
+        draft: Option<&DraftManifest>,
+    ) -> Result<()> {
+        self.lane_capacity(spec)?;
+        check_formats(spec, quantization, draft, &self.export_options(spec)?)
+    }
+
+    /// Tokens a lane holds.
+    pub(super) fn lane_capacity(&self, spec: &DecoderSpec) -> Result<usize> {
+        let made_for = spec.max_context;
+        let capacity = self.options.lane_capacity.unwrap_or(made_for.min(DEFAULT_LANE_CAPACITY));
+        if capacity == 0 || capacity > made_for {
+            let fact =
+                format!("plans for lanes of {capacity} tokens: the model was made for 1 to {made_for}");
+            return Err(BuildError::Unsupported(fact));
+        }
+        Ok(capacity)
+    }
+
+    /// How the models are written that plans are built from: with the mask as an input whatever the engine has, so that trees of any drafter can be
+    /// verified.
+    pub(super) fn export_options(&self, spec: &DecoderSpec) -> Result<ExportOptions<'static>> {
+        Ok(ExportOptions {
+            target: self.target()?,
+            compute: self.options.export_compute(),
+            variant: Some(Variant::Eagle3),
+            max_context: Some(self.lane_capacity(spec)?),
+            padding_rows: PADDING_ROWS,
+            num_lanes: Some(self.options.num_lanes),
+            ..ExportOptions::default()
+        })
+    }
+
+    /// Who reads the models.
+    pub(super) fn target(&self) -> Result<Target> {
+        let Version { major, minor, .. } = self.version();
+        let version: TensorRtVersion = format!("{major}.{minor}").parse().map_err(BuildError::Unsupported)?;
+        Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
+    }
+
+    /// Whether it builds a plan for the machine that `plan` is for.
+    #[must_use]
+    pub fn is_for(&self, plan: &PlanEntry) -> bool {
+        (plan.tensorrt, plan.sm.as_str()) == (self.plan_version(), self.gpu.name())
+    }
+
+    /// The release that its plans are of.
+    pub(super) fn plan_version(&self) -> PlanVersion {
+        let Version { major, minor, .. } = self.version();
+        PlanVersion { major, minor }
+    }
+}

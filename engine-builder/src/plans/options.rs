@@ -1,0 +1,65 @@
+//! What plans are to be able to do.
+
+use takt_engine::dir::PlanCompute;
+use takt_tensorrt::build::PlanFlags;
+
+use crate::{BuildError, Result, export::Compute};
+
+/// Most lanes of a plan, as of a backend.
+const MAX_LANES: usize = 64;
+/// TensorRT's longest search.
+const MAX_EFFORT: u32 = 5;
+
+/// What plans are to be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Lanes that advance together.
+    pub num_lanes: usize,
+    /// Tokens a lane holds; the model's context by default, at most [`takt_engine::engine::DEFAULT_LANE_CAPACITY`].
+    pub lane_capacity: Option<usize>,
+    /// The type of matrix products and of the cache.
+    pub compute: PlanCompute,
+    /// Most device memory a layer may take beside its weights and values, in bytes; TensorRT's choice by default.
+    pub workspace_bytes: Option<usize>,
+    /// How long TensorRT searches, 0 to 5; its choice by default.
+    pub effort: Option<u32>,
+    /// Weights can be given anew, stay out, or stay in the host's memory.
+    pub flags: PlanFlags,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self {
+            num_lanes: 1,
+            lane_capacity: None,
+            compute: PlanCompute::Bf16,
+            workspace_bytes: None,
+            effort: None,
+            flags: PlanFlags::default(),
+        }
+    }
+}
+
+impl PlanOptions {
+    /// Checks what can be checked without a model.
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |fact: String| Err(BuildError::Unsupported(fact));
+        if !(1..=MAX_LANES).contains(&self.num_lanes) {
+            return refuse(format!("plans for {} lanes: expected 1 to {MAX_LANES}", self.num_lanes));
+        }
+        if let Some(effort) = self.effort.filter(|&effort| effort > MAX_EFFORT) {
+            return refuse(format!("a search of effort {effort}: TensorRT has 0 to {MAX_EFFORT}"));
+        }
+        if self.workspace_bytes == Some(0) {
+            return refuse("a workspace of 0 bytes: layers need some; leave it to TensorRT".into());
+        }
+        Ok(())
+    }
+
+    pub(super) fn export_compute(&self) -> Compute {
+        match self.compute {
+            PlanCompute::Bf16 => Compute::Bf16,
+            PlanCompute::F16 => Compute::F16,
+        }
+    }
+}

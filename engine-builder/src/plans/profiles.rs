@@ -1,0 +1,182 @@
+//! Shapes that a plan is optimized for, from the inputs of an exported model: one profile for each way a backend runs it.
+//!
+//! | profile | batch | sequence | logits |
+//! |---|---|---|---|
+//! | `prefill` | 1 | 1 to a slice | 1 |
+//! | `decode`, of a decoder | 1 to all lanes | 1 | 1 |
+//! | `verify`, of a decoder | 1 to all lanes | 1 to a tree | as the sequence |
+//! | `draft`, of a head | 1 to all lanes | 1 to a step's rows | as the sequence |
+//!
+//! With S rows of a lane's cache: in the form `operators` the cache is `[batch, G, S, d]`, of which `kv` rows, 1 to S, are looked at. In the form
+//! `primitives` all of it is `past`, S in every profile, since the mask decides what is seen and a length that is known is faster; `kv` is
+//! S + sequence.
+
+use takt_engine::dir::PlanRole;
+use takt_tensorrt::{build::Profile, tensor::ShapeRange};
+
+use crate::{
+    BuildError, Result,
+    export::{Dim, Form, Port},
+};
+
+/// Nodes of a tree that verification is optimized for: what pays off on devices that read memory for each.
+const USUAL_TREE: usize = 16;
+
+/// What profiles follow from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extents {
+    pub role: PlanRole,
+    pub form: Form,
+    pub num_lanes: usize,
+    /// S: rows of a lane's cache.
+    pub lane_rows: usize,
+    /// Most tokens of a slice.
+    pub max_prefill: usize,
+    /// Most rows of a lane in a verification, or in a step of a head.
+    pub max_tree: usize,
+}
+
+/// Smallest, usual and largest.
+type Sizes = [usize; 3];
+
+/// Of each named dimension that depends on the profile.
+struct Steps {
+    batch: Sizes,
+    sequence: Sizes,
+    logits: Sizes,
+}
+
+impl Extents {
+    /// All profiles of a model with these inputs, in the order of their indices.
+    pub(super) fn profiles(&self, inputs: &[Port]) -> Result<Vec<Profile>> {
+        let lanes = [1, self.num_lanes, self.num_lanes];
+        let tree = [1, USUAL_TREE.min(self.max_tree), self.max_tree];
+        let prefill =
+            Steps { batch: [1; 3], sequence: [1, self.max_prefill, self.max_prefill], logits: [1; 3] };
+        let step = Steps { batch: lanes, sequence: [1; 3], logits: [1; 3] };
+        let trees = Steps { batch: lanes, sequence: tree, logits: tree };
+        let all = match self.role {
+            PlanRole::Decoder => vec![("prefill", prefill), ("decode", step), ("verify", trees)],
+            PlanRole::Draft => vec![("prefill", prefill), ("draft", trees)],
+        };
+        all.into_iter().map(|(name, steps)| self.profile(name, &steps, inputs)).collect()
+    }
+
+    fn profile(&self, name: &str, steps: &Steps, inputs: &[Port]) -> Result<Profile> {
+        let is_dynamic = |port: &&Port| port.shape.iter().any(|dim| matches!(dim, Dim::Named(_)));
+        let range = |port: &Port| {
+            let sizes =
+                port.shape.iter().map(|dim| self.sizes(dim, steps, port)).collect::<Result<Vec<Sizes>>>()?;
+            let at = |which: usize| sizes.iter().map(|sizes| sizes[which]).collect();
+            Ok((port.name.clone(), ShapeRange { min: at(0), opt: at(1), max: at(2) }))
+        };
+        let inputs = inputs.iter().filter(is_dynamic).map(range).collect::<Result<Vec<_>>>()?;
+        Ok(Profile { name: name.into(), inputs })
+    }
+
+    fn sizes(&self, dim: &Dim, steps: &Steps, port: &Port) -> Result<Sizes> {
+        let name = match dim {
+            Dim::Fixed(len) => return Ok([*len; 3]),
+            Dim::Named(name) => name.as_str(),
+        };
+        Ok(match (name, self.form) {
+            ("batch", _) => steps.batch,
+            ("sequence", _) => steps.sequence,
+            ("logits", _) => steps.logits,
+            ("past", _) => [self.lane_rows; 3],
+            ("kv", Form::Operators) => [1, self.usual_kv(), self.lane_rows],
+            ("kv", Form::Primitives) => steps.sequence.map(|sequence| self.lane_rows + sequence),
+            _ => {
+                let fact = format!("input {:?} has a dimension {name:?}, which no profile knows", port.name);
+                return Err(BuildError::Unsupported(fact));
+            }
+        })
+    }
+
+    /// Lengths that are looked at are powers of two, up to S: the largest that half of S has room for.
+    fn usual_kv(&self) -> usize {
+        1 << (self.lane_rows / 2).max(1).ilog2()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::ElementType;
+
+    fn port(name: &str, shape: &[Dim]) -> Port {
+        Port { name: name.into(), element: ElementType::I64, shape: shape.to_vec() }
+    }
+
+    fn extents(role: PlanRole, form: Form) -> Extents {
+        Extents { role, form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65 }
+    }
+
+    fn range(profile: &Profile, name: &str) -> [Vec<usize>; 3] {
+        let (_, range) = profile.inputs.iter().find(|(input, _)| input == name).unwrap();
+        [range.min.clone(), range.opt.clone(), range.max.clone()]
+    }
+
+    #[test]
+    fn a_decoder_has_a_profile_for_slices_steps_and_trees() {
+        let inputs = [
+            port("input_ids", &["batch".into(), "sequence".into()]),
+            port("attention_mask", &["batch".into(), "sequence".into(), "kv".into()]),
+            port("logits_rows", &["batch".into(), "logits".into()]),
+            port("past", &["batch".into(), 2.into(), 1089.into(), 64.into()]),
+            port("fixed", &[3.into()]),
+        ];
+        let profiles = extents(PlanRole::Decoder, Form::Operators).profiles(&inputs).unwrap();
+        let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
+        assert_eq!(names, ["prefill", "decode", "verify"]);
+        let [prefill, decode, verify] = &profiles[..] else { panic!("{profiles:?}") };
+        assert_eq!(range(prefill, "input_ids"), [vec![1, 1], vec![1, 256], vec![1, 256]]);
+        assert_eq!(range(prefill, "logits_rows"), [vec![1, 1], vec![1, 1], vec![1, 1]]);
+        assert_eq!(range(decode, "input_ids"), [vec![1, 1], vec![4, 1], vec![4, 1]]);
+        assert_eq!(range(verify, "input_ids"), [vec![1, 1], vec![4, 16], vec![4, 65]]);
+        assert_eq!(range(verify, "logits_rows"), [vec![1, 1], vec![4, 16], vec![4, 65]]);
+        assert_eq!(range(verify, "attention_mask"), [vec![1, 1, 1], vec![4, 16, 512], vec![4, 65, 1089]]);
+        assert_eq!(range(decode, "past"), [vec![1, 2, 1089, 64], vec![4, 2, 1089, 64], vec![4, 2, 1089, 64]]);
+        assert!(profiles.iter().all(|profile| profile.inputs.iter().all(|(name, _)| name != "fixed")));
+    }
+
+    #[test]
+    fn primitives_are_fed_the_whole_cache_and_keys_are_as_many_more_as_there_are_tokens() {
+        let inputs = [
+            port("kv_positions", &["batch".into(), "kv".into()]),
+            port("past", &["batch".into(), 2.into(), "past".into(), 64.into()]),
+        ];
+        let profiles = extents(PlanRole::Draft, Form::Primitives).profiles(&inputs).unwrap();
+        let [prefill, draft] = &profiles[..] else { panic!("{profiles:?}") };
+        assert_eq!((prefill.name.as_str(), draft.name.as_str()), ("prefill", "draft"));
+        assert_eq!(
+            range(prefill, "past"),
+            [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![1, 2, 1089, 64]]
+        );
+        assert_eq!(range(prefill, "kv_positions"), [vec![1, 1090], vec![1, 1345], vec![1, 1345]]);
+        assert_eq!(range(draft, "kv_positions"), [vec![1, 1090], vec![4, 1105], vec![4, 1154]]);
+    }
+
+    #[test]
+    fn every_profile_is_in_order_however_small_the_lane() {
+        let inputs = [port("attention_mask", &["batch".into(), "sequence".into(), "kv".into()])];
+        for (lane_rows, max_tree) in [(2, 1), (66, 65), (4161, 65)] {
+            for form in [Form::Operators, Form::Primitives] {
+                let extents =
+                    Extents { lane_rows, max_tree, max_prefill: 1, ..extents(PlanRole::Decoder, form) };
+                for profile in extents.profiles(&inputs).unwrap() {
+                    let [min, opt, max] = range(&profile, "attention_mask");
+                    let in_order = |dim: usize| 1 <= min[dim] && min[dim] <= opt[dim] && opt[dim] <= max[dim];
+                    assert!((0..3).all(in_order), "{lane_rows}: {profile:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_dimension_that_nobody_knows_is_refused_by_name() {
+        let inputs = [port("input_ids", &["batch".into(), "heads".into()])];
+        let error = extents(PlanRole::Decoder, Form::Operators).profiles(&inputs).unwrap_err().to_string();
+        assert!(error.contains("\"input_ids\"") && error.contains("\"heads\""), "{error}");
+    }
+}

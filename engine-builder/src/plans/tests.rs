@@ -1,0 +1,493 @@
+//! Whole builds by a compiler that is none: what gets into an engine, and that nothing does when anything fails.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use takt_engine::{
+    dir::{EngineDir, Manifest, PlanCompute, PlanFile, PlanForm, PlanRole},
+    quant::WeightKind,
+};
+use takt_kernels_cu::Target as Gpu;
+use takt_tensorrt::{
+    TensorRtError, Version,
+    build::{BuildProgress, BuiltPlan, PlanRequest},
+};
+use tempfile::TempDir;
+
+use super::{device::PlanCompiler, *};
+use crate::{BuildError, BuildOptions, Progress, Stage, build, draft::DraftOptions, report::TimingCacheUse};
+
+/// What a compiler does instead of a plan.
+type Mishap = Box<dyn Fn(&PlanRequest<'_>) -> Option<TensorRtError>>;
+
+/// A compiler whose plans are the names and shapes it was asked for.
+#[derive(Clone)]
+struct Compiler {
+    version: Version,
+    /// Told before each plan, with how many there were.
+    mishap: Rc<RefCell<Option<Mishap>>>,
+    asked: Rc<RefCell<Vec<Asked>>>,
+    /// Goes into every plan, so that two of one model may differ.
+    salt: Rc<RefCell<u8>>,
+}
+
+/// What a plan was asked with.
+#[derive(Debug, Clone)]
+struct Asked {
+    onnx: PathBuf,
+    data_bytes: u64,
+    profiles: Vec<takt_tensorrt::build::Profile>,
+    timing_cache: Vec<u8>,
+}
+
+impl std::fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a compiler of {}", self.version)
+    }
+}
+
+impl PlanCompiler for Compiler {
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn build(
+        &self,
+        request: &PlanRequest<'_>,
+        progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
+    ) -> takt_tensorrt::Result<BuiltPlan> {
+        for (phase, parent, done) in
+            [("Building", None, 0), ("Tactics", Some("Building"), 1), ("Building", None, 1)]
+        {
+            if progress(BuildProgress { phase, parent, done, total: 1 }).is_break() {
+                return Err(TensorRtError::Cancelled);
+            }
+        }
+        if let Some(error) = self.mishap.borrow().as_ref().and_then(|mishap| mishap(request)) {
+            return Err(error);
+        }
+        let data = request.onnx.with_extension("onnx.data");
+        self.asked.borrow_mut().push(Asked {
+            onnx: request.onnx.into(),
+            data_bytes: fs::metadata(data).unwrap().len(),
+            profiles: request.profiles.to_vec(),
+            timing_cache: request.timing_cache.to_vec(),
+        });
+        let salt = *self.salt.borrow();
+        Ok(BuiltPlan {
+            plan: format!("{salt} {:?} {:?}", request.onnx.file_name(), request.profiles).into_bytes(),
+            timing_cache: [request.timing_cache, b"+"].concat(),
+            used_timing_cache: request.timing_cache.starts_with(b"+"),
+            num_decomposable: 0,
+            warnings: (0..50).map(|idx| format!("layer {}", idx / 2)).collect(),
+        })
+    }
+}
+
+impl Compiler {
+    fn new(major: u32, minor: u32) -> Self {
+        Self {
+            version: Version { major, minor, patch: 1 },
+            mishap: Rc::default(),
+            asked: Rc::default(),
+            salt: Rc::default(),
+        }
+    }
+
+    fn plans(&self, gpu: Gpu, options: PlanOptions) -> Result<DevicePlans> {
+        DevicePlans::of(Box::new(self.clone()), gpu, format!("a device with {gpu}"), options, None)
+    }
+
+    fn fails(&self, mishap: impl Fn(&PlanRequest<'_>) -> Option<TensorRtError> + 'static) {
+        *self.mishap.borrow_mut() = Some(Box::new(mishap));
+    }
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// An engine with a draft head, in a folder of its own.
+fn engine(kind: WeightKind) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine");
+    let head = fixture("eagle3/tiny-llama-midlayer");
+    let draft = DraftOptions { folder: &head, prompts: None, measures: false };
+    let options = BuildOptions { draft: Some(draft), ..BuildOptions::new(kind) };
+    build(&fixture("hf/tiny-llama"), &path, &options, &mut |_| ()).unwrap();
+    (folder, path)
+}
+
+/// Every file below a folder with its bytes, and every folder.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(tree(&path));
+            found.insert(path, None);
+        } else {
+            found.insert(path.clone(), Some(fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
+
+fn add(engine: &Path, plans: &DevicePlans) -> Result<PlansReport> {
+    add_plans(engine, plans, None, &mut |_| ())
+}
+
+#[test]
+fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_changes() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let before = tree(folder.path());
+    let compiler = Compiler::new(10, 16);
+    let options = PlanOptions { num_lanes: 3, lane_capacity: Some(100), ..PlanOptions::default() };
+    let plans = compiler.plans(Gpu::Thor, options).unwrap();
+    let stages = RefCell::new(Vec::new());
+    let mut seen = |at: Progress<'_>| stages.borrow_mut().push((at.stage, at.item.to_owned()));
+    let report = add_plans(&engine, &plans, None, &mut seen).unwrap();
+
+    let manifest = Manifest::read(&engine).unwrap();
+    let entries: Vec<_> = report.plans.iter().map(|plan| plan.entry.clone()).collect();
+    let decoder = manifest.plan(entries[0].tensorrt, "sm_110a", PlanRole::Decoder).unwrap();
+    let draft = manifest.plan(entries[0].tensorrt, "sm_110a", PlanRole::Draft).unwrap();
+    assert_eq!([decoder, draft], [&entries[0], &entries[1]]);
+    let shape = |plan: &takt_engine::dir::PlanEntry| {
+        (plan.num_lanes, plan.lane_capacity, plan.lane_rows, plan.max_prefill, plan.max_tree)
+    };
+    assert_eq!(shape(decoder), (3, 100, 165, 100, 65));
+    // Between its tokens and its padding a head has rows for what it proposes.
+    assert_eq!(shape(draft), (3, 100, 165 + 128, 100, 64));
+    assert_eq!((decoder.form, decoder.compute), (PlanForm::Operators, PlanCompute::Bf16));
+    let dir = EngineDir::open(&engine).unwrap();
+    assert_eq!(decoder.captured, dir.draft().unwrap().manifest().spec.captured);
+    assert!(draft.captured.is_empty());
+    for plan in &entries {
+        assert_eq!(PlanFile::open(&engine, plan).unwrap().bytes().len() as u64, plan.size_bytes);
+        assert!(plan.file.starts_with("plans/trt-10.16-sm_110a") && plan.device == "a device with sm_110a");
+    }
+    assert!(manifest.check_plans(&engine).iter().all(|check| check.outcome.is_ok()));
+
+    let asked = compiler.asked.borrow();
+    assert!(asked.iter().all(|asked| asked.data_bytes > 10_000 && !asked.onnx.exists()), "{asked:?}");
+    let names = |idx: usize| asked[idx].profiles.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(0), names(1)),
+        (
+            ["prefill", "decode", "verify"].map(String::from).to_vec(),
+            ["prefill", "draft"].map(String::from).to_vec()
+        )
+    );
+    let ports = &asked[0].profiles[2].inputs;
+    let (_, mask) = ports.iter().find(|(name, _)| name == "attention_mask").unwrap();
+    assert_eq!((&mask.min, &mask.max), (&vec![1, 1, 1], &vec![3, 65, 165]));
+    let (_, cache) = ports.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
+    assert_eq!((cache.max[0], cache.max[2]), (3, 165));
+
+    assert_eq!(report.plans[0].warnings.len(), 21);
+    assert_eq!(report.plans[0].warnings[20], "and 5 more warnings of TensorRT");
+    let stages = stages.into_inner();
+    assert!(stages.iter().any(|(stage, item)| *stage == Stage::Models && item.starts_with("draft.onnx: ")));
+    assert!(stages.contains(&(Stage::Plans, "draft head: Building: Tactics".into())), "{stages:?}");
+    let mut after = tree(folder.path());
+    after.retain(|path, _| !path.starts_with(engine.join("plans")) && !path.ends_with("engine.json"));
+    assert!(after.iter().all(|(path, bytes)| before[path] == *bytes) && after.len() + 1 == before.len());
+    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 2);
+}
+
+#[test]
+fn an_older_tensorrt_gets_primitives_and_an_engine_without_a_head_one_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = folder.path().join("engine");
+    build(&fixture("families/qwen2-window"), &engine, &BuildOptions::new(WeightKind::Bf16), &mut |_| ())
+        .unwrap();
+    let compiler = Compiler::new(10, 3);
+    let options = PlanOptions { compute: PlanCompute::F16, ..PlanOptions::default() };
+    let report = add(&engine, &compiler.plans(Gpu::Orin, options).unwrap()).unwrap();
+    let [plan] = &report.plans[..] else { panic!("{report:?}") };
+    let context = Manifest::read(&engine).unwrap().spec.max_context;
+    assert_eq!((plan.entry.form, plan.entry.compute), (PlanForm::Primitives, PlanCompute::F16));
+    // The rows for padding are beyond what the model was made for.
+    assert_eq!((plan.entry.lane_capacity, plan.entry.lane_rows), (context, context + 65));
+    let (_, past) = plan.profiles[1].inputs.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
+    assert_eq!((past.min[2], past.max[2]), (context + 65, context + 65));
+    assert!(plan.profiles[1].inputs.iter().any(|(name, _)| name == "kv_positions"));
+}
+
+#[test]
+fn building_again_replaces_plans_for_the_same_machine_and_leaves_others() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let (here, there) = (Compiler::new(10, 16), Compiler::new(10, 13));
+    let options = PlanOptions::default();
+    add(&engine, &there.plans(Gpu::Thor, options).unwrap()).unwrap();
+    let first = add(&engine, &here.plans(Gpu::Thor, options).unwrap()).unwrap();
+    // The same bytes again are the same files.
+    let second = add(&engine, &here.plans(Gpu::Thor, options).unwrap()).unwrap();
+    assert_eq!(first.plans[0].entry, second.plans[0].entry);
+    *here.salt.borrow_mut() = 1;
+    let third = add(&engine, &here.plans(Gpu::Thor, options).unwrap()).unwrap();
+    let manifest = Manifest::read(&engine).unwrap();
+    assert_eq!(manifest.plans.len(), 4);
+    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 4);
+    assert!(manifest.check_plans(&engine).iter().all(|check| check.outcome.is_ok()));
+    let [old, new] = [&second, &third].map(|report| &report.plans[0].entry);
+    assert!(old.file != new.file && manifest.plans.contains(new) && !manifest.plans.contains(old));
+    assert!(manifest.plans.is_sorted_by(|a, b| a.file < b.file));
+}
+
+#[test]
+fn whatever_fails_the_engine_is_as_it_was() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let is_draft = |request: &PlanRequest<'_>| request.onnx.ends_with("draft.onnx");
+    for with_plans_before in [false, true] {
+        if with_plans_before {
+            *compiler.mishap.borrow_mut() = None;
+            add(&engine, &plans).unwrap();
+            *compiler.salt.borrow_mut() = 1;
+        }
+        let before = tree(folder.path());
+        let fails = |facts: &[&str]| {
+            let message = add(&engine, &plans).unwrap_err().to_string();
+            assert!(facts.iter().all(|fact| message.contains(fact)), "{message}");
+            assert!(tree(folder.path()) == before, "{message}");
+        };
+        let refused = || TensorRtError::Failed { call: "parse", reason: "node 7 (TensorScatter)".into() };
+        compiler.fails(move |_| Some(refused()));
+        fails(&[
+            "plan of the decoder",
+            "node 7 (TensorScatter)",
+            "takt export --for tensorrt-10.16,sm_110 --variant eagle3",
+        ]);
+        compiler.fails(move |request| is_draft(request).then(refused));
+        fails(&["plan of the draft head", "node 7"]);
+        compiler.fails(|_| {
+            Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })
+        });
+        fails(&["out of memory: 1 GiB", "--plan-workspace", "--plan-lanes", "--plan-context"]);
+        compiler.fails(|_| Some(TensorRtError::Missing("no library".into())));
+        fails(&["no library"]);
+        compiler.fails(|_| Some(TensorRtError::Cancelled));
+        fails(&["cancelled"]);
+
+        // Somebody changed the engine meanwhile.
+        let manifest = engine.join("engine.json");
+        let original = fs::read(&manifest).unwrap();
+        let (path, changed) = (manifest.clone(), String::from_utf8(original.clone()).unwrap());
+        compiler.fails(move |_| {
+            fs::write(&path, changed.replacen("\"builder_version\": \"", "\"builder_version\": \"9", 1))
+                .unwrap();
+            None
+        });
+        let message = add(&engine, &plans).unwrap_err().to_string();
+        assert!(message.contains("was changed while its plans were built"), "{message}");
+        fs::write(&manifest, &original).unwrap();
+        assert!(tree(folder.path()) == before);
+
+        // A name is taken by what cannot be replaced: the plan that was moved before goes again.
+        let taken = Rc::new(RefCell::new(PathBuf::new()));
+        compiler.mishap.borrow_mut().take();
+        let known = {
+            let copy = tempfile::tempdir().unwrap();
+            copy_tree(&engine, &copy.path().join("engine"));
+            add(&copy.path().join("engine"), &plans).unwrap().plans[1].entry.file.clone()
+        };
+        *taken.borrow_mut() = engine.join(&known);
+        let wanted = Rc::clone(&taken);
+        compiler.fails(move |_| {
+            fs::create_dir_all(wanted.borrow().join("in the way")).unwrap();
+            None
+        });
+        let message = add(&engine, &plans).unwrap_err().to_string();
+        assert!(message.contains("cannot rename"), "{message}");
+        fs::remove_dir_all(&*taken.borrow()).unwrap();
+        if !with_plans_before {
+            fs::remove_dir(engine.join("plans")).unwrap();
+        }
+        assert!(tree(folder.path()) == before);
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target)
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_build_that_is_cancelled_at_any_step_leaves_nothing() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let before = tree(folder.path());
+    let mut num_steps = 0;
+    add_plans(&engine, &plans, None, &mut |_| num_steps += 1).unwrap();
+    fs::remove_dir_all(&engine).unwrap();
+    for (path, bytes) in &before {
+        if bytes.is_none() {
+            fs::create_dir_all(path).unwrap()
+        }
+    }
+    before.iter().for_each(|(path, bytes)| bytes.iter().for_each(|bytes| fs::write(path, bytes).unwrap()));
+    assert!(num_steps > 20, "{num_steps}");
+    for stop_at in (0..num_steps).step_by(3).chain([num_steps - 1]) {
+        let (flag, mut step) = (AtomicBool::new(false), 0);
+        let mut count = |_: Progress<'_>| {
+            flag.fetch_or(step == stop_at, Ordering::Relaxed);
+            step += 1;
+        };
+        let stopped = add_plans(&engine, &plans, Some(&flag), &mut count);
+        assert!(matches!(stopped, Err(BuildError::Cancelled)), "at {stop_at}: {stopped:?}");
+        assert!(tree(folder.path()) == before, "at {stop_at}");
+    }
+}
+
+#[test]
+fn what_the_machine_does_not_take_is_refused_before_anything_is_done() {
+    let refused = |compiler: &Compiler, gpu, engine: &Path, options, facts: &[&str]| {
+        let before = tree(engine);
+        let message = add(engine, &compiler.plans(gpu, options).unwrap()).unwrap_err().to_string();
+        assert!(facts.iter().all(|fact| message.contains(fact)), "{message}");
+        assert!(compiler.asked.borrow().is_empty() && tree(engine) == before, "{message}");
+    };
+    let (_a, nvfp4) = engine(WeightKind::Nvfp4);
+    let (_b, fp8) = engine(WeightKind::Fp8);
+    let default = PlanOptions::default();
+    refused(
+        &Compiler::new(10, 7),
+        Gpu::Thor,
+        &nvfp4,
+        default,
+        &["nvfp4", "10.8", "--weights int4 or fp8 or bf16"],
+    );
+    refused(
+        &Compiler::new(10, 16),
+        Gpu::Hopper,
+        &nvfp4,
+        default,
+        &["nvfp4", "sm_100", "--weights int4 or fp8 or bf16"],
+    );
+    refused(&Compiler::new(10, 3), Gpu::Orin, &fp8, default, &["fp8", "sm_89", "--weights int4 or bf16"]);
+    let options = PlanOptions { lane_capacity: Some(1 << 30), ..default };
+    refused(
+        &Compiler::new(10, 16),
+        Gpu::Thor,
+        &fp8,
+        options,
+        &["lanes of 1073741824 tokens", "made for 1 to"],
+    );
+
+    let unopened = |compiler: Compiler, options, fact: &str| {
+        let message = compiler.plans(Gpu::Thor, options).unwrap_err().to_string();
+        assert!(message.contains(fact), "{message}");
+    };
+    unopened(Compiler::new(9, 3), default, "10.0 to 11.x");
+    unopened(Compiler::new(12, 0), default, "10.0 to 11.x");
+    unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 0, ..default }, "expected 1 to 64");
+    unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 65, ..default }, "expected 1 to 64");
+    unopened(Compiler::new(10, 16), PlanOptions { effort: Some(6), ..default }, "TensorRT has 0 to 5");
+    unopened(Compiler::new(10, 16), PlanOptions { workspace_bytes: Some(0), ..default }, "0 bytes");
+
+    let plans = Compiler::new(10, 16).plans(Gpu::Thor, default).unwrap();
+    let message = add(Path::new("nowhere"), &plans).unwrap_err().to_string();
+    assert!(message.contains("does not exist") && message.contains("takt build"), "{message}");
+}
+
+#[test]
+fn one_process_at_a_time_builds_plans_and_clears_what_killed_ones_left() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let left = engine.join("plans/.building-killed");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("model.onnx.data"), "gigabytes").unwrap();
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let held = place::Place::open(&engine).unwrap();
+    assert!(!left.exists());
+    let message = add(&engine, &plans).unwrap_err().to_string();
+    assert!(message.contains("another takt is building plans"), "{message}");
+    drop(held);
+    add(&engine, &plans).unwrap();
+}
+
+#[test]
+fn what_was_measured_is_used_the_next_time_and_a_damaged_one_is_a_note() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let timings = folder.path().join("cache");
+    let compiler = Compiler::new(10, 16);
+    let plans = DevicePlans::of(
+        Box::new(compiler.clone()),
+        Gpu::Thor,
+        "Thor".into(),
+        PlanOptions::default(),
+        Some(timings.clone()),
+    )
+    .unwrap();
+    let uses = |report: &PlansReport| report.plans.iter().map(|plan| plan.timing_cache).collect::<Vec<_>>();
+    // The head's plan has the decoder's measurements already.
+    let first = add(&engine, &plans).unwrap();
+    assert_eq!(uses(&first), [TimingCacheUse::New, TimingCacheUse::Used]);
+    let second = add(&engine, &plans).unwrap();
+    assert_eq!(uses(&second), [TimingCacheUse::Used; 2]);
+    let given: Vec<_> = compiler.asked.borrow().iter().map(|asked| asked.timing_cache.len()).collect();
+    assert_eq!(given, [0, 1, 2, 3]);
+    let file = fs::read_dir(&timings).unwrap().next().unwrap().unwrap().path();
+    fs::write(&file, "rubbish").unwrap();
+    let third = add(&engine, &plans).unwrap();
+    assert_eq!(uses(&third), [TimingCacheUse::New, TimingCacheUse::Used]);
+    assert!(third.plans[0].warnings[0].contains("are damaged"), "{:?}", third.plans[0].warnings);
+    assert_eq!(compiler.asked.borrow()[4].timing_cache.len(), 0);
+}
+
+#[test]
+fn an_engine_is_built_with_its_plans_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, source) = (folder.path().join("engine"), fixture("hf/tiny-llama"));
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let options = BuildOptions { plans: Some(&plans), ..BuildOptions::new(WeightKind::Bf16) };
+    compiler.fails(|_| Some(TensorRtError::Failed { call: "build", reason: "no tactic".into() }));
+    build(&source, &out, &options, &mut |_| ()).unwrap_err();
+    assert!(tree(folder.path()).is_empty());
+    compiler.mishap.borrow_mut().take();
+    let report = build(&source, &out, &options, &mut |_| ()).unwrap();
+    assert!(report.plans.is_some_and(|plans| plans.plans.len() == 1) && report.warnings.is_empty());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    let manifest = Manifest::read(&out).unwrap();
+    assert!(manifest.check_plans(&out).iter().all(|check| check.outcome.is_ok()));
+    EngineDir::open(&out).unwrap();
+
+    // An engine of other weights has none of its plans, and says so.
+    let before = tree(folder.path());
+    compiler.fails(|_| Some(TensorRtError::Failed { call: "build", reason: "no tactic".into() }));
+    build(&source, &out, &BuildOptions { force: true, ..options }, &mut |_| ()).unwrap_err();
+    assert!(tree(folder.path()) == before);
+    let plain = BuildOptions { force: true, ..BuildOptions::new(WeightKind::Nvfp4) };
+    let report = build(&source, &out, &plain, &mut |_| ()).unwrap();
+    let note = report.warnings.iter().find(|note| note.contains("are gone with it")).unwrap();
+    assert!(note.contains(&manifest.plans[0].file) && note.contains("--plans-only"), "{note}");
+    assert!(Manifest::read(&out).unwrap().plans.is_empty() && !out.join("plans").exists());
+
+    // Formats are refused before a tensor is quantized.
+    let old = Compiler::new(10, 7);
+    let plans = old.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let options = BuildOptions { plans: Some(&plans), ..BuildOptions::new(WeightKind::Nvfp4) };
+    let mut num_steps = 0;
+    let error = build(&source, &folder.path().join("other"), &options, &mut |_| num_steps += 1).unwrap_err();
+    assert!(error.to_string().contains("10.8") && num_steps == 0, "{error}");
+}

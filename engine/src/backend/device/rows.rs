@@ -1,0 +1,189 @@
+//! A step's rows of logits: they stay on the device but for lists, rows that were asked for whole, and rows that are fetched.
+
+use std::{ops::Range, time::Duration};
+
+use takt_kernels_cu::{
+    driver::{context::Context, memory::MappedBuffer, module::Kernels, stream::Stream},
+    launch::DeviceAddress,
+};
+
+use super::{
+    captures,
+    lists::{ListRoom, ListShape, Lists},
+};
+use crate::{
+    Result,
+    backend::{no_row, plan_check::num_logits_rows},
+    rows::Likeliest,
+    step::{Detail, StepPlan},
+};
+
+/// Most of everything.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::backend) struct RowLimits {
+    /// Segments of a step.
+    pub max_segments: usize,
+    /// Rows that are handed out.
+    pub max_rows: usize,
+    /// Rows on the device: as many, or more where some pad.
+    pub max_places: usize,
+}
+
+impl RowLimits {
+    fn logits_bytes(self, vocab_size: usize) -> usize {
+        self.max_rows * vocab_size * size_of::<f32>()
+    }
+}
+
+/// The rows of the last step.
+#[derive(Debug)]
+pub(in crate::backend) struct StepRows {
+    lists: Lists,
+    /// Of the step that is about to run.
+    wanted: Option<ListShape>,
+    /// Where the step leaves them, F32 `[P, V]`.
+    on_device: DeviceAddress,
+    /// On the host, `[R, V]`; each has its place.
+    logits: MappedBuffer,
+    vocab_size: usize,
+    first_row: Vec<usize>,
+    /// Which row on the device each is.
+    places: Vec<usize>,
+    /// Which rows were brought with the step.
+    whole: Vec<bool>,
+}
+
+impl StepRows {
+    /// For steps within `limits`, which leave their rows at `on_device`.
+    pub(in crate::backend) fn new(
+        context: &Context,
+        limits: RowLimits,
+        (on_device, vocab_size): (DeviceAddress, usize),
+        room: ListRoom,
+    ) -> Result<Self> {
+        Ok(Self {
+            lists: Lists::new(context, limits.max_places, (on_device, vocab_size), room)?,
+            wanted: None,
+            on_device,
+            logits: MappedBuffer::new(context, limits.logits_bytes(vocab_size), "logits")?,
+            vocab_size,
+            first_row: Vec::with_capacity(limits.max_segments + 1),
+            places: Vec::with_capacity(limits.max_rows),
+            whole: Vec::with_capacity(limits.max_rows),
+        })
+    }
+
+    /// Bytes of pinned memory.
+    pub(in crate::backend) fn pinned_bytes(limits: RowLimits, vocab_size: usize) -> usize {
+        limits.logits_bytes(vocab_size) + Lists::pinned_bytes(limits.max_places, vocab_size)
+    }
+
+    /// Notes which rows `plan` wants, each in its order on the device, and returns how many; nothing of the step before is left.
+    pub(in crate::backend) fn lay_out(&mut self, plan: &StepPlan) -> usize {
+        self.first_row.clear();
+        self.whole.clear();
+        self.lists.forget();
+        let mut num_rows = 0;
+        for segment in &plan.segments {
+            self.first_row.push(num_rows);
+            num_rows += num_logits_rows(segment);
+            self.whole.resize(num_rows, segment.detail == Detail::Whole);
+        }
+        self.first_row.push(num_rows);
+        self.places.clear();
+        self.places.extend(0..num_rows);
+        num_rows
+    }
+
+    /// Row `row` of those that were laid out is `place` on the device.
+    pub(in crate::backend) fn put(&mut self, row: usize, place: usize) {
+        if let Some(known) = self.places.get_mut(row) {
+            *known = place;
+        }
+    }
+
+    /// From the first row on the device that is wanted to the last.
+    pub(in crate::backend) fn span(&self) -> Range<usize> {
+        let first = self.places.iter().min().copied().unwrap_or(0);
+        first..self.places.iter().max().map_or(first, |last| last + 1)
+    }
+
+    /// Captures what greedy decoding asks of the rows `rows` on the device.
+    pub(in crate::backend) fn capture_usual(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 };
+        self.lists.capture(stream, kernels, shape)
+    }
+
+    /// Captures what `plan`, whose step has the rows `rows` on the device, padding among them, will ask of them, unless that is there.
+    pub(in crate::backend) fn prepare(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        (plan, rows): (&StepPlan, Range<usize>),
+    ) -> Result<()> {
+        self.wanted = self.lists.shape_of(plan, rows);
+        self.wanted.map_or(Ok(()), |shape| self.lists.capture(stream, kernels, shape))
+    }
+
+    /// Brings what `plan` wants with the step, in the stream's order.
+    pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
+        self.lists.find(stream, self.wanted)?;
+        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
+            if segment.detail == Detail::Whole && rows[0] < rows[1] {
+                self.copy(stream, rows[0]..rows[1])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Neighbours in one copy.
+    fn copy(&self, stream: &Stream, rows: Range<usize>) -> Result<()> {
+        let row_bytes = self.vocab_size * size_of::<f32>();
+        let mut first = rows.start;
+        while first < rows.end {
+            let place = self.places[first];
+            let run = self.places[first..rows.end].iter().zip(place..);
+            let len = run.take_while(|(found, next)| *found == next).count();
+            let from = self.on_device.offset(place * row_bytes)?;
+            stream.fetch_to(from, &self.logits, first * row_bytes, len * row_bytes)?;
+            first += len;
+        }
+        Ok(())
+    }
+
+    /// First row of each segment, and one past the last row.
+    pub(in crate::backend) fn first_row(&self) -> &[usize] {
+        &self.first_row
+    }
+
+    /// See [`crate::rows::RowSource::here`].
+    pub(in crate::backend) fn here(&self, rows: Range<usize>) -> Option<&[f32]> {
+        let all_here = self.whole.get(rows.clone())?.iter().all(|&is_here| is_here);
+        let logits = self.logits.floats().get(rows.start * self.vocab_size..rows.end * self.vocab_size);
+        logits.filter(|_| all_here)
+    }
+
+    /// The list of row `row`, if there is one.
+    pub(in crate::backend) fn list(&self, row: usize) -> Option<Likeliest<'_>> {
+        self.lists.row(*self.places.get(row)?)
+    }
+
+    /// Brings row `row` and waits for it, within `limit`. The caller sees to it that nobody looks at a row meanwhile.
+    pub(in crate::backend) fn fetch(&self, stream: &Stream, row: usize, limit: Duration) -> Result<&[f32]> {
+        if row >= self.whole.len() {
+            return Err(no_row(row, self.whole.len()));
+        }
+        stream.context().make_current()?;
+        self.copy(stream, row..row + 1)?;
+        captures::wait(stream, Duration::ZERO, limit)?;
+        Ok(&self.logits.floats()[row * self.vocab_size..][..self.vocab_size])
+    }
+}

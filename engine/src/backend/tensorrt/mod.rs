@@ -1,0 +1,37 @@
+//! NVIDIA GPUs through TensorRT plans, which `takt build --tensorrt` makes of an engine.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`options`] | how the backend is set up |
+//! | [`entry`] | which of an engine's plans is for this machine |
+//! | [`open`] | from a machine and an engine directory to a backend |
+//! | [`ports`] | a plan's tensors: everything that is expected is there, and nothing else |
+//! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
+//! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
+//! | [`input`] | what a section is about; the bytes that travel to the device |
+//! | [`executions`] | executions by shape, the graphs captured of them, and new rows put into their lanes |
+//! | [`features`] | residual streams that a plan puts out |
+//! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
+//!
+//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`.
+//!
+//! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph and one
+//! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and whatever is written to them is finite, because rows that are not
+//! seen are multiplied by nothing all the same.
+
+mod backend;
+mod batch;
+mod entry;
+mod error;
+mod executions;
+mod features;
+mod input;
+mod open;
+mod options;
+mod ports;
+mod sizes;
+
+pub use backend::{PlanFile, TensorRtBackend};
+pub use open::kernel_sources;
+pub(crate) use open::open;
+pub use options::TensorRtOptions;

@@ -1,0 +1,174 @@
+//! The options of `takt build` that are about TensorRT plans, and what it says of them.
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use takt_engine::dir::PlanCompute;
+use takt_engine_builder::{
+    PlanReport, PlansReport, TimingCacheUse,
+    plans::{DevicePlans, PlanOptions},
+};
+use takt_tensorrt::build::{PlanFlags, Profile};
+
+use super::{CliError, gpu_options::cache_folder, paint};
+use crate::config::process_environment;
+
+/// Below the user's cache: what TensorRT measured on this device.
+const TIMINGS_FOLDER: &str = "tensorrt";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TensorRT plans")]
+pub(super) struct PlanArgs {
+    /// Build TensorRT plans into the engine, for the GPU and the TensorRT of this machine. Takes minutes; what TensorRT measures is kept in
+    /// $XDG_CACHE_HOME/takt/tensorrt for the next time
+    #[arg(long)]
+    pub tensorrt: bool,
+    /// Build plans into the engine directory SOURCE, and change nothing else of it; plans for other machines stay
+    #[arg(long, requires = "tensorrt", conflicts_with_all = ["output", "weights", "lm_head", "kv", "max_context", "draft", "force", "targets", "kernels_only"])]
+    pub plans_only: bool,
+    /// Lanes that advance together in a plan [default: 1]
+    #[arg(long, value_name = "N", requires = "tensorrt")]
+    plan_lanes: Option<usize>,
+    /// Tokens a lane of a plan holds [default: the model's context, at most 4096]
+    #[arg(long, value_name = "N", requires = "tensorrt")]
+    plan_context: Option<usize>,
+    /// The type of a plan's matrix products and of its cache: bf16, or f16, which is finer and overflows above 65504 [default: bf16]
+    #[arg(long, value_name = "TYPE", requires = "tensorrt", value_parser = compute)]
+    plan_dtype: Option<PlanCompute>,
+    /// Most device memory a layer may take beside its weights and values, in bytes, or as 512M or 2G [default: TensorRT's]
+    #[arg(long, value_name = "BYTES", requires = "tensorrt", value_parser = bytes)]
+    plan_workspace: Option<usize>,
+    /// How long TensorRT searches, from 0, quick, to 5 [default: TensorRT's, 3]
+    #[arg(long, value_name = "LEVEL", requires = "tensorrt", value_parser = clap::value_parser!(u32).range(0..=5))]
+    plan_effort: Option<u32>,
+    /// Plans that take other weights of the same shapes later
+    #[arg(long, requires = "tensorrt")]
+    plan_refit: bool,
+    /// Plans whose weights may stay in the host's memory, for models larger than the device's
+    #[arg(long, requires = "tensorrt")]
+    plan_streaming: bool,
+}
+
+fn compute(text: &str) -> Result<PlanCompute, String> {
+    match text {
+        "bf16" => Ok(PlanCompute::Bf16),
+        "f16" => Ok(PlanCompute::F16),
+        _ => Err(format!("unknown type {text:?}: expected bf16 or f16")),
+    }
+}
+
+/// `1073741824`, `1024M`, `1G`.
+fn bytes(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number = digits.parse::<usize>().ok().filter(|&number| number > 0);
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text:?} is no number of bytes: expected one as 1073741824, 512M or 2G"))
+}
+
+impl PlanArgs {
+    /// Opened before the build: whether there is a TensorRT and a GPU must not be found out after minutes of quantization.
+    pub(super) fn open(&self) -> Result<Option<DevicePlans>, CliError> {
+        if !self.tensorrt {
+            return Ok(None);
+        }
+        let timings = cache_folder(TIMINGS_FOLDER, process_environment);
+        Ok(Some(DevicePlans::open(self.options(), timings)?))
+    }
+
+    fn options(&self) -> PlanOptions {
+        let default = PlanOptions::default();
+        PlanOptions {
+            num_lanes: self.plan_lanes.unwrap_or(default.num_lanes),
+            lane_capacity: self.plan_context,
+            compute: self.plan_dtype.unwrap_or(default.compute),
+            workspace_bytes: self.plan_workspace,
+            effort: self.plan_effort,
+            flags: PlanFlags {
+                refittable: self.plan_refit,
+                stripped: false,
+                weight_streaming: self.plan_streaming,
+            },
+        }
+    }
+}
+
+pub(super) fn plans_json(report: &PlansReport) -> Value {
+    let plans: Vec<Value> = report.plans.iter().map(plan_json).collect();
+    json!({
+        "tensorrt": report.tensorrt.to_string(), "sm": report.sm, "device": report.device, "plans": plans,
+        "warnings": report.warnings,
+    })
+}
+
+fn plan_json(plan: &PlanReport) -> Value {
+    let entry = &plan.entry;
+    let timing_cache = match plan.timing_cache {
+        TimingCacheUse::Used => "used",
+        TimingCacheUse::New => "new",
+    };
+    json!({
+        "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
+        "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
+        "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
+        "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
+        "timing_cache": timing_cache, "warnings": plan.warnings,
+    })
+}
+
+fn profile_json(profile: &Profile) -> Value {
+    let range = |(name, range): &(String, takt_tensorrt::tensor::ShapeRange)| {
+        (name.clone(), json!({ "min": range.min, "opt": range.opt, "max": range.max }))
+    };
+    json!({ "name": profile.name, "inputs": profile.inputs.iter().map(range).collect::<Map<_, _>>() })
+}
+
+pub(super) fn plans_text(report: &PlansReport) -> String {
+    let mut text = format!("{:<10} TensorRT {}, {}\n", "plans", report.tensorrt, report.device);
+    for plan in &report.plans {
+        let entry = &plan.entry;
+        let measured = match plan.timing_cache {
+            TimingCacheUse::Used => "with earlier measurements",
+            TimingCacheUse::New => "all measured anew",
+        };
+        let lanes = match entry.num_lanes {
+            1 => "1 lane".into(),
+            num_lanes => format!("{num_lanes} lanes"),
+        };
+        text += &format!(
+            "{:<10} {}: {}, {lanes} of {} tokens, {:.1} s, {measured}\n",
+            entry.role.to_string(),
+            entry.file,
+            paint::bytes(entry.size_bytes),
+            entry.lane_capacity,
+            plan.seconds,
+        );
+        for warning in &plan.warnings {
+            text += &format!("{} {warning}\n", paint::yellow("note:"));
+        }
+    }
+    for warning in &report.warnings {
+        text += &format!("{} {warning}\n", paint::yellow("note:"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_bytes_have_units_and_are_never_nothing() {
+        for (text, expected) in [("1", 1), ("512M", 512 << 20), ("2g", 2 << 30), ("8k", 8192)] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "M", "0", "0G", "-1", "1.5G", "2T", "1 G", "99999999999999999G", "é"] {
+            assert!(bytes(text).is_err_and(|message| message.contains("512M")), "{text}");
+        }
+        assert!(compute("f32").is_err_and(|message| message.contains("bf16 or f16")));
+    }
+}

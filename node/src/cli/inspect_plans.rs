@@ -1,0 +1,186 @@
+//! Which TensorRT plans an engine has, whether they are whole, and whether this machine runs them.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use takt_engine::{
+    backend::cuda::usable_device,
+    dir::{Manifest, PlanCheck, PlanEntry, PlanVersion},
+};
+use takt_kernels_cu::Target;
+use takt_tensorrt::{TensorRt, Version};
+
+use super::paint;
+
+/// What this machine has for plans, or why it runs none.
+struct Machine {
+    tensorrt: Result<Version, String>,
+    gpu: Result<Target, String>,
+}
+
+/// One plan.
+pub(super) struct InspectedPlan {
+    check: PlanCheck,
+    /// Why this machine does not run it.
+    obstacle: Option<String>,
+}
+
+/// Every plan of the engine, each read and hashed.
+pub(super) fn inspect_plans(engine: &Path, manifest: &Manifest) -> Vec<InspectedPlan> {
+    if manifest.plans.is_empty() {
+        return Vec::new();
+    }
+    let machine = Machine::look();
+    let inspect = |check: PlanCheck| InspectedPlan { obstacle: machine.obstacle(&check.entry), check };
+    manifest.check_plans(engine).into_iter().map(inspect).collect()
+}
+
+impl Machine {
+    fn look() -> Self {
+        Self {
+            tensorrt: TensorRt::open().map(|trt| trt.version()).map_err(|e| e.to_string()),
+            gpu: usable_device().map(|(_, target)| target).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// What is another here than where `plan` was built.
+    fn obstacle(&self, plan: &PlanEntry) -> Option<String> {
+        match (&self.gpu, &self.tensorrt) {
+            (Err(reason), _) | (_, Err(reason)) => Some(reason.clone()),
+            (Ok(gpu), _) if gpu.name() != plan.sm => Some(format!("this machine's GPU is {gpu}")),
+            (_, Ok(version)) => {
+                let here = PlanVersion { major: version.major, minor: version.minor };
+                (here != plan.tensorrt).then(|| format!("this machine has TensorRT {here}"))
+            }
+        }
+    }
+}
+
+pub(super) fn plans_json(plans: &[InspectedPlan]) -> Value {
+    let one = |plan: &InspectedPlan| {
+        let mut facts = json!(plan.check.entry);
+        let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
+        facts["intact"] = json!(fault.is_none());
+        facts["fault"] = json!(fault);
+        facts["runs_here"] = json!(plan.obstacle.is_none());
+        facts["obstacle"] = json!(plan.obstacle);
+        facts
+    };
+    plans.iter().map(one).collect()
+}
+
+/// Nothing where there are no plans.
+pub(super) fn plans_text(plans: &[InspectedPlan]) -> String {
+    if plans.is_empty() {
+        return String::new();
+    }
+    format!("\n{}\n{}", paint::bold("TensorRT plans"), plans.iter().map(plan_text).collect::<String>())
+}
+
+fn plan_text(plan: &InspectedPlan) -> String {
+    let entry = &plan.check.entry;
+    let (mark, note) = match &plan.check.outcome {
+        Ok(()) => (paint::green("✓"), paint::dim(&entry.blake3[..12.min(entry.blake3.len())])),
+        Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
+    };
+    let mut traits = vec![format!("{} lanes of {} tokens", entry.num_lanes, entry.lane_capacity)];
+    traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
+    traits.extend(entry.stripped.then(|| "without weights".into()));
+    traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
+    let here = plan
+        .obstacle
+        .as_ref()
+        .map_or_else(|| "runs here".to_owned(), |obstacle| format!("does not run here: {obstacle}"));
+    format!(
+        "  {mark} {}  {:>10}  {note}\n      {} for TensorRT {} on {}: {}\n      {}\n",
+        entry.file,
+        paint::bytes(entry.size_bytes),
+        entry.role,
+        entry.tensorrt,
+        entry.device,
+        traits.join(", "),
+        paint::dim(&here)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use takt_engine::dir::{PlanCompute, PlanForm, PlanRole};
+
+    use super::*;
+
+    fn entry() -> PlanEntry {
+        let (tensorrt, sm) = (PlanVersion { major: 10, minor: 16 }, "sm_110a".to_owned());
+        PlanEntry {
+            file: PlanEntry::file_name(tensorrt, &sm, PlanRole::Draft),
+            size_bytes: 5 << 20,
+            blake3: "ab".repeat(32),
+            role: PlanRole::Draft,
+            tensorrt,
+            sm,
+            device: "NVIDIA Thor sm_110 20 SMs".into(),
+            weights_blake3: "0".repeat(64),
+            form: PlanForm::Operators,
+            compute: PlanCompute::F16,
+            num_lanes: 4,
+            lane_capacity: 2048,
+            lane_rows: 2113,
+            max_prefill: 256,
+            max_tree: 65,
+            captured: Vec::new(),
+            stripped: false,
+            streams_weights: true,
+        }
+    }
+
+    fn machine(major: u32, minor: u32, gpu: Target) -> Machine {
+        Machine { tensorrt: Ok(Version { major, minor, patch: 3 }), gpu: Ok(gpu) }
+    }
+
+    #[test]
+    fn a_plan_runs_on_the_gpu_and_the_release_it_was_built_with_and_no_other() {
+        let plan = entry();
+        assert_eq!(machine(10, 16, Target::Thor).obstacle(&plan), None);
+        for (machine, reason) in [
+            (machine(10, 16, Target::Orin), "GPU is sm_87"),
+            (machine(10, 15, Target::Thor), "TensorRT 10.15"),
+            (machine(11, 16, Target::Thor), "TensorRT 11.16"),
+            (Machine { tensorrt: Err("no library".into()), gpu: Ok(Target::Thor) }, "no library"),
+            (Machine { gpu: Err("no driver".into()), ..machine(10, 16, Target::Thor) }, "no driver"),
+        ] {
+            let found = machine.obstacle(&plan).unwrap();
+            assert!(found.contains(reason), "{found}");
+        }
+    }
+
+    #[test]
+    fn what_a_plan_is_and_what_is_wrong_with_it_is_shown() {
+        let damaged =
+            takt_engine::EngineError::Corrupt { path: "p".into(), fact: "BLAKE3 is another".into() };
+        let plans = [
+            InspectedPlan { check: PlanCheck { entry: entry(), outcome: Ok(()) }, obstacle: None },
+            InspectedPlan {
+                check: PlanCheck { entry: entry(), outcome: Err(damaged) },
+                obstacle: Some("no driver".into()),
+            },
+        ];
+        let text = plans_text(&plans);
+        for words in [
+            "draft head for TensorRT 10.16 on NVIDIA Thor",
+            "4 lanes of 2048 tokens, f16",
+            "runs here",
+            "host's memory",
+            "BLAKE3 is another",
+            "does not run here: no driver",
+        ] {
+            assert!(text.contains(words), "{words:?} not in {text}");
+        }
+        let json = plans_json(&plans);
+        assert_eq!(
+            (&json[0]["intact"], &json[0]["runs_here"], &json[1]["runs_here"]),
+            (&json!(true), &json!(true), &json!(false))
+        );
+        assert!(json[1]["fault"].as_str().unwrap().contains("BLAKE3") && json[0]["lane_capacity"] == 2048);
+        assert_eq!(plans_text(&[]), "");
+    }
+}
