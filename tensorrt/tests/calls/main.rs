@@ -12,6 +12,7 @@ mod building;
 mod model;
 mod opening;
 mod running;
+mod settings;
 mod weights;
 
 use std::{ops::ControlFlow, path::Path};
