@@ -43,9 +43,9 @@ use crate::{
     step::{StepOutput, StepPlan},
 };
 
-/// A plan as it lies in a file.
+/// A plan, and what it is.
 #[derive(Debug, Clone, Copy)]
-pub struct PlanFile<'a> {
+pub struct SerializedPlan<'a> {
     /// What it is.
     pub entry: &'a PlanEntry,
     /// The serialized network.
@@ -86,7 +86,7 @@ impl TensorRtBackend {
     /// it does not fit, [`EngineError::Input`] for an option out of range, [`EngineError::Backend`] when the device or TensorRT fails.
     pub fn new<'a>(
         spec: &DecoderSpec,
-        file: PlanFile<'_>,
+        file: SerializedPlan<'_>,
         (trt, context): (&TensorRt, &Context),
         cubins: impl IntoIterator<Item = &'a [u8]>,
         options: &TensorRtOptions,
@@ -463,7 +463,7 @@ fn cache_addresses(
 fn capabilities(
     context: &Context,
     trt: &TensorRt,
-    file: &PlanFile<'_>,
+    file: &SerializedPlan<'_>,
     options: &TensorRtOptions,
     lanes: &DeviceLanes,
 ) -> Capabilities {
