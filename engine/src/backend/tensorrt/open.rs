@@ -5,7 +5,7 @@ use std::path::Path;
 use takt_kernels_cu::{
     driver::context::{Context, Share},
     image::Image,
-    source::{self, Source},
+    source::{self, SOURCES, Source},
 };
 use takt_tensorrt::TensorRt;
 
@@ -17,15 +17,15 @@ use crate::{
 };
 
 /// The kernels beside a plan: rows of the cache moved and appended, lists of the likeliest tokens.
-const SOURCES: [&str; 3] = ["kv_append", "kv_compact", "logits"];
+const BESIDE_PLANS: [&str; 3] = ["kv_append", "kv_compact", "logits"];
 
 /// The sources of the kernels that run beside a plan.
 #[must_use]
 pub fn kernel_sources() -> Vec<Source> {
-    SOURCES.iter().filter_map(|name| source::find(name)).copied().collect()
+    BESIDE_PLANS.iter().filter_map(|name| source::find(name)).copied().collect()
 }
 
-/// Opens the plan of `dir` that is for the first device there are kernels for.
+/// Opens the plan of `dir` that is for the first device there are kernels for; a draft head may be attached if `wants_head`.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] without a driver, a device or kernels for it, TensorRT, or a plan for them, with what to do;
@@ -33,6 +33,7 @@ pub fn kernel_sources() -> Vec<Source> {
 pub(crate) fn open(
     dir: &EngineDir,
     gpu: &GpuOptions,
+    wants_head: bool,
     options: impl FnOnce(Share) -> TensorRtOptions,
 ) -> Result<TensorRtBackend> {
     let trt = TensorRt::open()?;
@@ -49,7 +50,9 @@ pub(crate) fn open(
         lane_capacity: options.lane_capacity,
     };
     let entry = wanted.choose(&manifest.plans)?;
-    let kernels = cuda::kernels(&kernel_sources(), &device, target, Some(dir.path()), gpu)?;
+    // A head runs through our own kernels, which are then all needed.
+    let sources = if wants_head { SOURCES.to_vec() } else { kernel_sources() };
+    let kernels = cuda::kernels(&sources, &device, target, Some(dir.path()), gpu)?;
     let (context, fallback) = Context::open(&device, options.share)?;
     if let Some(fallback) = fallback {
         tracing::warn!(
