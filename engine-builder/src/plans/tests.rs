@@ -34,6 +34,7 @@ type Mishap = Box<dyn Fn(&PlanRequest<'_>) -> Option<TensorRtError>>;
 #[derive(Clone)]
 struct Compiler {
     version: Version,
+    headers: Version,
     /// Told before each plan, with how many there were.
     mishap: Rc<RefCell<Option<Mishap>>>,
     asked: Rc<RefCell<Vec<Asked>>>,
@@ -59,6 +60,10 @@ impl std::fmt::Debug for Compiler {
 impl PlanCompiler for Compiler {
     fn version(&self) -> Version {
         self.version
+    }
+
+    fn header_version(&self) -> Version {
+        self.headers
     }
 
     fn build(
@@ -97,6 +102,7 @@ impl Compiler {
     fn new(major: u32, minor: u32) -> Self {
         Self {
             version: Version { major, minor, patch: 1 },
+            headers: Version { major, minor, patch: 0 },
             mishap: Rc::default(),
             asked: Rc::default(),
             salt: Rc::default(),
@@ -223,6 +229,19 @@ fn an_older_tensorrt_gets_primitives_and_an_engine_without_a_head_one_plan() {
     let (_, past) = plan.profiles[1].inputs.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
     assert_eq!((past.min[2], past.max[2]), (rows, rows));
     assert!(plan.profiles[1].inputs.iter().any(|(name, _)| name == "kv_positions"));
+}
+
+#[test]
+fn a_newer_tensorrt_that_is_called_through_older_headers_gets_primitives() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let form = |headers: u32| {
+        let compiler =
+            Compiler { headers: Version { major: 10, minor: headers, patch: 0 }, ..Compiler::new(10, 16) };
+        let report = add(&engine, &compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap()).unwrap();
+        report.plans.iter().map(|plan| plan.entry.form).collect::<Vec<_>>()
+    };
+    assert_eq!(form(13), [PlanForm::Primitives; 2]);
+    assert_eq!(form(15), [PlanForm::Operators; 2]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod forward;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod plans;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
