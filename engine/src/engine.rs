@@ -9,7 +9,7 @@ use crate::{
     backend::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
-        cuda::{self, CudaOptions, GpuOptions},
+        cuda::{self, CudaOptions, GpuOptions, GpuWeights},
         tensorrt::{self, TensorRtBackend, TensorRtOptions},
     },
     dir::{EngineDir, Manifest, UncheckedDir},
@@ -43,6 +43,14 @@ pub enum BackendKind {
     Cuda,
     /// NVIDIA GPUs through TensorRT plans.
     TensorRt,
+}
+
+impl BackendKind {
+    /// Whether it is one of those that run on a GPU.
+    #[must_use]
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Self::Cuda | Self::TensorRt)
+    }
 }
 
 impl FromStr for BackendKind {
@@ -252,6 +260,11 @@ fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<TensorRtBackend
     if options.kv.is_none() && recorded != KvKind::Bf16 {
         tracing::warn!(
             "the engine asks for a {recorded} KV cache; a TensorRT plan's has 16 bits, which takes more memory"
+        );
+    }
+    if options.gpu.weights == GpuWeights::Mapped {
+        tracing::warn!(
+            "weights are not read in their mapped file: a TensorRT plan has its own, which are copied"
         );
     }
     if dir.draft().is_some() && options.speculation {

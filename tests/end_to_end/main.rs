@@ -15,7 +15,11 @@ mod harness;
 mod install;
 mod kernels;
 mod service;
+#[cfg(feature = "tensorrt")]
+#[path = "../../tensorrt/tests/standin/mod.rs"]
+mod standin;
 mod suspension;
+mod tensorrt;
 
 use std::{
     ffi::OsStr,
@@ -180,7 +184,7 @@ fn a_prompt_longer_than_the_context_is_rejected() {
 }
 
 #[test]
-fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
+fn wrong_usage_has_exit_status_2() {
     for args in [
         vec!["generate", engine()],
         vec!["generate", engine(), "--prompt", "a", "--deadline", "200"],
@@ -191,10 +195,8 @@ fn wrong_usage_has_exit_status_2_and_later_features_say_so() {
     ] {
         fail(args, 2, &[]);
     }
-    let later = "not yet in this version";
     fail(["generate", engine(), "--prompt", "a", "--schema", "s.json", "--choice", "b"], 2, &["--choice"]);
     fail(["generate", engine(), "--prompt", "a", "--closing", "minimal"], 2, &["--schema"]);
-    fail(["build", "a", "-o", "b", "--tensorrt"], 2, &["--tensorrt", later]);
     fail(
         ["build", "a", "-o", "b", "--for", "sm_87,sm_86"],
         2,

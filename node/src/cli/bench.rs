@@ -184,7 +184,7 @@ pub(super) fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<ExitCode, C
         };
         return bench_perception::run(&args.perception, &bench, &args.engine, interrupt);
     }
-    if args.compare.is_some() && args.engine.backend == BackendKind::Cuda {
+    if args.compare.is_some() && args.engine.backend.is_gpu() {
         let fact = "--compare holds both against the processor's memory: leave --backend out";
         return Err(CliError::Usage(fact.into()));
     }
@@ -209,10 +209,18 @@ fn load(args: &BenchArgs) -> Result<Loaded, CliError> {
     let capacity = args.prompt_len.saturating_add(args.tokens).saturating_add(NUM_WARM_STEPS);
     options.lane_capacity = Some(capacity);
     let mut device = None;
-    if options.backend == BackendKind::Cuda {
+    if options.backend == BackendKind::TensorRt && args.shape.is_some() {
+        let fact = "--backend tensorrt runs plans, which are built of engine directories: give one instead of --shape";
+        return Err(CliError::Usage(fact.into()));
+    }
+    if options.backend.is_gpu() {
         let (dir, shape) = (args.dir.as_deref(), args.shape.as_deref());
         options.lane_capacity = Some(args.gpu.lane_capacity(capacity, args.prompt_len, dir, shape)?);
         device = Some(bench_gpu::device_bandwidth(&options)?);
+    }
+    if options.backend == BackendKind::TensorRt {
+        // As long as the plan's, whose kinds of steps are measured as far as they fit.
+        options.lane_capacity = None;
     }
     let started = Instant::now();
     let Some(shape) = &args.shape else {

@@ -1,4 +1,4 @@
-//! `takt bench --backend cuda`: every kind of step beside what the device's memory gives.
+//! `takt bench --backend cuda` and `tensorrt`: every kind of step beside what the device's memory gives.
 
 use std::{path::Path, time::Duration};
 
@@ -42,8 +42,9 @@ impl GpuBenchArgs {
     /// That they are not said where they have no effect.
     pub fn check(&self, backend: BackendKind) -> Result<(), CliError> {
         let is_said = !(self.prefill_lens.is_empty() && self.verify_sizes.is_empty());
-        if is_said && backend != BackendKind::Cuda {
-            return Err(CliError::Usage("--prefill-lens and --verify-sizes belong to --backend cuda".into()));
+        if is_said && !backend.is_gpu() {
+            let fact = "--prefill-lens and --verify-sizes belong to --backend cuda or tensorrt";
+            return Err(CliError::Usage(fact.into()));
         }
         Ok(())
     }

@@ -87,8 +87,9 @@ pub(super) fn run(
     engine: &EngineArgs,
     interrupt: &Interrupt,
 ) -> Result<ExitCode, CliError> {
-    if engine.backend == BackendKind::Cpu {
-        return Err(CliError::Usage("--perception shares a GPU: leave --backend out, or name cuda".into()));
+    if matches!(engine.backend, BackendKind::Cpu | BackendKind::TensorRt) {
+        let fact = "--perception shares a GPU with our own kernels: leave --backend out, or name cuda";
+        return Err(CliError::Usage(fact.into()));
     }
     let settings = settings(args, bench, engine.options())?;
     let bar = if bench.as_json { ProgressBar::hidden() } else { ProgressBar::new(1000) };

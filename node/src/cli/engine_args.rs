@@ -15,7 +15,7 @@ use crate::config::process_environment;
 
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
-    /// What computes: auto (the CPU), cpu, cuda (not tried on a GPU yet)
+    /// What computes: auto (the CPU), cpu, cuda, tensorrt (neither tried on a GPU yet; tensorrt runs the plans of `takt build --tensorrt`)
     #[arg(long, default_value = "auto", value_name = "NAME")]
     pub backend: BackendKind,
     /// Computing threads [default: one for each processor the system gives us]

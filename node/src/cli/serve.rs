@@ -87,7 +87,7 @@ pub(super) fn run(args: &ServeArgs, ros_args: &RosArgs, interrupt: &Interrupt) -
     for (logger, _) in &ros_args.log_levels.loggers {
         tracing::warn!("--log-level {logger}:=… is ignored: give one level for all, or RUST_LOG");
     }
-    let on_gpu = config.text("engine", "backend") == "cuda";
+    let on_gpu = config.text("engine", "backend").parse().is_ok_and(takt_engine::engine::BackendKind::is_gpu);
     let gpu_keys = KEYS.iter().filter(|key| key.section == "gpu");
     if !on_gpu && !gpu_keys.clone().all(|key| config.is_built_in(key.section, key.name)) {
         tracing::warn!("[gpu] of the configuration has no effect: the engine runs on the CPU");

@@ -1,6 +1,9 @@
 //! A model that was read: operators in their order, and constants with all that follows from them alone.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use prost::Message as _;
 
@@ -77,6 +80,8 @@ struct Reader<'a> {
     known: HashMap<Slot, Arc<Tensor>>,
     /// How many nodes have yet to be read that read a value.
     left: Vec<usize>,
+    /// Constants that nodes which are run read.
+    wanted: HashSet<Slot>,
 }
 
 impl<'a> Reader<'a> {
@@ -97,7 +102,7 @@ impl<'a> Reader<'a> {
                 slots.get(name.as_str()).ok_or_else(|| RunError(format!("{name:?} is not defined")))?;
             left[*slot] += 1;
         }
-        Ok(Self { graph, constants, slots, known: HashMap::new(), left })
+        Ok(Self { graph, constants, slots, known: HashMap::new(), left, wanted: HashSet::new() })
     }
 
     fn slot(&self, name: &str) -> Result<Slot> {
@@ -152,7 +157,9 @@ impl<'a> Reader<'a> {
         }
         for slot in inputs.iter().flatten() {
             self.left[*slot] -= 1;
-            if follows && self.left[*slot] == 0 {
+            if !follows {
+                self.wanted.insert(*slot);
+            } else if self.left[*slot] == 0 && !self.wanted.contains(slot) {
                 self.known.remove(slot);
             }
         }

@@ -112,6 +112,14 @@ pub(super) fn transpose(call: &Call<'_>) -> Result<Tensor> {
     }
     let dims: Vec<usize> = perm.iter().map(|&from| tensor.dims[from]).collect();
     let strides: Vec<usize> = perm.iter().map(|&from| tensor.stride(from)).collect();
+    if let ([1, 0], &[rows, cols]) = (&perm[..], &dims[..]) {
+        // A matrix: weights are.
+        return Ok(taken(
+            tensor,
+            dims.clone(),
+            (0..rows).flat_map(|row| (0..cols).map(move |col| col * rows + row)),
+        ));
+    }
     let (count, mut at, mut place) = (num_elements(&dims)?, vec![0; rank], 0);
     let places = (0..count).map(|_| {
         let found = place;
@@ -126,8 +134,7 @@ pub(super) fn transpose(call: &Call<'_>) -> Result<Tensor> {
         }
         found
     });
-    let data: Vec<usize> = places.collect();
-    Ok(taken(tensor, dims.clone(), data.into_iter()))
+    Ok(taken(tensor, dims.clone(), places))
 }
 
 pub(super) fn concat(call: &Call<'_>) -> Result<Tensor> {

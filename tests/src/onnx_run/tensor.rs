@@ -63,6 +63,14 @@ impl Tensor {
         let data = match element {
             Element::Bool => Data::Bools(all.map(|idx| byte(idx) != 0).collect()),
             Element::I32 | Element::I64 => Data::Ints(all.map(|idx| element.int_at(&byte, idx)).collect()),
+            _ if element.bits() <= 8 => {
+                let known: Vec<f32> = (0..=u8::MAX).map(|code| element.float_at(|_| code, 0)).collect();
+                let code = |idx: usize| match element.bits() {
+                    4 => (byte(idx / 2) >> (4 * (idx % 2))) & 0xf,
+                    _ => byte(idx),
+                };
+                Data::Floats(all.map(|idx| known[usize::from(code(idx))]).collect())
+            }
             _ => Data::Floats(all.map(|idx| element.float_at(&byte, idx)).collect()),
         };
         Ok(Self { element, dims: dims.to_vec(), data })

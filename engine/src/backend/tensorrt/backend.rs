@@ -161,7 +161,7 @@ impl TensorRtBackend {
         };
         let rows = StepRows::new(context, sizes.rows, (memory.logits, spec.vocab_size), room)?;
         let mut backend = Self {
-            executions: Executions::default(),
+            executions: Executions::new(&plan),
             rows,
             capabilities: capabilities(context, trt, &file, options, &lanes),
             stream,
@@ -215,6 +215,7 @@ impl TensorRtBackend {
             plan: &self.plan,
             memory: &self.memory,
             pinned: &self.pinned,
+            step_limit: self.options.step_limit,
         };
         self.executions.run(&mut host, Ready { section, layout: &layout, at })
     }

@@ -4,7 +4,7 @@
 //! asks for, and captured once; from then on it is one graph. Runs of one lane's tokens come in many lengths and are long: each lane has one
 //! execution for them, which is told shapes and addresses each time.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use takt_kernels_cu::{
     driver::{
@@ -24,7 +24,7 @@ use super::{
         FEATURES, INPUT_IDS, KV_POSITIONS, LOGITS, LOGITS_ROWS, MASK, POSITION_IDS, Ports, WRITE_INDICES,
     },
 };
-use crate::{Result, spec::DecoderSpec};
+use crate::{Result, backend::device::captures, spec::DecoderSpec};
 
 /// Most executions with a graph at a time; each takes memory of TensorRT's and the driver's. A lane's decoding meets five lengths of the cache, its trees five times as many.
 const MAX_GRAPHS: usize = 32;
@@ -134,6 +134,8 @@ pub(super) struct Host<'a> {
     pub memory: &'a Memory,
     /// What sections are about.
     pub pinned: &'a MappedBuffer,
+    /// What is not done by then is taken for hung.
+    pub step_limit: Duration,
 }
 
 /// A section with its input in place.
@@ -147,7 +149,7 @@ pub(super) struct Ready<'a> {
 
 #[derive(Debug)]
 struct Slot {
-    /// `None` where it could not be captured. Goes before what it was captured of.
+    /// `None` until it was captured, and where it cannot be. Goes before what it was captured of.
     graph: Option<Graph>,
     execution: Execution,
     /// By [`Executions::num_runs`].
@@ -155,7 +157,7 @@ struct Slot {
 }
 
 /// All executions of a plan.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Executions {
     slots: HashMap<SectionShape, Slot>,
     slices: HashMap<(usize, Profile), Execution>,
@@ -165,6 +167,13 @@ pub(super) struct Executions {
 }
 
 impl Executions {
+    /// None yet; of `plan`, whose weights are where they will be.
+    pub(super) fn new(plan: &Plan) -> Self {
+        // What is sent while it runs TensorRT sends in no graph.
+        let cannot_capture = plan.is_streaming();
+        Self { slots: HashMap::new(), slices: HashMap::new(), num_runs: 0, cannot_capture }
+    }
+
     /// Puts a section into the stream, whose context is current.
     ///
     /// # Errors
@@ -175,47 +184,23 @@ impl Executions {
         }
         self.num_runs += 1;
         let shape = ready.section.shape;
-        if let Some(slot) = self.slots.get_mut(&shape) {
-            slot.last_run = self.num_runs;
-            return match &slot.graph {
-                Some(graph) => Ok(host.stream.run(graph)?),
-                None => put(host, &mut slot.execution, ready),
-            };
+        if !self.slots.contains_key(&shape) {
+            let execution = execution(host, ready)?;
+            self.make_room();
+            self.slots.insert(shape, Slot { graph: None, execution, last_run: 0 });
         }
-        let mut execution = Execution::new(host.plan, shape.profile as usize, host.stream)?;
-        host.memory.bind_lanes(&mut execution, shape.first_lane)?;
-        host.memory.set_cache_shapes(&mut execution, shape.num_lanes)?;
-        host.memory.bind_section(&mut execution, ready.section, ready.layout)?;
-        execution.check_ready()?;
+        let Some(slot) = self.slots.get_mut(&shape) else { return Ok(()) };
+        slot.last_run = self.num_runs;
+        if let Some(graph) = &slot.graph {
+            return Ok(host.stream.run(graph)?);
+        }
         // As it is, once: TensorRT does then what no capture permits.
-        let graph = put(host, &mut execution, ready).and_then(|()| {
-            if self.cannot_capture { Ok(None) } else { self.capture(host, &mut execution, ready) }
-        });
-        self.make_room();
-        // Kept whatever came of it: parts of it may be in the stream.
-        let (graph, outcome) = graph.map_or_else(|error| (None, Err(error)), |graph| (graph, Ok(())));
-        self.slots.insert(shape, Slot { graph, execution, last_run: self.num_runs });
-        outcome
-    }
-
-    /// The graph of an execution that has been run; `None`, and a warning, where there can be none.
-    fn capture(
-        &mut self,
-        host: &mut Host<'_>,
-        execution: &mut Execution,
-        ready: Ready<'_>,
-    ) -> Result<Option<Graph>> {
-        let stream = host.stream;
-        let captured = stream.capture(|_| put(host, execution, ready).map_err(as_driver_error));
-        match captured {
-            Ok(graph) => Ok(Some(graph)),
-            Err(error) if stream.context().is_lost() => Err(error.into()),
-            Err(error) => {
-                tracing::warn!("the TensorRT plan runs without CUDA graphs, which is slower: {error}");
-                self.cannot_capture = true;
-                Ok(None)
-            }
+        put(host, &mut slot.execution, ready)?;
+        if !self.cannot_capture {
+            slot.graph = capture(host, &mut slot.execution, ready)?;
+            self.cannot_capture = slot.graph.is_none();
         }
+        Ok(())
     }
 
     /// The one that was not run for longest gives way where there are too many. It is not in the stream: every step is waited for.
@@ -230,21 +215,42 @@ impl Executions {
     }
 
     fn run_slice(&mut self, host: &mut Host<'_>, ready: Ready<'_>) -> Result<()> {
-        let SectionShape { profile, first_lane, num_lanes, .. } = ready.section.shape;
+        let SectionShape { profile, first_lane, .. } = ready.section.shape;
         let key = (first_lane, profile);
         if let Some(execution) = self.slices.get_mut(&key) {
             host.memory.bind_section(execution, ready.section, ready.layout)?;
             return put(host, execution, ready);
         }
-        let mut execution = Execution::new(host.plan, profile as usize, host.stream)?;
-        host.memory.bind_lanes(&mut execution, first_lane)?;
-        host.memory.set_cache_shapes(&mut execution, num_lanes)?;
-        host.memory.bind_section(&mut execution, ready.section, ready.layout)?;
-        execution.check_ready()?;
-        let outcome = put(host, &mut execution, ready);
-        // Kept whatever came of it: parts of it may be in the stream.
-        self.slices.insert(key, execution);
-        outcome
+        let execution = execution(host, ready)?;
+        // Kept whatever comes of it: parts of it may be in the stream.
+        put(host, self.slices.entry(key).or_insert(execution), ready)
+    }
+}
+
+/// An execution for a section, which is ready to run.
+fn execution(host: &Host<'_>, ready: Ready<'_>) -> Result<Execution> {
+    let SectionShape { profile, first_lane, num_lanes, .. } = ready.section.shape;
+    let mut execution = Execution::new(host.plan, profile as usize, host.stream)?;
+    host.memory.bind_lanes(&mut execution, first_lane)?;
+    host.memory.set_cache_shapes(&mut execution, num_lanes)?;
+    host.memory.bind_section(&mut execution, ready.section, ready.layout)?;
+    execution.check_ready()?;
+    Ok(execution)
+}
+
+/// The graph of an execution that has been run; `None`, and a warning, where there can be none.
+fn capture(host: &mut Host<'_>, execution: &mut Execution, ready: Ready<'_>) -> Result<Option<Graph>> {
+    let stream = host.stream;
+    // TensorRT asks for that: what it prepares in a first run it has to be done with.
+    captures::wait(stream, Duration::ZERO, host.step_limit)?;
+    let captured = stream.capture(|_| put(host, execution, ready).map_err(as_driver_error));
+    match captured {
+        Ok(graph) => Ok(Some(graph)),
+        Err(error) if stream.context().is_lost() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("the TensorRT plan runs without CUDA graphs, which is slower: {error}");
+            Ok(None)
+        }
     }
 }
 

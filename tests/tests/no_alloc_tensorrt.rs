@@ -1,0 +1,60 @@
+//! Steps through a TensorRT plan on the stand-in and the emulated device allocate nothing once their shapes were captured. One test only: the counter
+//! counts every thread.
+
+#![cfg(feature = "tensorrt")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "../../kernels-cu/tests/emulator/mod.rs"]
+mod emulator;
+#[path = "tensorrt/models.rs"]
+#[allow(dead_code, reason = "other suites use the rest")]
+mod models;
+#[path = "../../tensorrt/tests/standin/mod.rs"]
+#[allow(unused_imports, reason = "its own tests use more of it")]
+mod standin;
+
+use takt_engine::{
+    backend::Backend as _,
+    kv::LaneId,
+    step::{Detail, LogitsWanted, StepPlan},
+};
+use takt_tests::counting::{CountingAllocator, num_allocations};
+
+use models::{KINDS, Planned, compute_nothing, emulated, options};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const NUM_ROUNDS: u32 = 6;
+
+#[test]
+fn steady_decode_steps_and_verify_rounds_through_a_plan_allocate_nothing() {
+    let test = "steady_decode_steps_and_verify_rounds_through_a_plan_allocate_nothing";
+    emulated(test, |_, standin, _| {
+        // Who computes allocates, in whatever thread, so nobody does.
+        compute_nothing(standin);
+        for kind in [KINDS[2], KINDS[3]] {
+            let mut backend = Planned::new(kind).open(&options()).unwrap();
+            let mut plan = StepPlan::with_capacity(8, 3);
+            let mut before = 0;
+            for round in 0..2 * NUM_ROUNDS {
+                if round == NUM_ROUNDS {
+                    before = num_allocations();
+                }
+                plan.clear();
+                plan.push(LaneId(0), &[3], LogitsWanted::Last);
+                plan.push(LaneId(2), &[4], LogitsWanted::Last);
+                plan.last_needs(Detail::Likeliest(1));
+                backend.run_step(&plan).unwrap();
+                plan.clear();
+                plan.push_tree(LaneId(0), &[5, 6, 7], &[0, 0, 1]);
+                plan.last_needs(Detail::OnDemand);
+                plan.push(LaneId(1), &[5], LogitsWanted::Last);
+                let mut output = backend.run_step(&plan).unwrap();
+                output.row(0, 1).unwrap().whole().unwrap();
+                backend.keep(LaneId(0), &[0, 1, 2]).unwrap();
+            }
+            assert_eq!(num_allocations() - before, 0, "{kind:?}");
+        }
+    });
+}

@@ -1,0 +1,264 @@
+//! Small models as plans, and backends over them.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use takt_engine::{
+    Result, TokenId,
+    backend::tensorrt::{PlanFile, TensorRtBackend, TensorRtOptions},
+    dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
+    kv::KvKind,
+    quant::WeightKind,
+    spec::DecoderSpec,
+};
+use takt_engine_builder::export::{Compute, Dim, ExportOptions, Form, Port, Source, Variant, export_source};
+use takt_kernels_cu::driver::{
+    context::{Context, Share},
+    device,
+};
+use takt_tensorrt::{
+    TensorRt,
+    build::{PlanFlags, PlanRequest, Profile, build_plan},
+    tensor::ShapeRange,
+};
+use takt_tests::{
+    memory_weights::{MemoryWeights, small_spec, uniform},
+    onnx_run::executor::Executor,
+};
+
+use crate::{
+    emulator::driver::{Device, EmulatedDevice},
+    standin::{Standin, executor::Execute},
+};
+
+/// Tokens a lane holds.
+pub const CAPACITY: usize = 140;
+/// Most nodes of a tree, its root included.
+pub const MAX_TREE: usize = 20;
+/// Most tokens of a slice.
+pub const MAX_PREFILL: usize = 32;
+/// Rows of a lane.
+const LANE_ROWS: usize = CAPACITY + MAX_TREE;
+const NUM_LANES: usize = 3;
+
+/// The kernels that run beside a plan.
+pub const SOURCES: [&str; 3] = ["kv_append.cu", "kv_compact.cu", "logits.cu"];
+
+/// A test over the emulated device and the stand-in, with what computes plans.
+pub fn emulated(test: &'static str, body: impl FnOnce(&Device, &Standin, &'static Executor)) {
+    on_the_stand_in(EmulatedDevice::new(test).kernels(&SOURCES), body);
+}
+
+/// The same over `device`.
+pub fn on_the_stand_in(device: EmulatedDevice, body: impl FnOnce(&Device, &Standin, &'static Executor)) {
+    // Made once, before the child that has the emulated driver.
+    if crate::standin::Built::get().is_none() {
+        return;
+    }
+    device.limit(Duration::from_secs(300)).run(|device| {
+        let standin = Standin::load().unwrap();
+        let executor = computing(&standin);
+        body(device, &standin, executor);
+        assert_eq!(standin.faults(), [""; 0]);
+    });
+}
+
+/// Has the interpreter compute what the stand-in runs.
+#[expect(unsafe_code, reason = "a function of C's signature is handed over")]
+fn computing(standin: &Standin) -> &'static Executor {
+    let executor: &'static Executor = Box::leak(Box::default());
+    // SAFETY: both are `standin_execute` of executor.h, with the same structures written twice; the executor is never given back.
+    unsafe {
+        let function: Execute = std::mem::transmute(Executor::FUNCTION);
+        standin.set_raw_executor(Some(function), std::ptr::from_ref(executor).cast_mut().cast());
+    }
+    executor
+}
+
+/// Has what the stand-in runs computed by nobody, for who counts allocations.
+#[expect(unsafe_code, reason = "the stand-in takes a pointer")]
+pub fn compute_nothing(standin: &Standin) {
+    // SAFETY: no function is called.
+    unsafe { standin.set_raw_executor(None, std::ptr::null_mut()) }
+}
+
+/// A model and the plan of it.
+pub struct Planned {
+    pub spec: DecoderSpec,
+    pub weights: MemoryWeights,
+    pub entry: PlanEntry,
+    pub bytes: Vec<u8>,
+}
+
+/// What to make a plan of.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    pub form: Form,
+    pub compute: Compute,
+    pub weights: WeightKind,
+    pub has_windows: bool,
+}
+
+pub const KINDS: [Kind; 4] = [
+    Kind { form: Form::Operators, compute: Compute::F16, weights: WeightKind::Fp8, has_windows: false },
+    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Bf16, has_windows: false },
+    Kind { form: Form::Operators, compute: Compute::Bf16, weights: WeightKind::Bf16, has_windows: true },
+    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Nvfp4, has_windows: true },
+];
+
+/// [`small_spec`] with a layer that sees nine positions, where windows are wanted.
+pub fn spec(has_windows: bool) -> DecoderSpec {
+    let windows = if has_windows { vec![None, Some(9), None] } else { Vec::new() };
+    DecoderSpec { windows, ..small_spec() }
+}
+
+impl Planned {
+    /// Exports a random model and builds its plan, as whoever follows the contract would.
+    pub fn new(kind: Kind) -> Self {
+        let spec = spec(kind.has_windows);
+        let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("export");
+        let source = Source {
+            spec: &spec,
+            quantization: Quantization { weights: kind.weights, lm_head: WeightKind::Bf16, kv: KvKind::Bf16 },
+            weights: &weights,
+            draft: None,
+            weights_hash: None,
+        };
+        let options = ExportOptions {
+            target: "tensorrt-10.16".parse().unwrap(),
+            form: Some(kind.form),
+            compute: kind.compute,
+            variant: Some(Variant::Eagle3),
+            max_context: Some(CAPACITY),
+            padding_rows: MAX_TREE,
+            ..ExportOptions::default()
+        };
+        let report = export_source(&source, &out, &options, &mut |_| {}).unwrap();
+        let model = &report.contract.models[0];
+        let trt = TensorRt::open().unwrap();
+        let request = PlanRequest {
+            onnx: &out.join(model.file),
+            profiles: &profiles(&model.inputs, kind.form),
+            flags: PlanFlags::default(),
+            workspace_bytes: None,
+            optimization_level: None,
+            timing_cache: &[],
+            stream: None,
+        };
+        let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
+        let entry = entry(kind, &bytes, &trt);
+        Self { spec, weights, entry, bytes }
+    }
+
+    /// A backend in a context of its own.
+    pub fn open(&self, options: &TensorRtOptions) -> Result<TensorRtBackend> {
+        let device = device::probe()?.remove(0);
+        let (context, fallback) = Context::open(&device, options.share)?;
+        assert!(fallback.is_none(), "{fallback:?}");
+        let file = PlanFile { entry: &self.entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
+        let image = image();
+        TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), [&image[..]], options)
+    }
+}
+
+fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
+    let version = trt.version();
+    PlanEntry {
+        file: "plans/of-a-test.plan".into(),
+        size_bytes: bytes.len() as u64,
+        blake3: takt_engine::dir::blake3_hex(bytes),
+        role: PlanRole::Decoder,
+        tensorrt: PlanVersion { major: version.major, minor: version.minor },
+        sm: "sm_90a".into(),
+        device: "the emulated device".into(),
+        weights_blake3: "0".repeat(64),
+        form: match kind.form {
+            Form::Operators => PlanForm::Operators,
+            Form::Primitives => PlanForm::Primitives,
+        },
+        compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
+        num_lanes: NUM_LANES,
+        lane_capacity: CAPACITY,
+        lane_rows: LANE_ROWS,
+        max_prefill: MAX_PREFILL,
+        max_tree: MAX_TREE,
+        captured: Vec::new(),
+        stripped: false,
+        streams_weights: false,
+    }
+}
+
+/// Prefill, decode, verify.
+fn profiles(inputs: &[Port], form: Form) -> Vec<Profile> {
+    let steps = [
+        ("prefill", 1, MAX_PREFILL, 1),
+        ("decode", NUM_LANES, 1, 1),
+        ("verify", NUM_LANES, MAX_TREE, MAX_TREE),
+    ];
+    let range = |port: &Port, (batch, sequence, logits): (usize, usize, usize)| {
+        let at = |which: usize| {
+            let of = |most: usize| if which == 0 { 1 } else { most };
+            let size = |dim: &Dim| match dim {
+                Dim::Fixed(len) => *len,
+                Dim::Named(name) => match (name.as_str(), form) {
+                    ("batch", _) => of(batch),
+                    ("sequence", _) => of(sequence),
+                    ("logits", _) => of(logits),
+                    ("past", _) => LANE_ROWS,
+                    ("kv", Form::Operators) => of(LANE_ROWS),
+                    ("kv", Form::Primitives) => LANE_ROWS + of(sequence),
+                    _ => panic!("a dimension {name}"),
+                },
+            };
+            port.shape.iter().map(size).collect()
+        };
+        (port.name.clone(), ShapeRange { min: at(0), opt: at(1), max: at(1) })
+    };
+    let is_dynamic = |port: &&Port| port.shape.iter().any(|dim| matches!(dim, Dim::Named(_)));
+    let profile = |(name, batch, sequence, logits): (&str, usize, usize, usize)| {
+        let inputs = inputs.iter().filter(is_dynamic);
+        Profile {
+            name: name.into(),
+            inputs: inputs.map(|port| range(port, (batch, sequence, logits))).collect(),
+        }
+    };
+    steps.map(profile).into()
+}
+
+/// Three lanes.
+pub fn options() -> TensorRtOptions {
+    TensorRtOptions {
+        share: Share::GreenContext { num_sms: 16 },
+        num_lanes: NUM_LANES,
+        lane_capacity: None,
+        max_step_tokens: 96,
+        max_logits_rows: 96,
+        max_kv_bytes: None,
+        max_bytes: None,
+        num_snapshots: 0,
+        step_limit: Duration::from_secs(60),
+    }
+}
+
+/// The least image that is one: an ELF header of no machine, in which the emulated device finds every kernel.
+fn image() -> [u8; 64] {
+    let mut image = [0; 64];
+    image[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+    image
+}
+
+pub fn tokens(spec: &DecoderSpec, len: usize) -> Vec<TokenId> {
+    let mut state = 7;
+    (0..len).map(|_| (uniform(&mut state).abs() * (spec.vocab_size - 1) as f32) as TokenId).collect()
+}
+
+/// The first kind's plan, made once.
+pub fn usual() -> Arc<Planned> {
+    static PLANNED: OnceLock<Arc<Planned>> = OnceLock::new();
+    Arc::clone(PLANNED.get_or_init(|| Arc::new(Planned::new(KINDS[0]))))
+}
