@@ -5,12 +5,14 @@
 #![cfg(feature = "tensorrt")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod cubins;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
 mod faults;
 mod forward;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
+mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;

@@ -61,7 +61,7 @@ pub fn emulated(test: &'static str, body: impl FnOnce(&Device, &Standin, &'stati
 
 /// Has the interpreter compute what the stand-in runs.
 #[expect(unsafe_code, reason = "a function of C's signature is handed over")]
-fn computing(standin: &Standin) -> &'static Executor {
+pub fn computing(standin: &Standin) -> &'static Executor {
     let executor: &'static Executor = Box::leak(Box::default());
     // SAFETY: both are `standin_execute` of executor.h, with the same structures written twice; the executor is never given back.
     unsafe {
