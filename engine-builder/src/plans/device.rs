@@ -24,6 +24,14 @@ use crate::{
 /// Rows of a lane beyond its tokens, for the tokens that pad shorter lanes and those between lanes: as many as a tree has nodes, its root included.
 pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
 
+/// A plan that was made of a model.
+pub(super) struct Compiled {
+    pub plan: Box<dyn AsRef<[u8]>>,
+    pub timing_cache: Vec<u8>,
+    pub used_timing_cache: bool,
+    pub warnings: Vec<String>,
+}
+
 /// What makes a plan of a model.
 pub(super) trait PlanCompiler: fmt::Debug {
     fn version(&self) -> Version;
@@ -32,7 +40,7 @@ pub(super) trait PlanCompiler: fmt::Debug {
         &self,
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<BuiltPlan>;
+    ) -> takt_tensorrt::Result<Compiled>;
 }
 
 impl PlanCompiler for TensorRt {
@@ -44,8 +52,10 @@ impl PlanCompiler for TensorRt {
         &self,
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<BuiltPlan> {
-        build_plan(self, request, progress)
+    ) -> takt_tensorrt::Result<Compiled> {
+        let BuiltPlan { plan, timing_cache, used_timing_cache, warnings, .. } =
+            build_plan(self, request, progress)?;
+        Ok(Compiled { plan: Box::new(plan), timing_cache, used_timing_cache, warnings })
     }
 }
 
