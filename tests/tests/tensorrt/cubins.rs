@@ -1,6 +1,6 @@
 //! Cubins that a device of the emulator loads as those of the compiler: the names of kernels, and nothing to run. It runs its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use takt_engine::backend::tensorrt::kernel_sources;
 use takt_kernels_cu::{Target, cache::Cache, compiler::CompilerVersion, image::Image};
@@ -40,11 +40,12 @@ fn cubin(target: Target) -> Vec<u8> {
     file
 }
 
-/// Puts what `takt build --for` would compile into `folder`.
-pub fn store(folder: &Path, target: Target) {
-    let cache = Cache::new(folder);
-    let version = CompilerVersion { major: 13, minor: 0, library_bytes: 1 };
+/// A folder with what `takt build --for` would compile.
+pub fn folder(target: Target) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nothing-to-run");
+    let (cache, version) = (Cache::new(&folder), CompilerVersion { major: 13, minor: 0, library_bytes: 1 });
     for source in kernel_sources() {
         cache.store(&source, version, &Image::parse(cubin(target), target).unwrap()).unwrap();
     }
+    folder
 }

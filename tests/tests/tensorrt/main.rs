@@ -12,6 +12,7 @@ mod faults;
 mod forward;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
+mod opened;
 mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]

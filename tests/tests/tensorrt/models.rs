@@ -44,13 +44,20 @@ pub const MAX_PREFILL: usize = 32;
 const LANE_ROWS: usize = CAPACITY + MAX_TREE;
 const NUM_LANES: usize = 3;
 
+/// The kernels that run beside a plan.
+pub const SOURCES: [&str; 3] = ["kv_append.cu", "kv_compact.cu", "logits.cu"];
+
 /// A test over the emulated device and the stand-in, with what computes plans.
 pub fn emulated(test: &'static str, body: impl FnOnce(&Device, &Standin, &'static Executor)) {
+    on_the_stand_in(EmulatedDevice::new(test).kernels(&SOURCES), body);
+}
+
+/// The same over `device`.
+pub fn on_the_stand_in(device: EmulatedDevice, body: impl FnOnce(&Device, &Standin, &'static Executor)) {
     // Made once, before the child that has the emulated driver.
     if crate::standin::Built::get().is_none() {
         return;
     }
-    let device = EmulatedDevice::new(test).kernels(&["kv_append.cu", "kv_compact.cu", "logits.cu"]);
     device.limit(Duration::from_secs(300)).run(|device| {
         let standin = Standin::load().unwrap();
         let executor = computing(&standin);
@@ -61,7 +68,7 @@ pub fn emulated(test: &'static str, body: impl FnOnce(&Device, &Standin, &'stati
 
 /// Has the interpreter compute what the stand-in runs.
 #[expect(unsafe_code, reason = "a function of C's signature is handed over")]
-pub fn computing(standin: &Standin) -> &'static Executor {
+fn computing(standin: &Standin) -> &'static Executor {
     let executor: &'static Executor = Box::leak(Box::default());
     // SAFETY: both are `standin_execute` of executor.h, with the same structures written twice; the executor is never given back.
     unsafe {
