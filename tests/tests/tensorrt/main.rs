@@ -9,6 +9,7 @@
 mod emulator;
 mod faults;
 mod forward;
+mod head;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
