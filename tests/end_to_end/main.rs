@@ -15,6 +15,9 @@ mod harness;
 mod install;
 mod kernels;
 mod service;
+#[cfg(feature = "tensorrt")]
+#[path = "../../tensorrt/tests/standin/mod.rs"]
+mod standin;
 mod suspension;
 mod tensorrt;
 

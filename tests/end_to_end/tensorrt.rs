@@ -1,5 +1,8 @@
 //! `takt build --tensorrt` and `takt inspect` of plans.
 
+#[cfg(feature = "tensorrt")]
+mod plans;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -15,10 +15,16 @@ use takt_engine::{
 };
 use takt_tensorrt::{
     TensorRtError,
-    build::{BuildProgress, BuiltPlan, PlanRequest},
+    build::{BuildProgress, PlanFlags, PlanRequest},
 };
 
-use super::{DevicePlans, device::PADDING_ROWS, place::Place, profiles::Extents, timing_cache::TimingCache};
+use super::{
+    DevicePlans,
+    device::{Compiled, PADDING_ROWS},
+    place::Place,
+    profiles::Extents,
+    timing_cache::TimingCache,
+};
 use crate::{
     BuildError, Progress, Result, Stage,
     export::{Contract, ExportProgress, Form, Model, export},
@@ -108,7 +114,7 @@ impl Site<'_> {
         let request = PlanRequest {
             onnx: &self.folder.join(model.file),
             profiles: &profiles,
-            flags: options.flags,
+            flags: PlanFlags { weight_streaming: options.streams_weights, ..PlanFlags::default() },
             workspace_bytes: options.workspace_bytes,
             optimization_level: options.effort,
             timing_cache: &timings,
@@ -118,7 +124,7 @@ impl Site<'_> {
         let timing_cache = timing_cache_use(&timings, &built, &mut notes);
         notes.extend(self.cache.write(&built.timing_cache));
         let entry = self.entry(role, &extents, &built)?;
-        self.place.write(&entry, &built.plan)?;
+        self.place.write(&entry, (*built.plan).as_ref())?;
         let report = PlanReport {
             entry: entry.clone(),
             profiles,
@@ -135,7 +141,7 @@ impl Site<'_> {
         request: &PlanRequest<'_>,
         role: PlanRole,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<BuiltPlan> {
+    ) -> Result<Compiled> {
         let is_cancelled = || self.cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed));
         let mut report = |at: BuildProgress<'_>| {
             let phase =
@@ -151,7 +157,7 @@ impl Site<'_> {
         if is_cancelled() {
             return Err(BuildError::Cancelled);
         }
-        if built.plan.is_empty() {
+        if (*built.plan).as_ref().is_empty() {
             let source =
                 TensorRtError::Failed { call: "buildSerializedNetwork", reason: "an empty plan".into() };
             return Err(self.failure(role, source));
@@ -194,15 +200,16 @@ impl Site<'_> {
         })
     }
 
-    fn entry(&self, role: PlanRole, extents: &Extents, built: &BuiltPlan) -> Result<PlanEntry> {
-        let (plans, flags) = (self.plans, self.plans.options.flags);
-        let blake3 = blake3_hex(&built.plan);
+    fn entry(&self, role: PlanRole, extents: &Extents, built: &Compiled) -> Result<PlanEntry> {
+        let plans = self.plans;
+        let bytes = (*built.plan).as_ref();
+        let blake3 = blake3_hex(bytes);
         let sm = plans.sm();
         let missing =
             || BuildError::Unsupported(format!("a plan of the {role}, which the engine does not list"));
         Ok(PlanEntry {
             file: PlanEntry::hashed_file_name(plans.plan_version(), &sm, role, &blake3),
-            size_bytes: built.plan.len() as u64,
+            size_bytes: bytes.len() as u64,
             blake3,
             role,
             tensorrt: plans.plan_version(),
@@ -220,8 +227,8 @@ impl Site<'_> {
             max_prefill: extents.max_prefill,
             max_tree: extents.max_tree,
             captured: if role == PlanRole::Decoder { self.captured.clone() } else { Vec::new() },
-            stripped: flags.stripped,
-            streams_weights: flags.weight_streaming,
+            stripped: false,
+            streams_weights: plans.options.streams_weights,
         })
     }
 }
@@ -242,7 +249,7 @@ fn role(model: &Model) -> PlanRole {
     if model.role == "draft" { PlanRole::Draft } else { PlanRole::Decoder }
 }
 
-fn timing_cache_use(timings: &[u8], built: &BuiltPlan, notes: &mut Vec<String>) -> TimingCacheUse {
+fn timing_cache_use(timings: &[u8], built: &Compiled, notes: &mut Vec<String>) -> TimingCacheUse {
     if built.used_timing_cache {
         return TimingCacheUse::Used;
     }

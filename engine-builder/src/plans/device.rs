@@ -26,6 +26,14 @@ pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
 /// A lane's rows are a multiple of so many: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
 const ROW_STEP: usize = 8;
 
+/// A plan that was made of a model.
+pub(super) struct Compiled {
+    pub plan: Box<dyn AsRef<[u8]>>,
+    pub timing_cache: Vec<u8>,
+    pub used_timing_cache: bool,
+    pub warnings: Vec<String>,
+}
+
 /// What makes a plan of a model.
 pub(super) trait PlanCompiler: fmt::Debug {
     fn version(&self) -> Version;
@@ -34,7 +42,7 @@ pub(super) trait PlanCompiler: fmt::Debug {
         &self,
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<BuiltPlan>;
+    ) -> takt_tensorrt::Result<Compiled>;
 }
 
 impl PlanCompiler for TensorRt {
@@ -46,8 +54,10 @@ impl PlanCompiler for TensorRt {
         &self,
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<BuiltPlan> {
-        build_plan(self, request, progress)
+    ) -> takt_tensorrt::Result<Compiled> {
+        let BuiltPlan { plan, timing_cache, used_timing_cache, warnings, .. } =
+            build_plan(self, request, progress)?;
+        Ok(Compiled { plan: Box::new(plan), timing_cache, used_timing_cache, warnings })
     }
 }
 

@@ -1,7 +1,6 @@
 //! What plans are to be able to do.
 
 use takt_engine::dir::PlanCompute;
-use takt_tensorrt::build::PlanFlags;
 
 use crate::{BuildError, Result, export::Compute};
 
@@ -23,8 +22,9 @@ pub struct PlanOptions {
     pub workspace_bytes: Option<usize>,
     /// How long TensorRT searches, 0 to 5; its choice by default.
     pub effort: Option<u32>,
-    /// Weights can be given anew, stay out, or stay in the host's memory.
-    pub flags: PlanFlags,
+    /// Weights may stay in the host's memory and be sent when they are needed. (That they can be given anew, or be left out, TensorRT offers for plans
+    /// of one profile alone.)
+    pub streams_weights: bool,
 }
 
 impl Default for PlanOptions {
@@ -35,7 +35,7 @@ impl Default for PlanOptions {
             compute: PlanCompute::Bf16,
             workspace_bytes: None,
             effort: None,
-            flags: PlanFlags::default(),
+            streams_weights: false,
         }
     }
 }

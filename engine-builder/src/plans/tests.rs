@@ -17,11 +17,14 @@ use takt_engine::{
 use takt_kernels_cu::Target as Gpu;
 use takt_tensorrt::{
     TensorRtError, Version,
-    build::{BuildProgress, BuiltPlan, PlanRequest},
+    build::{BuildProgress, PlanRequest},
 };
 use tempfile::TempDir;
 
-use super::{device::PlanCompiler, *};
+use super::{
+    device::{Compiled, PlanCompiler},
+    *,
+};
 use crate::{BuildError, BuildOptions, Progress, Stage, build, draft::DraftOptions, report::TimingCacheUse};
 
 /// What a compiler does instead of a plan.
@@ -62,7 +65,7 @@ impl PlanCompiler for Compiler {
         &self,
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<BuiltPlan> {
+    ) -> takt_tensorrt::Result<Compiled> {
         for (phase, parent, done) in
             [("Building", None, 0), ("Tactics", Some("Building"), 1), ("Building", None, 1)]
         {
@@ -81,11 +84,10 @@ impl PlanCompiler for Compiler {
             timing_cache: request.timing_cache.to_vec(),
         });
         let salt = *self.salt.borrow();
-        Ok(BuiltPlan {
-            plan: format!("{salt} {:?} {:?}", request.onnx.file_name(), request.profiles).into_bytes(),
+        Ok(Compiled {
+            plan: Box::new(format!("{salt} {:?} {:?}", request.onnx.file_name(), request.profiles)),
             timing_cache: [request.timing_cache, b"+"].concat(),
             used_timing_cache: request.timing_cache.starts_with(b"+"),
-            num_decomposable: 0,
             warnings: (0..50).map(|idx| format!("layer {}", idx / 2)).collect(),
         })
     }

@@ -7,7 +7,7 @@ use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
     plans::{DevicePlans, PlanOptions},
 };
-use takt_tensorrt::build::{PlanFlags, Profile};
+use takt_tensorrt::build::Profile;
 
 use super::{CliError, gpu_options::cache_folder, paint};
 use crate::config::process_environment;
@@ -40,9 +40,6 @@ pub(super) struct PlanArgs {
     /// How long TensorRT searches, from 0, quick, to 5 [default: TensorRT's, 3]
     #[arg(long, value_name = "LEVEL", requires = "tensorrt", value_parser = clap::value_parser!(u32).range(0..=5))]
     plan_effort: Option<u32>,
-    /// Plans that take other weights of the same shapes later
-    #[arg(long, requires = "tensorrt")]
-    plan_refit: bool,
     /// Plans whose weights may stay in the host's memory, for models larger than the device's
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
@@ -88,11 +85,7 @@ impl PlanArgs {
             compute: self.plan_dtype.unwrap_or(default.compute),
             workspace_bytes: self.plan_workspace,
             effort: self.plan_effort,
-            flags: PlanFlags {
-                refittable: self.plan_refit,
-                stripped: false,
-                weight_streaming: self.plan_streaming,
-            },
+            streams_weights: self.plan_streaming,
         }
     }
 }

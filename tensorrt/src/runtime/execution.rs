@@ -3,7 +3,10 @@
 
 use std::{ffi::CStr, fmt, mem::ManuallyDrop, sync::Arc, sync::atomic::Ordering};
 
-use takt_kernels_cu::{driver::stream::Stream, launch::DeviceAddress};
+use takt_kernels_cu::{
+    driver::{DriverError, stream::Stream},
+    launch::DeviceAddress,
+};
 
 use super::plan::{Inner, Plan};
 use crate::{
@@ -257,7 +260,8 @@ impl Execution {
     /// [`check_ready`](Self::check_ready) was called since the last change.
     ///
     /// # Errors
-    /// [`TensorRtError::Failed`] with what TensorRT said; [`TensorRtError::Refused`] as [`check_ready`](Self::check_ready).
+    /// [`TensorRtError::Failed`] with what TensorRT said; [`TensorRtError::Driver`] with [`DriverError::Lost`] when the context is of no use any
+    /// more; [`TensorRtError::Refused`] as [`check_ready`](Self::check_ready).
     pub fn enqueue(&mut self, stream: &Stream) -> Result<()> {
         if !self.is_checked {
             self.check_ready()?;
@@ -266,9 +270,16 @@ impl Execution {
         let watch = self.plan.recorder.watch();
         // SAFETY: alive, used by this thread alone; all tensors and scratch memory have addresses, whose memory the caller keeps.
         if unsafe { (self.plan.api.context_enqueue)(self.object.get(), stream.handle()) } == 0 {
-            return Err(watch.error("running the plan", ""));
+            return Err(self.loss().unwrap_or_else(|| watch.error("running the plan", "")));
         }
         Ok(())
+    }
+
+    /// What TensorRT cannot tell: whether the context is of no use any more. Asked of the driver without waiting for anything.
+    fn loss(&self) -> Option<TensorRtError> {
+        let error = self.plan.context.memory_bytes().err().filter(DriverError::is_lost)?;
+        self.plan.context.give_up();
+        Some(error.into())
     }
 
     /// The profile it was made for.

@@ -162,6 +162,12 @@ impl Standin {
         unsafe { self.symbol::<unsafe extern "C" fn(i32)>(b"standin_set_sm\0")(sm) }
     }
 
+    /// Whether builds go on timing until they are cancelled.
+    pub fn set_endless(&self, is_endless: bool) {
+        // SAFETY: the symbol has this signature in `standin.h`.
+        unsafe { self.symbol::<unsafe extern "C" fn(i32)>(b"standin_set_endless\0")(is_endless.into()) }
+    }
+
     /// The parser does not know this operator.
     pub fn refuse_operator(&self, op_type: &str) {
         let op_type = CString::new(op_type).unwrap();

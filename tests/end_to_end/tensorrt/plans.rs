@@ -1,0 +1,183 @@
+//! Plans by the binary, on an emulated GPU and with a stand-in for TensorRT: what is built, built again, refused, and left as it was.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::{emulator::driver::EmulatedDevice, harness::*, standin::Built};
+
+/// A Thor with the TensorRT that this takt was compiled for.
+struct Machine {
+    environment: Vec<(&'static str, OsString)>,
+    folder: tempfile::TempDir,
+    /// Of TensorRT's headers.
+    major: u32,
+}
+
+impl Machine {
+    fn new() -> Option<Self> {
+        let standin = Built::get()?;
+        let mut environment = EmulatedDevice::new("").sm(110).environment()?;
+        let (_, path) = environment.iter_mut().find(|(name, _)| *name == "LD_LIBRARY_PATH").unwrap();
+        let mut both = standin.folder.clone().into_os_string();
+        both.push(":");
+        both.push(&*path);
+        *path = both;
+        let (major, minor, patch) = standin.version;
+        let folder = tempfile::tempdir().unwrap();
+        environment.push(("STANDIN_SM", "110".into()));
+        environment.push(("STANDIN_VERSION", format!("{major}.{minor}.{patch}").into()));
+        environment.push(("STANDIN_FAULTS", folder.path().join("faults").into()));
+        environment.push(("XDG_CACHE_HOME", folder.path().join("cache").into()));
+        Some(Self { environment, folder, major })
+    }
+
+    fn takt(&self, args: &[&str], with: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+        command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value))).envs(with.iter().copied());
+        command.output().unwrap()
+    }
+
+    fn succeed(&self, args: &[&str]) -> Value {
+        let output = self.takt(args, &[]);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        assert_eq!(fs::read_to_string(self.folder.path().join("faults")).unwrap_or_default(), "");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn fail(&self, args: &[&str], with: &[(&str, &str)], words: &[&str]) {
+        let output = self.takt(args, with);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?} {with:?}: {message}");
+        assert!(words.iter().all(|word| message.contains(word)), "{with:?}: {words:?} not in {message}");
+        assert!(!message.contains("panicked"), "{message}");
+    }
+
+    /// An engine with a draft head.
+    fn engine(&self) -> String {
+        let dir = self.path("engine");
+        let (source, head) = (fixture("hf/tiny-llama"), fixture("eagle3/tiny-llama-midlayer"));
+        let [source, head] = [source, head].map(|path| path.display().to_string());
+        succeed(["build", &source, "-o", &dir, "--weights", "bf16", "--draft", &head]);
+        dir
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+}
+
+/// Every file below a folder with its bytes.
+fn tree(folder: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let inner = if path.is_dir() { tree(&path) } else { Vec::new() };
+        let bytes = (!path.is_dir()).then(|| fs::read(&path).unwrap());
+        found.push((path, bytes));
+        found.extend(inner);
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn plans_are_built_into_an_engine_that_is_there_and_inspect_says_that_they_run_here() {
+    let Some(machine) = Machine::new() else { return };
+    let engine = machine.engine();
+    let args = ["build", &engine, "--tensorrt", "--plans-only", "--plan-lanes", "2", "--json"];
+    let built = machine.succeed(&args);
+    let plans = built["plans"]["plans"].as_array().unwrap();
+    assert_eq!(built["plans"]["sm"], "sm_110a");
+    assert_eq!((&plans[0]["role"], &plans[1]["role"]), (&json!("decoder"), &json!("draft")));
+    assert_eq!((&plans[0]["lanes"], &plans[0]["timing_cache"]), (&json!(2), &json!("new")));
+    let names = |plan: &Value| {
+        plan["profiles"].as_array().unwrap().iter().map(|it| it["name"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&plans[0]), ["prefill", "decode", "verify"]);
+    assert_eq!(plans[0]["profiles"][1]["inputs"]["input_ids"]["max"], json!([2, 1]));
+    let inspected = machine.succeed(&["inspect", &engine, "--json"]);
+    assert_eq!(inspected["plans"].as_array().unwrap().len(), 2);
+    for plan in inspected["plans"].as_array().unwrap() {
+        assert_eq!((&plan["intact"], &plan["runs_here"]), (&json!(true), &json!(true)), "{plan}");
+    }
+
+    // Again: with what was measured, in the place of the others.
+    let again = machine.succeed(&args);
+    assert_eq!(again["plans"]["plans"][0]["timing_cache"], "used");
+    assert_eq!(fs::read_dir(Path::new(&engine).join("plans")).unwrap().count(), 2);
+    let text = machine.takt(&args[..args.len() - 1], &[]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("2 lanes of") && text.contains("with earlier measurements"), "{text}");
+
+    // Measurements of another release are a note.
+    let output = machine.takt(&["build", &engine, "--tensorrt", "--plans-only", "--json"], &[]);
+    assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
+}
+
+#[test]
+fn an_engine_comes_with_its_plans_or_not_at_all() {
+    let Some(machine) = Machine::new() else { return };
+    let (source, dir) = (fixture("hf/tiny-llama").display().to_string(), machine.path("made/engine"));
+    let args = ["build", &source, "-o", &dir, "--weights", "bf16", "--tensorrt", "--json"];
+    machine.fail(&args, &[("STANDIN_FAIL", "IBuilder::buildSerializedNetwork:1")], &["plan of the decoder"]);
+    assert!(!Path::new(&machine.path("made")).exists());
+    let built = machine.succeed(&args);
+    assert_eq!(built["plans"]["plans"].as_array().unwrap().len(), 1);
+    assert_eq!(machine.succeed(&["inspect", &dir, "--json"])["plans"][0]["intact"], true);
+    assert_eq!(fs::read_dir(machine.path("made")).unwrap().count(), 1);
+}
+
+#[test]
+fn whatever_of_tensorrt_fails_the_engine_is_as_it_was() {
+    let Some(machine) = Machine::new() else { return };
+    let engine = machine.engine();
+    let before = tree(Path::new(&engine));
+    let args = ["build", &engine, "--tensorrt", "--plans-only"];
+    for (what, words) in [
+        ("IBuilder::createNetworkV2:1", &["plan of the decoder"][..]),
+        ("IBuilder::createNetworkV2:2", &["plan of the draft head"]),
+        ("IBuilder::createBuilderConfig:1", &["plan of the decoder"]),
+        ("IBuilder::createOptimizationProfile:2", &["plan of the decoder"]),
+        ("IParser::parseFromFile:1", &["plan of the decoder"]),
+        ("IBuilder::buildSerializedNetwork:2", &["plan of the draft head", "takt export --for tensorrt-"]),
+        ("IBuilder::buildSerializedNetwork:1:oom", &["out of memory", "--plan-workspace"]),
+        ("IBuilder::buildSerializedNetwork:1:silent", &["plan of the decoder"]),
+    ] {
+        machine.fail(&args, &[("STANDIN_FAIL", what)], words);
+        assert!(tree(Path::new(&engine)) == before, "{what}");
+    }
+    // An operator that this TensorRT lacks is named.
+    machine.fail(&args, &[("STANDIN_REFUSE", "MatMul")], &["MatMul", "plan of the decoder"]);
+    assert!(tree(Path::new(&engine)) == before);
+}
+
+#[test]
+fn what_the_machine_lacks_is_told_before_the_source_is_read() {
+    let Some(machine) = Machine::new() else { return };
+    let dir = machine.path("made/engine");
+    let args = ["build", "no/such/source", "-o", &dir, "--tensorrt"];
+    let other = format!("{}.0.0", machine.major + 1);
+    machine.fail(&args, &[("STANDIN_VERSION", &other)], &[&other, "build takt on this machine"]);
+    // No GPU: the driver is not found without its folder.
+    let standin = Built::get().unwrap();
+    let alone = standin.folder.display().to_string();
+    machine.fail(&args, &[("LD_LIBRARY_PATH", &alone)], &["driver"]);
+    // A library without its parser.
+    let folder = machine.folder.path().join("no parser");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(standin.folder.join(standin.infer_name()), folder.join(standin.infer_name())).unwrap();
+    let path = folder.display().to_string();
+    machine.fail(&args, &[("LD_LIBRARY_PATH", &path)], &["ONNX parser", "libnvonnxparser", "apt install"]);
+    // No library at all.
+    let empty = machine.path("empty");
+    let words = ["cannot be opened", "apt install libnvinfer"];
+    machine.fail(&args, &[("LD_LIBRARY_PATH", &empty)], &words);
+    assert!(!Path::new(&machine.path("made")).exists());
+}
