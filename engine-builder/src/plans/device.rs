@@ -23,6 +23,8 @@ use crate::{
 
 /// Rows of a lane beyond its tokens, for the tokens that pad shorter lanes and those between lanes: as many as a tree has nodes, its root included.
 pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
+/// A lane's rows are a multiple of so many: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
+const ROW_STEP: usize = 8;
 
 /// A plan that was made of a model.
 pub(super) struct Compiled {
@@ -161,13 +163,14 @@ impl DevicePlans {
     /// How the models are written that plans are built from: with the mask as an input whatever the engine has, so that trees of any drafter can be
     /// verified.
     pub(super) fn export_options(&self, spec: &DecoderSpec) -> Result<ExportOptions<'static>> {
+        let capacity = self.lane_capacity(spec)?;
         Ok(ExportOptions {
             target: self.target()?,
             form: Some(self.form()?),
             compute: self.options.export_compute(),
             variant: Some(Variant::Eagle3),
-            max_context: Some(self.lane_capacity(spec)?),
-            padding_rows: PADDING_ROWS,
+            max_context: Some(capacity),
+            padding_rows: (capacity + PADDING_ROWS).next_multiple_of(ROW_STEP) - capacity,
             num_lanes: Some(self.options.num_lanes),
             ..ExportOptions::default()
         })
