@@ -8,7 +8,9 @@ mod emulator;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod bench;
 mod building;
+mod faults;
 mod model;
 mod opening;
 mod running;

@@ -34,7 +34,7 @@ pub mod generator;
 mod library;
 
 use std::{
-    ffi::{CString, OsString, c_char, c_int, c_void},
+    ffi::{CString, c_char, c_int, c_void},
     path::PathBuf,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -249,14 +249,4 @@ fn plain(line: &str) -> String {
         }
         _ => line.to_owned(),
     }
-}
-
-/// `folder` before what the loader looks in now.
-pub fn loader_path(folder: &std::path::Path) -> OsString {
-    let mut path = OsString::from(folder);
-    if let Some(before) = std::env::var_os("LD_LIBRARY_PATH").filter(|before| !before.is_empty()) {
-        path.push(":");
-        path.push(before);
-    }
-    path
 }
