@@ -20,7 +20,7 @@ use crate::{cuda_root, repository, target_folder};
 /// What to do.
 #[derive(Args)]
 pub struct Options {
-    /// Afterwards runs the tests that need TensorRT's headers, on a stand-in for its libraries
+    /// Afterwards lints what only is there with the feature, and runs the tests that need TensorRT's headers, on a stand-in for its libraries
     #[arg(long)]
     test: bool,
     /// Fails where there is no aarch64-linux-gnu-g++, rather than compile for this processor alone
@@ -44,11 +44,12 @@ struct Headers {
     flags: &'static [&'static str],
 }
 
-/// The tests that have to have the headers.
-const TESTS: [&[&str]; 3] = [
-    &["-p", "takt-tensorrt"],
-    &["-p", "takt-tests", "--test", "tensorrt", "--test", "no_alloc_tensorrt"],
-    &["-p", "takt-node", "--test", "cli", "tensorrt::"],
+/// What has to have the headers, for cargo.
+const WITH_HEADERS: [&str; 4] = [
+    "clippy -p takt-tensorrt -p takt-tests --features takt-tests/tensorrt --all-targets -- -D warnings",
+    "test -p takt-tensorrt --features tensorrt",
+    "test -p takt-tests --features tensorrt --test tensorrt --test no_alloc_tensorrt",
+    "test -p takt-node --features tensorrt --test cli tensorrt::",
 ];
 
 /// Parts of names that no undefined symbol of the shim's may have: all else is C's and C++'s own.
@@ -184,11 +185,12 @@ fn foreign(listed: &str) -> Vec<&str> {
     symbols.filter(|symbol| FOREIGN.iter().any(|part| symbol.to_ascii_lowercase().contains(part))).collect()
 }
 
-/// Runs the tests with the headers in `include`; the emulated device takes cubins.
+/// Lints and tests with the headers in `include`; the emulated device takes cubins.
 fn tests(include: &Path, cuda_root: &Path) -> anyhow::Result<()> {
-    for arguments in TESTS {
+    for arguments in WITH_HEADERS {
+        println!("cargo {arguments}");
         let mut cargo = Command::new("cargo");
-        cargo.current_dir(repository()).args(["test", "--features", "tensorrt"]).args(arguments);
+        cargo.current_dir(repository()).args(arguments.split(' '));
         cargo.env("TENSORRT_INCLUDE_DIR", include).env("TAKT_CUDA_ROOT", cuda_root);
         for required in ["TAKT_REQUIRE_TENSORRT_HEADERS", "TAKT_REQUIRE_CXX", "TAKT_REQUIRE_CUBINS"] {
             cargo.env(required, "1");

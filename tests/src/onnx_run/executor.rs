@@ -102,7 +102,6 @@ impl Executor {
     }
 
     /// All runs that were done since the last call.
-    #[must_use]
     pub fn take_executions(&self) -> Vec<Execution> {
         std::mem::take(&mut *self.executions.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,9 +1,6 @@
 //! A model that was read: operators in their order, and constants with all that follows from them alone.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use prost::Message as _;
 
@@ -80,8 +77,8 @@ struct Reader<'a> {
     known: HashMap<Slot, Arc<Tensor>>,
     /// How many nodes have yet to be read that read a value.
     left: Vec<usize>,
-    /// Constants that nodes which are run read.
-    wanted: HashSet<Slot>,
+    /// Whether a node that has to be run reads a value.
+    is_run_with: Vec<bool>,
 }
 
 impl<'a> Reader<'a> {
@@ -102,7 +99,8 @@ impl<'a> Reader<'a> {
                 slots.get(name.as_str()).ok_or_else(|| RunError(format!("{name:?} is not defined")))?;
             left[*slot] += 1;
         }
-        Ok(Self { graph, constants, slots, known: HashMap::new(), left, wanted: HashSet::new() })
+        let is_run_with = vec![false; slots.len()];
+        Ok(Self { graph, constants, slots, known: HashMap::new(), left, is_run_with })
     }
 
     fn slot(&self, name: &str) -> Result<Slot> {
@@ -157,9 +155,9 @@ impl<'a> Reader<'a> {
         }
         for slot in inputs.iter().flatten() {
             self.left[*slot] -= 1;
-            if !follows {
-                self.wanted.insert(*slot);
-            } else if self.left[*slot] == 0 && !self.wanted.contains(slot) {
+            self.is_run_with[*slot] |= !follows;
+            // Codes and scales are not held any longer than the weights they make.
+            if self.left[*slot] == 0 && !self.is_run_with[*slot] {
                 self.known.remove(slot);
             }
         }

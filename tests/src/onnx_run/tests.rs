@@ -230,3 +230,31 @@ fn bindings_that_do_not_fit_are_refused_by_name() {
     assert!(error.contains("\"new\"") && error.contains("F16"), "{error}");
     assert!(Binding::new("past", Element::F32, &[3], &cells[..8]).is_err());
 }
+
+/// A tied embedding: rows of it are looked up, and all of it, transposed, is the output head.
+#[test]
+fn a_constant_is_kept_for_who_reads_it_each_time_though_something_follows_from_it_as_well() {
+    let model = Model::read(
+        &model(GraphProto {
+            node: vec![
+                node("Gather", &["table", "row"], &["found"], &[]),
+                node("Transpose", &["table"], &["turned"], &[("perm", &[1, 0])]),
+                node("MatMul", &["found", "turned"], &["out"], &[]),
+            ],
+            initializer: vec![floats("table", &[3, 2], &range(6))],
+            input: vec![port("row", 7, &["rows"])],
+            output: vec![port("out", 1, &["rows", "columns"])],
+        }),
+        &[],
+    )
+    .unwrap();
+    assert_eq!(model.num_nodes(), 2);
+    let (mut row, mut out) = (1_i64.to_le_bytes(), [0; 12]);
+    let [row, out] = [&mut row[..], &mut out[..]].map(|bytes| Cell::from_mut(bytes).as_slice_of_cells());
+    for expected in [[3.0, 13.0, 23.0], [5.0, 23.0, 41.0]] {
+        let given = Binding::new("row", Element::I64, &[1], row).unwrap();
+        model.run(&[given, Binding::new("out", Element::F32, &[1, 3], out).unwrap()]).unwrap();
+        assert_eq!(out.iter().map(Cell::get).collect::<Vec<u8>>(), bytes(&expected));
+        row[0].set(2);
+    }
+}

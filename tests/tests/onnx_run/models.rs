@@ -21,7 +21,13 @@ const DEMO: &str = "../../models/takt-demo";
 
 #[test]
 fn every_form_and_variant_is_computed_as_the_cpu_does() {
-    for source in ["hf/tiny-llama", "hf/tiny-qwen3", "families/llama-biases", "families/mistral-window"] {
+    for source in [
+        "hf/tiny-llama",
+        "hf/tiny-qwen3",
+        "families/qwen3-tied",
+        "families/llama-biases",
+        "families/mistral-window",
+    ] {
         for form in FORMS {
             for variant in VARIANTS {
                 Case::new(source, WeightKind::Bf16, form, variant).check(EXACT);

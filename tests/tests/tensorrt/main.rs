@@ -5,6 +5,7 @@
 #![cfg(feature = "tensorrt")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod cubins;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
 mod faults;
@@ -12,6 +13,8 @@ mod forward;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod plans;
+mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;

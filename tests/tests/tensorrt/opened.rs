@@ -14,10 +14,11 @@ use takt_engine_builder::{
     BuildOptions, build,
     plans::{DevicePlans, PlanOptions, add_plans},
 };
-use takt_kernels_cu::{Target, cache::Cache, source::Source};
+use takt_kernels_cu::Target;
 use takt_tests::{checkpoint::fixtures, heldout};
 
 use crate::{
+    cubins,
     emulator::driver::EmulatedDevice,
     models::{SOURCES, on_the_stand_in},
 };
@@ -27,22 +28,6 @@ const STRIDE: usize = 400;
 
 fn emulated(test: &'static str) -> EmulatedDevice {
     EmulatedDevice::new(test).kernels(&SOURCES).sm(87)
-}
-
-/// Cubins as `cargo run -p xtask -- kernels` keeps them, or none. The emulated device loads them as a device does, and runs its own.
-fn cubins() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cuda/cubins");
-    let cache = Cache::new(&folder);
-    let sources: Vec<Source> = takt_engine::backend::tensorrt::kernel_sources();
-    if sources.iter().all(|source| cache.find(source, Target::Orin, None).is_some()) {
-        return Some(folder);
-    }
-    assert!(
-        std::env::var_os("TAKT_REQUIRE_CUBINS").is_none(),
-        "no cubins: run `cargo run -p xtask -- kernels`"
-    );
-    eprintln!("skipped: no cubins of these sources; `cargo run -p xtask -- kernels` makes them");
-    None
 }
 
 fn model() -> PathBuf {
@@ -55,7 +40,7 @@ fn options() -> EngineOptions {
         max_step_tokens: 64,
         gpu: GpuOptions {
             share: GpuShare::GreenContext { percent: 50 },
-            kernel_cache: cubins(),
+            kernel_cache: Some(cubins::folder(Target::Orin)),
             ..GpuOptions::default()
         },
         ..EngineOptions::default()
@@ -72,9 +57,6 @@ fn add(dir: &Path, options: PlanOptions) {
 fn the_demo_model_answers_through_a_plan_as_on_the_processor() {
     let test = "opened::the_demo_model_answers_through_a_plan_as_on_the_processor";
     on_the_stand_in(emulated(test), |_, standin, _| {
-        if cubins().is_none() {
-            return;
-        }
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("engine");
         let how = BuildOptions { lm_head: Some(WeightKind::Bf16), ..BuildOptions::new(WeightKind::Int4) };
@@ -125,9 +107,6 @@ fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
         add(&dir, PlanOptions { lane_capacity: Some(64), ..PlanOptions::default() });
         refused(EngineOptions { num_lanes: 2, ..options() }, "--plan-lanes 2");
         refused(EngineOptions { lane_capacity: Some(65), ..options() }, "--plan-context 65");
-        if cubins().is_none() {
-            return;
-        }
         Engine::open(&dir, &options()).unwrap();
         // A plan that is used is looked at whole.
         let entry = Manifest::read(&dir).unwrap().plans.remove(0);
@@ -136,7 +115,7 @@ fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        refused(options(), "its BLAKE3 is ");
+        refused(options(), "BLAKE3 is ");
         Engine::open(&dir, &EngineOptions::default()).unwrap();
         std::fs::write(&path, &bytes[..last]).unwrap();
         refused(options(), "--plans-only");

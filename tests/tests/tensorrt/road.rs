@@ -1,0 +1,228 @@
+//! The whole road: a checkpoint becomes an engine, the engine's own export plans in it, and `--backend tensorrt` opens it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use takt_eagle_spec::tree::TreeShape;
+use takt_engine::{
+    Engine, EngineOptions,
+    backend::{cpu::ActivationArithmetic, cuda::GpuOptions},
+    dir::{Manifest, PlanCompute},
+    engine::BackendKind,
+    quant::WeightKind,
+    score::score,
+    sequence::SequenceOptions,
+    text::SpecialTokens,
+};
+use takt_engine_builder::{
+    BuildOptions, build,
+    plans::{DevicePlans, PlanOptions, add_plans},
+};
+use takt_kernels_cu::Target;
+use takt_tests::{
+    checkpoint::fixtures,
+    heldout,
+    onnx_run::executor::Executor,
+    speculated::{Method, answer},
+};
+
+use crate::{
+    cubins,
+    emulator::driver::EmulatedDevice,
+    models::{SOURCES, on_the_stand_in, tokens},
+    standin::Standin,
+};
+
+/// Every 240th line: 10 of 2,400.
+const STRIDE: usize = 240;
+/// Tokens that plans' lanes hold: with the rows for padding the fixtures' narrow lanes are multiples of 256 bytes, as several beside each other must be.
+const CAPACITY: usize = 255;
+const NUM_LANES: usize = 2;
+
+/// An engine with a plan, in a folder of its own.
+struct Road {
+    folder: tempfile::TempDir,
+}
+
+impl Road {
+    /// From a checkpoint to plans.
+    fn build(checkpoint: &Path, kind: WeightKind, compute: PlanCompute) -> Self {
+        let road = Self { folder: tempfile::tempdir().unwrap() };
+        build(checkpoint, &road.engine(), &BuildOptions::new(kind), &mut |_| {}).unwrap();
+        road.add_plans(compute);
+        road
+    }
+
+    fn add_plans(&self, compute: PlanCompute) {
+        let options = PlanOptions {
+            num_lanes: NUM_LANES,
+            lane_capacity: Some(self.capacity()),
+            compute,
+            ..PlanOptions::default()
+        };
+        let plans = DevicePlans::open(options, None).unwrap();
+        let report = add_plans(&self.engine(), &plans, None, &mut |_| {}).unwrap();
+        assert_eq!((report.sm.as_str(), report.plans.len()), ("sm_110a", 1));
+    }
+
+    fn capacity(&self) -> usize {
+        CAPACITY.min(Manifest::read(&self.engine()).unwrap().spec.max_context - 1)
+    }
+
+    fn engine(&self) -> PathBuf {
+        self.folder.path().join("engine")
+    }
+
+    fn options() -> EngineOptions {
+        let gpu = GpuOptions {
+            kernel_cache: Some(cubins::folder(Target::Thor)),
+            step_limit: Duration::from_secs(60),
+            ..GpuOptions::default()
+        };
+        EngineOptions {
+            backend: BackendKind::TensorRt,
+            num_lanes: NUM_LANES,
+            gpu,
+            ..EngineOptions::default()
+        }
+    }
+
+    fn open(&self) -> Engine {
+        let engine = Engine::open(&self.engine(), &Self::options()).unwrap();
+        assert_eq!(engine.backend.capabilities().backend, "tensorrt");
+        engine
+    }
+
+    /// What an engine says when it is not opened.
+    fn refusal(&self, options: &EngineOptions) -> String {
+        match Engine::open(&self.engine(), options) {
+            Ok(_) => panic!("it was opened"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// In 32-bit arithmetic.
+    fn on_cpu(&self) -> Engine {
+        let arithmetic = ActivationArithmetic::F32;
+        let options =
+            EngineOptions { arithmetic, lane_capacity: Some(self.capacity()), ..EngineOptions::default() };
+        Engine::open(&self.engine(), &options).unwrap()
+    }
+}
+
+/// A Thor with TensorRT; the body runs in a process of its own.
+fn on_thor(test: &'static str, body: impl FnOnce(&Standin, &'static Executor)) {
+    on_the_stand_in(EmulatedDevice::new(test).kernels(&SOURCES).sm(110), |device, standin, executor| {
+        body(standin, executor);
+        assert_eq!(standin.alive(), [""; 0]);
+        assert_eq!(device.report().leaks(), [""; 0]);
+    });
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo")
+}
+
+/// Answers to held-out sentences, and how many are right.
+fn answers(engine: &mut Engine, lines: &[heldout::Line]) -> (Vec<String>, heldout::Tally) {
+    let (text, mut said) = (engine.text.take().unwrap(), Vec::new());
+    let mut hear = |_: &heldout::Line, answer: &str, _: bool| said.push(answer.to_owned());
+    let tally = heldout::evaluate(engine.backend.as_mut(), &text, lines, &mut hear).unwrap();
+    (said, tally)
+}
+
+#[test]
+fn the_demo_model_answers_through_its_plan_as_on_the_processor() {
+    on_thor("road::the_demo_model_answers_through_its_plan_as_on_the_processor", |_, executor| {
+        let road = Road::build(&demo(), WeightKind::Nvfp4, PlanCompute::Bf16);
+        let lines = heldout::read(&demo().join("eval/heldout.jsonl"), STRIDE).unwrap();
+        let (found, tally) = answers(&mut road.open(), &lines);
+        let (expected, _) = answers(&mut road.on_cpu(), &lines);
+        assert_eq!(found, expected);
+        assert!(tally.share() > 0.9, "{tally:?}");
+        // Prompts in slices of their own, then a token a time: the plan was run, and nothing else.
+        let is_decode = |shape: &[usize]| shape == [1, 1];
+        let runs = executor.take_executions();
+        let shapes = runs.iter().filter_map(|run| run.inputs.iter().find(|input| input.0 == "input_ids"));
+        let (decodes, prefills): (Vec<_>, Vec<_>) = shapes.partition(|input| is_decode(&input.1));
+        assert!(decodes.len() > 10 * prefills.len() && prefills.len() >= lines.len(), "{}", prefills.len());
+    });
+}
+
+#[test]
+fn every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor() {
+    on_thor("road::every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor", |_, _| {
+        for (source, kind, compute, bound) in [
+            ("hf/tiny-llama", WeightKind::Bf16, PlanCompute::F16, 2e-3),
+            ("hf/tiny-qwen2", WeightKind::Fp8, PlanCompute::F16, 2e-3),
+            ("hf/tiny-qwen3", WeightKind::Nvfp4, PlanCompute::Bf16, 5e-3),
+            ("families/mistral-window", WeightKind::Bf16, PlanCompute::F16, 2e-3),
+        ] {
+            let road = Road::build(&fixtures().join(source), kind, compute);
+            let mut engine = road.open();
+            let tokens = tokens(engine.backend.spec(), 90);
+            let found = score(engine.backend.as_mut(), &tokens).unwrap().nll.unwrap();
+            let expected = score(road.on_cpu().backend.as_mut(), &tokens).unwrap().nll.unwrap();
+            println!("{source} {kind}: {found}, on the processor {expected}");
+            assert!((found - expected).abs() < bound, "{source} {kind}: {found}, {expected}");
+        }
+    });
+}
+
+#[test]
+fn proposals_change_no_answer() {
+    on_thor("road::proposals_change_no_answer", |_, executor| {
+        let road = Road::build(&demo(), WeightKind::Int4, PlanCompute::F16);
+        let mut engine = road.open();
+        let text = "go to the kitchen, then go to the kitchen, then go to the";
+        let prompt = engine.text.as_ref().unwrap().encode(text, SpecialTokens::Add).unwrap();
+        let options = SequenceOptions { max_tokens: Some(40), ..SequenceOptions::default() };
+        let mut say = |method| answer(engine.backend.as_mut(), &prompt, &options, method).unwrap();
+        let plain = say(Method::Plain);
+        executor.take_executions();
+        let looked_up = say(Method::Lookup(TreeShape { top_k: 2, num_levels: 6, num_nodes: 12 }));
+        assert_eq!(looked_up.tokens, plain.tokens);
+        assert!(looked_up.num_accepted > 0, "{looked_up:?}");
+        let is_tree = |(name, shape): &(String, Vec<usize>)| name == "input_ids" && shape[1] > 1;
+        let num_trees =
+            executor.take_executions().iter().filter(|run| run.inputs.iter().any(is_tree)).count();
+        assert!(num_trees > 1, "{num_trees}");
+    });
+}
+
+#[test]
+fn a_plan_is_for_one_release_and_another_can_take_its_place() {
+    on_thor("road::a_plan_is_for_one_release_and_another_can_take_its_place", |standin, _| {
+        let road = Road::build(&fixtures().join("hf/tiny-llama"), WeightKind::Bf16, PlanCompute::F16);
+        let usual = Road::options();
+        let kernels = GpuOptions { kernel_cache: None, ..usual.gpu.clone() };
+        let error = road.refusal(&EngineOptions { gpu: kernels, ..usual.clone() });
+        assert!(error.contains("no kernels for sm_110a") && error.contains("kv_append"), "{error}");
+        let (major, minor, patch) = standin.built().version;
+        let say = |minor| standin.set_version(major as i32, minor as i32, patch as i32);
+        say(minor + 1);
+        let error = road.refusal(&usual);
+        let there = format!("there are plans for TensorRT {major}.{minor} on sm_110a");
+        assert!(error.contains(&there) && error.contains("--tensorrt --plans-only"), "{error}");
+        road.add_plans(PlanCompute::Bf16);
+        road.open();
+        say(minor);
+        road.open();
+        // In the place of the first, whose file is not there any more.
+        road.add_plans(PlanCompute::Bf16);
+        road.open();
+        let plans = Manifest::read(&road.engine()).unwrap().plans;
+        let files =
+            fs::read_dir(road.engine().join("plans")).unwrap().map(|entry| entry.unwrap().file_name());
+        let (mut files, mut named): (Vec<_>, Vec<_>) = (
+            files.collect(),
+            plans.iter().map(|plan| plan.file.rsplit('/').next().unwrap().into()).collect(),
+        );
+        files.sort();
+        named.sort();
+        assert_eq!((files, plans.len()), (named, 2));
+    });
+}
