@@ -49,7 +49,11 @@ mod headers {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").file("shim/shim.cpp").warnings(true).extra_warnings(true);
         for folder in &include {
-            println!("cargo::rerun-if-changed={}", folder.join("NvInferVersion.h").display());
+            let version = folder.join("NvInferVersion.h");
+            // A file that is not there would have it compiled again each time.
+            if version.is_file() {
+                println!("cargo::rerun-if-changed={}", version.display());
+            }
             // Theirs, so that their warnings are not ours.
             build.flag("-isystem").flag(folder.as_os_str());
         }

@@ -10,7 +10,7 @@ use crate::{
         Backend,
         cpu::{ActivationArithmetic, CpuBackend, CpuOptions},
         cuda::{self, CudaOptions, GpuOptions, GpuWeights},
-        tensorrt::{self, TensorRtBackend, TensorRtOptions},
+        tensorrt::{self, TensorRtOptions},
     },
     dir::{EngineDir, Manifest, UncheckedDir},
     draft::DraftManifest,
@@ -222,7 +222,7 @@ impl Engine {
         options: &EngineOptions,
     ) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
         if options.backend == BackendKind::TensorRt {
-            return Ok((None, Box::new(load_plan(dir, options)?)));
+            return load_plan(dir, options);
         }
         let manifest = dir.manifest();
         let mut cpu_options = options.cpu_options(&manifest.spec, manifest.quantization.kv);
@@ -250,7 +250,7 @@ impl Engine {
 }
 
 /// The plan of an engine, which says what it computes with and has a cache of its own format.
-fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<TensorRtBackend> {
+fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
     if let Some(kv) = options.kv.filter(|&kv| kv != KvKind::Bf16) {
         return Err(EngineError::Unsupported(format!(
             "a {kv} KV cache with TensorRT: a plan's cache has the 16 bits of its products; leave --kv out, or use --backend cuda"
@@ -267,12 +267,22 @@ fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<TensorRtBackend
             "weights are not read in their mapped file: a TensorRT plan has its own, which are copied"
         );
     }
-    if dir.draft().is_some() && options.speculation {
+    let head = dir.draft().filter(|_| options.speculation);
+    let mut backend =
+        tensorrt::open(dir, &options.gpu, head.is_some(), |share| options.tensorrt_options(share))?;
+    let Some(head) = head else { return Ok((None, Box::new(backend))) };
+    let manifest = head.manifest();
+    if !backend.puts_out(&manifest.spec.captured) {
         tracing::warn!(
-            "the engine's draft head is not used with TensorRT yet: answers come without its proposals; prompt lookup works"
+            "the plan was built without the engine's draft head, which goes unused; build it again with `takt build DIR --tensorrt --plans-only`"
         );
+        return Ok((None, Box::new(backend)));
     }
-    tensorrt::open(dir, &options.gpu, |share| options.tensorrt_options(share))
+    if !manifest.spec.own_embedding {
+        backend.set_embedding(dir.embedding()?)?;
+    }
+    backend.attach_draft(&manifest.spec, head)?;
+    Ok((Some(manifest.clone()), Box::new(backend)))
 }
 
 fn open_text(dir: &EngineDir) -> Result<Option<Text>> {

@@ -22,7 +22,7 @@ const MAX_ERRORS: usize = 64;
 const MAX_WARNINGS: usize = 256;
 /// Of one message.
 const MAX_TEXT_BYTES: usize = 2000;
-/// Of what one error says.
+/// Messages that one error tells.
 const MAX_TOLD: usize = 6;
 /// `nvinfer1::ErrorCode::kFAILED_ALLOCATION`.
 const FAILED_ALLOCATION: i32 = 5;
@@ -108,26 +108,33 @@ impl Watch {
 
     /// The error of `call`, with what was said; `facts` go before it.
     pub fn error(self, call: &'static str, facts: &str) -> TensorRtError {
-        let mut told: Vec<String> = Vec::new();
-        let mut is_allocation = false;
+        let mut told: Vec<(String, bool)> = Vec::new();
         let journal = Journal::lock();
         // The recorder and the log often say the same, one of them with more about where.
         for entry in journal.errors.iter().filter(|entry| entry.number >= self.since) {
             if entry.owner != self.owner && entry.owner != LOG {
                 continue;
             }
-            is_allocation |= entry.is_allocation;
-            if told.iter().any(|known| known.contains(&entry.text)) {
+            if let Some((_, known)) = told.iter_mut().find(|(known, _)| known.contains(&entry.text)) {
+                *known |= entry.is_allocation;
                 continue;
             }
-            told.retain(|known| !entry.text.contains(known));
-            told.push(entry.text.clone());
+            let mut is_allocation = entry.is_allocation;
+            told.retain(|(known, was_allocation)| {
+                let is_part = entry.text.contains(known.as_str());
+                is_allocation |= is_part && *was_allocation;
+                !is_part
+            });
+            told.push((entry.text.clone(), is_allocation));
         }
         drop(journal);
-        let num_more = told.len().saturating_sub(MAX_TOLD);
-        told.truncate(MAX_TOLD);
-        if num_more > 0 {
-            told.push(format!("and {num_more} more"));
+        // The last are what ended it: a build may have gone on after the others, as where a kernel was too large to be tried.
+        let num_before = told.len().saturating_sub(MAX_TOLD);
+        let told = told.split_off(num_before);
+        let is_allocation = told.iter().any(|(_, is_allocation)| *is_allocation);
+        let mut told: Vec<String> = told.into_iter().map(|(text, _)| text).collect();
+        if num_before > 0 {
+            told.insert(0, format!("after {num_before} more"));
         }
         if !facts.is_empty() {
             told.insert(0, facts.to_owned());
@@ -277,6 +284,7 @@ mod tests {
         let owner = new_owner();
         let watch = Watch::begin(owner);
         tell(owner, FAILED_ALLOCATION, "requested 4096 bytes");
+        say(1, "[allocator.cpp] requested 4096 bytes");
         assert!(matches!(watch.error("loading", ""), TensorRtError::OutOfMemory { .. }));
         let watch = Watch::begin(owner);
         say(1, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)");
@@ -284,6 +292,21 @@ mod tests {
         let watch = Watch::begin(owner);
         tell(owner, 3, "no such profile");
         assert!(matches!(watch.error("loading", ""), TensorRtError::Failed { .. }));
+    }
+
+    #[test]
+    fn of_many_errors_the_last_are_told_and_say_whether_memory_ran_out() {
+        let _turn = TURN.lock();
+        let owner = new_owner();
+        let watch = Watch::begin(owner);
+        tell(owner, FAILED_ALLOCATION, "a kernel that was too large to be tried");
+        for idx in 0..MAX_TOLD {
+            tell(owner, 10, &format!("error {idx}"));
+        }
+        let error = watch.error("building", "");
+        assert!(matches!(error, TensorRtError::Failed { .. }));
+        let text = error.to_string();
+        assert!(text.starts_with("TensorRT: building failed: after 1 more; error 0; error 1;"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! `cargo run -p xtask -- kernels` compiles every CUDA kernel for every target and looks at what came out; no GPU is needed.
 //! `cargo run -p xtask -- gpu-check` runs them, where there is one, and measures.
+//! `cargo run -p xtask -- tensorrt` compiles the way to TensorRT with its headers; `--test` runs its tests on a stand-in.
 
 mod cuda_root;
 mod gpu_bench;
@@ -9,6 +10,7 @@ mod gpu_check;
 mod gpu_outcome;
 mod kernels;
 mod python;
+mod tensorrt;
 
 use std::{
     path::{Path, PathBuf},
@@ -32,6 +34,8 @@ enum Chore {
     GpuCheck(gpu_check::Options),
     /// Prints the folder of the CUDA compiler, fetched from PyPI if need be: for TAKT_CUDA_ROOT
     CudaRoot(cuda_root::Compiler),
+    /// Compiles the shim with TensorRT's headers, which are fetched, for this processor and for aarch64
+    Tensorrt(tensorrt::Options),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,7 @@ fn run(chore: Chore) -> anyhow::Result<()> {
     match chore {
         Chore::Kernels(options) => kernels::run(&options),
         Chore::GpuCheck(options) => gpu_check::run(&options),
+        Chore::Tensorrt(options) => tensorrt::run(&options),
         Chore::CudaRoot(compiler) => {
             println!("{}", compiler.folder()?.display());
             Ok(())

@@ -18,11 +18,13 @@ use takt_tensorrt::{
 use super::PlanOptions;
 use crate::{
     BuildError, Result,
-    export::{ExportOptions, Runtime, Target, TensorRtVersion, Variant, check_formats},
+    export::{ExportOptions, Form, Runtime, Target, TensorRtVersion, Variant, check_formats},
 };
 
 /// Rows of a lane beyond its tokens, for the tokens that pad shorter lanes and those between lanes: as many as a tree has nodes, its root included.
 pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
+/// A lane's rows are a multiple of so many: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
+const ROW_STEP: usize = 8;
 
 /// A plan that was made of a model.
 pub(super) struct Compiled {
@@ -36,6 +38,9 @@ pub(super) struct Compiled {
 pub(super) trait PlanCompiler: fmt::Debug {
     fn version(&self) -> Version;
 
+    /// Of the headers it is called through.
+    fn header_version(&self) -> Version;
+
     fn build(
         &self,
         request: &PlanRequest<'_>,
@@ -46,6 +51,10 @@ pub(super) trait PlanCompiler: fmt::Debug {
 impl PlanCompiler for TensorRt {
     fn version(&self) -> Version {
         self.version()
+    }
+
+    fn header_version(&self) -> Version {
+        self.header_version()
     }
 
     fn build(
@@ -154,12 +163,14 @@ impl DevicePlans {
     /// How the models are written that plans are built from: with the mask as an input whatever the engine has, so that trees of any drafter can be
     /// verified.
     pub(super) fn export_options(&self, spec: &DecoderSpec) -> Result<ExportOptions<'static>> {
+        let capacity = self.lane_capacity(spec)?;
         Ok(ExportOptions {
             target: self.target()?,
+            form: Some(self.form()?),
             compute: self.options.export_compute(),
             variant: Some(Variant::Eagle3),
-            max_context: Some(self.lane_capacity(spec)?),
-            padding_rows: PADDING_ROWS,
+            max_context: Some(capacity),
+            padding_rows: (capacity + PADDING_ROWS).next_multiple_of(ROW_STEP) - capacity,
             num_lanes: Some(self.options.num_lanes),
             ..ExportOptions::default()
         })
@@ -170,6 +181,17 @@ impl DevicePlans {
         let Version { major, minor, .. } = self.version();
         let version: TensorRtVersion = format!("{major}.{minor}").parse().map_err(BuildError::Unsupported)?;
         Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
+    }
+
+    /// The newest form that TensorRT takes, and that its headers know: through older ones its attention layers cannot be let take apart.
+    fn form(&self) -> Result<Form> {
+        let Version { major, minor, .. } = self.compiler.header_version();
+        let headers = TensorRtVersion { major, minor };
+        Ok(if headers < TensorRtVersion::FIRST_OPERATORS {
+            Form::Primitives
+        } else {
+            self.target()?.newest_form()
+        })
     }
 
     /// Whether it builds a plan for the machine that `plan` is for.

@@ -13,18 +13,19 @@ const MARGIN_BYTES: u64 = 32 << 20;
 
 /// Checks that the file system below `place` has room for the weights twice: in the models, and in the plans.
 pub(super) fn check(place: &Place, manifest: &Manifest) -> Result<()> {
-    let needed = needed_bytes(manifest);
-    match free_bytes(place) {
-        Some(free) if free < needed => {
-            let fact = format!(
-                "{} MB are free where plans are built, and about {} MB are needed: the ONNX models and the plans take as much as the weights each",
-                free >> 20,
-                needed >> 20
-            );
-            Err(BuildError::Source { path: place.folder().into(), fact })
-        }
-        _ => Ok(()),
-    }
+    let refusal = free_bytes(place).and_then(|free| refusal(free, needed_bytes(manifest)));
+    refusal.map_or(Ok(()), |fact| Err(BuildError::Source { path: place.folder().into(), fact }))
+}
+
+fn refusal(free: u64, needed: u64) -> Option<String> {
+    (free < needed).then(|| {
+        format!(
+            "{} MB are free where plans are built, and about {} MB are needed: the ONNX models and the plans take as much as the weights each; make \
+             room, or copy the engine to where there is some",
+            free / 1_000_000,
+            needed.div_ceil(1_000_000)
+        )
+    })
 }
 
 fn needed_bytes(manifest: &Manifest) -> u64 {
@@ -46,4 +47,34 @@ fn free_bytes(place: &Place) -> Option<u64> {
 #[cfg(not(unix))]
 fn free_bytes(_: &Place) -> Option<u64> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_room_is_refused_with_both_numbers() {
+        let message = refusal(3_999_999_999, 4_000_000_000).unwrap();
+        assert!(message.contains("3999 MB are free") && message.contains("4000 MB are needed"), "{message}");
+        assert_eq!(refusal(4_000_000_000, 4_000_000_000), None);
+    }
+
+    #[test]
+    fn models_and_plans_take_the_weights_twice_and_more_is_not_asked_of_a_disk_than_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = folder.path().join("engine");
+        let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/hf/tiny-llama");
+        let options = crate::BuildOptions::new(takt_engine::quant::WeightKind::Bf16);
+        crate::build(&source, &engine, &options, &mut |_| ()).unwrap();
+        let mut manifest = Manifest::read(&engine).unwrap();
+        let weights = manifest.files.iter_mut().find(|file| file.name == WEIGHTS_FILE).unwrap();
+        weights.size_bytes = 1 << 40;
+        assert_eq!(needed_bytes(&manifest), (2 << 40) + MARGIN_BYTES);
+        let weights = manifest.files.iter_mut().find(|file| file.name == WEIGHTS_FILE).unwrap();
+        weights.size_bytes = u64::MAX;
+        let place = Place::open(&engine).unwrap();
+        let message = check(&place, &manifest).unwrap_err().to_string();
+        assert!(message.contains("MB are free") && message.contains("plans\""), "{message}");
+    }
 }

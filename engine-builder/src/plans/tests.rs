@@ -34,6 +34,7 @@ type Mishap = Box<dyn Fn(&PlanRequest<'_>) -> Option<TensorRtError>>;
 #[derive(Clone)]
 struct Compiler {
     version: Version,
+    headers: Version,
     /// Told before each plan, with how many there were.
     mishap: Rc<RefCell<Option<Mishap>>>,
     asked: Rc<RefCell<Vec<Asked>>>,
@@ -59,6 +60,10 @@ impl std::fmt::Debug for Compiler {
 impl PlanCompiler for Compiler {
     fn version(&self) -> Version {
         self.version
+    }
+
+    fn header_version(&self) -> Version {
+        self.headers
     }
 
     fn build(
@@ -97,6 +102,7 @@ impl Compiler {
     fn new(major: u32, minor: u32) -> Self {
         Self {
             version: Version { major, minor, patch: 1 },
+            headers: Version { major, minor, patch: 0 },
             mishap: Rc::default(),
             asked: Rc::default(),
             salt: Rc::default(),
@@ -165,9 +171,9 @@ fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_chang
     let shape = |plan: &takt_engine::dir::PlanEntry| {
         (plan.num_lanes, plan.lane_capacity, plan.lane_rows, plan.max_prefill, plan.max_tree)
     };
-    assert_eq!(shape(decoder), (3, 100, 165, 100, 65));
+    assert_eq!(shape(decoder), (3, 100, 168, 100, 65));
     // Between its tokens and its padding a head has rows for what it proposes.
-    assert_eq!(shape(draft), (3, 100, 165 + 128, 100, 64));
+    assert_eq!(shape(draft), (3, 100, 168 + 128, 100, 64));
     assert_eq!((decoder.form, decoder.compute), (PlanForm::Operators, PlanCompute::Bf16));
     let dir = EngineDir::open(&engine).unwrap();
     assert_eq!(decoder.captured, dir.draft().unwrap().manifest().spec.captured);
@@ -190,9 +196,9 @@ fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_chang
     );
     let ports = &asked[0].profiles[2].inputs;
     let (_, mask) = ports.iter().find(|(name, _)| name == "attention_mask").unwrap();
-    assert_eq!((&mask.min, &mask.max), (&vec![1, 1, 1], &vec![3, 65, 165]));
+    assert_eq!((&mask.min, &mask.max), (&vec![1, 1, 1], &vec![3, 65, 168]));
     let (_, cache) = ports.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
-    assert_eq!((cache.max[0], cache.max[2]), (3, 165));
+    assert_eq!((cache.max[0], cache.max[2]), (3, 168));
 
     assert_eq!(report.plans[0].warnings.len(), 21);
     assert_eq!(report.plans[0].warnings[20], "and 5 more warnings of TensorRT");
@@ -218,10 +224,24 @@ fn an_older_tensorrt_gets_primitives_and_an_engine_without_a_head_one_plan() {
     let context = Manifest::read(&engine).unwrap().spec.max_context;
     assert_eq!((plan.entry.form, plan.entry.compute), (PlanForm::Primitives, PlanCompute::F16));
     // The rows for padding are beyond what the model was made for.
-    assert_eq!((plan.entry.lane_capacity, plan.entry.lane_rows), (context, context + 65));
+    let rows = (context + 65).next_multiple_of(8);
+    assert_eq!((plan.entry.lane_capacity, plan.entry.lane_rows), (context, rows));
     let (_, past) = plan.profiles[1].inputs.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
-    assert_eq!((past.min[2], past.max[2]), (context + 65, context + 65));
+    assert_eq!((past.min[2], past.max[2]), (rows, rows));
     assert!(plan.profiles[1].inputs.iter().any(|(name, _)| name == "kv_positions"));
+}
+
+#[test]
+fn a_newer_tensorrt_that_is_called_through_older_headers_gets_primitives() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let form = |headers: u32| {
+        let compiler =
+            Compiler { headers: Version { major: 10, minor: headers, patch: 0 }, ..Compiler::new(10, 16) };
+        let report = add(&engine, &compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap()).unwrap();
+        report.plans.iter().map(|plan| plan.entry.form).collect::<Vec<_>>()
+    };
+    assert_eq!(form(13), [PlanForm::Primitives; 2]);
+    assert_eq!(form(15), [PlanForm::Operators; 2]);
 }
 
 #[test]

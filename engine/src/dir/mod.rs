@@ -43,7 +43,6 @@ pub use plan_file::{PlanCheck, PlanFile};
 pub use plans::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};
-pub(crate) use weights::map_file;
 pub use weights::safetensors_header;
 
 use crate::{

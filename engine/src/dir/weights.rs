@@ -150,7 +150,7 @@ pub fn safetensors_header(tensors: &[StoredTensor]) -> Vec<u8> {
 }
 
 /// Maps a file that nobody changes while it is open.
-pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
+pub(super) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| io_error(path, e))?;
     // SAFETY: the mapping is read-only. A file changed underneath would change the bytes we see, never
     // memory we own; every read is of plain bytes, for which all bit patterns are valid. Truncating it while it is mapped

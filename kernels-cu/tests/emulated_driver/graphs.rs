@@ -1,6 +1,6 @@
 //! Captures and graphs.
 
-use std::{ptr, thread, time::Duration};
+use std::{ffi::c_void, ptr, thread, time::Duration};
 
 use cudarc::driver::sys::{
     CUgraph, CUgraphExec, CUstream, CUstreamCaptureMode as Mode, CUstreamCaptureStatus,
@@ -58,6 +58,32 @@ fn a_graph_runs_what_was_captured_with_what_is_in_memory_when_it_runs() {
         assert_eq!((device.report().value("graphs"), device.report().value("graph_execs")), (0, 0));
         destroy(context);
     });
+}
+
+#[test]
+fn a_captured_host_function_is_called_at_each_launch_between_what_is_before_and_behind_it() {
+    /// Adds the first value to the second.
+    unsafe extern "C" fn add(values: *mut c_void) {
+        // SAFETY: two values of pinned memory that lives until the graph has run.
+        unsafe { *values.cast::<i32>().add(1) += *values.cast::<i32>() };
+    }
+    device("graphs::a_captured_host_function_is_called_at_each_launch_between_what_is_before_and_behind_it")
+        .run(|_| {
+            let context = context();
+            let (values, stream, host) = (device_values(&[5, 0]), stream(), pinned(2));
+            begin(stream, Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+            ok(call!(cuMemcpyDtoHAsync_v2(host.cast(), values, 4, stream)));
+            ok(call!(cuLaunchHostFunc(stream, Some(add), host.cast())));
+            ok(call!(cuMemcpyHtoDAsync_v2(values + 4, host.add(1).cast(), 4, stream)));
+            let exec = end_and_instantiate(stream);
+            assert_eq!(values_of(values, 2), [5, 0], "nothing is called while it is captured");
+            for sum in [5, 10, 15] {
+                ok(call!(cuGraphLaunch(exec, stream)));
+                assert_eq!(values_of(values, 2), [5, sum]);
+            }
+            ok(call!(cuGraphExecDestroy(exec)));
+            destroy(context);
+        });
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::{
     object::Owned,
 };
 
+/// Of the building thread: twice what a program's first thread has, which is where TensorRT is used to be called. Rust's own have a quarter of that.
+const STACK_BYTES: usize = 16 << 20;
+
 /// What happened to a phase.
 #[derive(Debug)]
 enum Event {
@@ -76,8 +79,8 @@ pub(super) fn watched<T: Send>(
     thread::scope(|scope| {
         let monitor = Monitor { events, is_cancelled: &is_cancelled };
         // The monitor goes with the thread's work, and with it the channel's only sender: that is how the loop below ends.
-        let thread =
-            thread::Builder::new().name("tensorrt-build".into()).spawn_scoped(scope, move || work(&monitor));
+        let thread = thread::Builder::new().name("tensorrt-build".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, move || work(&monitor));
         let thread = thread.map_err(|error| TensorRtError::OutOfMemory {
             call: "beginning",
             reason: format!("for a thread: {error}"),

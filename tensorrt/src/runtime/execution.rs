@@ -3,7 +3,10 @@
 
 use std::{ffi::CStr, fmt, mem::ManuallyDrop, sync::Arc, sync::atomic::Ordering};
 
-use takt_kernels_cu::{driver::stream::Stream, launch::DeviceAddress};
+use takt_kernels_cu::{
+    driver::{DriverError, stream::Stream},
+    launch::DeviceAddress,
+};
 
 use super::plan::{Inner, Plan};
 use crate::{
@@ -232,32 +235,41 @@ impl Execution {
     fn infer_shapes(&self) -> Result<()> {
         self.plan.context.make_current()?;
         let watch = self.plan.recorder.watch();
-        let mut names = vec![std::ptr::null(); self.plan.tensors.len().max(1)];
-        // SAFETY: alive; room for so many names, which are the engine's.
-        let num = unsafe {
-            (self.plan.api.context_infer_shapes)(self.object.get(), names.as_mut_ptr(), names.len() as i32)
-        };
-        match usize::try_from(num) {
-            Ok(0) => Ok(()),
-            Ok(num) => {
-                // SAFETY: not null, so a string of the engine's.
-                let name = |name: &*const _| unsafe { CStr::from_ptr(*name) }.to_string_lossy().into_owned();
-                let known = names.iter().take(num).filter(|name| !name.is_null());
-                let known: Vec<String> = known.map(name).collect();
-                let what = known.join(", ");
+        // Without room for names first: a step that changes shapes allocates nothing either.
+        // SAFETY: alive; nothing is written.
+        let num = unsafe { (self.plan.api.context_infer_shapes)(self.object.get(), std::ptr::null_mut(), 0) };
+        match num {
+            0 => Ok(()),
+            1.. => {
+                let what = self.underspecified();
                 Err(TensorRtError::Refused(format!(
                     "the execution is not ready: TensorRT wants more of {what}"
                 )))
             }
-            Err(_) => Err(watch.error("inferring shapes", "")),
+            _ => Err(watch.error("inferring shapes", "")),
         }
     }
 
-    /// Puts it into `stream`, of the context that the plan was loaded in; captured when the stream is. Allocates nothing of its own when
-    /// [`check_ready`](Self::check_ready) was called since the last change.
+    /// Names of inputs that TensorRT cannot infer shapes without.
+    fn underspecified(&self) -> String {
+        let mut names = vec![std::ptr::null(); self.plan.tensors.len()];
+        // SAFETY: alive; room for so many names, which are the engine's.
+        let num = unsafe {
+            (self.plan.api.context_infer_shapes)(self.object.get(), names.as_mut_ptr(), names.len() as i32)
+        };
+        names.truncate(usize::try_from(num).unwrap_or_default());
+        // SAFETY: not null, so a string of the engine's.
+        let name = |name: *const _| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        let names: Vec<String> = names.into_iter().filter(|name| !name.is_null()).map(name).collect();
+        names.join(", ")
+    }
+
+    /// Puts it into `stream`, of the context that the plan was loaded in; captured when the stream is. Nothing here allocates, in this or in other
+    /// functions of a ready execution; what TensorRT does is its own.
     ///
     /// # Errors
-    /// [`TensorRtError::Failed`] with what TensorRT said; [`TensorRtError::Refused`] as [`check_ready`](Self::check_ready).
+    /// [`TensorRtError::Failed`] with what TensorRT said; [`TensorRtError::Driver`] with [`DriverError::Lost`] when the context is of no use any
+    /// more; [`TensorRtError::Refused`] as [`check_ready`](Self::check_ready).
     pub fn enqueue(&mut self, stream: &Stream) -> Result<()> {
         if !self.is_checked {
             self.check_ready()?;
@@ -266,9 +278,16 @@ impl Execution {
         let watch = self.plan.recorder.watch();
         // SAFETY: alive, used by this thread alone; all tensors and scratch memory have addresses, whose memory the caller keeps.
         if unsafe { (self.plan.api.context_enqueue)(self.object.get(), stream.handle()) } == 0 {
-            return Err(watch.error("running the plan", ""));
+            return Err(self.loss().unwrap_or_else(|| watch.error("running the plan", "")));
         }
         Ok(())
+    }
+
+    /// What TensorRT cannot tell: whether the context is of no use any more. Asked of the driver without waiting for anything.
+    fn loss(&self) -> Option<TensorRtError> {
+        let error = self.plan.context.memory_bytes().err().filter(DriverError::is_lost)?;
+        self.plan.context.give_up();
+        Some(error.into())
     }
 
     /// The profile it was made for.

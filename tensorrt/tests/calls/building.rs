@@ -188,11 +188,12 @@ fn progress_is_told_in_nested_phases() {
     })
     .unwrap();
     let at = |line: &str| {
-        told.iter().position(|said| said == line).unwrap_or_else(|| panic!("{line} in {told:#?}"))
+        let found = told.iter().position(|said| said.starts_with(line));
+        found.unwrap_or_else(|| panic!("{line} in {told:#?}"))
     };
     let begin = at("reading the model in None: 0/1");
     let outer = at("Building engine in None: 0/3");
-    let inner = at(r#"Timing graph nodes for profile 0 in Some("Building engine"): 1/4"#);
+    let inner = at(r#"Timing graph nodes for profile 0 in Some("Building engine"): 2/"#);
     let end = at("Building engine in None: 3/3");
     assert!(begin < outer && outer < inner && inner < end, "{told:#?}");
 }
@@ -203,11 +204,12 @@ fn a_build_that_is_cancelled_leaves_nothing_wherever_it_is() {
     let (_folder, onnx) = decoder();
     let trt = TensorRt::open().unwrap();
     let profiles = [profile("decode", [1, 1, 1])];
+    // Otherwise a build this small would often be over before it hears of it.
+    standin.set_endless(true);
     for phase in ["reading the model", "Building engine", "Timing graph nodes for profile 0"] {
         let cancelled = build_plan(&trt, &request(&onnx, &profiles), &mut |progress| {
             if progress.phase == phase { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        // A build this small may be over before it hears of it; it is then cancelled all the same.
         assert!(matches!(cancelled, Err(TensorRtError::Cancelled)), "{phase}: {cancelled:?}");
         assert_nothing_is_left(&standin);
     }

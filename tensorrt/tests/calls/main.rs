@@ -8,8 +8,14 @@ mod emulator;
 #[path = "../standin/mod.rs"]
 mod standin;
 
+mod bench;
 mod building;
+mod faults;
 mod model;
+mod opening;
+mod running;
+mod settings;
+mod weights;
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -20,7 +26,7 @@ use takt_tensorrt::{
 };
 
 /// A profile in which `batch` is 1 to 2 and `sequence` as said.
-pub fn profile(name: &str, sequence: [usize; 3]) -> Profile {
+fn profile(name: &str, sequence: [usize; 3]) -> Profile {
     let [min, opt, max] = sequence;
     let ids = ShapeRange { min: vec![1, min], opt: vec![1, opt], max: vec![2, max] };
     let cache = |batch| vec![batch, 2, 8, 16];
@@ -29,7 +35,7 @@ pub fn profile(name: &str, sequence: [usize; 3]) -> Profile {
 }
 
 /// Of `onnx`, with nothing asked for.
-pub fn request<'a>(onnx: &'a Path, profiles: &'a [Profile]) -> PlanRequest<'a> {
+fn request<'a>(onnx: &'a Path, profiles: &'a [Profile]) -> PlanRequest<'a> {
     PlanRequest {
         onnx,
         profiles,
@@ -42,12 +48,12 @@ pub fn request<'a>(onnx: &'a Path, profiles: &'a [Profile]) -> PlanRequest<'a> {
 }
 
 /// Whether the headers are of this version or a later one.
-pub fn from(major: u32, minor: u32) -> bool {
+fn from(major: u32, minor: u32) -> bool {
     let headers = takt_tensorrt::probe().headers.unwrap();
     (headers.major, headers.minor) >= (major, minor)
 }
 
 /// Without a word of how far it is.
-pub fn build(trt: &TensorRt, request: &PlanRequest<'_>) -> Result<BuiltPlan> {
+fn build(trt: &TensorRt, request: &PlanRequest<'_>) -> Result<BuiltPlan> {
     build_plan(trt, request, &mut |_| ControlFlow::Continue(()))
 }

@@ -57,7 +57,21 @@ impl Built {
 
     /// What a program is started with so that it finds the libraries.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
-        vec![("LD_LIBRARY_PATH", super::loader_path(&self.folder))]
+        self.beside(vec![])
+    }
+
+    /// `environment`, as the emulated device's, with the libraries before what else its loader looks in.
+    pub fn beside(&self, mut environment: Vec<(&'static str, OsString)>) -> Vec<(&'static str, OsString)> {
+        const PATH: &str = "LD_LIBRARY_PATH";
+        let found = environment.iter().position(|(name, _)| *name == PATH);
+        let before = found.map(|idx| environment.swap_remove(idx).1).or_else(|| env::var_os(PATH));
+        let mut path = self.folder.clone().into_os_string();
+        if let Some(before) = before.filter(|before| !before.is_empty()) {
+            path.push(":");
+            path.push(before);
+        }
+        environment.push((PATH, path));
+        environment
     }
 }
 

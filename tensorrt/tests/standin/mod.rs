@@ -34,7 +34,7 @@ pub mod generator;
 mod library;
 
 use std::{
-    ffi::{CString, OsString, c_char, c_int, c_void},
+    ffi::{CString, c_char, c_int, c_void},
     path::PathBuf,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -162,6 +162,12 @@ impl Standin {
         unsafe { self.symbol::<unsafe extern "C" fn(i32)>(b"standin_set_sm\0")(sm) }
     }
 
+    /// Whether builds go on timing until they are cancelled.
+    pub fn set_endless(&self, is_endless: bool) {
+        // SAFETY: the symbol has this signature in `standin.h`.
+        unsafe { self.symbol::<unsafe extern "C" fn(i32)>(b"standin_set_endless\0")(is_endless.into()) }
+    }
+
     /// The parser does not know this operator.
     pub fn refuse_operator(&self, op_type: &str) {
         let op_type = CString::new(op_type).unwrap();
@@ -243,14 +249,4 @@ fn plain(line: &str) -> String {
         }
         _ => line.to_owned(),
     }
-}
-
-/// `folder` before what the loader looks in now.
-pub fn loader_path(folder: &std::path::Path) -> OsString {
-    let mut path = OsString::from(folder);
-    if let Some(before) = std::env::var_os("LD_LIBRARY_PATH").filter(|before| !before.is_empty()) {
-        path.push(":");
-        path.push(before);
-    }
-    path
 }

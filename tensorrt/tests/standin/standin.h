@@ -7,6 +7,7 @@
 //   STANDIN_FAIL=IBuilder::buildSerializedNetwork:1:oom;IRuntime::deserializeCudaEngine:2
 //                                  the n-th call of a method fails (`error`, `oom` or `silent`; `error` where nothing is said)
 //   STANDIN_REFUSE=Attention,Gelu  operators the parser does not know
+//   STANDIN_ENDLESS=1              builds do not end until they are cancelled
 //   STANDIN_RECORD=/path           a file that calls are appended to as they are made
 //   STANDIN_FAULTS=/path           a file that faults are appended to as they are found
 //   STANDIN_EXECUTOR=/path.so      a library whose function `standin_executor` computes models (a standin_execute; `user` is null)
@@ -39,6 +40,8 @@ void standin_set_version(int32_t major, int32_t minor, int32_t patch);
 void standin_set_sm(int32_t sm);
 // An operator that the parser does not know from now on; null: it knows all again.
 void standin_refuse_operator(const char* op_type);
+// Whether builds go on timing until they are cancelled.
+void standin_set_endless(int32_t is_endless);
 // All as it was when the library was loaded, but what is alive stays so.
 void standin_reset(void);
 

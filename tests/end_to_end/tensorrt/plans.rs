@@ -5,6 +5,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -115,10 +117,6 @@ fn plans_are_built_into_an_engine_that_is_there_and_inspect_says_that_they_run_h
     let text = machine.takt(&args[..args.len() - 1], &[]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("2 lanes of") && text.contains("with earlier measurements"), "{text}");
-
-    // Measurements of another release are a note.
-    let output = machine.takt(&["build", &engine, "--tensorrt", "--plans-only", "--json"], &[]);
-    assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
 }
 
 #[test]
@@ -155,6 +153,35 @@ fn whatever_of_tensorrt_fails_the_engine_is_as_it_was() {
     }
     // An operator that this TensorRT lacks is named.
     machine.fail(&args, &[("STANDIN_REFUSE", "MatMul")], &["MatMul", "plan of the decoder"]);
+    assert!(tree(Path::new(&engine)) == before);
+}
+
+#[test]
+fn an_interrupt_ends_a_build_in_the_midst_of_tensorrts_work_and_leaves_the_engine_as_it_was() {
+    let Some(machine) = Machine::new() else { return };
+    let engine = machine.engine();
+    let before = tree(Path::new(&engine));
+    let record = machine.path("record");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+    command.args(["build", &engine, "--tensorrt", "--plans-only"]).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("RUST_LOG", "takt_node=info");
+    command.envs(machine.environment.iter().map(|(name, value)| (name, value)));
+    let child = command.env("STANDIN_ENDLESS", "1").env("STANDIN_RECORD", &record).spawn().unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    let is_building =
+        || fs::read_to_string(&record).is_ok_and(|calls| calls.contains("IBuilder::buildSerializedNetwork("));
+    while !is_building() {
+        assert!(Instant::now() < patience, "TensorRT was not asked to build");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // The ONNX models are there while TensorRT works.
+    assert!(fs::read_dir(Path::new(&engine).join("plans")).unwrap().count() == 1);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cancelled; the engine is as it was"), "{message}");
+    assert!(message.contains("TensorRT, decoder: "), "without a terminal phases are logged: {message}");
     assert!(tree(Path::new(&engine)) == before);
 }
 

@@ -13,6 +13,7 @@ mod forward;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod plans;
 mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]

@@ -8,7 +8,7 @@ use std::{
 
 use takt_engine::{
     Result, TokenId,
-    backend::tensorrt::{PlanFile, TensorRtBackend, TensorRtOptions},
+    backend::tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions},
     dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
@@ -160,7 +160,7 @@ impl Planned {
         let device = device::probe()?.remove(0);
         let (context, fallback) = Context::open(&device, options.share)?;
         assert!(fallback.is_none(), "{fallback:?}");
-        let file = PlanFile { entry: &self.entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
+        let file = SerializedPlan { entry: &self.entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
         let image = image();
         TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), [&image[..]], options)
     }

@@ -115,7 +115,7 @@ fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        refused(options(), "its BLAKE3 is ");
+        refused(options(), "BLAKE3 is ");
         Engine::open(&dir, &EngineOptions::default()).unwrap();
         std::fs::write(&path, &bytes[..last]).unwrap();
         refused(options(), "--plans-only");

@@ -5,7 +5,10 @@ use takt_kernels_cu::{
     launch::{DeviceAddress, attention::Segment as DeviceSegment},
 };
 
-use super::shape::{ShapeLimits, StepShape};
+use super::{
+    draft::FeatureRows,
+    shape::{ShapeLimits, StepShape},
+};
 use crate::{
     EngineError, Result,
     backend::plan_check::num_logits_rows,
@@ -126,12 +129,6 @@ impl StepInput {
         stream.send(&self.pinned, self.layout.used_bytes(shape), self.device)
     }
 
-    /// Features of `token` are wanted in `row` of what a draft head reads; after [`Self::write`], which wants none.
-    pub(super) fn put_feature_row(&mut self, token: usize, row: usize) {
-        let layout = self.layout;
-        Fields { bytes: self.pinned.bytes_mut(), layout }.put(layout.feature_rows, token, index(row));
-    }
-
     /// Writes a checked `plan` of `shape`; the step before must be done.
     ///
     /// # Errors
@@ -155,6 +152,14 @@ impl StepInput {
             }
         }
         Ok(())
+    }
+}
+
+impl FeatureRows for StepInput {
+    /// After [`Self::write`], which wants none.
+    fn put_feature_row(&mut self, token: usize, row: usize) {
+        let layout = self.layout;
+        Fields { bytes: self.pinned.bytes_mut(), layout }.put(layout.feature_rows, token, index(row));
     }
 }
 

@@ -23,7 +23,7 @@ use super::device::{captures, lanes, lists, room, rows};
 
 mod backend;
 mod device;
-mod draft;
+pub(in crate::backend) mod draft;
 mod forward;
 mod input;
 mod mapped;

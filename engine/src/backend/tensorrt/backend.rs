@@ -6,18 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use takt_kernels_cu::driver::{
-    context::Context,
-    memory::{DeviceBuffer, MappedBuffer},
-    module::Kernels,
-    stream::Stream,
+use takt_kernels_cu::{
+    driver::{
+        context::Context,
+        memory::{DeviceBuffer, MappedBuffer},
+        module::Kernels,
+        stream::Stream,
+    },
+    launch::DeviceAddress,
 };
 use takt_tensorrt::{TensorRt, runtime::Plan};
 
 use super::{
     batch::{Batch, Profile, Section, SectionShape, Work},
     executions::{Executions, Host, Memory, Ready},
-    features::Features,
+    features::{FeatureRoute, Features},
     input::{InputFacts, InputLayout},
     options::TensorRtOptions,
     ports::Ports,
@@ -27,6 +30,10 @@ use crate::{
     EngineError, Result,
     backend::{
         Backend, Capabilities, Multiprocessors,
+        cuda::{
+            CudaOptions, GpuWeights,
+            draft::{self, CudaDraft, DraftSetup},
+        },
         device::{
             captures::{self, learnt},
             lanes::DeviceLanes,
@@ -34,18 +41,21 @@ use crate::{
             room::{Needs, Room},
             rows::StepRows,
         },
+        no_draft,
         plan_check::check_plan,
     },
     dir::{PlanEntry, PlanForm},
+    draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{KvKind, LaneId, SnapshotId},
+    quant::{MatrixData, MatrixView},
     rows::{FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
 };
 
-/// A plan as it lies in a file.
+/// A plan, and what it is.
 #[derive(Debug, Clone, Copy)]
-pub struct PlanFile<'a> {
+pub struct SerializedPlan<'a> {
     /// What it is.
     pub entry: &'a PlanEntry,
     /// The serialized network.
@@ -58,6 +68,7 @@ pub struct PlanFile<'a> {
 #[derive(Debug)]
 pub struct TensorRtBackend {
     executions: Executions,
+    head: Option<Head>,
     rows: StepRows,
     stream: Stream,
     kernels: Kernels,
@@ -72,9 +83,18 @@ pub struct TensorRtBackend {
     memory: Memory,
     pinned: MappedBuffer,
     features: Features,
+    /// The model's, BF16 `[V, D]`, for a draft head that has none of its own: a plan's cannot be had.
+    embedding: Option<DeviceBuffer>,
     /// How long sections took lately.
     usual: HashMap<SectionShape, Duration>,
     _buffers: Vec<DeviceBuffer>,
+}
+
+/// A draft head through our own kernels, and the way of the features to it.
+#[derive(Debug)]
+struct Head {
+    draft: Box<CudaDraft>,
+    route: FeatureRoute,
 }
 
 impl TensorRtBackend {
@@ -86,7 +106,7 @@ impl TensorRtBackend {
     /// it does not fit, [`EngineError::Input`] for an option out of range, [`EngineError::Backend`] when the device or TensorRT fails.
     pub fn new<'a>(
         spec: &DecoderSpec,
-        file: PlanFile<'_>,
+        file: SerializedPlan<'_>,
         (trt, context): (&TensorRt, &Context),
         cubins: impl IntoIterator<Item = &'a [u8]>,
         options: &TensorRtOptions,
@@ -162,6 +182,7 @@ impl TensorRtBackend {
         let rows = StepRows::new(context, sizes.rows, (memory.logits, spec.vocab_size), room)?;
         let mut backend = Self {
             executions: Executions::new(&plan),
+            head: None,
             rows,
             capabilities: capabilities(context, trt, &file, options, &lanes),
             stream,
@@ -176,11 +197,58 @@ impl TensorRtBackend {
             lanes,
             memory,
             features: Features::default(),
+            embedding: None,
             usual: HashMap::new(),
             _buffers: buffers,
         };
         backend.capture_usual()?;
         Ok(backend)
+    }
+
+    /// Whether the plan puts out what a head takes that reads the inputs of these layers.
+    #[must_use]
+    pub fn puts_out(&self, layer_inputs: &[usize]) -> bool {
+        self.entry.captured == layer_inputs
+    }
+
+    /// Copies the model's `embedding` to the device, for a draft head without one of its own; before [`Backend::attach_draft`].
+    ///
+    /// # Errors
+    /// [`EngineError::Capacity`] without memory, [`EngineError::Backend`] when the device fails.
+    pub fn set_embedding(&mut self, embedding: MatrixView<'_>) -> Result<()> {
+        let MatrixData::Bf16(bytes) = embedding.data else {
+            let fact = "an embedding that is not bf16".to_owned();
+            return Err(EngineError::Unsupported(fact));
+        };
+        let buffer =
+            DeviceBuffer::new(self.stream.context(), bytes.len(), "the embedding for the draft head")?;
+        self.stream.upload(bytes, &buffer, 0)?;
+        self.embedding = Some(buffer);
+        Ok(())
+    }
+
+    /// What the head's kernels are set up with.
+    fn head_options(&self) -> CudaOptions {
+        let TensorRtOptions {
+            share,
+            num_lanes,
+            max_step_tokens,
+            max_logits_rows,
+            max_kv_bytes,
+            step_limit,
+            ..
+        } = self.options;
+        CudaOptions {
+            share,
+            weights: GpuWeights::Copied,
+            num_lanes,
+            lane_capacity: self.capabilities.lane_capacity,
+            kv: KvKind::Bf16,
+            max_step_tokens,
+            max_logits_rows,
+            max_kv_bytes,
+            step_limit,
+        }
     }
 
     /// Decode steps of the first lane, for every length of the cache: run once with nothing to do, which writes rows that do not count.
@@ -243,6 +311,9 @@ impl TensorRtBackend {
             self.put(plan, &section, at)?;
         }
         self.features.bring(&self.stream, plan, &self.batch, self.memory.features)?;
+        if let Some(head) = &mut self.head {
+            head.route.run(&self.stream)?;
+        }
         self.rows.bring(&self.stream, plan)
     }
 
@@ -253,14 +324,29 @@ impl TensorRtBackend {
         let put = self.put_all(plan);
         let usual = self.batch.sections().iter().map(|section| self.usual_of(section)).sum();
         // Whatever came of the rest, what is in the stream reads and writes what the next step does.
-        let found = captures::wait(&self.stream, usual, self.options.step_limit)?;
+        let (found, reading) = match self.head.as_mut().filter(|head| head.draft.has_to_read() && put.is_ok())
+        {
+            Some(head) => head.draft.read_and_wait(&self.stream, usual)?,
+            None => (captures::wait(&self.stream, usual, self.options.step_limit)?, Duration::ZERO),
+        };
         put?;
         if let Some(last) = self.batch.sections().last() {
             let own = self.usual_of(last);
-            let learnt = learnt(own, usual.saturating_sub(own), found, start.elapsed());
+            let others = usual.saturating_sub(own) + reading;
+            let learnt = learnt(own, others, found, start.elapsed());
             self.usual.insert(key(last), learnt);
         }
         Ok(())
+    }
+
+    /// Lays out which features of `plan` go where for the head, and what it reads of them.
+    fn lead_features(&mut self, plan: &StepPlan) -> Result<()> {
+        let Some(Head { draft, route }) = &mut self.head else { return Ok(()) };
+        route.lay_out(plan, &self.batch)?;
+        let ends = (self.memory.features, draft.features());
+        route.prepare(&self.stream, &mut self.kernels, ends)?;
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        draft.follow_step(plan, &self.lanes.book, route, &mut host)
     }
 
     fn usual_of(&self, section: &Section) -> Duration {
@@ -296,10 +382,16 @@ impl Backend for TensorRtBackend {
         }
         let span = self.rows.span();
         self.rows.prepare(&self.stream, &mut self.kernels, (plan, span))?;
+        self.lead_features(plan)?;
         let ran = self.run_sections(plan);
         // Whatever came of it, the rows of earlier trees are overwritten.
         plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        ran?;
+        if let Err(error) = ran {
+            if let Some(head) = &mut self.head {
+                plan.segments.iter().for_each(|segment| head.draft.go_cold(segment.lane));
+            }
+            return Err(error);
+        }
         for segment in &plan.segments {
             if segment.is_tree {
                 self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
@@ -313,6 +405,9 @@ impl Backend for TensorRtBackend {
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
         self.check_alive()?;
+        if self.head.is_some() {
+            return Err(EngineError::Input("features are captured for the draft head already".into()));
+        }
         let of = (&self.spec, &self.entry);
         self.features = Features::new(self.stream.context(), of, layer_inputs, self.options.max_step_tokens)?;
         Ok(())
@@ -320,7 +415,12 @@ impl Backend for TensorRtBackend {
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
         self.check_alive()?;
-        self.lanes.keep(&self.stream, &mut self.kernels, lane, path)
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        if let Some(head) = &mut self.head {
+            head.draft.prepare_keep(lane, path, &mut host)?;
+        }
+        self.lanes.keep(host.stream, host.kernels, lane, path)?;
+        self.head.as_mut().map_or(Ok(()), |head| head.draft.keep(lane, path, &self.stream))
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {
@@ -329,21 +429,94 @@ impl Backend for TensorRtBackend {
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
         self.check_alive()?;
-        self.lanes.book.truncate(lane, len)
+        self.lanes.book.truncate(lane, len)?;
+        if let Some(head) = &mut self.head {
+            head.draft.truncate(lane, len);
+        }
+        Ok(())
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
         self.check_alive()?;
-        self.lanes.save_snapshot(&self.stream, &mut self.kernels, lane, len)
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        let snapshot = self.lanes.save_snapshot(host.stream, host.kernels, lane, len)?;
+        if let Some(head) = &mut self.head
+            && let Err(error) = head.draft.save_snapshot(lane, len, snapshot, &mut host)
+        {
+            self.lanes.drop_snapshot(snapshot);
+            return Err(error);
+        }
+        Ok(snapshot)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
         self.check_alive()?;
-        self.lanes.restore_snapshot(&self.stream, &mut self.kernels, lane, snapshot)
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        self.lanes.restore_snapshot(host.stream, host.kernels, lane, snapshot)?;
+        self.head.as_mut().map_or(Ok(()), |head| head.draft.restore_snapshot(lane, snapshot, &mut host))
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
+        if let Some(head) = &mut self.head {
+            head.draft.drop_snapshot(snapshot);
+        }
+    }
+
+    fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
+        self.check_alive()?;
+        spec.validate(&self.spec)?;
+        if !self.puts_out(&spec.captured) {
+            return Err(EngineError::Unsupported(format!(
+                "a draft head over the inputs of layers {:?}: the TensorRT plan puts out those of {:?}",
+                spec.captured, self.entry.captured
+            )));
+        }
+        let embedding = self.embedding.as_ref().map(DeviceBuffer::address);
+        if embedding.is_none() && !spec.own_embedding {
+            return Err(EngineError::Unsupported(
+                "a draft head that borrows the model's embedding, which was not loaded".into(),
+            ));
+        }
+        let setup = DraftSetup {
+            options: &self.head_options(),
+            num_sms: usize::try_from(self.stream.context().num_sms()).unwrap_or(1),
+            embedding: embedding.unwrap_or(DeviceAddress::NULL),
+            kv_bytes: self.lanes.num_bytes(),
+            weight_bytes: self.entry.size_bytes,
+        };
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        let draft = Box::new(CudaDraft::new(spec, source, &setup, &mut host)?);
+        let (num_places, len) = (self.sizes.limits.num_feature_places(), self.memory.ports.features_len);
+        let route = FeatureRoute::new(self.stream.context(), num_places, len, self.options.max_step_tokens)?;
+        (0..self.options.num_lanes).try_for_each(|lane| self.truncate(LaneId(lane), 0))?;
+        self.features = Features::default();
+        self.capabilities.kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
+        self.head = Some(Head { draft, route });
+        Ok(())
+    }
+
+    fn draft_facts(&self) -> Option<&DraftFacts> {
+        self.head.as_ref().map(|head| head.draft.facts())
+    }
+
+    fn follow(&mut self, lane: LaneId, follows: bool) {
+        let committed_len = self.lanes.book.committed_len(lane);
+        if let Some(head) = &mut self.head {
+            head.draft.follow(lane, follows, committed_len);
+        }
+    }
+
+    fn can_draft(&self, lane: LaneId) -> bool {
+        let head = self.head.as_ref();
+        head.is_some_and(|head| head.draft.is_warm(lane, self.lanes.book.committed_len(lane)))
+    }
+
+    fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
+        self.check_alive()?;
+        let Some(head) = &mut self.head else { return Err(no_draft("tensorrt")) };
+        let mut host = draft::Host { stream: &self.stream, kernels: &mut self.kernels };
+        head.draft.draft(plan, |lane| self.lanes.book.committed_len(lane), &mut host)
     }
 }
 
@@ -448,10 +621,7 @@ fn scratch_bytes(plan: &Plan) -> Result<usize> {
 }
 
 /// Of each layer keys, then values, of lane 0.
-fn cache_addresses(
-    lanes: &DeviceLanes,
-    spec: &DecoderSpec,
-) -> Result<Vec<takt_kernels_cu::launch::DeviceAddress>> {
+fn cache_addresses(lanes: &DeviceLanes, spec: &DecoderSpec) -> Result<Vec<DeviceAddress>> {
     let mut addresses = Vec::with_capacity(2 * spec.num_layers);
     for layer_idx in 0..spec.num_layers {
         let cache = lanes.cache(layer_idx)?;
@@ -463,7 +633,7 @@ fn cache_addresses(
 fn capabilities(
     context: &Context,
     trt: &TensorRt,
-    file: &PlanFile<'_>,
+    file: &SerializedPlan<'_>,
     options: &TensorRtOptions,
     lanes: &DeviceLanes,
 ) -> Capabilities {

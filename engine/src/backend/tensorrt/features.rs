@@ -1,10 +1,25 @@
-//! Residual streams that a plan puts out, handed to whoever asked for them.
+//! Residual streams that a plan puts out, for whoever asked for them and for a draft head.
 
-use takt_kernels_cu::driver::{context::Context, memory::MappedBuffer, stream::Stream};
-use takt_kernels_cu::launch::DeviceAddress;
+use std::ops::Range;
+
+use takt_kernels_cu::{
+    driver::{
+        context::Context,
+        memory::{DeviceBuffer, MappedBuffer},
+        module::Kernels,
+        stream::Stream,
+    },
+    launch::{DeviceAddress, rows::ScatterRows},
+};
 
 use super::batch::Batch;
-use crate::{EngineError, Result, dir::PlanEntry, spec::DecoderSpec, step::StepPlan};
+use crate::{
+    EngineError, Result,
+    backend::{cuda::draft::FeatureRows, device::captures::Captures},
+    dir::PlanEntry,
+    spec::DecoderSpec,
+    step::StepPlan,
+};
 
 /// The features of the last step on the host, where they are wanted.
 #[derive(Debug, Default)]
@@ -73,5 +88,114 @@ impl Features {
         let floats =
             self.host.as_ref().map(MappedBuffer::floats).and_then(|all| all.get(..num_tokens * self.len));
         floats.unwrap_or(&[])
+    }
+}
+
+/// The way of a step's features from where sections leave them to where a draft head looks for them: one small graph behind the sections, by the span of
+/// rows that they lie in.
+#[derive(Debug)]
+pub(super) struct FeatureRoute {
+    graphs: Captures<(usize, usize)>,
+    /// I32, by place on the device: the head's row, -1 for none.
+    pinned: MappedBuffer,
+    rows: DeviceBuffer,
+    /// By token of the plan: its place.
+    places: Vec<usize>,
+    span: Range<usize>,
+    /// F32 values of a token.
+    len: usize,
+}
+
+impl FeatureRoute {
+    /// For `num_places` rows of `len` values, of which a step has at most `max_step_tokens`.
+    pub(super) fn new(
+        context: &Context,
+        num_places: usize,
+        len: usize,
+        max_step_tokens: usize,
+    ) -> Result<Self> {
+        let num_bytes = num_places * size_of::<i32>();
+        Ok(Self {
+            graphs: Captures::default(),
+            pinned: MappedBuffer::new(context, num_bytes, "rows of features")?,
+            rows: DeviceBuffer::new(context, num_bytes, "rows of features")?,
+            places: Vec::with_capacity(max_step_tokens),
+            span: 0..0,
+            len,
+        })
+    }
+
+    /// Notes where the features of `plan`'s tokens will be; none of them are wanted yet. The step before must be done.
+    pub(super) fn lay_out(&mut self, plan: &StepPlan, batch: &Batch) -> Result<()> {
+        self.places.clear();
+        for idx in 0..plan.segments.len() {
+            batch.feature_places(plan, idx, |_, place, len| {
+                self.places.extend(place..place + len);
+                Ok(())
+            })?;
+        }
+        let first = self.places.iter().min().copied().unwrap_or(0);
+        self.span = first..self.places.iter().max().map_or(first, |last| last + 1);
+        for place in self.span.clone() {
+            self.put(place, -1);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, place: usize, row: i32) {
+        let at = place * size_of::<i32>();
+        if let Some(word) = self.pinned.bytes_mut().get_mut(at..at + size_of::<i32>()) {
+            word.copy_from_slice(&row.to_ne_bytes());
+        }
+    }
+
+    /// Captures what [`Self::run`] runs, unless it is there: features at `from` to rows at `to`.
+    pub(super) fn prepare(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        (from, to): (DeviceAddress, DeviceAddress),
+    ) -> Result<()> {
+        let key = (self.span.start, self.span.end);
+        if self.span.is_empty() || self.graphs.contains(key) {
+            return Ok(());
+        }
+        let (at, num_bytes) = (self.span.start * size_of::<i32>(), self.span.len() * size_of::<i32>());
+        let rows = self.rows.address().offset(at)?;
+        let scatter = ScatterRows {
+            from: from.offset(self.span.start * self.len * size_of::<f32>())?,
+            rows,
+            to,
+            in_stride: self.len,
+            out_stride: self.len,
+            num_rows: self.span.len(),
+            width: self.len,
+        };
+        let launch = scatter.launch()?;
+        stream.context().make_current()?;
+        kernels.prepare(&launch)?;
+        let graph = stream.capture(|stream| {
+            stream.send_from(&self.pinned, at, num_bytes, rows)?;
+            stream.launch(kernels, &launch)
+        })?;
+        self.graphs.insert(key, graph);
+        Ok(())
+    }
+
+    /// Puts it into the stream, behind the sections.
+    pub(super) fn run(&mut self, stream: &Stream) -> Result<()> {
+        if self.span.is_empty() {
+            return Ok(());
+        }
+        self.graphs.start(stream, (self.span.start, self.span.end)).map(drop)
+    }
+}
+
+impl FeatureRows for FeatureRoute {
+    /// After [`Self::lay_out`], which wants none.
+    fn put_feature_row(&mut self, token: usize, row: usize) {
+        if let (Some(&place), Ok(row)) = (self.places.get(token), i32::try_from(row)) {
+            self.put(place, row);
+        }
     }
 }

@@ -31,7 +31,7 @@ mod options;
 mod ports;
 mod sizes;
 
-pub use backend::{PlanFile, TensorRtBackend};
+pub use backend::{SerializedPlan, TensorRtBackend};
 pub use open::kernel_sources;
 pub(crate) use open::open;
 pub use options::TensorRtOptions;

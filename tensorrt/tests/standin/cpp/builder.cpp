@@ -24,6 +24,7 @@ public:
         if (monitor_ != nullptr) monitor_->phaseStart(name, parent, num_steps);
         for (int32_t i = 0; i < num_steps && !is_cancelled_; ++i) {
             step(i);
+            std::this_thread::yield();
             if (monitor_ != nullptr && !is_cancelled_ && !monitor_->stepComplete(name, i)) is_cancelled_ = true;
         }
         if (monitor_ != nullptr) monitor_->phaseFinish(name);
@@ -149,10 +150,11 @@ void Builder::measure(const Network& network, Config& config, Phases& phases) co
     for (size_t profile = 0; profile < std::max<size_t>(1, config.profiles.size()); ++profile) {
         std::string name = "Timing graph nodes for profile " + std::to_string(profile);
         auto time = [&](int32_t step) {
-            std::string key = all[size_t(step)] + " " + std::to_string(profile);
+            std::string key = all[size_t(step) % all.size()] + " " + std::to_string(profile);
             if (config.timing_cache != nullptr && !config.timing_cache->entries.insert(key).second) ++num_known;
         };
-        auto run = [&] { phases.phase(name.c_str(), "Building engine", int32_t(all.size()), time); };
+        int32_t num_steps = is_endless() && config.monitor != nullptr ? INT32_MAX : int32_t(all.size());
+        auto run = [&] { phases.phase(name.c_str(), "Building engine", num_steps, time); };
         if (!all.empty()) std::thread(run).join();
     }
     voice.log(Severity::kVERBOSE, std::to_string(num_known) + " tactics were in the timing cache");

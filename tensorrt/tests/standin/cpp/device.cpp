@@ -1,4 +1,4 @@
-// The CUDA driver, where the program has one loaded. It is not opened here: a program without one builds plans, and runs nothing.
+// The CUDA driver, where there is one.
 #include "device.h"
 
 #include <dlfcn.h>
@@ -8,8 +8,12 @@ namespace {
 
 template <typename Function>
 Function* driver(const char* name) {
-    static void* library = nullptr;
-    if (library == nullptr) library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    // Opened and begun as the real library does, which is a program's first use of it when it builds a plan.
+    static void* library = [] {
+        void* opened = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+        auto begin = opened == nullptr ? nullptr : reinterpret_cast<int (*)(unsigned)>(dlsym(opened, "cuInit"));
+        return begin != nullptr && begin(0) == 0 ? opened : nullptr;
+    }();
     return library == nullptr ? nullptr : reinterpret_cast<Function*>(dlsym(library, name));
 }
 

@@ -1,4 +1,4 @@
-// The CUDA driver, where the program has one loaded.
+// The CUDA driver, where there is one.
 #pragma once
 
 #include <cstddef>

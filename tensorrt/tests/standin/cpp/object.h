@@ -91,6 +91,7 @@ Version version();
 bool is_at_least(int major, int minor);
 // The compute capability plans are built for and run on: 87, 110.
 int sm();
+bool is_endless();
 bool is_refused(const std::string& op_type);
 struct Executor {
     standin_execute execute;

@@ -80,6 +80,7 @@ void State::set_from_environment() {
     std::string text = variable("STANDIN_VERSION");
     if (!text.empty()) std::sscanf(text.c_str(), "%d.%d.%d", &version.major, &version.minor, &version.patch);
     sm = std::atoi(variable("STANDIN_SM").c_str());
+    is_endless = variable("STANDIN_ENDLESS") == "1";
     for (const std::string& failure : split(variable("STANDIN_FAIL"), ';')) failures.push_back(read_failure(failure));
     for (const std::string& op_type : split(variable("STANDIN_REFUSE"), ',')) refused.insert(op_type);
     record_path = variable("STANDIN_RECORD");
@@ -135,6 +136,11 @@ int sm() {
     return found == 0 ? 90 : found;
 }
 
+bool is_endless() {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return state().is_endless;
+}
+
 bool is_refused(const std::string& op_type) {
     std::lock_guard<std::mutex> lock(state().mutex);
     return state().refused.count(op_type) != 0;
@@ -177,6 +183,11 @@ EXPORTED void standin_set_version(int32_t major, int32_t minor, int32_t patch) {
 EXPORTED void standin_set_sm(int32_t sm) {
     std::lock_guard<std::mutex> lock(state().mutex);
     state().sm = sm;
+}
+
+EXPORTED void standin_set_endless(int32_t is_endless) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    state().is_endless = is_endless != 0;
 }
 
 EXPORTED void standin_refuse_operator(const char* op_type) {

@@ -28,6 +28,7 @@ struct State {
     std::set<std::string> refused;
     Version version = {NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH};
     int sm = 0;
+    bool is_endless = false;
     Executor executor = {nullptr, nullptr};
     std::string record_path;
     std::string faults_path;

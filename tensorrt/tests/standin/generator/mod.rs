@@ -10,4 +10,5 @@ mod parse;
 mod tokens;
 
 pub use emit::emit;
-pub use parse::{Method, parse};
+#[allow(unused_imports, reason = "for who looks at what was read")]
+pub use parse::{Headers, Method, parse};

@@ -10,10 +10,10 @@ use takt_kernels_cu::driver::{
     stream::{Found, Stream},
 };
 
-use super::{CudaDraft, Host, Snapshot, input::ReadRow, shape::ReadShape};
+use super::{CudaDraft, FeatureRows, Host, Snapshot, input::ReadRow, shape::ReadShape};
 use crate::{
     Result,
-    backend::cuda::{captures, input::StepInput},
+    backend::cuda::captures,
     draft::{Following, MAX_DRAFT_ROWS, MAX_WAITING},
     kv::{LaneBook, LaneId, SnapshotId},
     step::{Segment, StepPlan},
@@ -29,7 +29,7 @@ impl CudaDraft {
         &mut self,
         plan: &StepPlan,
         book: &LaneBook,
-        step: &mut StepInput,
+        step: &mut dyn FeatureRows,
         host: &mut Host<'_>,
     ) -> Result<()> {
         let due = plan.segments.iter().map(|segment| {
@@ -57,7 +57,13 @@ impl CudaDraft {
         self.reading.is_some()
     }
 
-    fn follow_rows(&mut self, plan: &StepPlan, segment: &Segment, num_due: usize, step: &mut StepInput) {
+    fn follow_rows(
+        &mut self,
+        plan: &StepPlan,
+        segment: &Segment,
+        num_due: usize,
+        step: &mut dyn FeatureRows,
+    ) {
         let (lane, end) = (segment.lane, segment.tokens.end);
         let num_before = self.book.num_waiting(lane);
         let last_slot = self.slot(lane, num_before);

@@ -58,14 +58,20 @@ use workspace::{Sizes, Workspace};
 const DRIVER_BYTES: usize = 16 << 20;
 
 /// What the target lends to its head.
-pub(super) struct Host<'a> {
+pub(in crate::backend) struct Host<'a> {
     pub stream: &'a Stream,
     pub kernels: &'a mut Kernels,
 }
 
+/// Where a step leaves the features of its tokens for a head: whatever computes it.
+pub(in crate::backend) trait FeatureRows {
+    /// Features of `token` of the step's plan are wanted in row `row` of [`CudaDraft::features`]; those of others are not.
+    fn put_feature_row(&mut self, token: usize, row: usize);
+}
+
 /// How a head is set up beside its target.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DraftSetup<'a> {
+pub(in crate::backend) struct DraftSetup<'a> {
     pub options: &'a CudaOptions,
     /// Multiprocessors that our kernels run on.
     pub num_sms: usize,
@@ -79,7 +85,7 @@ pub(super) struct DraftSetup<'a> {
 
 /// An attached head. Fields are given back in their order: graphs before the buffers they name.
 #[derive(Debug)]
-pub(super) struct CudaDraft {
+pub(in crate::backend) struct CudaDraft {
     reads: Captures<ReadShape>,
     levels: Captures<LevelShape>,
     spec: DraftSpec,

@@ -1,0 +1,158 @@
+//! Weights that are given anew, or stay in the host's memory.
+
+use takt_kernels_cu::driver::{
+    context::{Context, Share},
+    device::probe,
+    memory::DeviceBuffer,
+    stream::Stream,
+};
+use takt_tensorrt::{
+    TensorRt, TensorRtError,
+    build::{PlanFlags, PlanRequest},
+    runtime::{Execution, Plan, Weights},
+    tensor::DataType,
+};
+
+use crate::{
+    build,
+    emulator::driver::EmulatedDevice,
+    model, profile, request,
+    standin::{Built, Standin},
+};
+
+/// A plan of a model that only looks up rows, in one profile.
+fn loaded(trt: &TensorRt, context: &Context, flags: PlanFlags) -> Plan {
+    let folder = tempfile::tempdir().unwrap();
+    let onnx = model::write(&model::decoder(false), folder.path());
+    let profiles = [profile("decode", [1, 1, 1])];
+    let built = build(trt, &PlanRequest { flags, ..request(&onnx, &profiles) }).unwrap();
+    Plan::load(trt, context, &built.plan).unwrap()
+}
+
+fn on_device(test: &'static str, body: impl FnOnce(&Standin, &TensorRt, &Context)) {
+    if Built::get().is_none() {
+        return;
+    }
+    EmulatedDevice::new(test).run(|_| {
+        let standin = Standin::load().unwrap();
+        let (context, _) = Context::open(&probe().unwrap()[0], Share::None).unwrap();
+        body(&standin, &TensorRt::open().unwrap(), &context);
+        assert_eq!(standin.alive(), [""; 0]);
+        assert_eq!(standin.faults(), [""; 0]);
+    });
+}
+
+fn refused<T: std::fmt::Debug>(result: takt_tensorrt::Result<T>) -> String {
+    match result {
+        Err(TensorRtError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The values of `table`.
+fn table() -> Vec<u8> {
+    model::data()[16..].to_vec()
+}
+
+#[test]
+fn a_stripped_plan_runs_once_it_has_its_weights_again() {
+    on_device("weights::a_stripped_plan_runs_once_it_has_its_weights_again", |standin, trt, context| {
+        standin.set_executor(|model, _| {
+            let whole = model.files[1].1[16..] == table()[..];
+            if whole { Ok(()) } else { Err(format!("{:?}", model.files[1].1)) }
+        });
+        let stripped = PlanFlags { stripped: true, ..PlanFlags::default() };
+        let mut plan = loaded(trt, context, stripped);
+        let stream = Stream::new(context).unwrap();
+        let error = Execution::new(&plan, 0, &stream).unwrap_err().to_string();
+        assert!(error.contains("its weights have to be refitted"), "{error}");
+        let expected = [("table", 8), ("scale", 1)].map(|(name, num_elements)| Weights {
+            name: name.into(),
+            data_type: DataType::F32,
+            num_elements,
+        });
+        assert_eq!(plan.refittable_weights().unwrap(), expected);
+        let (table, scale) = (table(), 1_f32.to_le_bytes());
+        assert_eq!(
+            refused(plan.refit(&[("scale", DataType::F32, &scale)])),
+            "weights are missing: \"table\""
+        );
+        let unknown = refused(plan.refit(&[("axes", DataType::I64, &[0; 8])]));
+        assert!(unknown.contains("\"axes\" is not among its weights"), "{unknown}");
+        let short = refused(plan.refit(&[("table", DataType::F32, &table[..28])]));
+        assert!(short.contains("\"table\" is 28 bytes of F32, expected 8 elements of F32"), "{short}");
+        standin.clear();
+        plan.refit(&[("table", DataType::F32, &table), ("scale", DataType::F32, &scale)]).unwrap();
+        let steps = standin.steps();
+        let set: Vec<_> =
+            steps.iter().filter(|call| call.contains("set") && call.contains("Weights(")).collect();
+        assert!(set[0].ends_with("::setNamedWeights(\"table\", Weights(kFLOAT, 8))"), "{steps:#?}");
+        assert!(set[1].ends_with("::setNamedWeights(\"scale\", Weights(kFLOAT, 1))"), "{steps:#?}");
+        assert!(steps[steps.len() - 2].ends_with("::refitCudaEngine()"), "{steps:#?}");
+        assert!(steps[steps.len() - 1].ends_with("::~IRefitter()"), "{steps:#?}");
+        let mut execution = Execution::new(&plan, 0, &stream).unwrap();
+        let busy = refused(plan.refit(&[("table", DataType::F32, &table)]));
+        assert!(busy.contains("the plan has 1 executions"), "{busy}");
+        run(&mut execution, context, &stream, &plan);
+    });
+}
+
+/// Runs it once in memory of its own.
+fn run(execution: &mut Execution, context: &Context, stream: &Stream, plan: &Plan) {
+    let buffer = |what| DeviceBuffer::new(context, 1024, what).unwrap();
+    let names = ["ids", "past", "present", "logits"].map(|name| (name, buffer(name)));
+    for (name, memory) in &names {
+        stream.zero(memory).unwrap();
+        execution.bind(name, memory.address()).unwrap();
+    }
+    let num_bytes = plan.scratch_bytes(0).unwrap();
+    let scratch = DeviceBuffer::new(context, num_bytes, "scratch").unwrap();
+    execution.set_scratch(scratch.address(), num_bytes).unwrap();
+    execution.set_shape("ids", &[1, 1]).unwrap();
+    execution.set_shape("past", &[1, 2, 8, 16]).unwrap();
+    execution.enqueue(stream).unwrap();
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn a_plan_that_was_not_built_for_it_takes_no_weights_and_no_budget() {
+    on_device(
+        "weights::a_plan_that_was_not_built_for_it_takes_no_weights_and_no_budget",
+        |_, trt, context| {
+            let mut plan = loaded(trt, context, PlanFlags::default());
+            assert!(!plan.is_refittable());
+            assert!(refused(plan.refit(&[])).contains("build it refittable"));
+            assert!(refused(plan.set_weight_budget(1)).contains("build it with weight streaming"));
+        },
+    );
+}
+
+#[test]
+fn a_budget_leaves_weights_in_the_hosts_memory_and_captures_to_others() {
+    on_device(
+        "weights::a_budget_leaves_weights_in_the_hosts_memory_and_captures_to_others",
+        |_, trt, context| {
+            let streaming = PlanFlags { weight_streaming: true, ..PlanFlags::default() };
+            let mut plan = loaded(trt, context, streaming);
+            let stream = Stream::new(context).unwrap();
+            assert_eq!(plan.streamable_bytes(), 36);
+            assert!(!plan.is_streaming());
+            let whole = plan.scratch_bytes(0).unwrap();
+            plan.set_weight_budget(0).unwrap();
+            assert!(plan.is_streaming());
+            assert!(plan.scratch_bytes(0).unwrap() > whole, "what is streamed has to go somewhere");
+            let mut execution = Execution::new(&plan, 0, &stream).unwrap();
+            assert!(refused(plan.set_weight_budget(36)).contains("the plan has 1 executions"));
+            run(&mut execution, context, &stream, &plan);
+            let captured = stream.capture(|stream| {
+                let error = execution.enqueue(stream).unwrap_err().to_string();
+                assert!(error.contains("cannot be captured"), "{error}");
+                Ok(())
+            });
+            drop(captured);
+            drop(execution);
+            plan.set_weight_budget(36).unwrap();
+            assert!(!plan.is_streaming());
+        },
+    );
+}

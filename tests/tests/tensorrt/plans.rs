@@ -1,0 +1,204 @@
+//! Plans into an engine directory, with TensorRT's calls seen from the other side, and each of them failing.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use takt_engine::{
+    dir::{Manifest, PlanCompute},
+    quant::WeightKind,
+};
+use takt_engine_builder::{
+    BuildError, BuildOptions, Progress, Stage, TimingCacheUse, build,
+    draft::DraftOptions,
+    plans::{DevicePlans, PlanOptions, add_plans},
+};
+use takt_tests::checkpoint::fixtures;
+use tempfile::TempDir;
+
+use crate::{
+    emulator::driver::EmulatedDevice,
+    models::on_the_stand_in,
+    standin::{Failure, Standin},
+};
+
+fn emulated(test: &'static str) -> EmulatedDevice {
+    EmulatedDevice::new(test).sm(87)
+}
+
+/// An engine with a draft head.
+fn engine() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine");
+    let head = fixtures().join("eagle3/tiny-llama-midlayer");
+    let draft = DraftOptions { folder: &head, prompts: None, measures: false };
+    let options = BuildOptions { draft: Some(draft), ..BuildOptions::new(WeightKind::Bf16) };
+    build(&fixtures().join("hf/tiny-llama"), &path, &options, &mut |_| {}).unwrap();
+    (folder, path)
+}
+
+/// Every file below a folder with its bytes, and every folder.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(tree(&path));
+            found.insert(path, None);
+        } else {
+            found.insert(path.clone(), Some(fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
+
+fn calls(standin: &Standin, what: &str) -> Vec<String> {
+    standin.record().into_iter().filter(|line| line.contains(what)).collect()
+}
+
+#[test]
+fn options_become_what_tensorrt_is_asked_for() {
+    on_the_stand_in(emulated("plans::options_become_what_tensorrt_is_asked_for"), |_, standin, _| {
+        let (_folder, engine) = engine();
+        let options = PlanOptions {
+            num_lanes: 3,
+            lane_capacity: Some(100),
+            compute: PlanCompute::F16,
+            workspace_bytes: Some(5 << 20),
+            effort: Some(1),
+            streams_weights: true,
+        };
+        standin.clear();
+        let report =
+            add_plans(&engine, &DevicePlans::open(options, None).unwrap(), None, &mut |_| {}).unwrap();
+        assert_eq!(calls(standin, "kWEIGHT_STREAMING").len(), 4, "set and asked for, twice");
+        assert!(calls(standin, "kREFIT").is_empty() && calls(standin, "kSTRIP_PLAN").is_empty());
+        assert_eq!(calls(standin, &format!("setMemoryPoolLimit(kWORKSPACE, {})", 5 << 20)).len(), 2);
+        assert_eq!(calls(standin, "setBuilderOptimizationLevel(1)").len(), 2);
+        assert_eq!(calls(standin, "addOptimizationProfile(").len(), 3 + 2);
+        // The whole of the cache is a plan's, whatever the profile.
+        let cache = calls(standin, "setDimensions(\"past_key_values.0.key\", kMAX");
+        let rows = |line: &String, rows: usize| line.contains(&format!(",{rows},"));
+        assert!(cache[..3].iter().all(|line| rows(line, 165)), "{cache:?}");
+        assert!(cache[3..].iter().all(|line| rows(line, 165 + 128)), "{cache:?}");
+        assert!(report.plans.iter().all(|plan| plan.entry.streams_weights && plan.entry.num_lanes == 3));
+        assert_eq!(standin.alive(), [""; 0]);
+    });
+}
+
+#[test]
+fn calls_of_tensorrt_fail_and_the_engine_is_as_it_was() {
+    let test = "plans::calls_of_tensorrt_fail_and_the_engine_is_as_it_was";
+    on_the_stand_in(emulated(test), |_, standin, _| {
+        let (folder, engine) = engine();
+        let (before, timings) = (tree(folder.path()), tempfile::tempdir().unwrap());
+        let plans = DevicePlans::open(PlanOptions::default(), Some(timings.path().join("t"))).unwrap();
+        let manifest = fs::read(engine.join("engine.json")).unwrap();
+        standin.clear();
+        add_plans(&engine, &plans, None, &mut |_| {}).unwrap();
+        let num_calls = standin.record().len() as u64;
+        let whole = || {
+            let manifest = Manifest::read(&engine).unwrap();
+            assert_eq!(manifest.plans.len(), 2);
+            assert!(manifest.check_plans(&engine).iter().all(|check| check.outcome.is_ok()));
+            fs::remove_dir_all(engine.join("plans")).unwrap();
+        };
+        whole();
+        fs::write(engine.join("engine.json"), &manifest).unwrap();
+        let mut num_failed = 0;
+        let hows = [Failure::Error, Failure::OutOfMemory, Failure::Silent];
+        // `takt_tensorrt`'s own suite fails each call; here one in fifteen does, each in another way than the one before.
+        for (idx, n) in (1..=num_calls).step_by(15).enumerate() {
+            standin.fail_any(n, hows[idx % 3]);
+            match add_plans(&engine, &plans, None, &mut |_| {}) {
+                // There is no such call any more, or one that only costs time, as those of the timings.
+                Ok(_) => {
+                    whole();
+                    fs::write(engine.join("engine.json"), &manifest).unwrap();
+                }
+                Err(error) => {
+                    num_failed += 1;
+                    let told = matches!(error, BuildError::Plan { .. } | BuildError::TensorRt(_));
+                    assert!(told, "call {n}: {error:?}");
+                }
+            }
+            standin.fail_any(0, Failure::Error);
+            assert!(tree(folder.path()) == before, "call {n}");
+            assert_eq!(standin.alive(), [""; 0], "call {n}");
+        }
+        assert!(num_failed >= 10, "{num_failed} of {num_calls}");
+    });
+}
+
+#[test]
+fn a_build_that_is_cancelled_in_a_phase_of_tensorrt_leaves_nothing() {
+    let test = "plans::a_build_that_is_cancelled_in_a_phase_of_tensorrt_leaves_nothing";
+    on_the_stand_in(emulated(test), |_, standin, _| {
+        let (folder, engine) = engine();
+        let before = tree(folder.path());
+        let plans = DevicePlans::open(PlanOptions::default(), None).unwrap();
+        let phases = RefCell::new(Vec::new());
+        for stop_at in 0.. {
+            let (flag, mut step) = (AtomicBool::new(false), 0);
+            let mut watch = |at: Progress<'_>| {
+                if at.stage == Stage::Plans {
+                    flag.fetch_or(step == stop_at, Ordering::Relaxed);
+                    phases.borrow_mut().push(at.item.to_owned());
+                    step += 1;
+                }
+            };
+            let ended = add_plans(&engine, &plans, Some(&flag), &mut watch);
+            if !flag.load(Ordering::Relaxed) {
+                ended.unwrap();
+                break;
+            }
+            assert!(matches!(ended, Err(BuildError::Cancelled)), "at {stop_at}: {ended:?}");
+            assert!(tree(folder.path()) == before, "at {stop_at}");
+            assert_eq!(standin.alive(), [""; 0]);
+        }
+        let phases = phases.into_inner();
+        assert!(phases.iter().any(|phase| phase.starts_with("draft head: ")), "{phases:?}");
+    });
+}
+
+#[test]
+fn measurements_of_another_release_are_not_taken_and_a_note_says_so() {
+    let test = "plans::measurements_of_another_release_are_not_taken_and_a_note_says_so";
+    on_the_stand_in(emulated(test), |_, standin, _| {
+        let (_folder, engine) = engine();
+        let timings = tempfile::tempdir().unwrap();
+        let (major, minor, patch) = standin.built().version;
+        let as_number = |number: u32| i32::try_from(number).unwrap();
+        let build_with = |patch: u32| {
+            standin.set_version(as_number(major), as_number(minor), as_number(patch));
+            let plans = DevicePlans::open(PlanOptions::default(), Some(timings.path().into())).unwrap();
+            add_plans(&engine, &plans, None, &mut |_| {}).unwrap().plans
+        };
+        let first = build_with(patch);
+        assert_eq!(
+            (first[0].timing_cache, first[1].timing_cache),
+            (TimingCacheUse::New, TimingCacheUse::Used)
+        );
+        // Kept by one release, and found where another keeps its own.
+        let file = |patch: u32| {
+            let name = format!("trt-{major}.{minor}.{patch}-");
+            let entries = fs::read_dir(timings.path()).unwrap().map(|entry| entry.unwrap().path());
+            entries.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&name))
+        };
+        let of_first = file(patch).unwrap();
+        let name = of_first.file_name().unwrap().to_string_lossy().replacen(
+            &format!("{major}.{minor}.{patch}-"),
+            &format!("{major}.{minor}.{}-", patch + 1),
+            1,
+        );
+        fs::copy(&of_first, timings.path().join(name)).unwrap();
+        let second = build_with(patch + 1);
+        assert_eq!(second[0].timing_cache, TimingCacheUse::New);
+        assert!(second[0].warnings.iter().any(|note| note.contains("did not take the measurements")));
+        assert_eq!(second[1].timing_cache, TimingCacheUse::Used);
+    });
+}
