@@ -42,11 +42,22 @@ pub struct Outputs {
 impl Lanes {
     /// The decoder of the export at `folder`.
     pub fn open(folder: &Path, contract: &Contract, num_lanes: usize) -> Self {
-        let facts = &contract.models[0];
-        let data = fs::read(folder.join(facts.data_file)).unwrap();
+        Self::open_model(folder, contract, 0, num_lanes)
+    }
+
+    /// Model `idx` of it, which may borrow from the others' data.
+    pub fn open_model(folder: &Path, contract: &Contract, idx: usize, num_lanes: usize) -> Self {
+        let facts = &contract.models[idx];
+        let names = contract.models.iter().map(|model| model.data_file);
+        let data: Vec<_> = names.map(|name| (name, fs::read(folder.join(name)).unwrap())).collect();
+        let data: Vec<(&str, &[u8])> = data.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
         let onnx = fs::read(folder.join(facts.file)).unwrap();
-        let model = Model::read(&onnx, &[(facts.data_file, &data)]).unwrap();
-        let rows = contract.capacity;
+        let model = Model::read(&onnx, &data).unwrap();
+        let cached = facts.inputs.iter().find(|port| port.name.starts_with("past_key_values.")).unwrap();
+        let rows = match cached.shape[2] {
+            Dim::Fixed(rows) => rows,
+            Dim::Named(_) => contract.capacity,
+        };
         let cache = |port: &Port| {
             let fixed = |dim: &Dim| match dim {
                 Dim::Fixed(len) => Some(*len),
@@ -77,20 +88,32 @@ impl Lanes {
 
     /// Runs one section over the lanes from the first to the last that has a share, and commits what is kept.
     pub fn run(&mut self, shares: &[Share]) -> Vec<Outputs> {
+        let outputs = self.run_with(shares, Vec::new());
+        let lo = shares.iter().map(|share| share.lane).min().unwrap();
+        let sequence = shares.iter().map(|share| share.tokens.len()).max().unwrap();
+        shares.iter().map(|share| Self::found(share, lo, sequence, &outputs)).collect()
+    }
+
+    /// The same with inputs of a head's; gives all outputs but the cache.
+    pub fn run_with(
+        &mut self,
+        shares: &[Share],
+        more: Vec<(&'static str, Buffer)>,
+    ) -> HashMap<String, Buffer> {
         let lo = shares.iter().map(|share| share.lane).min().unwrap();
         let hi = shares.iter().map(|share| share.lane).max().unwrap();
         let (batch, sequence) = (hi - lo + 1, shares.iter().map(|share| share.tokens.len()).max().unwrap());
-        let inputs = self.section(shares, lo, [batch, sequence]);
+        let mut inputs = self.section(shares, lo, [batch, sequence]);
+        inputs.extend(more);
         let mut outputs = self.outputs_of(batch, sequence);
         self.call(lo, batch, inputs, &mut outputs);
         if self.form == Form::Primitives {
             self.append(shares, lo, sequence, &outputs);
         }
-        let found = shares.iter().map(|share| Self::found(share, lo, sequence, &outputs)).collect();
         for share in shares {
             self.keep(share);
         }
-        found
+        outputs
     }
 
     /// Every input but the cache.
@@ -198,9 +221,7 @@ impl Lanes {
         let part = |buffer: &Buffer| {
             let width = buffer.dims[2];
             let first = (share.lane - lo) * sequence * width;
-            let values: Vec<f32> =
-                buffer.bytes.chunks(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect();
-            values[first..first + share.tokens.len() * width].to_vec()
+            buffer.floats()[first..first + share.tokens.len() * width].to_vec()
         };
         let hidden =
             (0..).map_while(|layer| outputs.get(&format!("hidden_states.{layer}"))).map(part).collect();

@@ -4,6 +4,7 @@
 
 mod case;
 mod evaluator;
+mod heads;
 mod lanes;
 mod models;
 #[path = "../../../engine-builder/tests/onnx_export/python.rs"]

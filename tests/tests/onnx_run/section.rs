@@ -45,6 +45,19 @@ impl Buffer {
         Self { element, dims, bytes: vec![0; len] }
     }
 
+    pub fn of_floats(dims: Vec<usize>, values: &[f32]) -> Self {
+        Self {
+            element: Element::F32,
+            dims,
+            bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        }
+    }
+
+    pub fn floats(&self) -> Vec<f32> {
+        assert_eq!(self.element, Element::F32);
+        self.bytes.chunks(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    }
+
     pub fn ints(dims: Vec<usize>, values: &[i64]) -> Self {
         Self {
             element: Element::I64,

@@ -83,6 +83,7 @@ fn options_become_what_tensorrt_is_asked_for() {
         // The whole of the cache is a plan's, whatever the profile.
         let cache = calls(standin, "setDimensions(\"past_key_values.0.key\", kMAX");
         let rows = |line: &String, rows: usize| line.contains(&format!(",{rows},"));
+        // 100 tokens and 65 rows for padding, up to a multiple of 8.
         assert!(cache[..3].iter().all(|line| rows(line, 168)), "{cache:?}");
         assert!(cache[3..].iter().all(|line| rows(line, 168 + 128)), "{cache:?}");
         assert!(report.plans.iter().all(|plan| plan.entry.streams_weights && plan.entry.num_lanes == 3));

@@ -38,8 +38,8 @@ use crate::{
 
 /// Every 240th line: 10 of 2,400.
 const STRIDE: usize = 240;
-/// Tokens that plans' lanes hold: with the rows for padding the fixtures' narrow lanes are multiples of 256 bytes, as several beside each other must be.
-const CAPACITY: usize = 255;
+/// Tokens that plans' lanes hold, where the model was made for more.
+const CAPACITY: usize = 256;
 const NUM_LANES: usize = 2;
 
 /// An engine with a plan, in a folder of its own.
@@ -69,7 +69,7 @@ impl Road {
     }
 
     fn capacity(&self) -> usize {
-        CAPACITY.min(Manifest::read(&self.engine()).unwrap().spec.max_context - 1)
+        CAPACITY.min(Manifest::read(&self.engine()).unwrap().spec.max_context)
     }
 
     fn engine(&self) -> PathBuf {
