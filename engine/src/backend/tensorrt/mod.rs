@@ -6,6 +6,7 @@
 //! | [`entry`] | which of an engine's plans is for this machine |
 //! | [`open`] | from a machine and an engine directory to a backend |
 //! | [`ports`] | a plan's tensors: everything that is expected is there, and nothing else |
+//! | [`fit`] | whether a plan can be run as asked, and everything beside it fits |
 //! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
 //! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
 //! | [`input`] | what a section is about; the bytes that travel to the device |
@@ -25,6 +26,7 @@ mod entry;
 mod error;
 mod executions;
 mod features;
+mod fit;
 mod input;
 mod open;
 mod options;
