@@ -17,7 +17,7 @@ use crate::{
     build,
     emulator::driver::EmulatedDevice,
     model, profile, request,
-    standin::{Built, Standin},
+    standin::{Built, Failure, Standin},
 };
 
 /// A plan of a model that only looks up rows, in one profile.
@@ -155,4 +155,40 @@ fn a_budget_leaves_weights_in_the_hosts_memory_and_captures_to_others() {
             assert!(!plan.is_streaming());
         },
     );
+}
+
+#[test]
+fn whichever_call_of_a_refit_fails_there_is_an_error_and_the_plan_stays_without() {
+    const TEST: &str =
+        "weights::whichever_call_of_a_refit_fails_there_is_an_error_and_the_plan_stays_without";
+    on_device(TEST, |standin, trt, context| {
+        let stripped = PlanFlags { stripped: true, ..PlanFlags::default() };
+        let stream = Stream::new(context).unwrap();
+        let (table, scale) = (table(), 1_f32.to_le_bytes());
+        let weights = [("table", DataType::F32, &table[..]), ("scale", DataType::F32, &scale)];
+        for how in [Failure::Error, Failure::OutOfMemory, Failure::Silent] {
+            let mut plan = loaded(trt, context, stripped);
+            let mut n = 0;
+            loop {
+                n += 1;
+                standin.fail_any(n, how);
+                let refitted = plan.refit(&weights);
+                let has_failed = standin.has_failed();
+                standin.fail_any(0, how);
+                assert_eq!(standin.alive(), ["IRuntime", "ICudaEngine"]);
+                if !has_failed {
+                    refitted.unwrap();
+                    break;
+                }
+                let error = refitted.expect_err("an error went unseen");
+                let is_oom = matches!(error, TensorRtError::OutOfMemory { .. });
+                assert_eq!(is_oom, how == Failure::OutOfMemory, "{how:?} {n}: {error}");
+                assert!(Execution::new(&plan, 0, &stream).is_err(), "{how:?} {n}: half a plan's weights");
+            }
+            assert_eq!(n, 5, "the refitter, two weights and the refit");
+            Execution::new(&plan, 0, &stream).unwrap();
+            drop(plan);
+            standin.clear();
+        }
+    });
 }

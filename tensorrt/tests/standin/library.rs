@@ -129,7 +129,7 @@ impl Builder {
         let (header, source) = generator::emit(&generator::parse(&text));
         let files = own_files()?;
         let mut hash = Sha256::new();
-        hash.update(format!("{} {:?}\n{header}\n{source}", self.version, self.flags));
+        hash.update(format!("{} {:?}\n{text}\n{header}\n{source}", self.version, self.flags));
         for file in &files {
             hash.update(fs::read(file)?);
         }

@@ -22,6 +22,8 @@
 //! - Its parser reads real ONNX files, its builder writes plans that hold the model, and its contexts hand what is bound to an executor, in the
 //!   stream's order where the process has a CUDA driver (the emulated one has host functions in graphs), at once where not.
 //! - `standin.h` says what can be asked and what environment variables set, `executor.h` what computes the models.
+//! - It was written from NVIDIA's headers and documentation and has not been compared with the real library: the order of calls that is allowed,
+//!   what is checked when, and the words of errors are what these say, or a guess on the strict side.
 //! - What the real library leaves undefined is found and listed by [`Standin::faults`]: memory shorter than its tensor, tensors that overlap,
 //!   scratch memory shared by executions that run together, objects that outlive what they are of.
 
