@@ -14,8 +14,9 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde_json::Value;
+use takt_kernels_cu::Target;
 
-use crate::{cuda_root, repository, target_folder};
+use crate::{cuda_root, kernels, repository, target_folder};
 
 /// What to do.
 #[derive(Args)]
@@ -51,6 +52,9 @@ const WITH_HEADERS: [&str; 4] = [
     "test -p takt-tests --features tensorrt --test tensorrt --test no_alloc_tensorrt",
     "test -p takt-node --features tensorrt --test cli tensorrt::",
 ];
+
+/// The device that the tests' emulated one says it is: its cubins have to be there.
+const EMULATED: Target = Target::Orin;
 
 /// Parts of names that no undefined symbol of the shim's may have: all else is C's and C++'s own.
 const FOREIGN: [&str; 5] = ["infer", "onnx", "plugin", "cuda", "cudnn"];
@@ -187,6 +191,7 @@ fn foreign(listed: &str) -> Vec<&str> {
 
 /// Lints and tests with the headers in `include`; the emulated device takes cubins.
 fn tests(include: &Path, cuda_root: &Path) -> anyhow::Result<()> {
+    kernels::compile_for(cuda_root, EMULATED)?;
     for arguments in WITH_HEADERS {
         println!("cargo {arguments}");
         let mut cargo = Command::new("cargo");

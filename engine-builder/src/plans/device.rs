@@ -183,7 +183,7 @@ impl DevicePlans {
         Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
     }
 
-    /// The newest form that TensorRT takes, and that its headers know: through older ones its attention layers cannot be let take apart.
+    /// The newest form that TensorRT takes, and that its headers know: through older ones its attention layers cannot be told that they may be taken apart.
     fn form(&self) -> Result<Form> {
         let Version { major, minor, .. } = self.compiler.header_version();
         let headers = TensorRtVersion { major, minor };

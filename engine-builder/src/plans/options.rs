@@ -6,6 +6,8 @@ use crate::{BuildError, Result, export::Compute};
 
 /// Most lanes of a plan, as of a backend.
 const MAX_LANES: usize = 64;
+/// As many as a node has unless its configuration says otherwise.
+const DEFAULT_LANES: usize = 4;
 /// TensorRT's longest search.
 const MAX_EFFORT: u32 = 5;
 
@@ -30,7 +32,7 @@ pub struct PlanOptions {
 impl Default for PlanOptions {
     fn default() -> Self {
         Self {
-            num_lanes: 1,
+            num_lanes: DEFAULT_LANES,
             lane_capacity: None,
             compute: PlanCompute::Bf16,
             workspace_bytes: None,

@@ -79,6 +79,11 @@ impl Place {
         let after = with_plans(&before, &entries);
         let manifest = self.staging().join(MANIFEST_FILE);
         write_flushed(&manifest, &after.to_json()?)?;
+        // What is published is what the runtime would read.
+        if Manifest::read(self.staging())? != after {
+            let fact = "is read otherwise than it was written; nothing was changed".into();
+            return Err(BuildError::Source { path: manifest, fact });
+        }
         let target = self.engine.join(MANIFEST_FILE);
         let facts = fs::metadata(&target).map_err(|e| io_error("read", &target, e))?;
         fs::set_permissions(&manifest, facts.permissions()).map_err(|e| io_error("write", &manifest, e))?;

@@ -49,7 +49,8 @@ struct Steps {
 impl Extents {
     /// All profiles of a model with these inputs, in the order of their indices.
     pub(super) fn profiles(&self, inputs: &[Port]) -> Result<Vec<Profile>> {
-        let lanes = [1, self.num_lanes, self.num_lanes];
+        // One lane is what a robot's loop waits for, however many there may be.
+        let lanes = [1, 1, self.num_lanes];
         let tree = [1, USUAL_TREE.min(self.max_tree), self.max_tree];
         let prefill =
             Steps { batch: [1; 3], sequence: [1, self.max_prefill, self.max_prefill], logits: [1; 3] };
@@ -132,11 +133,11 @@ mod tests {
         let [prefill, decode, verify] = &profiles[..] else { panic!("{profiles:?}") };
         assert_eq!(range(prefill, "input_ids"), [vec![1, 1], vec![1, 256], vec![1, 256]]);
         assert_eq!(range(prefill, "logits_rows"), [vec![1, 1], vec![1, 1], vec![1, 1]]);
-        assert_eq!(range(decode, "input_ids"), [vec![1, 1], vec![4, 1], vec![4, 1]]);
-        assert_eq!(range(verify, "input_ids"), [vec![1, 1], vec![4, 16], vec![4, 65]]);
-        assert_eq!(range(verify, "logits_rows"), [vec![1, 1], vec![4, 16], vec![4, 65]]);
-        assert_eq!(range(verify, "attention_mask"), [vec![1, 1, 1], vec![4, 16, 512], vec![4, 65, 1089]]);
-        assert_eq!(range(decode, "past"), [vec![1, 2, 1089, 64], vec![4, 2, 1089, 64], vec![4, 2, 1089, 64]]);
+        assert_eq!(range(decode, "input_ids"), [vec![1, 1], vec![1, 1], vec![4, 1]]);
+        assert_eq!(range(verify, "input_ids"), [vec![1, 1], vec![1, 16], vec![4, 65]]);
+        assert_eq!(range(verify, "logits_rows"), [vec![1, 1], vec![1, 16], vec![4, 65]]);
+        assert_eq!(range(verify, "attention_mask"), [vec![1, 1, 1], vec![1, 16, 512], vec![4, 65, 1089]]);
+        assert_eq!(range(decode, "past"), [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![4, 2, 1089, 64]]);
         assert!(profiles.iter().all(|profile| profile.inputs.iter().all(|(name, _)| name != "fixed")));
     }
 
@@ -154,7 +155,7 @@ mod tests {
             [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![1, 2, 1089, 64]]
         );
         assert_eq!(range(prefill, "kv_positions"), [vec![1, 1090], vec![1, 1345], vec![1, 1345]]);
-        assert_eq!(range(draft, "kv_positions"), [vec![1, 1090], vec![4, 1105], vec![4, 1154]]);
+        assert_eq!(range(draft, "kv_positions"), [vec![1, 1090], vec![1, 1105], vec![4, 1154]]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::config::process_environment;
 #[command(
     after_help = "Examples: takt build models/takt-demo -o engines/takt-demo --weights nvfp4\n          \
     takt build engines/takt-demo --kernels-only --for sm_87 --cuda 12.6,13.0\n          \
-    takt build models/takt-demo -o engines/takt-demo --tensorrt --plan-lanes 4\n          \
+    takt build models/takt-demo -o engines/takt-demo --tensorrt\n          \
     takt build engines/takt-demo --tensorrt --plans-only --plan-context 2048"
 )]
 pub(super) struct BuildArgs {

@@ -25,7 +25,7 @@ pub(super) struct PlanArgs {
     /// Build plans into the engine directory SOURCE, and change nothing else of it; plans for other machines stay
     #[arg(long, requires = "tensorrt", conflicts_with_all = ["output", "weights", "lm_head", "kv", "max_context", "draft", "force", "targets", "kernels_only"])]
     pub plans_only: bool,
-    /// Lanes that advance together in a plan [default: 1]
+    /// Lanes that advance together in a plan [default: 4, as many as a node has]
     #[arg(long, value_name = "N", requires = "tensorrt")]
     plan_lanes: Option<usize>,
     /// Tokens a lane of a plan holds [default: the model's context, at most 4096]

@@ -83,7 +83,8 @@ fn plan_text(plan: &InspectedPlan) -> String {
         Ok(()) => (paint::green("✓"), paint::dim(&entry.blake3[..12.min(entry.blake3.len())])),
         Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
     };
-    let mut traits = vec![format!("{} lanes of {} tokens", entry.num_lanes, entry.lane_capacity)];
+    let lanes = if entry.num_lanes == 1 { "lane" } else { "lanes" };
+    let mut traits = vec![format!("{} {lanes} of {} tokens", entry.num_lanes, entry.lane_capacity)];
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
     traits.extend(entry.stripped.then(|| "without weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));

@@ -38,6 +38,34 @@ fn scratch_memory_of_two_executions_that_run_together() {
 }
 
 #[test]
+fn a_capture_of_the_first_run_with_new_shapes() {
+    on_device("faults::a_capture_of_the_first_run_with_new_shapes", |bench| {
+        let plan = bench.plan(PlanFlags::default(), &profiles());
+        let memory = Memory::new(bench);
+        let mut execution = ready(bench, &memory, &plan);
+        let capture = |execution: &mut Execution| {
+            let mut error = String::new();
+            let graph = bench.stream.capture(|stream| {
+                error = execution.enqueue(stream).map_or_else(|error| error.to_string(), |()| String::new());
+                Ok(())
+            });
+            drop(graph);
+            error
+        };
+        let refused = capture(&mut execution);
+        assert!(refused.contains("the first run with new shapes cannot be captured"), "{refused}");
+        execution.enqueue(&bench.stream).unwrap();
+        bench.stream.synchronize().unwrap();
+        assert_eq!(capture(&mut execution), "");
+        execution.set_shape("ids", &[1, 1]).unwrap();
+        assert_eq!(capture(&mut execution), "", "the same shape");
+        execution.set_shape("ids", &[2, 1]).unwrap();
+        execution.set_shape("past", &[2, 2, 8, 16]).unwrap();
+        assert_ne!(capture(&mut execution), "");
+    });
+}
+
+#[test]
 fn an_execution_that_is_destroyed_before_its_work_is_done() {
     on_device("faults::an_execution_that_is_destroyed_before_its_work_is_done", |bench| {
         let gate = Arc::new((Mutex::new(false), Condvar::new()));

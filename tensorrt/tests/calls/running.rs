@@ -12,8 +12,9 @@ use takt_tensorrt::{
 
 use crate::{
     bench::{Bench, Memory, on_device, plan_bytes, profiles},
+    emulator::driver::EmulatedDevice,
     from, model, profile,
-    standin::{Failure, executor::Tensor},
+    standin::{Built, Failure, executor::Tensor},
 };
 
 /// Every logit becomes the sum of the ids, in 32 bits.
@@ -343,7 +344,7 @@ fn a_plan_outlives_its_handle_and_goes_after_its_last_execution() {
 #[test]
 fn a_run_that_fails_in_a_lost_context_tells_of_the_loss_and_leaves_what_was_in_it() {
     let test = "running::a_run_that_fails_in_a_lost_context_tells_of_the_loss_and_leaves_what_was_in_it";
-    if crate::standin::Built::get().is_none() {
+    if Built::get().is_none() {
         return;
     }
     EmulatedDevice::new(test).sm(110).run(|device| {

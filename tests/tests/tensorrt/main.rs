@@ -1,6 +1,6 @@
 //! The TensorRT backend on a stand-in for TensorRT, over the emulated device: real ONNX models become plans, which an interpreter of ours computes.
 //!
-//! Without the feature `tensorrt` there is no shim, and every test is skipped: `cargo run -p xtask -- tensorrt` runs them.
+//! Without the feature `tensorrt` there is no shim, and every test is skipped: `cargo run -p xtask -- tensorrt --test` runs them.
 
 #![cfg(feature = "tensorrt")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
@@ -10,6 +10,7 @@ mod cubins;
 mod emulator;
 mod faults;
 mod forward;
+mod head;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;

@@ -21,6 +21,7 @@ use super::{
     batch::{Batch, Profile, Section, SectionShape, Work},
     executions::{Executions, Host, Memory, Ready},
     features::{FeatureRoute, Features},
+    fit::{check_budget, check_entry, check_kv, scratch_bytes, stream_weights},
     input::{InputFacts, InputLayout},
     options::TensorRtOptions,
     ports::Ports,
@@ -99,7 +100,7 @@ struct Head {
 
 impl TensorRtBackend {
     /// Loads `plan`, of `spec`, to the device of `context`, allocates the lanes and everything a step needs, and runs the usual decode steps once.
-    /// `cubins` are the kernels of [`super::SOURCES`] for the device's target.
+    /// `cubins` are the kernels of [`super::kernel_sources`], of all sources where a draft head is to be attached, for the device's target.
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] for a plan that is not what its entry says, or that TensorRT refuses; [`EngineError::Capacity`] with all sizes when
@@ -544,80 +545,6 @@ fn key(section: &Section) -> SectionShape {
         }
         _ => section.shape,
     }
-}
-
-fn check_entry(entry: &PlanEntry, options: &TensorRtOptions, lane_capacity: usize) -> Result<()> {
-    if entry.stripped {
-        return Err(EngineError::Unsupported(format!(
-            "plan {:?} has no weights of its own, which this version does not give it: build it again without stripping",
-            entry.file
-        )));
-    }
-    if options.num_lanes > entry.num_lanes || lane_capacity > entry.lane_capacity {
-        return Err(EngineError::Unsupported(format!(
-            "{} lanes of {lane_capacity} tokens asked, plan {:?} has {} of {}",
-            options.num_lanes, entry.file, entry.num_lanes, entry.lane_capacity
-        )));
-    }
-    if entry.lane_capacity.saturating_add(entry.max_tree) > entry.lane_rows {
-        return Err(EngineError::Unsupported(format!(
-            "plan {:?} has lanes of {} rows, expected one for each of {} tokens and {} nodes of a tree",
-            entry.file, entry.lane_rows, entry.lane_capacity, entry.max_tree
-        )));
-    }
-    Ok(())
-}
-
-/// That the cache stays within what is allowed.
-fn check_kv(sizes: &Sizes, entry: &PlanEntry, options: &TensorRtOptions) -> Result<()> {
-    let kv = sizes.lanes.num_bytes();
-    match options.max_kv_bytes.filter(|&most| kv as u64 > most) {
-        None => Ok(()),
-        Some(max_bytes) => Err(EngineError::Capacity(format!(
-            "the 16-bit KV cache of {} lanes x {} rows, which the plan fixes, takes {kv} bytes, {max_bytes} are allowed",
-            options.num_lanes, entry.lane_rows
-        ))),
-    }
-}
-
-/// That everything stays within what is allowed.
-fn check_budget(needs: &Needs, sizes: &Sizes, options: &TensorRtOptions) -> Result<()> {
-    let Some(max_bytes) = options.max_bytes else { return Ok(()) };
-    let snapshots = sizes.lanes.num_bytes() / options.num_lanes * options.num_snapshots;
-    let parts = [needs.weights, needs.kv, snapshots, needs.workspace, needs.pinned];
-    let total = parts.into_iter().fold(0_usize, usize::saturating_add);
-    if total as u64 <= max_bytes {
-        return Ok(());
-    }
-    let Needs { weights, kv, workspace, pinned, .. } = needs;
-    Err(EngineError::Capacity(format!(
-        "the engine takes {total} bytes (plan {weights}, KV cache {kv}, {} snapshots {snapshots}, workspace {workspace}, pinned {pinned}), the memory \
-         budget is {max_bytes}: use fewer lanes or snapshots, or a plan with a shorter context (--plan-context)",
-        options.num_snapshots
-    )))
-}
-
-/// Leaves weights in the host's memory as far as there is no room for them beside everything else.
-fn stream_weights(plan: &mut Plan, context: &Context, others: &Needs) -> Result<()> {
-    let room = Room::of(context)?;
-    let (streamable, available) = (plan.streamable_bytes(), room.available_beside(0));
-    let budget = available.saturating_sub(others.of_device(&room)).min(streamable);
-    if budget < streamable {
-        let left = streamable - budget;
-        tracing::warn!(
-            "{left} of {streamable} bytes of weights stay in the host's memory and are sent with every step"
-        );
-    }
-    Ok(plan.set_weight_budget(budget)?)
-}
-
-/// For the largest sections of any profile, none of which run at the same time.
-fn scratch_bytes(plan: &Plan) -> Result<usize> {
-    let mut most = 0;
-    for profile in 0..plan.num_profiles() {
-        most = most.max(plan.scratch_bytes(profile)?);
-    }
-    Ok(most)
 }
 
 /// Of each layer keys, then values, of lane 0.

@@ -6,14 +6,15 @@
 //! | [`entry`] | which of an engine's plans is for this machine |
 //! | [`open`] | from a machine and an engine directory to a backend |
 //! | [`ports`] | a plan's tensors: everything that is expected is there, and nothing else |
+//! | [`fit`] | whether a plan can be run as asked, and everything beside it fits |
 //! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
 //! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
 //! | [`input`] | what a section is about; the bytes that travel to the device |
 //! | [`executions`] | executions by shape, the graphs captured of them, and new rows put into their lanes |
-//! | [`features`] | residual streams that a plan puts out |
+//! | [`features`] | residual streams that a plan puts out, and their way to a draft head |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`.
+//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too: `cuda::draft`.
 //!
 //! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph and one
 //! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and whatever is written to them is finite, because rows that are not
@@ -25,6 +26,7 @@ mod entry;
 mod error;
 mod executions;
 mod features;
+mod fit;
 mod input;
 mod open;
 mod options;

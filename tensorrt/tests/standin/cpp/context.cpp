@@ -146,6 +146,8 @@ private:
     int32_t profile_ = 0;
     std::map<std::string, Dims> shapes_;
     std::map<std::string, void*> addresses_;
+    // Since the shapes are what they are.
+    bool has_run_ = false;
     void* scratch_ = nullptr;
     int64_t scratch_bytes_ = 0;
 };
@@ -157,6 +159,7 @@ bool Context::on_setOptimizationProfileAsync(int32_t profile, cudaStream_t) noex
     }
     profile_ = profile;
     shapes_.clear();
+    has_run_ = false;
     return true;
 }
 
@@ -186,6 +189,7 @@ bool Context::on_setInputShape(char const* name, Dims const& dims) noexcept {
                     std::string("Set dimensions ") + dims_text(dims) + " for tensor " + name + " are not within profile " + std::to_string(profile_) +
                         ": " + dims_text(least) + " to " + dims_text(most));
     }
+    has_run_ = has_run_ && shapes_.count(name) != 0 && dims_text(shapes_[name]) == dims_text(dims);
     shapes_[name] = dims;
     return true;
 }
@@ -344,6 +348,9 @@ bool Context::on_enqueueV3(cudaStream_t stream) noexcept {
     if (!check_scratch() || !gather(&tensors) || !check_memory(tensors)) return false;
     bool is_captured = is_capturing(stream);
     if (is_captured && engine_.is_streaming()) return refuse("an engine that streams its weights cannot be captured");
+    // NVIDIA's guide: a run after a change of shapes updates what no capture permits.
+    if (is_captured && !has_run_) return refuse("the first run with new shapes cannot be captured");
+    has_run_ = true;
     {
         std::lock_guard<std::mutex> lock(loaded_->mutex);
         if (!loaded_->last_error.empty()) {

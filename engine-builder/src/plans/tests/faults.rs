@@ -1,0 +1,201 @@
+//! What fails, is refused or cancelled leaves an engine as it was.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use takt_engine::quant::WeightKind;
+use takt_kernels_cu::Target as Gpu;
+use takt_tensorrt::{TensorRtError, build::PlanRequest};
+
+use super::{Compiler, add, engine, tree};
+use crate::{
+    BuildError, Progress,
+    plans::{PlanOptions, add_plans, place},
+};
+
+#[test]
+fn whatever_fails_the_engine_is_as_it_was() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let is_draft = |request: &PlanRequest<'_>| request.onnx.ends_with("draft.onnx");
+    for with_plans_before in [false, true] {
+        if with_plans_before {
+            *compiler.mishap.borrow_mut() = None;
+            add(&engine, &plans).unwrap();
+            *compiler.salt.borrow_mut() = 1;
+        }
+        let before = tree(folder.path());
+        let fails = |facts: &[&str]| {
+            let message = add(&engine, &plans).unwrap_err().to_string();
+            assert!(facts.iter().all(|fact| message.contains(fact)), "{message}");
+            assert!(tree(folder.path()) == before, "{message}");
+        };
+        let refused = || TensorRtError::Failed { call: "parse", reason: "node 7 (TensorScatter)".into() };
+        compiler.fails(move |_| Some(refused()));
+        fails(&[
+            "plan of the decoder",
+            "node 7 (TensorScatter)",
+            "takt export --for tensorrt-10.16,sm_110 --variant eagle3",
+        ]);
+        compiler.fails(move |request| is_draft(request).then(refused));
+        fails(&["plan of the draft head", "node 7"]);
+        compiler.fails(|_| {
+            Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })
+        });
+        fails(&["out of memory: 1 GiB", "--plan-workspace", "--plan-lanes", "--plan-context"]);
+        compiler.fails(|_| Some(TensorRtError::Missing("no library".into())));
+        fails(&["no library"]);
+        compiler.fails(|_| Some(TensorRtError::Cancelled));
+        fails(&["cancelled"]);
+
+        // Somebody changed the engine meanwhile.
+        let manifest = engine.join("engine.json");
+        let original = fs::read(&manifest).unwrap();
+        let (path, changed) = (manifest.clone(), String::from_utf8(original.clone()).unwrap());
+        compiler.fails(move |_| {
+            fs::write(&path, changed.replacen("\"builder_version\": \"", "\"builder_version\": \"9", 1))
+                .unwrap();
+            None
+        });
+        let message = add(&engine, &plans).unwrap_err().to_string();
+        assert!(message.contains("was changed while its plans were built"), "{message}");
+        fs::write(&manifest, &original).unwrap();
+        assert!(tree(folder.path()) == before);
+
+        // A name is taken by what cannot be replaced: the plan that was moved before goes again.
+        let taken = Rc::new(RefCell::new(PathBuf::new()));
+        compiler.mishap.borrow_mut().take();
+        let known = {
+            let copy = tempfile::tempdir().unwrap();
+            copy_tree(&engine, &copy.path().join("engine"));
+            add(&copy.path().join("engine"), &plans).unwrap().plans[1].entry.file.clone()
+        };
+        *taken.borrow_mut() = engine.join(&known);
+        let wanted = Rc::clone(&taken);
+        compiler.fails(move |_| {
+            fs::create_dir_all(wanted.borrow().join("in the way")).unwrap();
+            None
+        });
+        let message = add(&engine, &plans).unwrap_err().to_string();
+        assert!(message.contains("cannot rename"), "{message}");
+        fs::remove_dir_all(&*taken.borrow()).unwrap();
+        if !with_plans_before {
+            fs::remove_dir(engine.join("plans")).unwrap();
+        }
+        assert!(tree(folder.path()) == before);
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target)
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_build_that_is_cancelled_at_any_step_leaves_nothing() {
+    let (folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let before = tree(folder.path());
+    let mut num_steps = 0;
+    add_plans(&engine, &plans, None, &mut |_| num_steps += 1).unwrap();
+    fs::remove_dir_all(&engine).unwrap();
+    for (path, bytes) in &before {
+        if bytes.is_none() {
+            fs::create_dir_all(path).unwrap()
+        }
+    }
+    before.iter().for_each(|(path, bytes)| bytes.iter().for_each(|bytes| fs::write(path, bytes).unwrap()));
+    assert!(num_steps > 20, "{num_steps}");
+    for stop_at in (0..num_steps).step_by(3).chain([num_steps - 1]) {
+        let (flag, mut step) = (AtomicBool::new(false), 0);
+        let mut count = |_: Progress<'_>| {
+            flag.fetch_or(step == stop_at, Ordering::Relaxed);
+            step += 1;
+        };
+        let stopped = add_plans(&engine, &plans, Some(&flag), &mut count);
+        assert!(matches!(stopped, Err(BuildError::Cancelled)), "at {stop_at}: {stopped:?}");
+        assert!(tree(folder.path()) == before, "at {stop_at}");
+    }
+}
+
+#[test]
+fn what_the_machine_does_not_take_is_refused_before_anything_is_done() {
+    let refused = |compiler: &Compiler, gpu, engine: &Path, options, facts: &[&str]| {
+        let before = tree(engine);
+        let message = add(engine, &compiler.plans(gpu, options).unwrap()).unwrap_err().to_string();
+        assert!(facts.iter().all(|fact| message.contains(fact)), "{message}");
+        assert!(compiler.asked.borrow().is_empty() && tree(engine) == before, "{message}");
+    };
+    let (_a, nvfp4) = engine(WeightKind::Nvfp4);
+    let (_b, fp8) = engine(WeightKind::Fp8);
+    let default = PlanOptions::default();
+    refused(
+        &Compiler::new(10, 7),
+        Gpu::Thor,
+        &nvfp4,
+        default,
+        &["nvfp4", "10.8", "--weights int4 or fp8 or bf16"],
+    );
+    refused(
+        &Compiler::new(10, 16),
+        Gpu::Hopper,
+        &nvfp4,
+        default,
+        &["nvfp4", "sm_100", "--weights int4 or fp8 or bf16"],
+    );
+    refused(&Compiler::new(10, 3), Gpu::Orin, &fp8, default, &["fp8", "sm_89", "--weights int4 or bf16"]);
+    let options = PlanOptions { lane_capacity: Some(1 << 30), ..default };
+    refused(
+        &Compiler::new(10, 16),
+        Gpu::Thor,
+        &fp8,
+        options,
+        &["lanes of 1073741824 tokens", "made for 1 to"],
+    );
+
+    let unopened = |compiler: Compiler, options, fact: &str| {
+        let message = compiler.plans(Gpu::Thor, options).unwrap_err().to_string();
+        assert!(message.contains(fact), "{message}");
+    };
+    unopened(Compiler::new(9, 3), default, "10.0 to 11.x");
+    unopened(Compiler::new(12, 0), default, "10.0 to 11.x");
+    unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 0, ..default }, "expected 1 to 64");
+    unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 65, ..default }, "expected 1 to 64");
+    unopened(Compiler::new(10, 16), PlanOptions { effort: Some(6), ..default }, "TensorRT has 0 to 5");
+    unopened(Compiler::new(10, 16), PlanOptions { workspace_bytes: Some(0), ..default }, "0 bytes");
+
+    let plans = Compiler::new(10, 16).plans(Gpu::Thor, default).unwrap();
+    let message = add(Path::new("nowhere"), &plans).unwrap_err().to_string();
+    assert!(message.contains("does not exist") && message.contains("takt build"), "{message}");
+}
+
+#[test]
+fn one_process_at_a_time_builds_plans_and_clears_what_killed_ones_left() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let left = engine.join("plans/.building-killed");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("model.onnx.data"), "gigabytes").unwrap();
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let held = place::Place::open(&engine).unwrap();
+    assert!(!left.exists());
+    let message = add(&engine, &plans).unwrap_err().to_string();
+    assert!(message.contains("another takt is building plans"), "{message}");
+    drop(held);
+    add(&engine, &plans).unwrap();
+}
