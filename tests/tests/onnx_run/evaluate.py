@@ -46,7 +46,7 @@ def main() -> None:
         for name, expected in zip(found, evaluator.run(list(found), part("in"))):
             assert found[name].shape == expected.shape and found[name].dtype == expected.dtype, (name, expected.dtype)
             ours, theirs = found[name].astype(np.float64), expected.astype(np.float64)
-            assert np.isfinite(theirs).all(), f"{name} of run {run} is not finite"
+            assert np.isfinite(theirs).all() and np.isfinite(ours).all(), f"{name} of run {run} is not finite"
             error = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
             errors[name] = max(errors.get(name, 0.0), error)
     print(json.dumps(errors))
