@@ -172,6 +172,8 @@ impl DevicePlans {
             max_context: Some(capacity),
             padding_rows: (capacity + PADDING_ROWS).next_multiple_of(ROW_STEP) - capacity,
             num_lanes: Some(self.options.num_lanes),
+            // The backend runs a head by its own kernels.
+            decoder_only: true,
             ..ExportOptions::default()
         })
     }

@@ -28,7 +28,7 @@ pub struct PlanEntry {
     pub sm: String,
     /// The device in words, as `takt doctor` names it.
     pub device: String,
-    /// BLAKE3 of the weights it was made from: of `weights.safetensors`, or of the head's.
+    /// BLAKE3 of the weights it was made from, `weights.safetensors`.
     pub weights_blake3: String,
     /// How the cache goes in and out.
     pub form: PlanForm,
@@ -38,11 +38,11 @@ pub struct PlanEntry {
     pub num_lanes: usize,
     /// Tokens one lane holds.
     pub lane_capacity: usize,
-    /// Rows of a lane's cache, S: the capacity, and for padding as many as a tree has at most; a head's has rows for proposals between them.
+    /// Rows of a lane's cache, S: the capacity, and for padding as many as a tree has at most.
     pub lane_rows: usize,
     /// Most tokens of a prefill slice; no more than the capacity.
     pub max_prefill: usize,
-    /// Most nodes of a tree, its root included; for a head, most rows of a lane in a step.
+    /// Most nodes of a tree, its root included.
     pub max_tree: usize,
     /// The layers whose inputs it puts out as `features`; none without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -55,21 +55,18 @@ pub struct PlanEntry {
     pub streams_weights: bool,
 }
 
-/// The model that a plan runs.
+/// The model that a plan runs. A draft head runs beside a plan, by the kernels of another backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanRole {
     /// The engine's decoder; profiles 0 prefill, 1 decode, 2 verify.
     Decoder,
-    /// Its draft head; profiles 0 prefill, 1 draft.
-    Draft,
 }
 
 impl fmt::Display for PlanRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Decoder => "decoder",
-            Self::Draft => "draft head",
         })
     }
 }
@@ -147,7 +144,7 @@ pub(super) fn validate(plans: &[PlanEntry]) -> Result<(), String> {
 }
 
 impl PlanEntry {
-    /// The file of a plan: `plans/trt-10.16-sm_110a.plan`, a head's with `-draft` behind the GPU.
+    /// The file of a plan: `plans/trt-10.16-sm_110a.plan`.
     #[must_use]
     pub fn file_name(version: PlanVersion, sm: &str, role: PlanRole) -> String {
         format!("{}.plan", stem(version, sm, role))
@@ -199,7 +196,6 @@ impl PlanEntry {
 fn stem(version: PlanVersion, sm: &str, role: PlanRole) -> String {
     let suffix = match role {
         PlanRole::Decoder => "",
-        PlanRole::Draft => "-draft",
     };
     format!("{PLANS_FOLDER}/trt-{version}-{sm}{suffix}")
 }
@@ -238,11 +234,15 @@ pub(super) mod tests {
 
     #[test]
     fn entries_are_read_back_as_they_were_written_and_versions_are_two_numbers() {
-        let both = [entry(PlanRole::Decoder), entry(PlanRole::Draft)];
+        let other = PlanEntry {
+            file: "plans/trt-10.16-sm_87.plan".into(),
+            sm: "sm_87".into(),
+            ..entry(PlanRole::Decoder)
+        };
+        let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
-        assert_eq!(both[1].file, "plans/trt-10.16-sm_110a-draft.plan");
         validate(&both).unwrap();
         let mut hashed = both.clone();
         hashed[0].file =
@@ -260,13 +260,12 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 14] = [
+        let damages: [(Damage, &str); 13] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
             (|it| it.sm = "thor".into(), "expected one as in sm_110a"),
             (|it| it.sm = "sm_90a".into(), "plans/trt-10.16-sm_90a.plan"),
-            (|it| it.role = PlanRole::Draft, "-draft.plan"),
             (|it| it.blake3 = "A".repeat(64), "BLAKE3 of plan"),
             (|it| it.file = "plans/trt-10.16-sm_110a.00000001.plan".into(), "sm_110a.00000000.plan"),
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
@@ -282,7 +281,7 @@ pub(super) mod tests {
             let message = validate(&[plan]).unwrap_err();
             assert!(message.contains(fact), "{idx}: {message}");
         }
-        let twice = [entry(PlanRole::Decoder), entry(PlanRole::Draft), entry(PlanRole::Decoder)];
+        let twice = [entry(PlanRole::Decoder), entry(PlanRole::Decoder)];
         assert!(validate(&twice).unwrap_err().contains("listed twice"));
     }
 }
