@@ -8,6 +8,14 @@ use super::{PLANS_FOLDER, manifest::is_blake3};
 
 /// Digits of a plan's BLAKE3 in its name.
 const SHOWN_DIGITS: usize = 8;
+/// Most lanes that anything in Takt has.
+const MAX_LANES: usize = 64;
+/// Rows of a lane that no device has room for.
+const MAX_ROWS: usize = 1 << 24;
+/// Tokens of a lane in one step that no plan is built for.
+const MAX_STEP: usize = 4096;
+/// Layers whose inputs a draft head takes.
+const MAX_CAPTURED: usize = 3;
 
 /// One of `engine.json`'s plans. Its file is not among [`Manifest::files`](super::Manifest::files): it is read, and its size and hash are checked,
 /// only where it is used.
@@ -125,24 +133,6 @@ impl TryFrom<String> for PlanVersion {
     }
 }
 
-/// Checks entries: their names, hashes and extents, and that none is there twice.
-pub(super) fn validate(plans: &[PlanEntry]) -> Result<(), String> {
-    for (idx, plan) in plans.iter().enumerate() {
-        plan.validate()?;
-        let earlier = &plans[..idx];
-        if earlier.iter().any(|other| other.file == plan.file) {
-            return Err(format!("plan {:?} is listed twice", plan.file));
-        }
-        if let Some(other) = earlier.iter().find(|other| other.is_for(plan.tensorrt, &plan.sm, plan.role)) {
-            return Err(format!(
-                "plans {:?} and {:?} are both the {}'s for TensorRT {} on {}: one is expected",
-                other.file, plan.file, plan.role, plan.tensorrt, plan.sm
-            ));
-        }
-    }
-    Ok(())
-}
-
 impl PlanEntry {
     /// The file of a plan: `plans/trt-10.16-sm_110a.plan`.
     #[must_use]
@@ -157,7 +147,8 @@ impl PlanEntry {
         format!("{}.{shown}.plan", stem(version, sm, role))
     }
 
-    fn validate(&self) -> Result<(), String> {
+    /// Checks that its name, hashes and extents hold.
+    pub(super) fn validate(&self) -> Result<(), String> {
         let file = &self.file;
         let is_sm = |sm: &str| {
             let digits = sm.strip_prefix("sm_").map(|sm| sm.strip_suffix('a').unwrap_or(sm));
@@ -182,12 +173,31 @@ impl PlanEntry {
         if self.size_bytes == 0 || extents.contains(&0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
         }
+        self.check_bounds()?;
         let needed = self.lane_capacity.checked_add(self.max_tree);
         if needed.is_none_or(|needed| needed > self.lane_rows) || self.max_prefill > self.lane_capacity {
             return Err(format!(
                 "plan {file:?} has lanes of {} rows for {} tokens, slices of {} and trees of {}: expected rows for tokens and trees, and slices that fit",
                 self.lane_rows, self.lane_capacity, self.max_prefill, self.max_tree
             ));
+        }
+        Ok(())
+    }
+
+    /// Nothing is computed with numbers that no plan has.
+    fn check_bounds(&self) -> Result<(), String> {
+        let file = &self.file;
+        for (what, found, most) in [
+            ("lanes", self.num_lanes, MAX_LANES),
+            ("rows of a lane", self.lane_rows, MAX_ROWS),
+            ("tokens of a lane", self.lane_capacity, MAX_ROWS),
+            ("tokens of a slice", self.max_prefill, MAX_STEP),
+            ("nodes of a tree", self.max_tree, MAX_STEP),
+            ("layers with features", self.captured.len(), MAX_CAPTURED),
+        ] {
+            if found > most {
+                return Err(format!("plan {file:?} has {found} {what}: expected at most {most}"));
+            }
         }
         Ok(())
     }
@@ -243,11 +253,11 @@ pub(super) mod tests {
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
-        validate(&both).unwrap();
+        assert!(both.iter().all(|plan| plan.validate().is_ok()));
         let mut hashed = both.clone();
         hashed[0].file =
             PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
-        validate(&hashed).unwrap();
+        hashed[0].validate().unwrap();
         assert_eq!(hashed[0].file, "plans/trt-10.16-sm_110a.00000000.plan");
         for version in ["10", "10.x", "10.16.1", ""] {
             let error = serde_json::from_str::<Vec<PlanEntry>>(&json.replace("10.16", version)).unwrap_err();
@@ -260,7 +270,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 13] = [
+        let damages: [(Damage, &str); 17] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -272,16 +282,18 @@ pub(super) mod tests {
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.num_lanes = 0, "size of 0"),
             (|it| it.lane_rows = 164, "rows for tokens and trees"),
-            (|it| it.max_tree = usize::MAX, "rows for tokens and trees"),
+            (|it| it.max_tree = usize::MAX, "nodes of a tree: expected at most 4096"),
+            (|it| it.num_lanes = 65, "65 lanes: expected at most 64"),
+            (|it| it.lane_rows = (1 << 24) + 1, "rows of a lane: expected at most 16777216"),
+            (|it| it.lane_capacity = usize::MAX, "tokens of a lane"),
+            (|it| it.captured = vec![0; 4], "4 layers with features: expected at most 3"),
             (|it| it.max_prefill = 101, "slices that fit"),
         ];
         for (idx, (damage, fact)) in damages.into_iter().enumerate() {
             let mut plan = entry(PlanRole::Decoder);
             damage(&mut plan);
-            let message = validate(&[plan]).unwrap_err();
+            let message = plan.validate().unwrap_err();
             assert!(message.contains(fact), "{idx}: {message}");
         }
-        let twice = [entry(PlanRole::Decoder), entry(PlanRole::Decoder)];
-        assert!(validate(&twice).unwrap_err().contains("listed twice"));
     }
 }

@@ -196,3 +196,35 @@ fn one_process_at_a_time_builds_plans_and_clears_what_killed_ones_left() {
     drop(held);
     add(&engine, &plans).unwrap();
 }
+
+#[test]
+fn plans_that_killed_builds_left_go_and_entries_of_another_takt_stay() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let version = || {
+        let json = fs::read(engine.join("engine.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&json).unwrap()
+    };
+    assert_eq!(version()["schema_version"], 2);
+    let named = add(&engine, &plans).unwrap().plans[0].entry.file.clone();
+    assert_eq!(version()["schema_version"], 3);
+
+    let mut manifest = version();
+    let foreign = serde_json::json!({ "file": "plans/trt-12.0-sm_130.plan", "form": "spirals" });
+    manifest["plans"].as_array_mut().unwrap().push(foreign.clone());
+    fs::write(engine.join("engine.json"), manifest.to_string()).unwrap();
+    let orphan = "plans/trt-10.16-sm_110a.deadbeef.plan";
+    for file in [orphan, "plans/trt-12.0-sm_130.plan", "plans/notes.txt"] {
+        fs::write(engine.join(file), "gigabytes").unwrap();
+    }
+    drop(place::Place::open(&engine).unwrap());
+    assert!(!engine.join(orphan).exists());
+    for file in [&named[..], "plans/trt-12.0-sm_130.plan", "plans/notes.txt"] {
+        assert!(engine.join(file).exists(), "{file}");
+    }
+    *compiler.salt.borrow_mut() = 1;
+    add(&engine, &plans).unwrap();
+    assert!(version()["plans"].as_array().unwrap().contains(&foreign));
+    assert!(!engine.join(named).exists());
+}
