@@ -8,7 +8,8 @@ use std::{
 use takt_engine::{
     dir::{
         CHAT_TEMPLATE_FILE, EngineDir, FileEntry, GENERATION_FILE, KERNELS_FOLDER, MANIFEST_FILE, Manifest,
-        Part, PlanEntry, Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, expected_tensors, parts,
+        Part, PlanEntry, PlanList, Quantization, SCHEMA_VERSION, TOKENIZER_FILE, WEIGHTS_FILE,
+        expected_tensors, parts,
     },
     kv::KvKind,
     quant::WeightKind,
@@ -148,7 +149,7 @@ pub fn build_checkpoint(
     let spec = with_context(spec, options.max_context)?;
     let quantization = options.quantization();
     let plan = Plan::new(&spec, &quantization, &*tensors)?;
-    options.plans.map_or(Ok(()), |plans| plans.check(&spec, &quantization, None))?;
+    options.plans.map_or(Ok(()), |plans| plans.check(&spec, &quantization))?;
     let dropped = options.force.then(|| dropped_plans(out, options.plans)).flatten();
     let staging = Staging::start(out, Kind::Engine, options.force)?;
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
@@ -168,9 +169,6 @@ pub fn build_checkpoint(
         add_draft(draft.folder, &spec, options, &staging, &mut report)
     });
     let added = added.transpose()?;
-    if let (Some(plans), Some(added)) = (options.plans, &added) {
-        plans.check(&spec, &quantization, Some(added.manifest()))?;
-    }
     let losses = plan.write_weights(&staging.path().join(WEIGHTS_FILE), &*tensors, options, progress)?;
     let files = list_files(staging.path())?;
     let mut manifest = Manifest {
@@ -181,7 +179,7 @@ pub fn build_checkpoint(
         quantization,
         eos_token_ids: text.eos_token_ids.clone(),
         files,
-        plans: Vec::new(),
+        plans: PlanList::default(),
     };
     let mut json = manifest.to_json()?;
     staging.write(MANIFEST_FILE, &json)?;

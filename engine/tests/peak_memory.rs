@@ -99,7 +99,7 @@ fn write_engine(dir: &Path, spec: &DecoderSpec, quantization: Quantization) {
             size_bytes: generation.len() as u64,
             blake3: blake3_hex(generation),
         }],
-        plans: Vec::new(),
+        plans: Default::default(),
     };
     manifest.files.push(write_weights(dir, spec, &quantization));
     fs::write(dir.join(MANIFEST_FILE), manifest.to_json().unwrap()).unwrap();

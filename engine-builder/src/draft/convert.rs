@@ -88,11 +88,6 @@ impl Added {
     /// Files it brings, by their names in the engine.
     pub(crate) const FILES: [&'static str; 2] = [DRAFT_MANIFEST_FILE, DRAFT_WEIGHTS_FILE];
 
-    /// What it is so far.
-    pub(crate) fn manifest(&self) -> &DraftManifest {
-        &self.manifest
-    }
-
     /// Tries every reading on the engine at `staging`, whose manifest is written, and writes down the best with its record. The caller then
     /// lists the files anew.
     ///

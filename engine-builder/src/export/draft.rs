@@ -24,7 +24,7 @@ pub(super) const HIDDEN: &str = "hidden";
 pub(super) const NEXT_HIDDEN: &str = "next_hidden";
 
 /// Rows of the cache of a head: those of the text, and those proposed since.
-pub(crate) fn draft_capacity(capacity: usize) -> usize {
+pub(super) fn draft_capacity(capacity: usize) -> usize {
     capacity + MAX_DRAFT_ROWS
 }
 

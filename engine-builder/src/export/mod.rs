@@ -41,7 +41,6 @@ pub use options::{Activations, Compute, ExportOptions, Variant};
 pub use port::{Dim, ElementType, Port};
 pub use target::{Form, Runtime, Target, TensorRtVersion};
 
-pub(crate) use draft::draft_capacity;
 use plan::Plan;
 pub(crate) use plan::check_formats;
 

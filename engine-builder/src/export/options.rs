@@ -137,6 +137,8 @@ pub struct ExportOptions<'a> {
     pub padding_rows: usize,
     /// Lanes that advance together, for the profiles; 1 by default.
     pub num_lanes: Option<usize>,
+    /// Write no draft head, though the engine has one; what it takes comes out of the model all the same.
+    pub decoder_only: bool,
     /// Also put out the residual stream at every layer's input, for comparing.
     pub hidden_states: bool,
     /// Replace an export that is already there.

@@ -41,7 +41,8 @@ impl<'a> Plan<'a> {
         options.target.check_form(form)?;
         let default = if source.draft.is_some() { Variant::Eagle3 } else { Variant::Plain };
         let variant = options.variant.unwrap_or(default);
-        let draft = source.draft.map(|(draft, _)| draft).filter(|_| variant == Variant::Eagle3);
+        let writes_draft = variant == Variant::Eagle3 && !options.decoder_only;
+        let draft = source.draft.map(|(draft, _)| draft).filter(|_| writes_draft);
         check_formats(source.spec, &source.quantization, draft, options)?;
         let made_for = source.spec.max_context;
         let context = options.max_context.unwrap_or(made_for.min(DEFAULT_LANE_CAPACITY));
@@ -64,7 +65,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Contract> {
         let (decoder, embedding) = self.write_decoder(staging, progress)?;
         let mut models = vec![decoder];
-        if self.variant == Variant::Eagle3 {
+        if self.variant == Variant::Eagle3 && !self.options.decoder_only {
             models.extend(self.write_draft(staging, embedding, progress)?);
         }
         Ok(Contract {

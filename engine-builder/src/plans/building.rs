@@ -10,7 +10,7 @@ use std::{
 
 use takt_engine::{
     dir::{Manifest, PlanEntry, PlanForm, PlanRole, blake3_hex},
-    draft::{DRAFT_MANIFEST_FILE, DraftManifest, MAX_PLAN_ROWS},
+    draft::{DRAFT_MANIFEST_FILE, DraftManifest},
     engine::DEFAULT_STEP_TOKENS,
 };
 use takt_tensorrt::{
@@ -105,8 +105,8 @@ impl Site<'_> {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(PlanEntry, PlanReport)> {
         let started = Instant::now();
-        let role = role(model);
-        let extents = self.extents(role)?;
+        let role = PlanRole::Decoder;
+        let extents = self.extents()?;
         let profiles = extents.profiles(&model.inputs)?;
         let (timings, note) = self.cache.read();
         let mut notes = Vec::from_iter(note);
@@ -181,22 +181,14 @@ impl Site<'_> {
         BuildError::Plan { role, source, advice }
     }
 
-    fn extents(&self, role: PlanRole) -> Result<Extents> {
+    fn extents(&self) -> Result<Extents> {
         let capacity = self.plans.lane_capacity(&self.manifest.spec)?;
-        let rows = self.contract.capacity;
         Ok(Extents {
-            role,
             form: self.contract.form,
             num_lanes: self.plans.options.num_lanes,
-            lane_rows: match role {
-                PlanRole::Decoder => rows,
-                PlanRole::Draft => crate::export::draft_capacity(rows),
-            },
+            lane_rows: self.contract.capacity,
             max_prefill: DEFAULT_STEP_TOKENS.min(capacity),
-            max_tree: match role {
-                PlanRole::Decoder => PADDING_ROWS,
-                PlanRole::Draft => MAX_PLAN_ROWS,
-            },
+            max_tree: PADDING_ROWS,
         })
     }
 
@@ -226,7 +218,7 @@ impl Site<'_> {
             lane_rows: extents.lane_rows,
             max_prefill: extents.max_prefill,
             max_tree: extents.max_tree,
-            captured: if role == PlanRole::Decoder { self.captured.clone() } else { Vec::new() },
+            captured: self.captured.clone(),
             stripped: false,
             streams_weights: plans.options.streams_weights,
         })
@@ -243,10 +235,6 @@ fn captured(engine: &Path, manifest: &Manifest) -> Result<Vec<usize>> {
     let draft: DraftManifest = serde_json::from_slice(&json)
         .map_err(|e| BuildError::Source { path, fact: format!("is no draft head's manifest: {e}") })?;
     Ok(draft.spec.captured.to_vec())
-}
-
-fn role(model: &Model) -> PlanRole {
-    if model.role == "draft" { PlanRole::Draft } else { PlanRole::Decoder }
 }
 
 fn timing_cache_use(timings: &[u8], built: &Compiled, notes: &mut Vec<String>) -> TimingCacheUse {

@@ -5,7 +5,6 @@ use std::{fmt, ops::ControlFlow, path::PathBuf};
 use takt_engine::{
     backend::cuda::usable_device,
     dir::{PlanEntry, PlanVersion, Quantization},
-    draft::DraftManifest,
     engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
     spec::DecoderSpec,
 };
@@ -133,19 +132,14 @@ impl DevicePlans {
         self.device.clone()
     }
 
-    /// Checks that TensorRT and the GPU take the weights of a model, and of its head, in their formats, and that lanes are not longer than the model
+    /// Checks that TensorRT and the GPU take the weights of a model in their formats, and that lanes are not longer than the model
     /// was made for.
     ///
     /// # Errors
     /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
-    pub fn check(
-        &self,
-        spec: &DecoderSpec,
-        quantization: &Quantization,
-        draft: Option<&DraftManifest>,
-    ) -> Result<()> {
+    pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
-        check_formats(spec, quantization, draft, &self.export_options(spec)?)
+        check_formats(spec, quantization, None, &self.export_options(spec)?)
     }
 
     /// Tokens a lane holds.
@@ -172,6 +166,8 @@ impl DevicePlans {
             max_context: Some(capacity),
             padding_rows: (capacity + PADDING_ROWS).next_multiple_of(ROW_STEP) - capacity,
             num_lanes: Some(self.options.num_lanes),
+            // The backend runs a head by its own kernels.
+            decoder_only: true,
             ..ExportOptions::default()
         })
     }

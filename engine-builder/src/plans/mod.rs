@@ -46,8 +46,10 @@ pub fn add_plans(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PlansReport> {
     let manifest = Manifest::read(engine)?;
-    plans.check(&manifest.spec, &manifest.quantization, None)?;
+    plans.check(&manifest.spec, &manifest.quantization)?;
     let place = Place::open(engine)?;
+    // Nobody else adds plans from here on.
+    let manifest = Manifest::read(engine)?;
     space::check(&place, &manifest)?;
     let built = building::build_all(plans, &manifest, &place, cancelled, progress)?;
     let (entries, reports): (Vec<_>, Vec<_>) = built.plans.into_iter().unzip();

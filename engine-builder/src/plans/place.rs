@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use takt_engine::dir::{MANIFEST_FILE, Manifest, PLANS_FOLDER, PlanEntry};
+use takt_engine::dir::{MANIFEST_FILE, Manifest, PLANS_FOLDER, PLANS_SCHEMA_VERSION, PlanEntry};
 use tempfile::TempDir;
 
 use crate::{
@@ -38,7 +38,7 @@ impl Place {
         let engine = fs::canonicalize(engine).map_err(|e| io_error("read", engine, e))?;
         let lock = lock(&engine)?;
         let folder = PlansFolder::open(engine.join(PLANS_FOLDER))?;
-        remove_leftovers(&folder.path)?;
+        remove_leftovers(&folder.path, &Manifest::read(&engine)?)?;
         let staging = tempfile::Builder::new()
             .prefix(STAGING_PREFIX)
             .tempdir_in(&folder.path)
@@ -160,12 +160,18 @@ impl Drop for Moved {
     }
 }
 
-/// What processes that were killed left behind, gigabytes at times. Whoever holds the lock is alone.
-fn remove_leftovers(folder: &Path) -> Result<()> {
+/// What processes that were killed left behind, gigabytes at times: hidden folders, and plans that the manifest does not name, not yet or no more.
+/// Whoever holds the lock is alone.
+fn remove_leftovers(folder: &Path, manifest: &Manifest) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| io_error("read", folder, e))? {
         let entry = entry.map_err(|e| io_error("read", folder, e))?;
-        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
-            let path = entry.path();
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        let is_plan = name.starts_with("trt-") && name.ends_with(".plan");
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_plan && is_file && !manifest.plans.names(&format!("{PLANS_FOLDER}/{name}")) {
+            fs::remove_file(&path).map_err(|e| io_error("remove", &path, e))?;
+        }
+        if name.starts_with(STAGING_PREFIX) {
             fs::remove_dir_all(&path).map_err(|e| io_error("remove", &path, e))?;
         }
     }
@@ -175,10 +181,8 @@ fn remove_leftovers(folder: &Path) -> Result<()> {
 /// The manifest with `entries` in the place of those for the same TensorRT, GPU and model.
 fn with_plans(before: &Manifest, entries: &[PlanEntry]) -> Manifest {
     let mut after = before.clone();
-    let is_new = |plan: &PlanEntry| entries.iter().any(|new| new.is_for(plan.tensorrt, &plan.sm, plan.role));
-    after.plans.retain(|plan| !is_new(plan));
-    after.plans.extend_from_slice(entries);
-    after.plans.sort_by(|a, b| a.file.cmp(&b.file));
+    after.schema_version = PLANS_SCHEMA_VERSION;
+    after.plans.replace(entries);
     after
 }
 

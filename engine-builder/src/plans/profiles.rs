@@ -3,15 +3,13 @@
 //! | profile | batch | sequence | logits |
 //! |---|---|---|---|
 //! | `prefill` | 1 | 1 to a slice | 1 |
-//! | `decode`, of a decoder | 1 to all lanes | 1 | 1 |
-//! | `verify`, of a decoder | 1 to all lanes | 1 to a tree | as the sequence |
-//! | `draft`, of a head | 1 to all lanes | 1 to a step's rows | as the sequence |
+//! | `decode` | 1 to all lanes | 1 | 1 |
+//! | `verify` | 1 to all lanes | 1 to a tree | as the sequence |
 //!
 //! With S rows of a lane's cache: in the form `operators` the cache is `[batch, G, S, d]`, of which `kv` rows, 1 to S, are looked at. In the form
 //! `primitives` all of it is `past`, S in every profile, since the mask decides what is seen and a length that is known is faster; `kv` is
 //! S + sequence.
 
-use takt_engine::dir::PlanRole;
 use takt_tensorrt::{build::Profile, tensor::ShapeRange};
 
 use crate::{
@@ -21,18 +19,20 @@ use crate::{
 
 /// Nodes of a tree that verification is optimized for: what pays off on devices that read memory for each.
 const USUAL_TREE: usize = 16;
+/// Tokens of a slice that prefill is optimized for: a node's slices, unless its `max_prefill_slice_tokens` says otherwise. A longer prompt comes in many of
+/// them, so that other lanes' steps come between; only a prompt that is computed alone, as by `takt generate`, has slices of the largest length.
+const USUAL_SLICE: usize = 64;
 
 /// What profiles follow from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extents {
-    pub role: PlanRole,
     pub form: Form,
     pub num_lanes: usize,
     /// S: rows of a lane's cache.
     pub lane_rows: usize,
     /// Most tokens of a slice.
     pub max_prefill: usize,
-    /// Most rows of a lane in a verification, or in a step of a head.
+    /// Most rows of a lane in a verification.
     pub max_tree: usize,
 }
 
@@ -52,14 +52,14 @@ impl Extents {
         // One lane is what a robot's loop waits for, however many there may be.
         let lanes = [1, 1, self.num_lanes];
         let tree = [1, USUAL_TREE.min(self.max_tree), self.max_tree];
-        let prefill =
-            Steps { batch: [1; 3], sequence: [1, self.max_prefill, self.max_prefill], logits: [1; 3] };
+        let prefill = Steps {
+            batch: [1; 3],
+            sequence: [1, USUAL_SLICE.min(self.max_prefill), self.max_prefill],
+            logits: [1; 3],
+        };
         let step = Steps { batch: lanes, sequence: [1; 3], logits: [1; 3] };
         let trees = Steps { batch: lanes, sequence: tree, logits: tree };
-        let all = match self.role {
-            PlanRole::Decoder => vec![("prefill", prefill), ("decode", step), ("verify", trees)],
-            PlanRole::Draft => vec![("prefill", prefill), ("draft", trees)],
-        };
+        let all = [("prefill", prefill), ("decode", step), ("verify", trees)];
         all.into_iter().map(|(name, steps)| self.profile(name, &steps, inputs)).collect()
     }
 
@@ -109,8 +109,8 @@ mod tests {
         Port { name: name.into(), element: ElementType::I64, shape: shape.to_vec() }
     }
 
-    fn extents(role: PlanRole, form: Form) -> Extents {
-        Extents { role, form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65 }
+    fn extents(form: Form) -> Extents {
+        Extents { form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65 }
     }
 
     fn range(profile: &Profile, name: &str) -> [Vec<usize>; 3] {
@@ -127,11 +127,11 @@ mod tests {
             port("past", &["batch".into(), 2.into(), 1089.into(), 64.into()]),
             port("fixed", &[3.into()]),
         ];
-        let profiles = extents(PlanRole::Decoder, Form::Operators).profiles(&inputs).unwrap();
+        let profiles = extents(Form::Operators).profiles(&inputs).unwrap();
         let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
         assert_eq!(names, ["prefill", "decode", "verify"]);
         let [prefill, decode, verify] = &profiles[..] else { panic!("{profiles:?}") };
-        assert_eq!(range(prefill, "input_ids"), [vec![1, 1], vec![1, 256], vec![1, 256]]);
+        assert_eq!(range(prefill, "input_ids"), [vec![1, 1], vec![1, 64], vec![1, 256]]);
         assert_eq!(range(prefill, "logits_rows"), [vec![1, 1], vec![1, 1], vec![1, 1]]);
         assert_eq!(range(decode, "input_ids"), [vec![1, 1], vec![1, 1], vec![4, 1]]);
         assert_eq!(range(verify, "input_ids"), [vec![1, 1], vec![1, 16], vec![4, 65]]);
@@ -147,15 +147,15 @@ mod tests {
             port("kv_positions", &["batch".into(), "kv".into()]),
             port("past", &["batch".into(), 2.into(), "past".into(), 64.into()]),
         ];
-        let profiles = extents(PlanRole::Draft, Form::Primitives).profiles(&inputs).unwrap();
-        let [prefill, draft] = &profiles[..] else { panic!("{profiles:?}") };
-        assert_eq!((prefill.name.as_str(), draft.name.as_str()), ("prefill", "draft"));
+        let profiles = extents(Form::Primitives).profiles(&inputs).unwrap();
+        let [prefill, decode, verify] = &profiles[..] else { panic!("{profiles:?}") };
         assert_eq!(
             range(prefill, "past"),
             [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![1, 2, 1089, 64]]
         );
-        assert_eq!(range(prefill, "kv_positions"), [vec![1, 1090], vec![1, 1345], vec![1, 1345]]);
-        assert_eq!(range(draft, "kv_positions"), [vec![1, 1090], vec![1, 1105], vec![4, 1154]]);
+        assert_eq!(range(prefill, "kv_positions"), [vec![1, 1090], vec![1, 1153], vec![1, 1345]]);
+        assert_eq!(range(decode, "kv_positions"), [vec![1, 1090], vec![1, 1090], vec![4, 1090]]);
+        assert_eq!(range(verify, "kv_positions"), [vec![1, 1090], vec![1, 1105], vec![4, 1154]]);
     }
 
     #[test]
@@ -163,8 +163,7 @@ mod tests {
         let inputs = [port("attention_mask", &["batch".into(), "sequence".into(), "kv".into()])];
         for (lane_rows, max_tree) in [(2, 1), (66, 65), (4161, 65)] {
             for form in [Form::Operators, Form::Primitives] {
-                let extents =
-                    Extents { lane_rows, max_tree, max_prefill: 1, ..extents(PlanRole::Decoder, form) };
+                let extents = Extents { lane_rows, max_tree, max_prefill: 1, ..extents(form) };
                 for profile in extents.profiles(&inputs).unwrap() {
                     let [min, opt, max] = range(&profile, "attention_mask");
                     let in_order = |dim: usize| 1 <= min[dim] && min[dim] <= opt[dim] && opt[dim] <= max[dim];
@@ -177,7 +176,7 @@ mod tests {
     #[test]
     fn a_dimension_that_nobody_knows_is_refused_by_name() {
         let inputs = [port("input_ids", &["batch".into(), "heads".into()])];
-        let error = extents(PlanRole::Decoder, Form::Operators).profiles(&inputs).unwrap_err().to_string();
+        let error = extents(Form::Operators).profiles(&inputs).unwrap_err().to_string();
         assert!(error.contains("\"input_ids\"") && error.contains("\"heads\""), "{error}");
     }
 }

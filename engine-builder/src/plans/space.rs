@@ -1,9 +1,6 @@
 //! Whether there is room for ONNX models and plans: found out before minutes of work.
 
-use takt_engine::{
-    dir::{Manifest, WEIGHTS_FILE},
-    draft::DRAFT_WEIGHTS_FILE,
-};
+use takt_engine::dir::{Manifest, WEIGHTS_FILE};
 
 use super::place::Place;
 use crate::{BuildError, Result};
@@ -11,7 +8,7 @@ use crate::{BuildError, Result};
 /// Models beside their data, rotary tables, the manifest.
 const MARGIN_BYTES: u64 = 32 << 20;
 
-/// Checks that the file system below `place` has room for the weights twice: in the models, and in the plans.
+/// Checks that the file system below `place` has room for the weights twice: in the model, and in the plan.
 pub(super) fn check(place: &Place, manifest: &Manifest) -> Result<()> {
     let refusal = free_bytes(place).and_then(|free| refusal(free, needed_bytes(manifest)));
     refusal.map_or(Ok(()), |fact| Err(BuildError::Source { path: place.folder().into(), fact }))
@@ -20,7 +17,7 @@ pub(super) fn check(place: &Place, manifest: &Manifest) -> Result<()> {
 fn refusal(free: u64, needed: u64) -> Option<String> {
     (free < needed).then(|| {
         format!(
-            "{} MB are free where plans are built, and about {} MB are needed: the ONNX models and the plans take as much as the weights each; make \
+            "{} MB are free where plans are built, and about {} MB are needed: the ONNX model and the plan take as much as the weights each; make \
              room, or copy the engine to where there is some",
             free / 1_000_000,
             needed.div_ceil(1_000_000)
@@ -29,8 +26,7 @@ fn refusal(free: u64, needed: u64) -> Option<String> {
 }
 
 fn needed_bytes(manifest: &Manifest) -> u64 {
-    let size = |name| manifest.file(name).map_or(0, |entry| entry.size_bytes);
-    let weights = size(WEIGHTS_FILE).saturating_add(size(DRAFT_WEIGHTS_FILE));
+    let weights = manifest.file(WEIGHTS_FILE).map_or(0, |entry| entry.size_bytes);
     weights.saturating_mul(2).saturating_add(MARGIN_BYTES)
 }
 

@@ -154,7 +154,7 @@ fn add(engine: &Path, plans: &DevicePlans) -> Result<PlansReport> {
 }
 
 #[test]
-fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_changes() {
+fn a_decoder_gets_a_plan_that_the_manifest_describes_and_nothing_else_changes() {
     let (folder, engine) = engine(WeightKind::Bf16);
     let before = tree(folder.path());
     let compiler = Compiler::new(10, 16);
@@ -167,18 +167,15 @@ fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_chang
     let manifest = Manifest::read(&engine).unwrap();
     let entries: Vec<_> = report.plans.iter().map(|plan| plan.entry.clone()).collect();
     let decoder = manifest.plan(entries[0].tensorrt, "sm_110a", PlanRole::Decoder).unwrap();
-    let draft = manifest.plan(entries[0].tensorrt, "sm_110a", PlanRole::Draft).unwrap();
-    assert_eq!([decoder, draft], [&entries[0], &entries[1]]);
+    // The backend runs the head by its own kernels.
+    assert_eq!(entries, [decoder.clone()]);
     let shape = |plan: &takt_engine::dir::PlanEntry| {
         (plan.num_lanes, plan.lane_capacity, plan.lane_rows, plan.max_prefill, plan.max_tree)
     };
     assert_eq!(shape(decoder), (3, 100, 168, 100, 65));
-    // Between its tokens and its padding a head has rows for what it proposes.
-    assert_eq!(shape(draft), (3, 100, 168 + 128, 100, 64));
     assert_eq!((decoder.form, decoder.compute), (PlanForm::Operators, PlanCompute::Bf16));
     let dir = EngineDir::open(&engine).unwrap();
     assert_eq!(decoder.captured, dir.draft().unwrap().manifest().spec.captured);
-    assert!(draft.captured.is_empty());
     for plan in &entries {
         assert_eq!(PlanFile::open(&engine, plan).unwrap().bytes().len() as u64, plan.size_bytes);
         assert!(plan.file.starts_with("plans/trt-10.16-sm_110a") && plan.device == "a device with sm_110a");
@@ -187,14 +184,8 @@ fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_chang
 
     let asked = compiler.asked.borrow();
     assert!(asked.iter().all(|asked| asked.data_bytes > 10_000 && !asked.onnx.exists()), "{asked:?}");
-    let names = |idx: usize| asked[idx].profiles.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
-    assert_eq!(
-        (names(0), names(1)),
-        (
-            ["prefill", "decode", "verify"].map(String::from).to_vec(),
-            ["prefill", "draft"].map(String::from).to_vec()
-        )
-    );
+    let names: Vec<_> = asked[0].profiles.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!((asked.len(), names), (1, vec!["prefill", "decode", "verify"]));
     let ports = &asked[0].profiles[2].inputs;
     let (_, mask) = ports.iter().find(|(name, _)| name == "attention_mask").unwrap();
     assert_eq!((&mask.min, &mask.max), (&vec![1, 1, 1], &vec![3, 65, 168]));
@@ -204,12 +195,16 @@ fn decoder_and_head_get_plans_that_the_manifest_describes_and_nothing_else_chang
     assert_eq!(report.plans[0].warnings.len(), 21);
     assert_eq!(report.plans[0].warnings[20], "and 5 more warnings of TensorRT");
     let stages = stages.into_inner();
-    assert!(stages.iter().any(|(stage, item)| *stage == Stage::Models && item.starts_with("draft.onnx: ")));
-    assert!(stages.contains(&(Stage::Plans, "draft head: Building: Tactics".into())), "{stages:?}");
+    let mut models = stages.iter().filter(|(stage, _)| *stage == Stage::Models).peekable();
+    assert!(
+        models.peek().is_some() && models.all(|(_, item)| item.starts_with("model.onnx: ")),
+        "{stages:?}"
+    );
+    assert!(stages.contains(&(Stage::Plans, "decoder: Building: Tactics".into())), "{stages:?}");
     let mut after = tree(folder.path());
     after.retain(|path, _| !path.starts_with(engine.join("plans")) && !path.ends_with("engine.json"));
     assert!(after.iter().all(|(path, bytes)| before[path] == *bytes) && after.len() + 1 == before.len());
-    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 1);
 }
 
 #[test]
@@ -241,8 +236,8 @@ fn a_newer_tensorrt_that_is_called_through_older_headers_gets_primitives() {
         let report = add(&engine, &compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap()).unwrap();
         report.plans.iter().map(|plan| plan.entry.form).collect::<Vec<_>>()
     };
-    assert_eq!(form(13), [PlanForm::Primitives; 2]);
-    assert_eq!(form(15), [PlanForm::Operators; 2]);
+    assert_eq!(form(13), [PlanForm::Primitives]);
+    assert_eq!(form(15), [PlanForm::Operators]);
 }
 
 #[test]
@@ -258,8 +253,8 @@ fn building_again_replaces_plans_for_the_same_machine_and_leaves_others() {
     *here.salt.borrow_mut() = 1;
     let third = add(&engine, &here.plans(Gpu::Thor, options).unwrap()).unwrap();
     let manifest = Manifest::read(&engine).unwrap();
-    assert_eq!(manifest.plans.len(), 4);
-    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 4);
+    assert_eq!(manifest.plans.len(), 2);
+    assert_eq!(fs::read_dir(engine.join("plans")).unwrap().count(), 2);
     assert!(manifest.check_plans(&engine).iter().all(|check| check.outcome.is_ok()));
     let [old, new] = [&second, &third].map(|report| &report.plans[0].entry);
     assert!(old.file != new.file && manifest.plans.contains(new) && !manifest.plans.contains(old));
@@ -280,19 +275,18 @@ fn what_was_measured_is_used_the_next_time_and_a_damaged_one_is_a_note() {
     )
     .unwrap();
     let uses = |report: &PlansReport| report.plans.iter().map(|plan| plan.timing_cache).collect::<Vec<_>>();
-    // The head's plan has the decoder's measurements already.
     let first = add(&engine, &plans).unwrap();
-    assert_eq!(uses(&first), [TimingCacheUse::New, TimingCacheUse::Used]);
+    assert_eq!(uses(&first), [TimingCacheUse::New]);
     let second = add(&engine, &plans).unwrap();
-    assert_eq!(uses(&second), [TimingCacheUse::Used; 2]);
+    assert_eq!(uses(&second), [TimingCacheUse::Used]);
     let given: Vec<_> = compiler.asked.borrow().iter().map(|asked| asked.timing_cache.len()).collect();
-    assert_eq!(given, [0, 1, 2, 3]);
+    assert_eq!(given, [0, 1]);
     let file = fs::read_dir(&timings).unwrap().next().unwrap().unwrap().path();
     fs::write(&file, "rubbish").unwrap();
     let third = add(&engine, &plans).unwrap();
-    assert_eq!(uses(&third), [TimingCacheUse::New, TimingCacheUse::Used]);
+    assert_eq!(uses(&third), [TimingCacheUse::New]);
     assert!(third.plans[0].warnings[0].contains("are damaged"), "{:?}", third.plans[0].warnings);
-    assert_eq!(compiler.asked.borrow()[4].timing_cache.len(), 0);
+    assert_eq!(compiler.asked.borrow()[2].timing_cache.len(), 0);
 }
 
 #[test]

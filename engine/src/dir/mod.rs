@@ -21,6 +21,7 @@ mod finite;
 mod layout;
 mod manifest;
 mod plan_file;
+mod plan_list;
 mod plans;
 mod unchecked;
 mod verify;
@@ -38,8 +39,9 @@ pub use layout::{
     MatrixPart, Part, Role, StoredTensor, TENSOR_ALIGNMENT, TokensPart, VectorPart, expected_tensors,
     lay_out, parts,
 };
-pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, Quantization, SCHEMA_VERSION};
+pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, PLANS_SCHEMA_VERSION, Quantization, SCHEMA_VERSION};
 pub use plan_file::{PlanCheck, PlanFile};
+pub use plan_list::{ForeignPlan, PlanList};
 pub use plans::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};

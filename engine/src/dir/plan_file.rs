@@ -8,7 +8,7 @@ use super::{
     FileEntry, Manifest, PlanEntry, PlanRole, PlanVersion, WEIGHTS_FILE, contents::Contents, corrupt, verify,
     weights,
 };
-use crate::{Result, draft::DRAFT_WEIGHTS_FILE};
+use crate::Result;
 
 /// Bytes of a file that a thread hashes at a time.
 const SHARE_BYTES: usize = 4 << 20;
@@ -79,12 +79,11 @@ impl Manifest {
         self.plans.iter().find(|plan| plan.is_for(version, sm, role))
     }
 
-    /// BLAKE3 of the weights that a plan of `role` has to be made from; `None` for a head that the engine does not have.
+    /// BLAKE3 of the weights that a plan of `role` has to be made from; `None` where the engine lists none.
     #[must_use]
     pub fn plan_weights(&self, role: PlanRole) -> Option<&str> {
         let file = match role {
             PlanRole::Decoder => WEIGHTS_FILE,
-            PlanRole::Draft => DRAFT_WEIGHTS_FILE,
         };
         self.file(file).map(|entry| entry.blake3.as_str())
     }

@@ -8,6 +8,14 @@ use super::{PLANS_FOLDER, manifest::is_blake3};
 
 /// Digits of a plan's BLAKE3 in its name.
 const SHOWN_DIGITS: usize = 8;
+/// Most lanes that anything in Takt has.
+const MAX_LANES: usize = 64;
+/// Rows of a lane that no device has room for.
+const MAX_ROWS: usize = 1 << 24;
+/// Tokens of a lane in one step that no plan is built for.
+const MAX_STEP: usize = 4096;
+/// Layers whose inputs a draft head takes.
+const MAX_CAPTURED: usize = 3;
 
 /// One of `engine.json`'s plans. Its file is not among [`Manifest::files`](super::Manifest::files): it is read, and its size and hash are checked,
 /// only where it is used.
@@ -28,7 +36,7 @@ pub struct PlanEntry {
     pub sm: String,
     /// The device in words, as `takt doctor` names it.
     pub device: String,
-    /// BLAKE3 of the weights it was made from: of `weights.safetensors`, or of the head's.
+    /// BLAKE3 of the weights it was made from, `weights.safetensors`.
     pub weights_blake3: String,
     /// How the cache goes in and out.
     pub form: PlanForm,
@@ -38,11 +46,11 @@ pub struct PlanEntry {
     pub num_lanes: usize,
     /// Tokens one lane holds.
     pub lane_capacity: usize,
-    /// Rows of a lane's cache, S: the capacity, and for padding as many as a tree has at most; a head's has rows for proposals between them.
+    /// Rows of a lane's cache, S: the capacity, and for padding as many as a tree has at most.
     pub lane_rows: usize,
     /// Most tokens of a prefill slice; no more than the capacity.
     pub max_prefill: usize,
-    /// Most nodes of a tree, its root included; for a head, most rows of a lane in a step.
+    /// Most nodes of a tree, its root included.
     pub max_tree: usize,
     /// The layers whose inputs it puts out as `features`; none without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -55,21 +63,18 @@ pub struct PlanEntry {
     pub streams_weights: bool,
 }
 
-/// The model that a plan runs.
+/// The model that a plan runs. A draft head runs beside a plan, by the kernels of another backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanRole {
     /// The engine's decoder; profiles 0 prefill, 1 decode, 2 verify.
     Decoder,
-    /// Its draft head; profiles 0 prefill, 1 draft.
-    Draft,
 }
 
 impl fmt::Display for PlanRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Decoder => "decoder",
-            Self::Draft => "draft head",
         })
     }
 }
@@ -128,26 +133,8 @@ impl TryFrom<String> for PlanVersion {
     }
 }
 
-/// Checks entries: their names, hashes and extents, and that none is there twice.
-pub(super) fn validate(plans: &[PlanEntry]) -> Result<(), String> {
-    for (idx, plan) in plans.iter().enumerate() {
-        plan.validate()?;
-        let earlier = &plans[..idx];
-        if earlier.iter().any(|other| other.file == plan.file) {
-            return Err(format!("plan {:?} is listed twice", plan.file));
-        }
-        if let Some(other) = earlier.iter().find(|other| other.is_for(plan.tensorrt, &plan.sm, plan.role)) {
-            return Err(format!(
-                "plans {:?} and {:?} are both the {}'s for TensorRT {} on {}: one is expected",
-                other.file, plan.file, plan.role, plan.tensorrt, plan.sm
-            ));
-        }
-    }
-    Ok(())
-}
-
 impl PlanEntry {
-    /// The file of a plan: `plans/trt-10.16-sm_110a.plan`, a head's with `-draft` behind the GPU.
+    /// The file of a plan: `plans/trt-10.16-sm_110a.plan`.
     #[must_use]
     pub fn file_name(version: PlanVersion, sm: &str, role: PlanRole) -> String {
         format!("{}.plan", stem(version, sm, role))
@@ -160,7 +147,8 @@ impl PlanEntry {
         format!("{}.{shown}.plan", stem(version, sm, role))
     }
 
-    fn validate(&self) -> Result<(), String> {
+    /// Checks that its name, hashes and extents hold.
+    pub(super) fn validate(&self) -> Result<(), String> {
         let file = &self.file;
         let is_sm = |sm: &str| {
             let digits = sm.strip_prefix("sm_").map(|sm| sm.strip_suffix('a').unwrap_or(sm));
@@ -185,6 +173,7 @@ impl PlanEntry {
         if self.size_bytes == 0 || extents.contains(&0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
         }
+        self.check_bounds()?;
         let needed = self.lane_capacity.checked_add(self.max_tree);
         if needed.is_none_or(|needed| needed > self.lane_rows) || self.max_prefill > self.lane_capacity {
             return Err(format!(
@@ -194,12 +183,29 @@ impl PlanEntry {
         }
         Ok(())
     }
+
+    /// Nothing is computed with numbers that no plan has.
+    fn check_bounds(&self) -> Result<(), String> {
+        let file = &self.file;
+        for (what, found, most) in [
+            ("lanes", self.num_lanes, MAX_LANES),
+            ("rows of a lane", self.lane_rows, MAX_ROWS),
+            ("tokens of a lane", self.lane_capacity, MAX_ROWS),
+            ("tokens of a slice", self.max_prefill, MAX_STEP),
+            ("nodes of a tree", self.max_tree, MAX_STEP),
+            ("layers with features", self.captured.len(), MAX_CAPTURED),
+        ] {
+            if found > most {
+                return Err(format!("plan {file:?} has {found} {what}: expected at most {most}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn stem(version: PlanVersion, sm: &str, role: PlanRole) -> String {
     let suffix = match role {
         PlanRole::Decoder => "",
-        PlanRole::Draft => "-draft",
     };
     format!("{PLANS_FOLDER}/trt-{version}-{sm}{suffix}")
 }
@@ -238,16 +244,20 @@ pub(super) mod tests {
 
     #[test]
     fn entries_are_read_back_as_they_were_written_and_versions_are_two_numbers() {
-        let both = [entry(PlanRole::Decoder), entry(PlanRole::Draft)];
+        let other = PlanEntry {
+            file: "plans/trt-10.16-sm_87.plan".into(),
+            sm: "sm_87".into(),
+            ..entry(PlanRole::Decoder)
+        };
+        let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
-        assert_eq!(both[1].file, "plans/trt-10.16-sm_110a-draft.plan");
-        validate(&both).unwrap();
+        assert!(both.iter().all(|plan| plan.validate().is_ok()));
         let mut hashed = both.clone();
         hashed[0].file =
             PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
-        validate(&hashed).unwrap();
+        hashed[0].validate().unwrap();
         assert_eq!(hashed[0].file, "plans/trt-10.16-sm_110a.00000000.plan");
         for version in ["10", "10.x", "10.16.1", ""] {
             let error = serde_json::from_str::<Vec<PlanEntry>>(&json.replace("10.16", version)).unwrap_err();
@@ -260,29 +270,30 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 14] = [
+        let damages: [(Damage, &str); 17] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
             (|it| it.sm = "thor".into(), "expected one as in sm_110a"),
             (|it| it.sm = "sm_90a".into(), "plans/trt-10.16-sm_90a.plan"),
-            (|it| it.role = PlanRole::Draft, "-draft.plan"),
             (|it| it.blake3 = "A".repeat(64), "BLAKE3 of plan"),
             (|it| it.file = "plans/trt-10.16-sm_110a.00000001.plan".into(), "sm_110a.00000000.plan"),
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.num_lanes = 0, "size of 0"),
             (|it| it.lane_rows = 164, "rows for tokens and trees"),
-            (|it| it.max_tree = usize::MAX, "rows for tokens and trees"),
+            (|it| it.max_tree = usize::MAX, "nodes of a tree: expected at most 4096"),
+            (|it| it.num_lanes = 65, "65 lanes: expected at most 64"),
+            (|it| it.lane_rows = (1 << 24) + 1, "rows of a lane: expected at most 16777216"),
+            (|it| it.lane_capacity = usize::MAX, "tokens of a lane"),
+            (|it| it.captured = vec![0; 4], "4 layers with features: expected at most 3"),
             (|it| it.max_prefill = 101, "slices that fit"),
         ];
         for (idx, (damage, fact)) in damages.into_iter().enumerate() {
             let mut plan = entry(PlanRole::Decoder);
             damage(&mut plan);
-            let message = validate(&[plan]).unwrap_err();
+            let message = plan.validate().unwrap_err();
             assert!(message.contains(fact), "{idx}: {message}");
         }
-        let twice = [entry(PlanRole::Decoder), entry(PlanRole::Draft), entry(PlanRole::Decoder)];
-        assert!(validate(&twice).unwrap_err().contains("listed twice"));
     }
 }

@@ -113,10 +113,10 @@ mod tests {
     fn entry() -> PlanEntry {
         let (tensorrt, sm) = (PlanVersion { major: 10, minor: 16 }, "sm_110a".to_owned());
         PlanEntry {
-            file: PlanEntry::file_name(tensorrt, &sm, PlanRole::Draft),
+            file: PlanEntry::file_name(tensorrt, &sm, PlanRole::Decoder),
             size_bytes: 5 << 20,
             blake3: "ab".repeat(32),
-            role: PlanRole::Draft,
+            role: PlanRole::Decoder,
             tensorrt,
             sm,
             device: "NVIDIA Thor sm_110 20 SMs".into(),
@@ -167,7 +167,7 @@ mod tests {
         ];
         let text = plans_text(&plans);
         for words in [
-            "draft head for TensorRT 10.16 on NVIDIA Thor",
+            "decoder for TensorRT 10.16 on NVIDIA Thor",
             "4 lanes of 2048 tokens, f16",
             "runs here",
             "host's memory",

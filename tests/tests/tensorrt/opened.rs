@@ -109,7 +109,7 @@ fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
         refused(EngineOptions { lane_capacity: Some(65), ..options() }, "--plan-context 65");
         Engine::open(&dir, &options()).unwrap();
         // A plan that is used is looked at whole.
-        let entry = Manifest::read(&dir).unwrap().plans.remove(0);
+        let entry = Manifest::read(&dir).unwrap().plans[0].clone();
         let path = dir.join(&entry.file);
         let mut bytes = std::fs::read(&path).unwrap();
         let last = bytes.len() - 1;

@@ -75,17 +75,16 @@ fn options_become_what_tensorrt_is_asked_for() {
         standin.clear();
         let report =
             add_plans(&engine, &DevicePlans::open(options, None).unwrap(), None, &mut |_| {}).unwrap();
-        assert_eq!(calls(standin, "kWEIGHT_STREAMING").len(), 4, "set and asked for, twice");
+        assert_eq!(calls(standin, "kWEIGHT_STREAMING").len(), 2, "set and asked for");
         assert!(calls(standin, "kREFIT").is_empty() && calls(standin, "kSTRIP_PLAN").is_empty());
-        assert_eq!(calls(standin, &format!("setMemoryPoolLimit(kWORKSPACE, {})", 5 << 20)).len(), 2);
-        assert_eq!(calls(standin, "setBuilderOptimizationLevel(1)").len(), 2);
-        assert_eq!(calls(standin, "addOptimizationProfile(").len(), 3 + 2);
+        assert_eq!(calls(standin, &format!("setMemoryPoolLimit(kWORKSPACE, {})", 5 << 20)).len(), 1);
+        assert_eq!(calls(standin, "setBuilderOptimizationLevel(1)").len(), 1);
+        assert_eq!(calls(standin, "addOptimizationProfile(").len(), 3);
         // The whole of the cache is a plan's, whatever the profile.
         let cache = calls(standin, "setDimensions(\"past_key_values.0.key\", kMAX");
         let rows = |line: &String, rows: usize| line.contains(&format!(",{rows},"));
         // 100 tokens and 65 rows for padding, up to a multiple of 8.
-        assert!(cache[..3].iter().all(|line| rows(line, 168)), "{cache:?}");
-        assert!(cache[3..].iter().all(|line| rows(line, 168 + 128)), "{cache:?}");
+        assert!(cache.len() == 3 && cache.iter().all(|line| rows(line, 168)), "{cache:?}");
         assert!(report.plans.iter().all(|plan| plan.entry.streams_weights && plan.entry.num_lanes == 3));
         assert_eq!(standin.alive(), [""; 0]);
     });
@@ -104,7 +103,7 @@ fn calls_of_tensorrt_fail_and_the_engine_is_as_it_was() {
         let num_calls = standin.record().len() as u64;
         let whole = || {
             let manifest = Manifest::read(&engine).unwrap();
-            assert_eq!(manifest.plans.len(), 2);
+            assert_eq!(manifest.plans.len(), 1);
             assert!(manifest.check_plans(&engine).iter().all(|check| check.outcome.is_ok()));
             fs::remove_dir_all(engine.join("plans")).unwrap();
         };
@@ -162,7 +161,7 @@ fn a_build_that_is_cancelled_in_a_phase_of_tensorrt_leaves_nothing() {
             assert_eq!(standin.alive(), [""; 0]);
         }
         let phases = phases.into_inner();
-        assert!(phases.iter().any(|phase| phase.starts_with("draft head: ")), "{phases:?}");
+        assert!(phases.iter().any(|phase| phase.starts_with("decoder: ")), "{phases:?}");
     });
 }
 
@@ -180,10 +179,8 @@ fn measurements_of_another_release_are_not_taken_and_a_note_says_so() {
             add_plans(&engine, &plans, None, &mut |_| {}).unwrap().plans
         };
         let first = build_with(patch);
-        assert_eq!(
-            (first[0].timing_cache, first[1].timing_cache),
-            (TimingCacheUse::New, TimingCacheUse::Used)
-        );
+        assert_eq!(first[0].timing_cache, TimingCacheUse::New);
+        assert_eq!(build_with(patch)[0].timing_cache, TimingCacheUse::Used);
         // Kept by one release, and found where another keeps its own.
         let file = |patch: u32| {
             let name = format!("trt-{major}.{minor}.{patch}-");
@@ -200,6 +197,6 @@ fn measurements_of_another_release_are_not_taken_and_a_note_says_so() {
         let second = build_with(patch + 1);
         assert_eq!(second[0].timing_cache, TimingCacheUse::New);
         assert!(second[0].warnings.iter().any(|note| note.contains("did not take the measurements")));
-        assert_eq!(second[1].timing_cache, TimingCacheUse::Used);
+        assert_eq!(build_with(patch + 1)[0].timing_cache, TimingCacheUse::Used);
     });
 }

@@ -10,7 +10,7 @@ use std::{
 
 use takt_engine::quant::WeightKind;
 use takt_kernels_cu::Target as Gpu;
-use takt_tensorrt::{TensorRtError, build::PlanRequest};
+use takt_tensorrt::TensorRtError;
 
 use super::{Compiler, add, engine, tree};
 use crate::{
@@ -23,7 +23,6 @@ fn whatever_fails_the_engine_is_as_it_was() {
     let (folder, engine) = engine(WeightKind::Bf16);
     let compiler = Compiler::new(10, 16);
     let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
-    let is_draft = |request: &PlanRequest<'_>| request.onnx.ends_with("draft.onnx");
     for with_plans_before in [false, true] {
         if with_plans_before {
             *compiler.mishap.borrow_mut() = None;
@@ -43,8 +42,6 @@ fn whatever_fails_the_engine_is_as_it_was() {
             "node 7 (TensorScatter)",
             "takt export --for tensorrt-10.16,sm_110 --variant eagle3",
         ]);
-        compiler.fails(move |request| is_draft(request).then(refused));
-        fails(&["plan of the draft head", "node 7"]);
         compiler.fails(|_| {
             Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })
         });
@@ -68,13 +65,13 @@ fn whatever_fails_the_engine_is_as_it_was() {
         fs::write(&manifest, &original).unwrap();
         assert!(tree(folder.path()) == before);
 
-        // A name is taken by what cannot be replaced: the plan that was moved before goes again.
+        // A name is taken by what cannot be replaced.
         let taken = Rc::new(RefCell::new(PathBuf::new()));
         compiler.mishap.borrow_mut().take();
         let known = {
             let copy = tempfile::tempdir().unwrap();
             copy_tree(&engine, &copy.path().join("engine"));
-            add(&copy.path().join("engine"), &plans).unwrap().plans[1].entry.file.clone()
+            add(&copy.path().join("engine"), &plans).unwrap().plans[0].entry.file.clone()
         };
         *taken.borrow_mut() = engine.join(&known);
         let wanted = Rc::clone(&taken);
@@ -198,4 +195,36 @@ fn one_process_at_a_time_builds_plans_and_clears_what_killed_ones_left() {
     assert!(message.contains("another takt is building plans"), "{message}");
     drop(held);
     add(&engine, &plans).unwrap();
+}
+
+#[test]
+fn plans_that_killed_builds_left_go_and_entries_of_another_takt_stay() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let compiler = Compiler::new(10, 16);
+    let plans = compiler.plans(Gpu::Thor, PlanOptions::default()).unwrap();
+    let version = || {
+        let json = fs::read(engine.join("engine.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&json).unwrap()
+    };
+    assert_eq!(version()["schema_version"], 2);
+    let named = add(&engine, &plans).unwrap().plans[0].entry.file.clone();
+    assert_eq!(version()["schema_version"], 3);
+
+    let mut manifest = version();
+    let foreign = serde_json::json!({ "file": "plans/trt-12.0-sm_130.plan", "form": "spirals" });
+    manifest["plans"].as_array_mut().unwrap().push(foreign.clone());
+    fs::write(engine.join("engine.json"), manifest.to_string()).unwrap();
+    let orphan = "plans/trt-10.16-sm_110a.deadbeef.plan";
+    for file in [orphan, "plans/trt-12.0-sm_130.plan", "plans/notes.txt"] {
+        fs::write(engine.join(file), "gigabytes").unwrap();
+    }
+    drop(place::Place::open(&engine).unwrap());
+    assert!(!engine.join(orphan).exists());
+    for file in [&named[..], "plans/trt-12.0-sm_130.plan", "plans/notes.txt"] {
+        assert!(engine.join(file).exists(), "{file}");
+    }
+    *compiler.salt.borrow_mut() = 1;
+    add(&engine, &plans).unwrap();
+    assert!(version()["plans"].as_array().unwrap().contains(&foreign));
+    assert!(!engine.join(named).exists());
 }

@@ -117,7 +117,7 @@ mod tests {
             lane_capacity: None,
         };
         let plans = [
-            plan(16, "sm_110a", PlanRole::Draft),
+            plan(15, "sm_110a", PlanRole::Decoder),
             plan(13, "sm_110a", PlanRole::Decoder),
             plan(16, "sm_87", PlanRole::Decoder),
             plan(16, "sm_110a", PlanRole::Decoder),
@@ -129,13 +129,13 @@ mod tests {
         for (wanted, plans, said) in [
             (
                 wanted,
-                &plans[..1],
+                &plans[..0],
                 "there is none at all; `takt build DIR --tensorrt --plans-only` builds one",
             ),
             (
                 wanted,
                 &plans[..3],
-                "there are plans for TensorRT 10.13 on sm_110a (a board with sm_110a), TensorRT 10.16 on sm_87",
+                "there are plans for TensorRT 10.15 on sm_110a (a board with sm_110a), TensorRT 10.13 on sm_110a (a board with sm_110a), TensorRT 10.16 on sm_87",
             ),
             (Wanted { weights_blake3: &other, ..wanted }, &plans[..], "was built from other weights"),
             (
