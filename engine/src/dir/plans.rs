@@ -53,6 +53,10 @@ pub struct PlanEntry {
     /// Its weights may stay in the host's memory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub streams_weights: bool,
+    /// Multiprocessors of the green context that its kernels were timed in; `None` for the whole device, without one. TensorRT's headers say that a
+    /// plan may fail in a green context with fewer, and in any if it was timed in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed_in_green_context: Option<u32>,
 }
 
 /// The model that a plan runs.
@@ -182,7 +186,7 @@ impl PlanEntry {
             }
         }
         let extents = [self.num_lanes, self.lane_capacity, self.lane_rows, self.max_prefill, self.max_tree];
-        if self.size_bytes == 0 || extents.contains(&0) {
+        if self.size_bytes == 0 || extents.contains(&0) || self.timed_in_green_context == Some(0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
         }
         let needed = self.lane_capacity.checked_add(self.max_tree);
@@ -233,6 +237,7 @@ pub(super) mod tests {
             captured: vec![1, 2, 3],
             stripped: false,
             streams_weights: false,
+            timed_in_green_context: None,
         }
     }
 
@@ -241,7 +246,11 @@ pub(super) mod tests {
         let both = [entry(PlanRole::Decoder), entry(PlanRole::Draft)];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
+        assert!(!json.contains("green"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
+        let green = PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() };
+        let told = serde_json::to_string(&green).unwrap();
+        assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), green);
         assert_eq!(both[1].file, "plans/trt-10.16-sm_110a-draft.plan");
         validate(&both).unwrap();
         let mut hashed = both.clone();
@@ -260,7 +269,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 14] = [
+        let damages: [(Damage, &str); 15] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -272,6 +281,7 @@ pub(super) mod tests {
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.num_lanes = 0, "size of 0"),
+            (|it| it.timed_in_green_context = Some(0), "size of 0"),
             (|it| it.lane_rows = 164, "rows for tokens and trees"),
             (|it| it.max_tree = usize::MAX, "rows for tokens and trees"),
             (|it| it.max_prefill = 101, "slices that fit"),
