@@ -12,6 +12,7 @@ use takt_tensorrt::{
 
 use crate::{
     bench::{Bench, Memory, on_device, plan_bytes, profiles},
+    emulator::driver::EmulatedDevice,
     from, model, profile,
     standin::{Failure, executor::Tensor},
 };
