@@ -303,12 +303,9 @@ int32_t config_set_optimization_level(takt_trt_config* config, int32_t level) no
 }
 
 int32_t config_set_max_aux_streams(takt_trt_config* config, int32_t num_streams) noexcept {
-#if TAKT_TRT_MAJOR == 10
+    // From 11 on it has a result; before, only what it is afterwards.
     real(config)->setMaxAuxStreams(num_streams);
     return real(config)->getMaxAuxStreams() == num_streams;
-#else
-    return real(config)->setMaxAuxStreams(num_streams);
-#endif
 }
 
 void config_set_profile_stream(takt_trt_config* config, void* stream) noexcept {
