@@ -2,12 +2,18 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build_include.rs");
     #[cfg(feature = "tensorrt")]
     headers::compile_shim();
 }
 
 #[cfg(feature = "tensorrt")]
+#[path = "build_include.rs"]
+mod include;
+
+#[cfg(feature = "tensorrt")]
 mod headers {
+    use super::include;
     use std::{
         env,
         path::{Path, PathBuf},
@@ -55,7 +61,9 @@ mod headers {
                 println!("cargo::rerun-if-changed={}", version.display());
             }
             // Theirs, so that their warnings are not ours.
-            build.flag("-isystem").flag(folder.as_os_str());
+            if !include::is_searched_last(folder) {
+                build.flag("-isystem").flag(folder.as_os_str());
+            }
         }
         build.compile("takt_tensorrt_shim");
     }

@@ -291,21 +291,21 @@ int32_t config_set_flag(takt_trt_config* config, int32_t flag) noexcept {
     return real(config)->getFlag(which);
 }
 
-void config_set_workspace(takt_trt_config* config, uint64_t num_bytes) noexcept {
+int32_t config_set_workspace(takt_trt_config* config, uint64_t num_bytes) noexcept {
     real(config)->setMemoryPoolLimit(MemoryPoolType::kWORKSPACE, static_cast<std::size_t>(num_bytes));
+    // Less is a limit too, where a device has no more or sizes are rounded.
+    return real(config)->getMemoryPoolLimit(MemoryPoolType::kWORKSPACE) <= num_bytes;
 }
 
-void config_set_optimization_level(takt_trt_config* config, int32_t level) noexcept {
+int32_t config_set_optimization_level(takt_trt_config* config, int32_t level) noexcept {
     real(config)->setBuilderOptimizationLevel(level);
+    return real(config)->getBuilderOptimizationLevel() == level;
 }
 
 int32_t config_set_max_aux_streams(takt_trt_config* config, int32_t num_streams) noexcept {
-#if TAKT_TRT_MAJOR == 10
+    // From 11 on it has a result; before, only what it is afterwards.
     real(config)->setMaxAuxStreams(num_streams);
     return real(config)->getMaxAuxStreams() == num_streams;
-#else
-    return real(config)->setMaxAuxStreams(num_streams);
-#endif
 }
 
 void config_set_profile_stream(takt_trt_config* config, void* stream) noexcept {

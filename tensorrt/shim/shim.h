@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define TAKT_TRT_ABI 1
+#define TAKT_TRT_ABI 2
 
 // Objects. A null pointer is what TensorRT gave for a failure; what failed was told to the recorder or the logger.
 typedef struct takt_trt_logger takt_trt_logger;       // nvinfer1::ILogger, ours
@@ -121,8 +121,9 @@ typedef struct takt_trt_api {
     int32_t (*profile_is_valid)(takt_trt_profile*);
 
     int32_t (*config_set_flag)(takt_trt_config*, int32_t flag);
-    void (*config_set_workspace)(takt_trt_config*, uint64_t num_bytes);
-    void (*config_set_optimization_level)(takt_trt_config*, int32_t level);
+    // 0 where the configuration says otherwise afterwards: it has no recorder to tell.
+    int32_t (*config_set_workspace)(takt_trt_config*, uint64_t num_bytes);
+    int32_t (*config_set_optimization_level)(takt_trt_config*, int32_t level);
     int32_t (*config_set_max_aux_streams)(takt_trt_config*, int32_t num_streams);
     void (*config_set_profile_stream)(takt_trt_config*, void* stream);
     void (*config_set_monitor)(takt_trt_config*, takt_trt_monitor*);

@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_void};
 
 /// `TAKT_TRT_ABI`.
-const ABI: u32 = 1;
+const ABI: u32 = 2;
 
 /// Types whose objects are only known by address.
 macro_rules! opaque {
@@ -135,8 +135,8 @@ api! {
     profile_is_valid: fn(*mut ProfileObject) -> i32;
 
     config_set_flag: fn(*mut ConfigObject, i32) -> i32;
-    config_set_workspace: fn(*mut ConfigObject, u64);
-    config_set_optimization_level: fn(*mut ConfigObject, i32);
+    config_set_workspace: fn(*mut ConfigObject, u64) -> i32;
+    config_set_optimization_level: fn(*mut ConfigObject, i32) -> i32;
     config_set_max_aux_streams: fn(*mut ConfigObject, i32) -> i32;
     config_set_profile_stream: fn(*mut ConfigObject, *mut c_void);
     config_set_monitor: fn(*mut ConfigObject, *mut MonitorObject);

@@ -75,7 +75,8 @@ pub struct BuildProgress<'a> {
 pub struct BuiltPlan {
     /// The serialized network.
     pub plan: PlanBytes,
-    /// What was measured, with what was measured before: for the next build on this device with this TensorRT.
+    /// What was measured, with what was measured before: for the next build on this device with this TensorRT. Empty with a warning when TensorRT
+    /// cannot write it.
     pub timing_cache: Vec<u8>,
     /// Whether `timing_cache` of the request was of use, or of another device or version.
     pub used_timing_cache: bool,

@@ -12,11 +12,19 @@
 //!
 //! All of it is compiled without the feature too; opening the library then says that this build has no shim.
 //!
+//! Addresses are numbers here, as in `takt-kernels-cu`'s launches: nothing holds the memory behind them. What is given to
+//! [`bind`](runtime::Execution::bind) and [`set_scratch`](runtime::Execution::set_scratch) has to be device memory of the plan's context, as large as the
+//! tensor or the scratch memory, until the stream of the last [`enqueue`](runtime::Execution::enqueue), or of the last run of a graph that was captured
+//! from one, was waited for. That is the convention these safe functions rest on; whoever owns the memory keeps it.
+//!
 //! Architecture invariant: what is decided is decided in Rust. The shim turns one C call into one of TensorRT's, whatever its major version; it holds no
 //! state, and no exception leaves it. Where the headers differ, `shim.cpp` is the only place that knows.
 
 mod api;
 pub mod build;
+#[cfg(test)]
+#[path = "../build_include.rs"]
+mod build_include;
 mod error;
 mod journal;
 pub mod library;

@@ -21,6 +21,8 @@ use crate::{
 /// What a build without the shim says.
 const NO_SHIM: &str = "this takt was built without TensorRT: build it on the device with `cargo build --release --features tensorrt` (headers: \
      apt install libnvinfer-headers-dev libnvonnxparsers-dev, or TENSORRT_INCLUDE_DIR)";
+/// What a library usually lacks that is there and cannot be loaded: the driver's, which NVIDIA's container runtime brings.
+const IN_A_CONTAINER: &str = "in a container start it with `--runtime nvidia`";
 /// Major versions that are looked for, to say that there is another than the one of the headers.
 const KNOWN_MAJORS: std::ops::RangeInclusive<u32> = 8..=12;
 
@@ -189,11 +191,16 @@ impl Inner {
         let major = self.headers.major;
         let name = format!("libnvonnxparser.so.{major}");
         let library = open(self.folder.as_deref(), &name).map_err(|error| {
-            format!("building plans takes TensorRT's ONNX parser, {name}: {error}; apt install libnvonnxparsers{major}")
+            let todo = match is_there(self.folder.as_deref(), &name, &error) {
+                true => IN_A_CONTAINER.to_owned(),
+                false => format!("apt install libnvonnxparsers{major}"),
+            };
+            format!("building plans takes TensorRT's ONNX parser, {name}: {error}; {todo}")
         })?;
         // SAFETY: a function of no arguments in every version.
         let version =
             unsafe { symbol::<extern "C" fn() -> i32>(&library, &name, "getNvOnnxParserVersion") }?();
+        // A weak check: the header of every release up to now says 0.1.0. What tells releases apart is TensorRT's own version.
         if version < self.api.parser_version {
             let expected = Version::from_number(self.api.parser_version);
             let found = Version::from_number(version);
@@ -217,6 +224,13 @@ fn open(folder: Option<&Path>, name: &str) -> Result<ManuallyDrop<Library>, Stri
     })
 }
 
+/// Whether a library that did not open is there all the same: the loader then names another that it needs, or says what is wrong with it.
+fn is_there(folder: Option<&Path>, name: &str, error: &str) -> bool {
+    let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+    let missing = format!("{}: cannot open shared object file: No such file", path.display());
+    !error.starts_with(&missing)
+}
+
 /// A function of `library`.
 ///
 /// # Safety
@@ -231,15 +245,19 @@ unsafe fn symbol<F: Copy>(library: &Library, name: &str, function: &str) -> Resu
     })
 }
 
-/// Says that there is no library of the headers' major version, and which one is there instead.
+/// Says why there is no library of the headers' major version to be used: it cannot be loaded, there is another, or none.
 fn not_found(headers: Version, folder: Option<&Path>, error: &str) -> String {
     let major = headers.major;
+    let own = format!("libnvinfer.so.{major}");
+    if is_there(folder, &own, error) {
+        return format!("{own} is there but cannot be loaded: {error}; {IN_A_CONTAINER}");
+    }
     let others = KNOWN_MAJORS.filter(|other| *other != major);
     let other = others.into_iter().find(|other| open(folder, &format!("libnvinfer.so.{other}")).is_ok());
     match other {
         Some(other) => {
             format!(
-                "this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine"
+                "this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine ({error})"
             )
         }
         None => format!(
@@ -273,7 +291,7 @@ pub struct Probe {
     pub headers: Option<Version>,
     /// The library, or why it cannot be used.
     pub library: std::result::Result<Version, String>,
-    /// The ONNX parser, which building takes, or why it cannot be used. Its version is its own, not TensorRT's.
+    /// The ONNX parser, which building takes, or why it cannot be used. Its version is its own, and the same in every release of TensorRT.
     pub parser: std::result::Result<Version, String>,
 }
 

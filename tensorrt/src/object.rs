@@ -49,6 +49,9 @@ pub(crate) struct Recorder {
     owner: u64,
 }
 
+// SAFETY: what can be done through a shared reference is to give it to TensorRT, and to watch what it was told; it locks for itself.
+unsafe impl Sync for Recorder {}
+
 impl Recorder {
     pub fn new(api: &'static Api) -> Result<Self> {
         let owner = journal::new_owner();

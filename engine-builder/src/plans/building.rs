@@ -21,6 +21,7 @@ use takt_tensorrt::{
 use super::{
     DevicePlans,
     device::{Compiled, PADDING_ROWS},
+    green::Green,
     place::Place,
     profiles::Extents,
     timing_cache::TimingCache,
@@ -65,7 +66,7 @@ pub(super) fn build_all(
         });
     };
     let exported = export(place.engine(), &folder, &options, &mut report)?;
-    let cache = TimingCache::new(plans.timing_folder.as_deref(), plans.version(), &plans.device);
+    let cache = TimingCache::new(plans.timing_folder.as_deref(), plans.version(), &plans.timed_on());
     let captured = captured(place.engine(), manifest)?;
     let mut site = Site {
         plans,
@@ -118,7 +119,7 @@ impl Site<'_> {
             workspace_bytes: options.workspace_bytes,
             optimization_level: options.effort,
             timing_cache: &timings,
-            stream: None,
+            stream: self.plans.green.as_ref().map(Green::stream),
         };
         let built = self.run(&request, role, progress)?;
         let timing_cache = timing_cache_use(&timings, &built, &mut notes);
@@ -221,6 +222,7 @@ impl Site<'_> {
             captured: self.captured.clone(),
             stripped: false,
             streams_weights: plans.options.streams_weights,
+            timed_in_green_context: plans.green.as_ref().map(Green::num_sms),
         })
     }
 }

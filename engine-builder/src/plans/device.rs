@@ -14,7 +14,7 @@ use takt_tensorrt::{
     build::{BuildProgress, BuiltPlan, PlanRequest, build_plan},
 };
 
-use super::PlanOptions;
+use super::{PlanOptions, green::Green};
 use crate::{
     BuildError, Result,
     export::{ExportOptions, Form, Runtime, Target, TensorRtVersion, Variant, check_formats},
@@ -76,6 +76,8 @@ pub struct DevicePlans {
     pub(super) device: String,
     pub(super) options: PlanOptions,
     pub(super) timing_folder: Option<PathBuf>,
+    /// What kernels are timed in, where plans share the GPU.
+    pub(super) green: Option<Green>,
 }
 
 impl DevicePlans {
@@ -83,7 +85,8 @@ impl DevicePlans {
     ///
     /// # Errors
     /// [`BuildError::TensorRt`] without the library or its parser, with what to do; [`BuildError::Engine`] without a GPU that Takt knows;
-    /// [`BuildError::Unsupported`] for a TensorRT that no models are written for, or options out of range.
+    /// [`BuildError::Unsupported`] for a TensorRT that no models are written for, options out of range, or a share of the multiprocessors that this
+    /// machine cannot give.
     pub fn open(options: PlanOptions, timing_folder: Option<PathBuf>) -> Result<Self> {
         options.check()?;
         let trt = TensorRt::open()?;
@@ -98,7 +101,11 @@ impl DevicePlans {
             );
             return Err(BuildError::Unsupported(fact));
         }
-        Self::of(Box::new(trt), gpu, device, options, timing_folder)
+        let version = trt.version();
+        let mut plans = Self::of(Box::new(trt), gpu, device, options, timing_folder)?;
+        plans.green =
+            options.sm_share.map(|percent| Green::open(&gpu_facts, version, percent)).transpose()?;
+        Ok(plans)
     }
 
     pub(super) fn of(
@@ -109,7 +116,7 @@ impl DevicePlans {
         timing_folder: Option<PathBuf>,
     ) -> Result<Self> {
         options.check()?;
-        let plans = Self { compiler, gpu, device, options, timing_folder };
+        let plans = Self { compiler, gpu, device, options, timing_folder, green: None };
         plans.target()?;
         Ok(plans)
     }
@@ -130,6 +137,14 @@ impl DevicePlans {
     #[must_use]
     pub fn device(&self) -> String {
         self.device.clone()
+    }
+
+    /// What measurements are of: a kernel takes longer on fewer multiprocessors.
+    pub(super) fn timed_on(&self) -> String {
+        match &self.green {
+            Some(green) => format!("{} of which {}", self.device, green.num_sms()),
+            None => self.device.clone(),
+        }
     }
 
     /// Checks that TensorRT and the GPU take the weights of a model in their formats, and that lanes are not longer than the model

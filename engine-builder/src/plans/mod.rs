@@ -1,6 +1,7 @@
 //! `plans/`: TensorRT plans of an engine, built on the device that runs them.
 //!
 //! 1. `options`: what is wanted. `device`: with what and for what they are built, found before anything is done.
+//!    `green`: what kernels are timed in, for plans that share the GPU.
 //! 2. `profiles`: shapes that a plan is optimized for, from the inputs of an exported model.
 //! 3. `building`: engine → ONNX in a hidden folder → plans in it. `timing_cache`: what TensorRT measured, kept for the next time. `space`: whether
 //!    there is room.
@@ -8,6 +9,7 @@
 
 mod building;
 mod device;
+mod green;
 mod options;
 mod place;
 mod profiles;

@@ -27,6 +27,9 @@ pub struct PlanOptions {
     /// Weights may stay in the host's memory and be sent when they are needed. (That they can be given anew, or be left out, TensorRT offers for plans
     /// of one profile alone.)
     pub streams_weights: bool,
+    /// Percent of the multiprocessors that the plans will run on, in a green context: kernels are timed in such a one. All of them, without one, by
+    /// default.
+    pub sm_share: Option<u8>,
 }
 
 impl Default for PlanOptions {
@@ -38,6 +41,7 @@ impl Default for PlanOptions {
             workspace_bytes: None,
             effort: None,
             streams_weights: false,
+            sm_share: None,
         }
     }
 }
@@ -51,6 +55,9 @@ impl PlanOptions {
         }
         if let Some(effort) = self.effort.filter(|&effort| effort > MAX_EFFORT) {
             return refuse(format!("a search of effort {effort}: TensorRT has 0 to {MAX_EFFORT}"));
+        }
+        if let Some(percent) = self.sm_share.filter(|percent| !(1..=100).contains(percent)) {
+            return refuse(format!("plans for {percent} % of the multiprocessors: expected 1 to 100"));
         }
         if self.workspace_bytes == Some(0) {
             return refuse("a workspace of 0 bytes: layers need some; leave it to TensorRT".into());

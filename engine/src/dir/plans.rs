@@ -61,6 +61,10 @@ pub struct PlanEntry {
     /// Its weights may stay in the host's memory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub streams_weights: bool,
+    /// Multiprocessors of the green context that its kernels were timed in; `None` for the whole device, without one. TensorRT's headers say that a
+    /// plan may fail in a green context with fewer, and in any if it was timed in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed_in_green_context: Option<u32>,
 }
 
 /// The model that a plan runs. A draft head runs beside a plan, by the kernels of another backend.
@@ -170,7 +174,7 @@ impl PlanEntry {
             }
         }
         let extents = [self.num_lanes, self.lane_capacity, self.lane_rows, self.max_prefill, self.max_tree];
-        if self.size_bytes == 0 || extents.contains(&0) {
+        if self.size_bytes == 0 || extents.contains(&0) || self.timed_in_green_context == Some(0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
         }
         self.check_bounds()?;
@@ -239,6 +243,7 @@ pub(super) mod tests {
             captured: vec![1, 2, 3],
             stripped: false,
             streams_weights: false,
+            timed_in_green_context: None,
         }
     }
 
@@ -252,8 +257,12 @@ pub(super) mod tests {
         let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
+        assert!(!json.contains("green"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
         assert!(both.iter().all(|plan| plan.validate().is_ok()));
+        let green = PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() };
+        let told = serde_json::to_string(&green).unwrap();
+        assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), green);
         let mut hashed = both.clone();
         hashed[0].file =
             PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
@@ -270,7 +279,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 17] = [
+        let damages: [(Damage, &str); 18] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -281,6 +290,7 @@ pub(super) mod tests {
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.num_lanes = 0, "size of 0"),
+            (|it| it.timed_in_green_context = Some(0), "size of 0"),
             (|it| it.lane_rows = 164, "rows for tokens and trees"),
             (|it| it.max_tree = usize::MAX, "nodes of a tree: expected at most 4096"),
             (|it| it.num_lanes = 65, "65 lanes: expected at most 64"),

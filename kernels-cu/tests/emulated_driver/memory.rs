@@ -14,7 +14,7 @@ fn what_is_allocated_is_counted_and_gone_when_it_is_freed() {
             let context = context();
             let (mut free, mut total) = (0, 0);
             let address = device_memory(1000);
-            assert_eq!(address % 256, 0);
+            assert_eq!(address % 512, 0);
             ok(call!(cuMemGetInfo_v2(&raw mut free, &raw mut total)));
             assert_eq!((free, total), ((1 << 20) - 1000, 1 << 20));
             let host = pinned(10);

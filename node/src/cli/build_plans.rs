@@ -43,6 +43,10 @@ pub(super) struct PlanArgs {
     /// Plans whose weights may stay in the host's memory, for models larger than the device's
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
+    /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_percent`: kernels are timed in a green context of that share.
+    /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
+    #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
+    plan_sm_share: Option<u8>,
 }
 
 fn compute(text: &str) -> Result<PlanCompute, String> {
@@ -86,6 +90,7 @@ impl PlanArgs {
             workspace_bytes: self.plan_workspace,
             effort: self.plan_effort,
             streams_weights: self.plan_streaming,
+            sm_share: self.plan_sm_share,
         }
     }
 }

@@ -131,6 +131,7 @@ mod tests {
             captured: Vec::new(),
             stripped: false,
             streams_weights: true,
+            timed_in_green_context: None,
         }
     }
 

@@ -90,9 +90,11 @@ impl<'a> Steps<'a> {
             self.add_profile(&objects, profile)?;
         }
         let plan = self.build(&objects, monitor)?;
-        let timing_cache = self.timing_cache(&objects)?;
+        let (timing_cache, note) = self.timing_cache(&objects);
         drop(objects);
-        Ok(BuiltPlan { plan, timing_cache, used_timing_cache, num_decomposable, warnings: warnings.take() })
+        let mut warnings = warnings.take();
+        warnings.extend(note);
+        Ok(BuiltPlan { plan, timing_cache, used_timing_cache, num_decomposable, warnings })
     }
 
     fn create(&self) -> Result<Objects> {
@@ -153,23 +155,32 @@ impl<'a> Steps<'a> {
                 return Err(watch.error("asking for a plan's properties", &format!("{flag:?} was not taken")));
             }
         }
-        let watch = objects.recorder.watch();
-        // SAFETY: alive; the stream is lent for the build, its context is current.
-        unsafe {
-            if let Some(num_bytes) = self.workspace_bytes {
-                (api.config_set_workspace)(config, num_bytes);
-            }
-            if let Some(level) = self.optimization_level {
-                (api.config_set_optimization_level)(config, level);
-            }
-            // One stream, ours: others would not have its priority, and a step has nothing to run beside itself.
-            (api.config_set_max_aux_streams)(config, 0);
-            if let Some((_, stream)) = &self.stream {
-                (api.config_set_profile_stream)(config, stream.0);
+        // A configuration has no error recorder, and most of its functions no result: the shim asks afterwards.
+        if let Some(num_bytes) = self.workspace_bytes {
+            let watch = objects.recorder.watch();
+            // SAFETY: alive.
+            if unsafe { (api.config_set_workspace)(config, num_bytes) } == 0 {
+                let facts = format!("a workspace of {num_bytes} bytes was not taken");
+                return Err(watch.error("setting limits of the build", &facts));
             }
         }
-        if watch.has_failed() {
-            return Err(watch.error("setting limits of the build", ""));
+        if let Some(level) = self.optimization_level {
+            let watch = objects.recorder.watch();
+            // SAFETY: alive.
+            if unsafe { (api.config_set_optimization_level)(config, level) } == 0 {
+                let facts = format!("optimization level {level} was not taken");
+                return Err(watch.error("setting limits of the build", &facts));
+            }
+        }
+        let watch = objects.recorder.watch();
+        // One stream, ours: others would not have its priority, and a step has nothing to run beside itself.
+        // SAFETY: alive.
+        if unsafe { (api.config_set_max_aux_streams)(config, 0) } == 0 {
+            return Err(watch.error("setting limits of the build", "that it has one stream was not taken"));
+        }
+        if let Some((_, stream)) = &self.stream {
+            // SAFETY: alive; the stream is lent for the build, its context is current.
+            unsafe { (api.config_set_profile_stream)(config, stream.0) };
         }
         Ok(())
     }
@@ -251,14 +262,20 @@ impl<'a> Steps<'a> {
         plan.ok_or_else(|| watch.error("building the plan", ""))
     }
 
-    fn timing_cache(&self, objects: &Objects) -> Result<Vec<u8>> {
+    /// What was measured, or nothing and a warning: the plan is there, and took minutes.
+    fn timing_cache(&self, objects: &Objects) -> (Vec<u8>, Option<String>) {
         let watch = objects.recorder.watch();
         // The last is the one that is attached.
-        let Some(cache) = objects.caches.last() else { return Ok(Vec::new()) };
+        let Some(cache) = objects.caches.last() else { return (Vec::new(), None) };
         // SAFETY: alive.
         let memory = unsafe { Owned::new((self.api.cache_serialize)(cache.get()), self.api.memory_destroy) };
-        let memory = memory.ok_or_else(|| watch.error("writing the timing cache", ""))?;
-        Ok(PlanBytes::new(self.trt, memory).map(|bytes| bytes.to_vec()).unwrap_or_default())
+        match memory.and_then(|memory| PlanBytes::new(self.trt, memory)) {
+            Some(bytes) => (bytes.to_vec(), None),
+            None => {
+                let error = watch.error("writing the timing cache", "");
+                (Vec::new(), Some(format!("{error}; the next build measures all anew")))
+            }
+        }
     }
 }
 

@@ -17,8 +17,10 @@ use crate::{
     tensor::{from_raw, to_raw},
 };
 
-/// What TensorRT asks of addresses.
+/// What TensorRT asks of tensors' addresses.
 const ALIGNMENT: u64 = 256;
+/// What it asks of scratch memory's: CUDA's alignment of memory, `textureAlignment`, which is so much on every device that Takt knows.
+const SCRATCH_ALIGNMENT: u64 = 512;
 
 /// A plan in one profile with its memory and shapes.
 ///
@@ -92,7 +94,7 @@ impl Execution {
         Ok(execution)
     }
 
-    /// Where it may write while it runs: at least [`Plan::scratch_bytes`], aligned to 256 bytes.
+    /// Where it may write while it runs: at least [`Plan::scratch_bytes`], aligned to 512 bytes, until the stream was waited for.
     ///
     /// # Errors
     /// [`TensorRtError::Refused`] when that is too little or not aligned, [`TensorRtError::Failed`].
@@ -105,7 +107,7 @@ impl Execution {
             )));
         }
         if expected > 0 {
-            check_address("scratch memory", address)?;
+            check_address("scratch memory", address, SCRATCH_ALIGNMENT)?;
         }
         self.is_checked = false;
         self.plan.context.make_current()?;
@@ -127,7 +129,7 @@ impl Execution {
     /// [`TensorRtError::Refused`] for a tensor that there is not, or an address that is not aligned; [`TensorRtError::Failed`].
     pub fn bind(&mut self, name: &str, address: DeviceAddress) -> Result<()> {
         let idx = self.plan.tensor(name)?;
-        check_address(name, address)?;
+        check_address(name, address, ALIGNMENT)?;
         self.is_checked = false;
         self.plan.context.make_current()?;
         let watch = self.plan.recorder.watch();
@@ -314,13 +316,13 @@ impl Drop for Execution {
 }
 
 /// Whether TensorRT takes `address` for `what`.
-fn check_address(what: &str, address: DeviceAddress) -> Result<()> {
-    if address.0 != 0 && address.0.is_multiple_of(ALIGNMENT) {
+fn check_address(what: &str, address: DeviceAddress, alignment: u64) -> Result<()> {
+    if address.0 != 0 && address.0.is_multiple_of(alignment) {
         return Ok(());
     }
     let address = address.0;
     Err(TensorRtError::Refused(format!(
-        "{what} at {address:#x}: expected an address that {ALIGNMENT} divides"
+        "{what} at {address:#x}: expected an address that {alignment} divides"
     )))
 }
 
@@ -330,9 +332,11 @@ mod tests {
 
     #[test]
     fn addresses_are_aligned_and_not_null() {
-        check_address("logits", DeviceAddress(512)).unwrap();
+        check_address("logits", DeviceAddress(256), ALIGNMENT).unwrap();
+        check_address("scratch memory", DeviceAddress(512), SCRATCH_ALIGNMENT).unwrap();
+        check_address("scratch memory", DeviceAddress(256), SCRATCH_ALIGNMENT).unwrap_err();
         for address in [0, 128, 511] {
-            let error = check_address("logits", DeviceAddress(address)).unwrap_err().to_string();
+            let error = check_address("logits", DeviceAddress(address), ALIGNMENT).unwrap_err().to_string();
             assert_eq!(error, format!("logits at {address:#x}: expected an address that 256 divides"));
         }
     }

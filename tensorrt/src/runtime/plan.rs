@@ -34,7 +34,7 @@ pub(super) struct Inner {
     pub recorder: Recorder,
     /// Destroyed before the runtime.
     engine: ManuallyDrop<Mutex<Owned<EngineObject>>>,
-    runtime: ManuallyDrop<Owned<RuntimeObject>>,
+    runtime: ManuallyDrop<Unused<RuntimeObject>>,
     pub tensors: Vec<Tensor>,
     infos: Vec<TensorInfo>,
     num_profiles: usize,
@@ -53,9 +53,13 @@ pub(super) struct Tensor {
     pub ranges: Vec<ShapeRange>,
 }
 
-// SAFETY: TensorRT's objects belong to no thread; the engine is behind a lock, the runtime is used when it is made and destroyed, and the error
-// recorder locks for itself.
-unsafe impl Sync for Inner {}
+/// What is only kept, and destroyed by whoever has it for himself.
+struct Unused<T> {
+    _object: Owned<T>,
+}
+
+// SAFETY: nothing can be done through a shared reference.
+unsafe impl<T> Sync for Unused<T> {}
 
 impl Plan {
     /// Reads a serialized plan and copies its weights to the device of `context`.
@@ -95,7 +99,7 @@ impl Plan {
             context: context.clone(),
             recorder,
             engine: ManuallyDrop::new(Mutex::new(engine)),
-            runtime: ManuallyDrop::new(runtime),
+            runtime: ManuallyDrop::new(Unused { _object: runtime }),
             infos: tensors.iter().map(|tensor| tensor.info.clone()).collect(),
             tensors,
             num_profiles,
@@ -150,16 +154,19 @@ impl Plan {
         self.inner.streamable_bytes
     }
 
-    /// Whether weights are sent while it runs. Such a plan's executions are done when they are enqueued, and cannot be captured.
+    /// Whether weights are sent while it runs, or may be, where TensorRT does not tell. Such a plan's executions are done when they are enqueued, and cannot be captured.
     #[must_use]
     pub fn is_streaming(&self) -> bool {
-        if self.inner.streamable_bytes == 0 || self.inner.context.make_current().is_err() {
+        if self.inner.streamable_bytes == 0 {
             return false;
+        }
+        if self.inner.context.make_current().is_err() {
+            return true;
         }
         let engine = self.inner.engine();
         // SAFETY: alive; it only asks.
         let budget = unsafe { (self.inner.api.engine_weight_budget)(engine.get()) };
-        usize::try_from(budget).is_ok_and(|budget| budget < self.inner.streamable_bytes)
+        !usize::try_from(budget).is_ok_and(|budget| budget >= self.inner.streamable_bytes)
     }
 
     /// Keeps at most `num_bytes` of the streamable weights on the device; before the first execution.

@@ -10,6 +10,7 @@ mod standin;
 
 mod bench;
 mod building;
+mod contexts;
 mod faults;
 mod model;
 mod opening;

@@ -67,9 +67,9 @@ fn a_machine_with_another_major_is_said_to_have_it() {
     other_library(&folder.path().join(format!("libnvinfer.so.{other}")));
     let why = missing(TensorRt::open_in(folder.path()));
     let expected = format!(
-        "this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine"
+        "this takt was built for TensorRT {major}, the machine has {other}: build takt on this machine ("
     );
-    assert_eq!(why, expected);
+    assert!(why.starts_with(&expected) && why.contains("No such file"), "{why}");
 }
 
 #[test]
@@ -93,7 +93,44 @@ fn a_library_of_that_name_that_is_no_tensorrt_is_said_to_be_none() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(&name), "no library").unwrap();
     let why = missing(TensorRt::open_in(folder.path()));
-    assert!(why.contains("cannot be opened"), "{why}");
+    assert!(why.starts_with(&format!("{name} is there but cannot be loaded: ")), "{why}");
+}
+
+#[test]
+fn a_library_that_lacks_another_is_said_to_be_there_and_what_a_container_lacks() {
+    let Some(standin) = Standin::load() else { return };
+    let (folder, built) = (tempfile::tempdir().unwrap(), standin.built());
+    let lacking = folder.path().join("libtakt_of_the_driver.so");
+    other_library(&lacking);
+    let source = folder.path().join("needs.c");
+    fs::write(&source, "int takt_other(void); int takt_needs(void) { return takt_other(); }\n").unwrap();
+    let needing = |place: &Path, name: String| {
+        let made = Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wl,--no-as-needed", "-o"])
+            .arg(place.join(name))
+            .arg(&source)
+            .arg(format!("-L{}", folder.path().display()))
+            .arg("-ltakt_of_the_driver")
+            .status();
+        assert!(made.unwrap().success());
+    };
+    needing(folder.path(), built.parser_name());
+    symlink(built.folder.join(built.infer_name()), folder.path().join(built.infer_name())).unwrap();
+    let trt = TensorRt::open_in(folder.path()).unwrap();
+    let other = if built.version.0 == 11 { 10 } else { 11 };
+    // Another folder: a library of a path that was opened before is not looked at again.
+    let without = tempfile::tempdir().unwrap();
+    other_library(&without.path().join(format!("libnvinfer.so.{other}")));
+    needing(without.path(), built.infer_name());
+    fs::remove_file(&lacking).unwrap();
+    let why = missing(TensorRt::open_in(without.path()));
+    let expected =
+        format!("{} is there but cannot be loaded: libtakt_of_the_driver.so: ", built.infer_name());
+    assert!(why.starts_with(&expected) && why.ends_with("start it with `--runtime nvidia`"), "{why}");
+    let models = tempfile::tempdir().unwrap();
+    let onnx = model::write(&model::decoder(false), models.path());
+    let error = build(&trt, &request(&onnx, &[profile("decode", [1, 1, 1])])).unwrap_err().to_string();
+    assert!(error.contains("libtakt_of_the_driver.so: ") && error.contains("--runtime nvidia"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod cubins;
 mod emulator;
 mod faults;
 mod forward;
+mod green;
 mod head;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;

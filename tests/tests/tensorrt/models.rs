@@ -190,6 +190,7 @@ fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
         captured: Vec::new(),
         stripped: false,
         streams_weights: false,
+        timed_in_green_context: None,
     }
 }
 

@@ -104,7 +104,7 @@ fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
                 "a plan's cache has the 16 bits of its products",
             );
         }
-        add(&dir, PlanOptions { lane_capacity: Some(64), ..PlanOptions::default() });
+        add(&dir, PlanOptions { num_lanes: 1, lane_capacity: Some(64), ..PlanOptions::default() });
         refused(EngineOptions { num_lanes: 2, ..options() }, "--plan-lanes 2");
         refused(EngineOptions { lane_capacity: Some(65), ..options() }, "--plan-context 65");
         Engine::open(&dir, &options()).unwrap();

@@ -71,6 +71,7 @@ fn options_become_what_tensorrt_is_asked_for() {
             workspace_bytes: Some(5 << 20),
             effort: Some(1),
             streams_weights: true,
+            sm_share: None,
         };
         standin.clear();
         let report =

@@ -14,7 +14,7 @@ use takt_kernels_cu::{
     source::{SOURCES, Source},
 };
 
-use super::{CudaBackend, CudaOptions, GpuOptions, GpuShare};
+use super::{CudaBackend, CudaOptions, GpuOptions};
 use crate::{EngineError, Result, dir::KERNELS_FOLDER, spec::DecoderSpec, weights::WeightSource};
 
 /// Opens `spec` on the first device there are kernels for.
@@ -30,7 +30,7 @@ pub(crate) fn open(
 ) -> Result<CudaBackend> {
     let (device, target) = usable_device()?;
     let kernels = kernels(SOURCES, &device, target, engine_dir, gpu)?;
-    let options = options(share(gpu.share, &device));
+    let options = options(gpu.share.on(&device));
     let (context, fallback) = Context::open(&device, options.share)?;
     if let Some(fallback) = fallback {
         tracing::warn!(
@@ -57,16 +57,6 @@ fn choose(devices: Vec<Device>) -> Result<(Device, Target)> {
         let targets = Target::ALL.map(|target| target.to_string()).join(", ");
         EngineError::Unsupported(format!("no kernels for {}: there are some for {targets}", found.join(", ")))
     })
-}
-
-pub(in crate::backend) fn share(share: GpuShare, device: &Device) -> Share {
-    match share {
-        GpuShare::GreenContext { percent } => {
-            Share::GreenContext { num_sms: (device.num_sms * u32::from(percent) / 100).max(1) }
-        }
-        GpuShare::Priority => Share::Priority,
-        GpuShare::None => Share::None,
-    }
 }
 
 /// The kernels of `sources` from the engine directory, where there is one, the cache, or compiled now.

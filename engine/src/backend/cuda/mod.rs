@@ -35,7 +35,6 @@ mod workspace;
 
 pub use backend::CudaBackend;
 pub(crate) use device::open;
-pub(in crate::backend) use device::share;
 pub use device::{kernels, usable_device};
 pub use mapped::GpuWeights;
 pub use options::{CudaOptions, GpuOptions, GpuShare};

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use takt_kernels_cu::driver::context::Share;
+use takt_kernels_cu::driver::{context::Share, device::Device};
 
 use super::mapped::GpuWeights;
 use crate::{Result, backend::limits::Sizes, kv::KvKind, spec::DecoderSpec};
@@ -19,6 +19,20 @@ pub enum GpuShare {
     Priority,
     /// All multiprocessors, on an ordinary stream.
     None,
+}
+
+impl GpuShare {
+    /// What that is on `device`.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Share {
+        match self {
+            Self::GreenContext { percent } => {
+                Share::GreenContext { num_sms: (device.num_sms * u32::from(percent) / 100).max(1) }
+            }
+            Self::Priority => Share::Priority,
+            Self::None => Share::None,
+        }
+    }
 }
 
 /// How a GPU is used, and where its kernels come from.

@@ -102,6 +102,7 @@ mod tests {
             captured: Vec::new(),
             stripped: false,
             streams_weights: false,
+            timed_in_green_context: None,
         }
     }
 

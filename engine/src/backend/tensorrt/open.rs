@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use takt_kernels_cu::{
-    driver::context::{Context, Share},
+    driver::{
+        context::{Context, Share},
+        device::Device,
+    },
     image::Image,
     source::{self, SOURCES, Source},
 };
@@ -38,7 +41,7 @@ pub(crate) fn open(
 ) -> Result<TensorRtBackend> {
     let trt = TensorRt::open()?;
     let (device, target) = cuda::usable_device()?;
-    let options = options(cuda::share(gpu.share, &device));
+    let options = options(gpu.share.on(&device));
     let manifest = dir.manifest();
     let version = trt.version();
     let wanted = Wanted {
@@ -53,18 +56,46 @@ pub(crate) fn open(
     // A head runs through our own kernels, which are then all needed.
     let sources = if wants_head { SOURCES.to_vec() } else { kernel_sources() };
     let kernels = cuda::kernels(&sources, &device, target, Some(dir.path()), gpu)?;
-    let (context, fallback) = Context::open(&device, options.share)?;
-    if let Some(fallback) = fallback {
-        tracing::warn!(
-            "no green context ({}): a low-priority stream on all multiprocessors instead",
-            fallback.reason
-        );
-    }
+    let context = context(&device, options.share, entry)?;
     let plan = read(dir.path(), entry)?;
     let plan =
         SerializedPlan { entry, bytes: plan.bytes(), weight_bytes_per_step: bytes_per_step(manifest)? };
     let cubins = kernels.images().iter().map(Image::bytes);
     TensorRtBackend::new(&manifest.spec, plan, (&trt, &context), cubins, &options)
+}
+
+/// A context that the plan of `entry` may run in. TensorRT's headers say that a plan may fail in a green context if its kernels were timed in none, or
+/// in one with more multiprocessors: such a plan gets all of them.
+fn context(device: &Device, share: Share, entry: &PlanEntry) -> Result<Context> {
+    let instead = |reason: &str| {
+        tracing::warn!("no green context ({reason}): a low-priority stream on all multiprocessors instead");
+    };
+    let plan = &entry.file;
+    let todo = "`takt build DIR --tensorrt --plans-only --plan-sm-share PERCENT` builds one for `[gpu] sm_percent`, and `[gpu] share = \"priority\"` \
+                asks for no green context";
+    match (share, entry.timed_in_green_context) {
+        (Share::GreenContext { .. }, None) => {
+            instead(&format!("plan {plan:?} was not timed in one, where TensorRT may fail; {todo}"));
+            Ok(Context::open(device, Share::Priority)?.0)
+        }
+        (Share::GreenContext { .. }, Some(timed)) => {
+            let (context, fallback) = Context::open(device, share)?;
+            if let Some(fallback) = fallback {
+                instead(&fallback.reason);
+                return Ok(context);
+            }
+            let num_sms = context.num_sms();
+            if num_sms >= timed {
+                return Ok(context);
+            }
+            drop(context);
+            instead(&format!(
+                "plan {plan:?} was timed on {timed} multiprocessors, and may fail on {num_sms}; {todo}"
+            ));
+            Ok(Context::open(device, Share::Priority)?.0)
+        }
+        (Share::Priority | Share::None, _) => Ok(Context::open(device, share)?.0),
+    }
 }
 
 /// The plan of `entry`, if it is the one that was built.

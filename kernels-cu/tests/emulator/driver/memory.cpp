@@ -14,7 +14,8 @@
 namespace takt_emulated_driver {
 namespace {
 
-constexpr size_t ALIGNMENT = 256, PAGE = 4096;
+// Of CUDA's textures, which is what devices give.
+constexpr size_t ALIGNMENT = 512, PAGE = 4096;
 constexpr unsigned char PATTERN = 0xa7, FRESH = 0xff;
 
 size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }

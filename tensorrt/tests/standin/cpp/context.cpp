@@ -13,6 +13,7 @@ using nvinfer1::Dims;
 using nvinfer1::ErrorCode;
 
 constexpr uintptr_t ALIGNMENT = 256;
+constexpr uintptr_t SCRATCH_ALIGNMENT = 512;  // textureAlignment
 constexpr uint8_t SCRATCH_BYTE = 0xa5;  // what a run leaves in its scratch memory
 
 struct Span {
@@ -108,6 +109,7 @@ public:
         ++loaded_->num_contexts;
     }
     ~Context() override {
+        loaded_->check_current("IExecutionContext::~IExecutionContext");
         *is_alive_ = false;
         --loaded_->num_contexts;
     }
@@ -153,6 +155,7 @@ private:
 };
 
 bool Context::on_setOptimizationProfileAsync(int32_t profile, cudaStream_t) noexcept {
+    loaded_->check_current("IExecutionContext::setOptimizationProfileAsync");
     if (profile < 0 || profile >= engine_.num_profiles()) {
         return fail(ErrorCode::kINVALID_ARGUMENT, "setOptimizationProfileAsync",
                     "Parameter check failed, condition: profileIndex >= 0 && profileIndex < " + std::to_string(engine_.num_profiles()));
@@ -164,8 +167,9 @@ bool Context::on_setOptimizationProfileAsync(int32_t profile, cudaStream_t) noex
 }
 
 void Context::on_setDeviceMemoryV2(void* memory, int64_t bytes) noexcept {
-    if (reinterpret_cast<uintptr_t>(memory) % ALIGNMENT != 0) {
-        fail(ErrorCode::kINVALID_ARGUMENT, "setDeviceMemoryV2", "Parameter check failed, condition: memory is aligned to 256 bytes");
+    loaded_->check_current("IExecutionContext::setDeviceMemoryV2");
+    if (reinterpret_cast<uintptr_t>(memory) % SCRATCH_ALIGNMENT != 0) {
+        fail(ErrorCode::kINVALID_ARGUMENT, "setDeviceMemoryV2", "Parameter check failed, condition: memory is aligned to 512 bytes");
         return;
     }
     if (has_own_memory_) {
@@ -177,6 +181,7 @@ void Context::on_setDeviceMemoryV2(void* memory, int64_t bytes) noexcept {
 }
 
 bool Context::on_setInputShape(char const* name, Dims const& dims) noexcept {
+    loaded_->check_current("IExecutionContext::setInputShape");
     const Tensor* tensor = loaded_->find(name);
     if (tensor == nullptr || !tensor->is_input) {
         return fail(ErrorCode::kINVALID_ARGUMENT, "setInputShape", std::string("Given invalid tensor name: ") + name + ". Get valid tensor names with getIOTensorName()");
@@ -195,6 +200,7 @@ bool Context::on_setInputShape(char const* name, Dims const& dims) noexcept {
 }
 
 bool Context::on_setTensorAddress(char const* name, void* data) noexcept {
+    loaded_->check_current("IExecutionContext::setTensorAddress");
     if (loaded_->find(name) == nullptr) {
         return fail(ErrorCode::kINVALID_ARGUMENT, "setTensorAddress", std::string("Given invalid tensor name: ") + name + ". Get valid tensor names with getIOTensorName()");
     }
@@ -222,6 +228,7 @@ std::vector<const char*> Context::unspecified() const {
 }
 
 int32_t Context::on_inferShapes(int32_t capacity, char const** names) noexcept {
+    loaded_->check_current("IExecutionContext::inferShapes");
     std::vector<const char*> missing = unspecified();
     if (capacity < 0 || (names == nullptr && capacity != 0)) return -1;
     std::copy_n(missing.begin(), std::min<size_t>(size_t(capacity), missing.size()), names);
@@ -339,6 +346,7 @@ bool Context::check_memory(const std::vector<standin_tensor>& tensors) const {
 }
 
 bool Context::on_enqueueV3(cudaStream_t stream) noexcept {
+    loaded_->check_current("IExecutionContext::enqueueV3");
     std::vector<const char*> missing = unspecified();
     if (!missing.empty()) return refuse(std::string("Input shape of ") + missing[0] + " is not set. Call setInputShape first.");
     std::map<std::string, int64_t> lengths;

@@ -30,6 +30,12 @@ int device_sm() {
     return major * 10 + minor;
 }
 
+void* current_context() {
+    auto ask = driver<int(void**)>("cuCtxGetCurrent");
+    void* context = nullptr;
+    return ask != nullptr && ask(&context) == 0 ? context : nullptr;
+}
+
 bool is_capturing(void* stream) {
     auto ask = driver<int(void*, int*)>("cuStreamIsCapturing");
     int status = 0;

@@ -1,6 +1,8 @@
 // Runtimes, engines and refitters.
 #include "engine.h"
 
+#include "device.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -57,6 +59,10 @@ const Tensor* Loaded::find(const std::string& name) const {
     return found == tensors.end() ? nullptr : &*found;
 }
 
+void Loaded::check_current(const std::string& call) const {
+    if (current_context() != context) fault(call + " with another CUDA context current than the plan's");
+}
+
 // A cache that is updated in place: a graph's input that TensorScatter writes to, and the graph's output it gives.
 static std::string aliased_input(const Model& model, const std::string& output) {
     for (const Node& node : model.nodes) {
@@ -72,6 +78,7 @@ Engine::Engine(Plan plan, Model model, const Object* runtime, const Voice& voice
     static std::atomic<uint64_t> last_id{0};
     loaded->id = ++last_id;
     loaded->has_weights = !plan.stripped;
+    loaded->context = current_context();
     loaded->plan = std::move(plan);
     loaded->model = std::move(model);
     for (const Port& port : loaded->model.inputs) loaded->tensors.push_back({port, true, ""});
@@ -156,6 +163,7 @@ int64_t Engine::on_getStreamableWeightsSize() const noexcept {
 }
 
 bool Engine::on_setWeightStreamingBudgetV2(int64_t bytes) noexcept {
+    loaded->check_current("ICudaEngine::setWeightStreamingBudgetV2");
     std::string wrong;
     if (!loaded->plan.streaming) wrong = "the engine was not built with BuilderFlag::kWEIGHT_STREAMING";
     if (bytes < 0) wrong = "Parameter check failed, condition: gpuMemoryBudget >= 0";
@@ -169,6 +177,7 @@ bool Engine::on_setWeightStreamingBudgetV2(int64_t bytes) noexcept {
 }
 
 nvinfer1::IExecutionContext* Engine::on_createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept {
+    loaded->check_current("ICudaEngine::createExecutionContext");
     {
         std::lock_guard<std::mutex> lock(loaded->mutex);
         if (!loaded->has_weights) {
@@ -190,6 +199,7 @@ public:
         mImpl = this;
         self = this;
     }
+    ~Refitter() override { engine_.loaded->check_current("IRefitter::~IRefitter"); }
     void on_setErrorRecorder(nvinfer1::IErrorRecorder* recorder) noexcept override { voice.set_recorder(recorder); }
     nvinfer1::IErrorRecorder* on_getErrorRecorder() const noexcept override { return voice.recorder(); }
     nvinfer1::Weights on_getWeightsPrototype(char const* name) const noexcept override {
@@ -216,6 +226,7 @@ private:
 };
 
 bool Refitter::on_setNamedWeights(char const* name, nvinfer1::Weights weights) noexcept {
+    engine_.loaded->check_current("IRefitter::setNamedWeights");
     const Constant* constant = find(name);
     std::string wrong;
     if (constant == nullptr) {
@@ -258,6 +269,7 @@ int32_t Refitter::on_getAllWeights(int32_t size, char const** names) noexcept {
 }
 
 bool Refitter::on_refitCudaEngine() noexcept {
+    engine_.loaded->check_current("IRefitter::refitCudaEngine");
     std::vector<const char*> left = missing();
     if (!left.empty()) {
         voice.error(ErrorCode::kINVALID_STATE, "IRefitter::refitCudaEngine", std::to_string(left.size()) + " weights are missing, the first of them " + left[0]);

@@ -24,13 +24,17 @@ struct Loaded {
     std::mutex mutex;        // of what follows
     std::string last_error;  // of an execution; the next enqueue says it
     bool has_weights;
+    void* context;  // of CUDA's, that was current when it was read: its memory is there
 
     const Tensor* find(const std::string& name) const;
+    // The real library uses whatever is current: launches and frees then fail, or hit another context's memory.
+    void check_current(const std::string& call) const;
 };
 
 class Engine final : public nvinfer1::ICudaEngine, public of_nvinfer1::RecordedCudaEngine, public Object {
 public:
     Engine(Plan plan, Model model, const Object* runtime, const Voice& voice);
+    ~Engine() override { loaded->check_current(name() + "::~ICudaEngine"); }
 
     nvinfer1::IExecutionContext* on_createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override;
     bool on_isRefittable() const noexcept override { return loaded->plan.refittable; }

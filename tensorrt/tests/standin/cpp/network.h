@@ -157,8 +157,9 @@ public:
 
 class Config final : public nvinfer1::IBuilderConfig, public of_nvinfer1::RecordedBuilderConfig, public Object {
 public:
+    // It has no recorder: what it refuses it logs.
     Config(const Object* builder, const Voice& voice)
-        : Object("IBuilderConfig", static_cast<nvinfer1::IBuilderConfig*>(this), builder, voice) {
+        : Object("IBuilderConfig", static_cast<nvinfer1::IBuilderConfig*>(this), builder, Voice(voice.logger())) {
         mImpl = this;
         self = this;
     }

@@ -30,6 +30,7 @@ fn entry(form: PlanForm, captured: &[usize]) -> PlanEntry {
         captured: captured.to_vec(),
         stripped: false,
         streams_weights: false,
+        timed_in_green_context: None,
     }
 }
 
