@@ -58,6 +58,16 @@ impl WithPlan {
     fn inspected(&self) -> Value {
         succeed_json(["inspect", self.path(), "--json"])["plans"][0].clone()
     }
+
+    /// Of a plan that is damaged, which `takt inspect` fails for.
+    fn fault(&self) -> String {
+        let output = takt(["inspect", self.path(), "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let plan = &facts["plans"][0];
+        assert!(facts["valid"] == false && plan["intact"] == false && plan["runs_here"] == false, "{plan}");
+        plan["fault"].as_str().unwrap().to_owned()
+    }
 }
 
 #[test]
@@ -104,26 +114,23 @@ fn inspect_tells_plans_and_whether_they_are_whole() {
     let text = succeed(["inspect", made.path()]);
     assert!(text.contains("TensorRT plans") && text.contains("2 lanes of 64 tokens, bf16"), "{text}");
 
-    // A damaged plan is no fault of the engine: whoever runs it on the processor never reads it.
+    // Whoever runs the engine on the processor never reads a damaged plan.
     fs::write(made.engine.join(PLAN), "what TensorRT wr0te").unwrap();
-    let found = made.inspected();
-    assert!(found["intact"] == false && found["fault"].as_str().unwrap().contains("BLAKE3"), "{found}");
+    assert!(made.fault().contains("BLAKE3"));
     fs::write(made.engine.join(PLAN), "short").unwrap();
-    assert!(made.inspected()["fault"].as_str().unwrap().contains("5 bytes, expected 19"));
+    assert!(made.fault().contains("5 bytes, expected 19"));
     fs::remove_file(made.engine.join(PLAN)).unwrap();
-    assert!(made.inspected()["fault"].as_str().unwrap().contains("missing"));
+    assert!(made.fault().contains("missing"));
     succeed(["score", made.path(), "--token-ids", "1,2,3"]);
 }
 
 #[test]
-fn a_plan_of_other_weights_is_told_and_an_entry_that_does_not_hold_is_refused() {
+fn a_plan_of_other_weights_is_stale_and_an_entry_that_does_not_hold_is_not_understood() {
     let made = WithPlan::new();
     made.edit(|manifest| manifest["plans"][0]["weights_blake3"] = json!("0".repeat(64)));
     let found = made.inspected();
-    assert!(
-        found["intact"] == false && found["fault"].as_str().unwrap().contains("other weights"),
-        "{found}"
-    );
+    assert!(found["intact"] == true && found["stale"] == true && found["runs_here"] == false, "{found}");
+    assert!(found["obstacle"].as_str().unwrap().contains("other weights"), "{found}");
     for (key, value, words) in [
         ("file", json!("../trt-10.16-sm_110a.plan"), "make it"),
         ("tensorrt", json!("10"), "two numbers"),
@@ -134,6 +141,10 @@ fn a_plan_of_other_weights_is_told_and_an_entry_that_does_not_hold_is_refused() 
     ] {
         let made = WithPlan::new();
         made.edit(|manifest| manifest["plans"][0][key] = value);
-        fail(["inspect", made.path()], 1, &["engine.json", words]);
+        let found = made.inspected();
+        let reason = found["not_understood"].as_str().unwrap();
+        assert!(reason.contains(words) && found["runs_here"] == false, "{found}");
+        assert!(succeed(["inspect", made.path()]).contains("not understood by this takt"));
+        succeed(["score", made.path(), "--token-ids", "1,2,3"]);
     }
 }

@@ -68,8 +68,10 @@ fn hash_by_threads(contents: &Contents, file: &[u8]) {
 pub struct PlanCheck {
     /// The manifest's entry.
     pub entry: PlanEntry,
-    /// `Ok` when it is there, its size and hash hold, and it was made from the weights that the engine has.
+    /// `Ok` when it is there, and its size and hash hold.
     pub outcome: Result<()>,
+    /// It was made from other weights than the engine has, and is not used.
+    pub is_stale: bool,
 }
 
 impl Manifest {
@@ -91,16 +93,10 @@ impl Manifest {
     /// Checks every plan below `dir`, without stopping at the first that fails. Reads all of them.
     #[must_use]
     pub fn check_plans(&self, dir: &Path) -> Vec<PlanCheck> {
-        let check = |entry: &PlanEntry| {
-            let weights_hold = || match self.plan_weights(entry.role) {
-                Some(weights) if weights == entry.weights_blake3 => Ok(()),
-                _ => Err(corrupt(
-                    &dir.join(&entry.file),
-                    "was made from other weights than the engine has; build it again",
-                )),
-            };
-            let outcome = PlanFile::open(dir, entry).and_then(|_| weights_hold());
-            PlanCheck { entry: entry.clone(), outcome }
+        let check = |entry: &PlanEntry| PlanCheck {
+            outcome: PlanFile::open(dir, entry).map(|_| ()),
+            is_stale: self.plan_weights(entry.role) != Some(&entry.weights_blake3),
+            entry: entry.clone(),
         };
         self.plans.iter().map(check).collect()
     }

@@ -64,8 +64,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let memory = memory(args, &manifest, draft.as_ref())?;
     let kernels = inspect_kernels(&args.dir);
     let plans = inspect_plans(&args.dir, &manifest);
+    let plans_hold = plans.check();
     if args.json {
-        let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok());
+        let mut facts = as_json(&manifest, &checks, &memory, opened.is_ok() && plans_hold.is_ok());
         facts["draft"] = json!(draft);
         facts["kernels"] = kernels_json(&kernels);
         facts["plans"] = plans_json(&plans);
@@ -80,6 +81,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
         );
     }
     opened?;
+    plans_hold?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,12 +5,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 use takt_engine::{
     backend::cuda::usable_device,
-    dir::{Manifest, PlanCheck, PlanEntry, PlanVersion},
+    dir::{ForeignPlan, Manifest, PlanCheck, PlanVersion},
 };
 use takt_kernels_cu::Target;
 use takt_tensorrt::{TensorRt, Version};
 
-use super::paint;
+use super::{CliError, paint};
 
 /// What this machine has for plans, or why it runs none.
 struct Machine {
@@ -18,21 +18,39 @@ struct Machine {
     gpu: Result<Target, String>,
 }
 
+/// What an engine has of plans.
+#[derive(Default)]
+pub(super) struct InspectedPlans {
+    understood: Vec<InspectedPlan>,
+    foreign: Vec<ForeignPlan>,
+}
+
 /// One plan.
-pub(super) struct InspectedPlan {
+struct InspectedPlan {
     check: PlanCheck,
     /// Why this machine does not run it.
     obstacle: Option<String>,
 }
 
 /// Every plan of the engine, each read and hashed.
-pub(super) fn inspect_plans(engine: &Path, manifest: &Manifest) -> Vec<InspectedPlan> {
+pub(super) fn inspect_plans(engine: &Path, manifest: &Manifest) -> InspectedPlans {
+    let foreign = manifest.plans.foreign().to_vec();
     if manifest.plans.is_empty() {
-        return Vec::new();
+        return InspectedPlans { foreign, ..InspectedPlans::default() };
     }
     let machine = Machine::look();
-    let inspect = |check: PlanCheck| InspectedPlan { obstacle: machine.obstacle(&check.entry), check };
-    manifest.check_plans(engine).into_iter().map(inspect).collect()
+    let inspect = |check: PlanCheck| InspectedPlan { obstacle: machine.obstacle(&check), check };
+    let understood = manifest.check_plans(engine).into_iter().map(inspect).collect();
+    InspectedPlans { understood, foreign }
+}
+
+impl InspectedPlans {
+    /// # Errors
+    /// The first plan that is damaged. One of other weights is whole, and one that this takt does not understand cannot be judged.
+    pub fn check(&self) -> Result<(), CliError> {
+        let fault = self.understood.iter().find_map(|plan| plan.check.outcome.as_ref().err());
+        fault.map_or(Ok(()), |fault| Err(CliError::Failed(fault.to_string())))
+    }
 }
 
 impl Machine {
@@ -43,8 +61,15 @@ impl Machine {
         }
     }
 
-    /// What is another here than where `plan` was built.
-    fn obstacle(&self, plan: &PlanEntry) -> Option<String> {
+    /// Why the plan does not run here: it is no good, or what it was built on is another.
+    fn obstacle(&self, check: &PlanCheck) -> Option<String> {
+        if check.outcome.is_err() {
+            return Some("it is damaged".into());
+        }
+        if check.is_stale {
+            return Some("it was made from other weights than the engine has; build it again".into());
+        }
+        let plan = &check.entry;
         match (&self.gpu, &self.tensorrt) {
             (Err(reason), _) | (_, Err(reason)) => Some(reason.clone()),
             (Ok(gpu), _) if gpu.name() != plan.sm => Some(format!("this machine's GPU is {gpu}")),
@@ -56,30 +81,41 @@ impl Machine {
     }
 }
 
-pub(super) fn plans_json(plans: &[InspectedPlan]) -> Value {
+pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
     let one = |plan: &InspectedPlan| {
         let mut facts = json!(plan.check.entry);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
         facts["intact"] = json!(fault.is_none());
         facts["fault"] = json!(fault);
+        facts["stale"] = json!(plan.check.is_stale);
         facts["runs_here"] = json!(plan.obstacle.is_none());
         facts["obstacle"] = json!(plan.obstacle);
         facts
     };
-    plans.iter().map(one).collect()
+    let foreign = |plan: &ForeignPlan| json!({ "not_understood": plan.reason, "entry": plan.value, "runs_here": false });
+    plans.understood.iter().map(one).chain(plans.foreign.iter().map(foreign)).collect()
 }
 
 /// Nothing where there are no plans.
-pub(super) fn plans_text(plans: &[InspectedPlan]) -> String {
-    if plans.is_empty() {
+pub(super) fn plans_text(plans: &InspectedPlans) -> String {
+    if plans.understood.is_empty() && plans.foreign.is_empty() {
         return String::new();
     }
-    format!("\n{}\n{}", paint::bold("TensorRT plans"), plans.iter().map(plan_text).collect::<String>())
+    let mut text = format!("\n{}\n", paint::bold("TensorRT plans"));
+    text.extend(plans.understood.iter().map(plan_text));
+    for ForeignPlan { value, reason } in &plans.foreign {
+        let file = value["file"].as_str().unwrap_or("an entry without a file");
+        text +=
+            &format!("  {} {file:?}  {}\n", paint::yellow("?"), paint::yellow("not understood by this takt"));
+        text += &format!("      {}\n", paint::dim(reason));
+    }
+    text
 }
 
 fn plan_text(plan: &InspectedPlan) -> String {
     let entry = &plan.check.entry;
     let (mark, note) = match &plan.check.outcome {
+        Ok(()) if plan.check.is_stale => (paint::yellow("!"), paint::yellow("stale")),
         Ok(()) => (paint::green("✓"), paint::dim(&entry.blake3[..12.min(entry.blake3.len())])),
         Err(fault) => (paint::red("✗"), paint::red(&fault.to_string())),
     };
@@ -106,7 +142,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
 
 #[cfg(test)]
 mod tests {
-    use takt_engine::dir::{PlanCompute, PlanForm, PlanRole};
+    use takt_engine::dir::{PlanCompute, PlanEntry, PlanForm, PlanRole};
 
     use super::*;
 
@@ -141,8 +177,11 @@ mod tests {
 
     #[test]
     fn a_plan_runs_on_the_gpu_and_the_release_it_was_built_with_and_no_other() {
-        let plan = entry();
+        let plan = PlanCheck { entry: entry(), outcome: Ok(()), is_stale: false };
         assert_eq!(machine(10, 16, Target::Thor).obstacle(&plan), None);
+        let stale = PlanCheck { entry: entry(), outcome: Ok(()), is_stale: true };
+        let reason = machine(10, 16, Target::Thor).obstacle(&stale).unwrap();
+        assert!(reason.contains("other weights"), "{reason}");
         for (machine, reason) in [
             (machine(10, 16, Target::Orin), "GPU is sm_87"),
             (machine(10, 15, Target::Thor), "TensorRT 10.15"),
@@ -159,13 +198,22 @@ mod tests {
     fn what_a_plan_is_and_what_is_wrong_with_it_is_shown() {
         let damaged =
             takt_engine::EngineError::Corrupt { path: "p".into(), fact: "BLAKE3 is another".into() };
-        let plans = [
-            InspectedPlan { check: PlanCheck { entry: entry(), outcome: Ok(()) }, obstacle: None },
+        let understood = vec![
             InspectedPlan {
-                check: PlanCheck { entry: entry(), outcome: Err(damaged) },
+                check: PlanCheck { entry: entry(), outcome: Ok(()), is_stale: false },
+                obstacle: None,
+            },
+            InspectedPlan {
+                check: PlanCheck { entry: entry(), outcome: Err(damaged), is_stale: false },
                 obstacle: Some("no driver".into()),
             },
         ];
+        let foreign = vec![ForeignPlan {
+            value: json!({ "file": "plans/of-tomorrow" }),
+            reason: "unknown variant `spirals`".into(),
+        }];
+        let plans = InspectedPlans { understood, foreign };
+        assert!(plans.check().is_err_and(|error| error.to_string().contains("BLAKE3 is another")));
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
@@ -174,6 +222,9 @@ mod tests {
             "host's memory",
             "BLAKE3 is another",
             "does not run here: no driver",
+            "plans/of-tomorrow",
+            "not understood by this takt",
+            "spirals",
         ] {
             assert!(text.contains(words), "{words:?} not in {text}");
         }
@@ -183,6 +234,6 @@ mod tests {
             (&json!(true), &json!(true), &json!(false))
         );
         assert!(json[1]["fault"].as_str().unwrap().contains("BLAKE3") && json[0]["lane_capacity"] == 2048);
-        assert_eq!(plans_text(&[]), "");
+        assert_eq!(plans_text(&InspectedPlans::default()), "");
     }
 }

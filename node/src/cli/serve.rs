@@ -46,7 +46,7 @@ pub(super) struct ServeArgs {
     /// Print every value and where it came from, and end
     #[arg(long)]
     print_config: bool,
-    /// What computes: auto, cpu
+    /// What computes: auto, cpu, cuda, tensorrt
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
     /// Computing threads; 0: one for each processor the system gives us

@@ -62,7 +62,7 @@ fn the_demo_model_answers_through_a_plan_as_on_the_processor() {
         let how = BuildOptions { lm_head: Some(WeightKind::Bf16), ..BuildOptions::new(WeightKind::Int4) };
         build(&model(), &dir, &how, &mut |_| {}).unwrap();
         let none = Engine::open(&dir, &options()).unwrap_err().to_string();
-        assert!(none.contains("there is none at all; `takt build DIR --tensorrt --plans-only`"), "{none}");
+        assert!(none.contains("there is none at all; `takt build "), "{none}");
         let f16 =
             PlanOptions { lane_capacity: Some(256), compute: PlanCompute::F16, ..PlanOptions::default() };
         add(&dir, f16);

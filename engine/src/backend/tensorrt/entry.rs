@@ -1,16 +1,17 @@
 //! Which of an engine's plans is for this machine: one of its TensorRT and GPU, of these weights, for as many lanes.
 
+use std::path::Path;
+
 use crate::{
     EngineError, Result,
-    dir::{PlanEntry, PlanRole, PlanVersion},
+    dir::{PlanCompute, PlanEntry, PlanList, PlanRole, PlanVersion},
 };
-
-/// What builds plans.
-const COMMAND: &str = "`takt build DIR --tensorrt --plans-only`";
 
 /// What a plan has to be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
+    /// The engine directory.
+    pub dir: &'a Path,
     pub role: PlanRole,
     pub tensorrt: PlanVersion,
     /// As in `sm_110a`.
@@ -27,49 +28,79 @@ impl Wanted<'_> {
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] with what there is, why it is not used, and what builds another.
-    pub(super) fn choose<'p>(&self, plans: &'p [PlanEntry]) -> Result<&'p PlanEntry> {
+    pub(super) fn choose<'p>(&self, plans: &'p PlanList) -> Result<&'p PlanEntry> {
         let of_role: Vec<&PlanEntry> = plans.iter().filter(|plan| plan.role == self.role).collect();
         let Self { tensorrt, sm, .. } = self;
         let for_this = of_role.iter().find(|plan| plan.tensorrt == *tensorrt && plan.sm == *sm);
         let Some(plan) = for_this else {
             let there: Vec<String> = of_role.iter().map(|plan| machine(plan)).collect();
-            let there = match there.is_empty() {
+            let mut there = match there.is_empty() {
                 true => "there is none at all".to_owned(),
                 false => format!("there are plans for {}", there.join(", ")),
             };
+            if let [first, ..] = plans.foreign() {
+                let num_foreign = plans.foreign().len();
+                there +=
+                    &format!(", and {num_foreign} that this takt does not understand ({})", first.reason);
+            }
             return Err(EngineError::Unsupported(format!(
-                "no plan for TensorRT {tensorrt} on {sm} in the engine, {there}; {COMMAND} builds one on this machine"
+                "no plan for TensorRT {tensorrt} on {sm} in the engine, {there}; `{}` builds one on this machine",
+                self.command()
             )));
         };
         self.check(plan).map(|()| *plan)
     }
 
+    /// All that is wrong with the plan at once, and the command that builds one without any of it.
     fn check(&self, plan: &PlanEntry) -> Result<()> {
-        let refuse = |fact: &str, options: &str| {
-            Err(EngineError::Unsupported(format!(
-                "plan {:?} {fact}; {} builds another",
-                plan.file,
-                COMMAND.replace(" --plans-only", &format!(" --plans-only{options}"))
-            )))
-        };
+        let mut faults = Vec::new();
+        let mut smaller = Vec::new();
         if plan.weights_blake3 != self.weights_blake3 {
-            return refuse("was built from other weights than the engine's", "");
+            faults.push("was built from other weights than the engine's".to_owned());
         }
-        if plan.num_lanes < self.num_lanes {
-            let (has, asked) = (plan.num_lanes, self.num_lanes);
-            return refuse(
-                &format!("has {has} lanes, {asked} are asked for"),
-                &format!(" --plan-lanes {asked}"),
-            );
+        let (has, asked) = (plan.num_lanes, self.num_lanes);
+        if has < asked {
+            faults.push(format!("has {has} lanes, {asked} are asked for"));
+            smaller.push(format!("lanes = {has}"));
         }
-        match self.lane_capacity.filter(|&asked| asked > plan.lane_capacity) {
-            None => Ok(()),
-            Some(asked) => {
-                let has = plan.lane_capacity;
-                let fact = format!("has lanes of {has} tokens, {asked} are asked for");
-                refuse(&fact, &format!(" --plan-context {asked}"))
-            }
+        let has = plan.lane_capacity;
+        if let Some(asked) = self.lane_capacity.filter(|&asked| asked > has) {
+            faults.push(format!("has lanes of {has} tokens, {asked} are asked for"));
+            smaller.push(format!("max_context = {has}"));
         }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let instead = match smaller.is_empty() {
+            true => String::new(),
+            false => format!("; or set {} in [engine]", smaller.join(" and ")),
+        };
+        Err(EngineError::Unsupported(format!(
+            "plan {:?} {}; `{}` builds another{instead}",
+            plan.file,
+            faults.join(" and "),
+            self.command_like(plan)
+        )))
+    }
+
+    /// What builds plans.
+    fn command(&self) -> String {
+        format!("takt build {} --tensorrt --plans-only", self.dir.display())
+    }
+
+    /// What builds one as `plan` is, and as large as is asked for.
+    fn command_like(&self, plan: &PlanEntry) -> String {
+        let mut command = self.command();
+        let lanes = plan.num_lanes.max(self.num_lanes);
+        let context = plan.lane_capacity.max(self.lane_capacity.unwrap_or(0));
+        command += &format!(" --plan-lanes {lanes} --plan-context {context}");
+        if plan.compute == PlanCompute::F16 {
+            command += " --plan-dtype f16";
+        }
+        if plan.streams_weights {
+            command += " --plan-streaming";
+        }
+        command
     }
 }
 
@@ -80,7 +111,7 @@ fn machine(plan: &PlanEntry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dir::{PlanCompute, PlanForm};
+    use crate::dir::PlanForm;
 
     fn plan(minor: u32, sm: &str, role: PlanRole) -> PlanEntry {
         PlanEntry {
@@ -110,6 +141,7 @@ mod tests {
     fn the_plan_of_this_machine_is_taken_and_others_are_told_of_with_what_builds_one() {
         let weights = "a".repeat(64);
         let wanted = Wanted {
+            dir: Path::new("engines/a"),
             role: PlanRole::Decoder,
             tensorrt: PlanVersion { major: 10, minor: 16 },
             sm: "sm_110a",
@@ -123,35 +155,52 @@ mod tests {
             plan(16, "sm_87", PlanRole::Decoder),
             plan(16, "sm_110a", PlanRole::Decoder),
         ];
-        assert_eq!(wanted.choose(&plans).unwrap(), &plans[3]);
+        let list = |plans: &[PlanEntry]| {
+            let mut list = PlanList::default();
+            list.replace(plans);
+            list
+        };
+        let all = list(&plans);
+        assert_eq!(wanted.choose(&all).unwrap(), &plans[3]);
         let capacity = Wanted { lane_capacity: Some(512), ..wanted };
-        assert!(capacity.choose(&plans).is_ok());
+        assert!(capacity.choose(&all).is_ok());
         let other = "b".repeat(64);
+        let like = "`takt build engines/a --tensorrt --plans-only --plan-lanes";
+        let finer = PlanEntry { compute: PlanCompute::F16, streams_weights: true, ..plans[3].clone() };
         for (wanted, plans, said) in [
             (
                 wanted,
-                &plans[..0],
-                "there is none at all; `takt build DIR --tensorrt --plans-only` builds one",
+                list(&[]),
+                "there is none at all; `takt build engines/a --tensorrt --plans-only` builds one".to_owned(),
+            ),
+            (wanted, list(&plans[1..3]), "there are plans for TensorRT 10.13 on sm_110a (a board with sm_110a), TensorRT 10.16 on sm_87".into()),
+            (Wanted { weights_blake3: &other, ..wanted }, all.clone(), "was built from other weights".into()),
+            (
+                Wanted { num_lanes: 3, ..wanted },
+                all.clone(),
+                format!("has 2 lanes, 3 are asked for; {like} 3 --plan-context 512` builds another; or set lanes = 2 in [engine]"),
+            ),
+            (
+                Wanted { num_lanes: 1, lane_capacity: Some(513), ..wanted },
+                all.clone(),
+                format!("has lanes of 512 tokens, 513 are asked for; {like} 2 --plan-context 513` builds another; or set max_context = 512"),
+            ),
+            (
+                Wanted { num_lanes: 8, lane_capacity: Some(8192), weights_blake3: &other, ..wanted },
+                list(&[finer]),
+                format!(
+                    "other weights than the engine's and has 2 lanes, 8 are asked for and has lanes of 512 tokens, 8192 are asked for; {like} 8 \
+                     --plan-context 8192 --plan-dtype f16 --plan-streaming` builds another; or set lanes = 2 and max_context = 512 in [engine]"
+                ),
             ),
             (
                 wanted,
-                &plans[..3],
-                "there are plans for TensorRT 10.15 on sm_110a (a board with sm_110a), TensorRT 10.13 on sm_110a (a board with sm_110a), TensorRT 10.16 on sm_87",
-            ),
-            (Wanted { weights_blake3: &other, ..wanted }, &plans[..], "was built from other weights"),
-            (
-                Wanted { num_lanes: 3, ..wanted },
-                &plans[..],
-                "has 2 lanes, 3 are asked for; `takt build DIR --tensorrt --plans-only --plan-lanes 3`",
-            ),
-            (
-                Wanted { lane_capacity: Some(513), ..wanted },
-                &plans[..],
-                "has lanes of 512 tokens, 513 are asked for; `takt build DIR --tensorrt --plans-only --plan-context 513`",
+                serde_json::from_str(r#"[{"form": "spirals"}]"#).unwrap(),
+                "none at all, and 1 that this takt does not understand (".into(),
             ),
         ] {
-            let error = wanted.choose(plans).unwrap_err().to_string();
-            assert!(error.contains(said), "{error}");
+            let error = wanted.choose(&plans).unwrap_err().to_string();
+            assert!(error.contains(&said), "{error}");
         }
     }
 }

@@ -45,6 +45,7 @@ pub(crate) fn open(
     let manifest = dir.manifest();
     let version = trt.version();
     let wanted = Wanted {
+        dir: dir.path(),
         role: PlanRole::Decoder,
         tensorrt: PlanVersion { major: version.major, minor: version.minor },
         sm: target.name(),
