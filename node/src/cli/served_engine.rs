@@ -8,9 +8,12 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use takt_engine::{
-    backend::cuda::{GpuOptions, GpuShare},
+    backend::{
+        cuda::{GpuOptions, GpuShare},
+        tensorrt::plan_for_this_machine,
+    },
     dir::Manifest,
-    engine::EngineOptions,
+    engine::{BackendKind, EngineOptions},
     grammar::ClosingPolicy,
     sampler::SamplingParams,
 };
@@ -133,12 +136,35 @@ fn engine_info(dir: &Path, facts: &Facts, drafting: Drafting) -> EngineInfo {
 pub(super) fn options_for(dir: &Path, config: &Config) -> Result<EngineOptions, CliError> {
     let mut options = engine_options(config).map_err(CliError::Usage)?;
     // An engine that cannot be read is refused with more to say when it is opened.
-    let limit = Manifest::read(dir).map_or(usize::MAX, |manifest| manifest.spec.max_context);
+    let manifest = Manifest::read(dir).ok();
+    let limit = manifest.as_ref().map_or(usize::MAX, |manifest| manifest.spec.max_context);
     if let Some(asked) = options.lane_capacity.filter(|asked| *asked > limit) {
         tracing::warn!("max_context {asked}: the model was made for {limit} tokens, and lanes hold as many");
         options.lane_capacity = Some(limit);
     }
+    if options.backend == BackendKind::TensorRt
+        && let Some(plan) = manifest.as_ref().and_then(plan_for_this_machine)
+    {
+        keep_to_plan(&mut options, plan.num_lanes, plan.lane_capacity);
+    }
     Ok(options)
+}
+
+/// A plan has the lanes it was built with: a board's file asks for what most engines have.
+fn keep_to_plan(options: &mut EngineOptions, num_lanes: usize, lane_capacity: usize) {
+    if options.num_lanes > num_lanes {
+        tracing::warn!(
+            "lanes {}: the TensorRT plan has {num_lanes}, and as many are used",
+            options.num_lanes
+        );
+        options.num_lanes = num_lanes;
+    }
+    if let Some(asked) = options.lane_capacity.filter(|asked| *asked > lane_capacity) {
+        tracing::warn!(
+            "max_context {asked}: lanes of the TensorRT plan hold {lane_capacity} tokens, and no more are used"
+        );
+        options.lane_capacity = Some(lane_capacity);
+    }
 }
 
 pub(super) fn engine_options(config: &Config) -> Result<EngineOptions, String> {

@@ -34,6 +34,6 @@ mod ports;
 mod sizes;
 
 pub use backend::{SerializedPlan, TensorRtBackend};
-pub use open::kernel_sources;
 pub(crate) use open::open;
+pub use open::{kernel_sources, plan_for_this_machine};
 pub use options::TensorRtOptions;

@@ -28,6 +28,15 @@ pub fn kernel_sources() -> Vec<Source> {
     BESIDE_PLANS.iter().filter_map(|name| source::find(name)).copied().collect()
 }
 
+/// The engine's plan for this machine, of its weights; `None` where there is no such plan, no TensorRT or no GPU, of which opening the engine tells.
+#[must_use]
+pub fn plan_for_this_machine(manifest: &Manifest) -> Option<&PlanEntry> {
+    let version = TensorRt::open().ok()?.version();
+    let (_, target) = cuda::usable_device().ok()?;
+    let version = PlanVersion { major: version.major, minor: version.minor };
+    manifest.plan(version, target.name(), PlanRole::Decoder)
+}
+
 /// Opens the plan of `dir` that is for the first device there are kernels for; a draft head may be attached if `wants_head`.
 ///
 /// # Errors
