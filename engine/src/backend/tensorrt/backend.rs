@@ -24,7 +24,7 @@ use super::{
     input::{InputFacts, InputLayout},
     options::TensorRtOptions,
     ports::Ports,
-    sizes::Sizes,
+    sizes::{self, Sizes},
 };
 use crate::{
     EngineError, Result,
@@ -121,6 +121,7 @@ impl TensorRtBackend {
             has_kv_positions: spec.windows.iter().any(Option::is_some),
             appends: entry.form == PlanForm::Primitives,
         };
+        sizes::check_entry(spec, entry)?;
         let sizes = Sizes::new(spec, entry, options, guess)?;
         let needs = |weights, scratch| Needs {
             weights,
@@ -181,7 +182,7 @@ impl TensorRtBackend {
         };
         let rows = StepRows::new(context, sizes.rows, (memory.logits, spec.vocab_size), room)?;
         let mut backend = Self {
-            executions: Executions::new(&plan),
+            executions: Executions::new(&plan, sizes.limits.num_usual_shapes()),
             head: None,
             rows,
             capabilities: capabilities(context, trt, &file, options, &lanes),
@@ -251,25 +252,21 @@ impl TensorRtBackend {
         }
     }
 
-    /// Decode steps of the first lane, for every length of the cache: run once with nothing to do, which writes rows that do not count.
+    /// All decode steps that there are, of every set of lanes and for every length of the cache: run once with nothing to do, which writes rows that do
+    /// not count. No answer waits for a capture.
     fn capture_usual(&mut self) -> Result<()> {
         let place = self.sizes.limits.decode_logits();
-        for kv in self.sizes.limits.decode_kvs() {
-            let shape = SectionShape {
-                profile: Profile::Decode,
-                first_lane: 0,
-                num_lanes: 1,
-                sequence: 1,
-                kv,
-                num_logits: 1,
-            };
+        for shape in self.sizes.limits.decode_shapes() {
             let section = Section { shape, work: Work::Singles, logits_place: place, feature_place: 0 };
+            self.usual.insert(key(&section), Duration::ZERO);
             self.stream.context().make_current()?;
             let put = self.put(&StepPlan::default(), &section, 0);
             captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
             put?;
         }
-        self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + 1)
+        self.sizes.limits.lane_sets().try_for_each(|lanes| {
+            self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + lanes.len())
+        })
     }
 
     /// Writes what `section` is about to `at` in pinned memory and puts it into the stream.
@@ -380,7 +377,7 @@ impl Backend for TensorRtBackend {
             let first = self.rows.first_row()[idx];
             self.batch.logits_places(plan, idx, |row, place| self.rows.put(first + row, place));
         }
-        let span = self.rows.span();
+        let span = self.batch.listed(self.rows.span());
         self.rows.prepare(&self.stream, &mut self.kernels, (plan, span))?;
         self.lead_features(plan)?;
         let ran = self.run_sections(plan);
