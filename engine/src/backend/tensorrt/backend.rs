@@ -18,7 +18,7 @@ use takt_kernels_cu::{
 use takt_tensorrt::{TensorRt, runtime::Plan};
 
 use super::{
-    batch::{Batch, Profile, Section, SectionShape, Work},
+    batch::{Batch, Section, SectionShape, Work},
     executions::{Executions, Host, Memory, Ready},
     features::{FeatureRoute, Features},
     input::{InputFacts, InputLayout},
