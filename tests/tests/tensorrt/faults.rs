@@ -3,7 +3,7 @@
 use takt_engine::{
     backend::{Backend, tensorrt::TensorRtOptions},
     kv::LaneId,
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::backends::run_slices;
 
@@ -71,8 +71,8 @@ fn a_section_that_fails_commits_nothing_and_the_next_step_runs() {
         };
         run_slices(&mut backend, LaneId(0), &all[..10], 10);
         let mut plan = StepPlan::default();
-        // The decode section is of a new shape: it is run as it is, then captured; the slice is third.
-        plan.push(LaneId(1), &all[..1], LogitsWanted::Last);
+        // The verify section is of a new shape: it is run as it is, then captured; the slice is third.
+        plan.push_tree(LaneId(1), &all[..3], &[0, 0, 1]);
         plan.push(LaneId(0), &all[10..30], LogitsWanted::Last);
         for n in [1, 3] {
             standin.fail("IExecutionContext::enqueueV3", n, Failure::Error);
@@ -82,7 +82,7 @@ fn a_section_that_fails_commits_nothing_and_the_next_step_runs() {
         standin.fail("IExecutionContext::enqueueV3", 0, Failure::Error);
         let output = backend.run_step(&plan).unwrap();
         assert_eq!(output.last_logits(1).unwrap(), expected);
-        assert_eq!([0, 1].map(|lane| backend.committed_len(LaneId(lane))), [30, 1]);
+        assert_eq!([0, 1].map(|lane| backend.committed_len(LaneId(lane))), [30, 0]);
     });
 }
 
@@ -100,6 +100,32 @@ fn a_plan_that_cannot_be_captured_runs_all_the_same() {
         let before = device.report();
         assert_eq!(run_slices(&mut backend, LaneId(0), &all, 1), expected);
         assert_eq!(device.report().calls_since(&before).get("cuGraphLaunch"), None);
+    });
+}
+
+#[test]
+fn a_capture_that_fails_later_costs_its_shape_three_tries_and_others_nothing() {
+    let test = "faults::a_capture_that_fails_later_costs_its_shape_three_tries_and_others_nothing";
+    emulated(test, |device, standin, _| {
+        let planned = usual();
+        let mut backend = planned.open(&small()).unwrap();
+        let enqueue = "IExecutionContext::enqueueV3";
+        // Whether a step was one graph; the second enqueue of a new shape is the capture's.
+        let mut is_graph = |num_nodes: usize, fails: bool| {
+            standin.fail(enqueue, if fails { 2 } else { 0 }, Failure::Error);
+            let mut plan = StepPlan::default();
+            plan.push_tree(LaneId(0), &vec![1; num_nodes], &vec![0; num_nodes]);
+            plan.last_needs(Detail::Whole);
+            let before = device.report();
+            backend.run_step(&plan).unwrap();
+            device.report().calls_since(&before).get("cuGraphLaunch").is_some()
+        };
+        assert_eq!([true, false, false].map(|fails| is_graph(4, fails)), [false, false, true]);
+        assert_eq!([true, true, true, false, false].map(|fails| is_graph(8, fails)), [false; 5]);
+        assert_eq!(
+            [(2, false), (2, false), (4, false)].map(|(n, fails)| is_graph(n, fails)),
+            [false, true, true]
+        );
     });
 }
 

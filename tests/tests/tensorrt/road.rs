@@ -144,7 +144,7 @@ fn the_demo_model_answers_through_its_plan_as_on_the_processor() {
         assert_eq!(found, expected);
         assert!(tally.share() > 0.9, "{tally:?}");
         // Prompts in slices of their own, then a token a time: the plan was run, and nothing else.
-        let is_decode = |shape: &[usize]| shape == [1, 1];
+        let is_decode = |shape: &[usize]| shape.get(1) == Some(&1);
         let runs = executor.take_executions();
         let shapes = runs.iter().filter_map(|run| run.inputs.iter().find(|input| input.0 == "input_ids"));
         let (decodes, prefills): (Vec<_>, Vec<_>) = shapes.partition(|input| is_decode(&input.1));

@@ -4,25 +4,21 @@
 //! results  [R] U32 status | [R, k] U32 tokens, NO_TOKEN behind the last | [R, k] F32 logits | [R] F32 log-sum-exp, which stays
 //! ```
 //!
-//! A graph of its own for each number of rows R and length k: a step's graph does not depend on what its caller wants of the logits.
+//! A graph of its own for each number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits.
 
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
 
 use takt_kernels_cu::{
-    driver::{
-        context::Context,
-        memory::MappedBuffer,
-        module::Kernels,
-        stream::{Graph, Stream},
-    },
+    driver::{context::Context, memory::MappedBuffer, module::Kernels, stream::Stream},
     launch::{
         DeviceAddress,
         logits::{self, Logits, LogitsOutput, LogitsScratch},
     },
 };
 
+use super::captures::Captures;
 use crate::{
-    EngineError, Result, TokenId,
+    Result, TokenId,
     backend::plan_check::num_logits_rows,
     rows::{Likeliest, MAX_LIST_LEN},
     step::{Detail, StepPlan},
@@ -106,7 +102,7 @@ fn max_len(vocab_size: usize) -> usize {
 /// The lists of the last step.
 #[derive(Debug)]
 pub(in crate::backend) struct Lists {
-    graphs: HashMap<ListShape, Graph>,
+    graphs: Captures<ListShape>,
     results: MappedBuffer,
     room: ListRoom,
     logits: DeviceAddress,
@@ -125,7 +121,7 @@ impl Lists {
     ) -> Result<Self> {
         let results =
             MappedBuffer::new(context, Self::pinned_bytes(max_rows, vocab_size), "lists of tokens")?;
-        Ok(Self { graphs: HashMap::new(), results, room, logits, vocab_size, found: None })
+        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, found: None })
     }
 
     /// Bytes of pinned memory.
@@ -153,7 +149,7 @@ impl Lists {
         kernels: &mut Kernels,
         shape: ListShape,
     ) -> Result<()> {
-        if self.graphs.contains_key(&shape) {
+        if self.graphs.contains(shape) {
             return Ok(());
         }
         let first = self.logits.offset(shape.first_row * self.vocab_size * size_of::<f32>())?;
@@ -172,10 +168,7 @@ impl Lists {
     pub(in crate::backend) fn find(&mut self, stream: &Stream, shape: Option<ListShape>) -> Result<()> {
         self.found = shape;
         let Some(shape) = shape else { return Ok(()) };
-        let Some(graph) = self.graphs.get(&shape) else {
-            return Err(EngineError::Backend("the graph of a step's lists was not captured".into()));
-        };
-        Ok(stream.run(graph)?)
+        self.graphs.start(stream, shape).map(drop)
     }
 
     /// Forgets what was found: the step failed.

@@ -18,14 +18,14 @@ use takt_kernels_cu::{
 use takt_tensorrt::{TensorRt, runtime::Plan};
 
 use super::{
-    batch::{Batch, Profile, Section, SectionShape, Work},
+    batch::{Batch, Section, SectionShape, Work},
     executions::{Executions, Host, Memory, Ready},
     features::{FeatureRoute, Features},
     fit::{check_budget, check_entry, check_kv, scratch_bytes, stream_weights},
     input::{InputFacts, InputLayout},
     options::TensorRtOptions,
     ports::Ports,
-    sizes::Sizes,
+    sizes::{self, Sizes},
 };
 use crate::{
     EngineError, Result,
@@ -122,6 +122,7 @@ impl TensorRtBackend {
             has_kv_positions: spec.windows.iter().any(Option::is_some),
             appends: entry.form == PlanForm::Primitives,
         };
+        sizes::check_entry(spec, entry)?;
         let sizes = Sizes::new(spec, entry, options, guess)?;
         let needs = |weights, scratch| Needs {
             weights,
@@ -182,7 +183,7 @@ impl TensorRtBackend {
         };
         let rows = StepRows::new(context, sizes.rows, (memory.logits, spec.vocab_size), room)?;
         let mut backend = Self {
-            executions: Executions::new(&plan),
+            executions: Executions::new(&plan, sizes.limits.num_usual_shapes()),
             head: None,
             rows,
             capabilities: capabilities(context, trt, &file, options, &lanes),
@@ -252,25 +253,21 @@ impl TensorRtBackend {
         }
     }
 
-    /// Decode steps of the first lane, for every length of the cache: run once with nothing to do, which writes rows that do not count.
+    /// All decode steps that there are, of every set of lanes and for every length of the cache: run once with nothing to do, which writes rows that do
+    /// not count. No answer waits for a capture.
     fn capture_usual(&mut self) -> Result<()> {
         let place = self.sizes.limits.decode_logits();
-        for kv in self.sizes.limits.decode_kvs() {
-            let shape = SectionShape {
-                profile: Profile::Decode,
-                first_lane: 0,
-                num_lanes: 1,
-                sequence: 1,
-                kv,
-                num_logits: 1,
-            };
+        for shape in self.sizes.limits.decode_shapes() {
             let section = Section { shape, work: Work::Singles, logits_place: place, feature_place: 0 };
+            self.usual.insert(key(&section), Duration::ZERO);
             self.stream.context().make_current()?;
             let put = self.put(&StepPlan::default(), &section, 0);
             captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
             put?;
         }
-        self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + 1)
+        self.sizes.limits.lane_sets().try_for_each(|lanes| {
+            self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + lanes.len())
+        })
     }
 
     /// Writes what `section` is about to `at` in pinned memory and puts it into the stream.
@@ -381,7 +378,7 @@ impl Backend for TensorRtBackend {
             let first = self.rows.first_row()[idx];
             self.batch.logits_places(plan, idx, |row, place| self.rows.put(first + row, place));
         }
-        let span = self.rows.span();
+        let span = self.batch.listed(self.rows.span());
         self.rows.prepare(&self.stream, &mut self.kernels, (plan, span))?;
         self.lead_features(plan)?;
         let ran = self.run_sections(plan);

@@ -1,13 +1,14 @@
 //! A step as sections, each one execution of the plan: a pure function of what is asked and of what lanes hold.
 //!
 //! ```text
-//! single tokens   one decode section over lanes lo..=hi
-//! trees           one verify section over lanes lo..=hi
+//! single tokens   one decode section over the lanes that take part
+//! trees           one verify section over the lanes that take part
 //! longer runs     prefill sections of their lane, one after another; in pieces through verify where every token's logits are wanted
 //! ```
 //!
-//! A plan's batch is lanes that lie side by side, so lanes between the first and the last take part whether they have anything to do or not, and
-//! shorter lanes are as long as the longest. What pads them is a token like any other: it writes a row. That row lies behind everything its lane
+//! A plan's batch is lanes that lie side by side. Each set of lanes is a shape with an execution and a graph of its own, so there are few: one lane,
+//! whichever it is, or the first 2, 4, 8 … lanes, or all. Lanes among them take part whether they have anything to do or not, and shorter lanes are as
+//! long as the longest. What pads them is a token like any other: it writes a row. That row lies behind everything its lane
 //! holds ([`Batch::start`]): behind what is committed, behind a tree that waits for [`keep`](crate::backend::Backend::keep), and behind what this step
 //! writes in another section. A lane has `max_tree` rows more than it holds tokens, so there is always room.
 
@@ -21,6 +22,9 @@ use crate::{
 
 /// Shortest cache that is looked at: shorter ones are looked at as if they were so long.
 const MIN_KV: usize = 256;
+
+/// Sizes of trees that are usual at a time: drafters ask for the same ones again and again.
+const USUAL_TREES: usize = 2;
 
 /// Profiles of a plan, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,6 +159,43 @@ impl BatchLimits {
         kvs
     }
 
+    /// The lanes of a section that has something to do in the lanes `busy`, the first to the last: few different ones.
+    fn lanes(&self, busy: Range<usize>) -> Range<usize> {
+        if busy.len() <= 1 {
+            return busy;
+        }
+        0..busy.end.next_power_of_two().min(self.num_lanes)
+    }
+
+    /// Every set of lanes that [`Self::lanes`] gives.
+    pub(super) fn lane_sets(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let num_lanes = self.num_lanes;
+        let several = (1..).map(|power| 1_usize << power).take_while(move |&len| len < 2 * num_lanes);
+        let several = several.map(move |len| 0..len.min(num_lanes)).filter(|lanes| lanes.len() > 1);
+        (0..num_lanes).map(|lane| lane..lane + 1).chain(several)
+    }
+
+    /// The shapes of all decode sections.
+    pub(super) fn decode_shapes(&self) -> Vec<SectionShape> {
+        let kvs = self.decode_kvs();
+        let shape = |lanes: &Range<usize>, kv| SectionShape {
+            profile: Profile::Decode,
+            first_lane: lanes.start,
+            num_lanes: lanes.len(),
+            sequence: 1,
+            kv,
+            num_logits: 1,
+        };
+        self.lane_sets()
+            .flat_map(|lanes| kvs.iter().map(move |&kv| shape(&lanes, kv)).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Most shapes of decode sections and of trees of two sizes: as many as are captured at a time, so that none of these gives way to another.
+    pub(super) fn num_usual_shapes(&self) -> usize {
+        (1 + USUAL_TREES) * self.lane_sets().count() * self.decode_kvs().len()
+    }
+
     /// A tree's nodes rounded up, so that there are few shapes.
     fn tree_len(&self, num_nodes: usize) -> usize {
         let power = num_nodes.next_power_of_two();
@@ -214,7 +255,7 @@ impl Batch {
             lanes = Some(known.start.min(lane)..known.end.max(lane + 1));
             longest = longest.max(segment.tokens.len());
         }
-        let Some(lanes) = lanes else { return };
+        let Some(lanes) = lanes.map(|busy| self.limits.lanes(busy)) else { return };
         let (profile, sequence) = match work {
             Work::Trees => (Profile::Verify, self.limits.tree_len(longest)),
             _ => (Profile::Decode, 1),
@@ -286,6 +327,26 @@ impl Batch {
                 LogitsWanted::Last if part.first + part.len < segment.tokens.len() => {}
                 LogitsWanted::Last => put(0, place),
                 LogitsWanted::All => (0..part.len).for_each(|row| put(part.first + row, place + row)),
+            }
+        }
+    }
+
+    /// The rows on the device that lists are made of where those of `span` are wanted: all of the section that they lie in, or a power of two, so that
+    /// there are few graphs of them.
+    pub(super) fn listed(&self, span: Range<usize>) -> Range<usize> {
+        let of_lanes =
+            self.sections.iter().filter(|section| matches!(section.work, Work::Singles | Work::Trees));
+        let mut rows = of_lanes.map(|section| {
+            let SectionShape { num_lanes, num_logits, .. } = section.shape;
+            section.logits_place..section.logits_place + num_lanes * num_logits
+        });
+        let whole = rows.find(|rows| rows.start <= span.start && span.end <= rows.end);
+        match whole.filter(|_| !span.is_empty()) {
+            Some(rows) => rows,
+            None if span.is_empty() => span,
+            None => {
+                let end = span.start + span.len().next_power_of_two();
+                span.start..end.min(self.limits.num_logits_places())
             }
         }
     }

@@ -26,8 +26,10 @@ use super::{
 };
 use crate::{Result, backend::device::captures, spec::DecoderSpec};
 
-/// Most executions with a graph at a time; each takes memory of TensorRT's and the driver's. A lane's decoding meets five lengths of the cache, its trees five times as many.
-const MAX_GRAPHS: usize = 32;
+/// Executions with a graph at a time, at least; each takes memory of TensorRT's and the driver's. Where more are usual, as many as are.
+const MIN_GRAPHS: usize = 32;
+/// How often a shape is captured in vain before it is left at that.
+const MAX_TRIES: u32 = 3;
 
 /// Where everything lies that executions read and write.
 #[derive(Debug)]
@@ -152,6 +154,8 @@ struct Slot {
     /// `None` until it was captured, and where it cannot be. Goes before what it was captured of.
     graph: Option<Graph>,
     execution: Execution,
+    /// Captures that failed.
+    num_failed: u32,
     /// By [`Executions::num_runs`].
     last_run: u64,
 }
@@ -162,16 +166,22 @@ pub(super) struct Executions {
     slots: HashMap<SectionShape, Slot>,
     slices: HashMap<(usize, Profile), Execution>,
     num_runs: u64,
-    /// What cannot be captured once is not tried again.
+    /// Most of `slots`.
+    max_graphs: usize,
+    /// Something was captured.
+    has_captured: bool,
+    /// Nothing is: a plan whose very first capture fails is not one for graphs.
     cannot_capture: bool,
 }
 
 impl Executions {
-    /// None yet; of `plan`, whose weights are where they will be.
-    pub(super) fn new(plan: &Plan) -> Self {
+    /// None yet; of `plan`, whose weights are where they will be. `num_usual` shapes stay captured.
+    pub(super) fn new(plan: &Plan, num_usual: usize) -> Self {
         // What is sent while it runs TensorRT sends in no graph.
         let cannot_capture = plan.is_streaming();
-        Self { slots: HashMap::new(), slices: HashMap::new(), num_runs: 0, cannot_capture }
+        let max_graphs = num_usual.max(MIN_GRAPHS);
+        let slots = HashMap::with_capacity(max_graphs);
+        Self { slots, slices: HashMap::new(), num_runs: 0, max_graphs, has_captured: false, cannot_capture }
     }
 
     /// Puts a section into the stream, whose context is current.
@@ -187,7 +197,7 @@ impl Executions {
         if !self.slots.contains_key(&shape) {
             let execution = execution(host, ready)?;
             self.make_room();
-            self.slots.insert(shape, Slot { graph: None, execution, last_run: 0 });
+            self.slots.insert(shape, Slot { graph: None, execution, num_failed: 0, last_run: 0 });
         }
         let Some(slot) = self.slots.get_mut(&shape) else { return Ok(()) };
         slot.last_run = self.num_runs;
@@ -196,16 +206,22 @@ impl Executions {
         }
         // As it is, once: TensorRT does then what no capture permits.
         put(host, &mut slot.execution, ready)?;
-        if !self.cannot_capture {
-            slot.graph = capture(host, &mut slot.execution, ready)?;
-            self.cannot_capture = slot.graph.is_none();
+        if self.cannot_capture || slot.num_failed == MAX_TRIES {
+            return Ok(());
+        }
+        slot.graph = capture(host, &mut slot.execution, ready)?;
+        match slot.graph {
+            Some(_) => self.has_captured = true,
+            // The step ran all the same; the next one of this shape tries again.
+            None if self.has_captured => slot.num_failed += 1,
+            None => self.cannot_capture = true,
         }
         Ok(())
     }
 
     /// The one that was not run for longest gives way where there are too many. It is not in the stream: every step is waited for.
     fn make_room(&mut self) {
-        if self.slots.len() < MAX_GRAPHS {
+        if self.slots.len() < self.max_graphs {
             return;
         }
         let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.last_run).map(|(shape, _)| *shape);
@@ -248,7 +264,8 @@ fn capture(host: &mut Host<'_>, execution: &mut Execution, ready: Ready<'_>) -> 
         Ok(graph) => Ok(Some(graph)),
         Err(error) if stream.context().is_lost() => Err(error.into()),
         Err(error) => {
-            tracing::warn!("the TensorRT plan runs without CUDA graphs, which is slower: {error}");
+            let shape = ready.section.shape;
+            tracing::warn!("steps of {shape:?} run without a CUDA graph, which is slower: {error}");
             Ok(None)
         }
     }

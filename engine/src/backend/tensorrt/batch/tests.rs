@@ -141,7 +141,10 @@ proptest! {
                 Profile::Prefill => {
                     prop_assert!(num_lanes == 1 && (1..=limits.max_prefill).contains(&sequence) && num_logits == 1);
                 }
-                Profile::Decode => prop_assert!(sequence == 1 && num_logits == 1),
+                Profile::Decode => {
+                    prop_assert!(sequence == 1 && num_logits == 1);
+                    prop_assert!(limits.decode_shapes().contains(&section.shape), "{:?}", section.shape);
+                }
                 Profile::Verify => prop_assert!((2..=65).contains(&sequence) || num_lanes == 1, "{:?}", section),
             }
             prop_assert!(num_logits <= sequence && sequence <= 65.max(limits.max_prefill));
@@ -176,6 +179,10 @@ proptest! {
                 Ok(())
             }).unwrap();
             prop_assert_eq!(num_tokens, segment.tokens.len());
+        }
+        if let (Some(&first), Some(&last)) = (logits.first(), logits.last()) {
+            let listed = batch.listed(first..last + 1);
+            prop_assert!(listed.start <= first && last < listed.end && listed.end <= limits.num_logits_places());
         }
         prop_assert!(logits.last().is_none_or(|&last| last < limits.num_logits_places()));
         prop_assert!(features.last().is_none_or(|&last| last < limits.num_feature_places()));
@@ -221,7 +228,7 @@ fn a_step_of_everything_is_laid_out_as_documented() {
     assert_eq!(
         shapes,
         [
-            (Profile::Decode, 0, 3, 1, 512),
+            (Profile::Decode, 0, 4, 1, 512),
             (Profile::Verify, 1, 1, 16, 512),
             (Profile::Prefill, 3, 1, 48, 256),
             (Profile::Prefill, 3, 1, 48, 256),
@@ -248,6 +255,42 @@ fn a_tree_larger_than_the_plan_takes_is_refused() {
         error.is_capacity() && error.to_string().contains("66 nodes: the TensorRT plan takes 65"),
         "{error}"
     );
+}
+
+#[test]
+fn sets_of_lanes_are_few_and_all_decode_shapes_are_known() {
+    let sets = |num_lanes| limits(num_lanes, false, 1).lane_sets().collect::<Vec<_>>();
+    assert_eq!(sets(1), [0..1]);
+    assert_eq!(sets(2), [0..1, 1..2, 0..2]);
+    assert_eq!(sets(6), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 0..2, 0..4, 0..6]);
+    for num_lanes in 1..=17 {
+        let limits = limits(num_lanes, false, 1);
+        let shapes: std::collections::HashSet<_> = limits.decode_shapes().into_iter().collect();
+        let num_sets = num_lanes + num_lanes.next_power_of_two().trailing_zeros() as usize;
+        assert_eq!(shapes.len(), num_sets * 3, "{num_lanes} lanes");
+        assert!(limits.num_usual_shapes() >= 3 * shapes.len());
+        for first in 0..num_lanes {
+            for end in first + 1..=num_lanes {
+                let lanes = limits.lanes(first..end);
+                assert!(lanes.start <= first && end <= lanes.end && lanes.end <= num_lanes);
+                assert!(limits.lane_sets().any(|set| set == lanes), "{lanes:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_are_of_whole_sections_or_of_few_lengths() {
+    let limits = limits(4, false, 1);
+    let book = LaneBook::new(4, CAPACITY);
+    let mut plan = StepPlan::default();
+    plan.push(LaneId(1), &[7], LogitsWanted::Last);
+    plan.push(LaneId(2), &[8], LogitsWanted::Last);
+    let mut batch = Batch::new(limits);
+    batch.lay_out(&plan, &book).unwrap();
+    assert_eq!(batch.listed(5..7), 4..8, "the decode section");
+    assert_eq!(batch.listed(0..3), 0..4, "rows of several sections");
+    assert_eq!(batch.listed(3..3), 3..3);
 }
 
 #[test]
