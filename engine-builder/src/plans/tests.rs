@@ -168,7 +168,7 @@ fn a_decoder_gets_a_plan_that_the_manifest_describes_and_nothing_else_changes() 
     let entries: Vec<_> = report.plans.iter().map(|plan| plan.entry.clone()).collect();
     let decoder = manifest.plan(entries[0].tensorrt, "sm_110a", PlanRole::Decoder).unwrap();
     // The backend runs the head by its own kernels.
-    assert_eq!(entries, [decoder.clone()]);
+    assert_eq!(entries, std::slice::from_ref(decoder));
     let shape = |plan: &takt_engine::dir::PlanEntry| {
         (plan.num_lanes, plan.lane_capacity, plan.lane_rows, plan.max_prefill, plan.max_tree)
     };

@@ -141,7 +141,7 @@ impl TensorRtBackend {
         sizes.check_profiles(&plan)?;
         let sizes = Sizes::new(spec, entry, options, ports.input)?;
         if entry.streams_weights {
-            stream_weights(&mut plan, context, &needs(0, 0))?;
+            stream_weights(&mut plan, context, |scratch| needs(0, scratch))?;
         }
         let scratch_bytes = scratch_bytes(&plan)?;
         needs(0, scratch_bytes).check(&Room::of(context)?)?;
@@ -222,8 +222,10 @@ impl TensorRtBackend {
             let fact = "an embedding that is not bf16".to_owned();
             return Err(EngineError::Unsupported(fact));
         };
-        let buffer =
-            DeviceBuffer::new(self.stream.context(), bytes.len(), "the embedding for the draft head")?;
+        let context = self.stream.context();
+        let needs = Needs { weights: bytes.len(), mapped: 0, kv: 0, workspace: 0, pinned: 0 };
+        needs.check(&Room::of(context)?)?;
+        let buffer = DeviceBuffer::new(context, bytes.len(), "the embedding for the draft head")?;
         self.stream.upload(bytes, &buffer, 0)?;
         self.embedding = Some(buffer);
         Ok(())

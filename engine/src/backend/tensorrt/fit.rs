@@ -63,10 +63,22 @@ pub(super) fn check_budget(needs: &Needs, sizes: &Sizes, options: &TensorRtOptio
 }
 
 /// Leaves weights in the host's memory as far as there is no room for them beside everything else.
-pub(super) fn stream_weights(plan: &mut Plan, context: &Context, others: &Needs) -> Result<()> {
+pub(super) fn stream_weights(
+    plan: &mut Plan,
+    context: &Context,
+    others: impl Fn(usize) -> Needs,
+) -> Result<()> {
+    // What TensorRT takes while it runs has a place for what is sent: it is most when nothing stays.
+    plan.set_weight_budget(0)?;
+    let others = others(scratch_bytes(plan)?);
     let room = Room::of(context)?;
     let (streamable, available) = (plan.streamable_bytes(), room.available_beside(0));
     let budget = available.saturating_sub(others.of_device(&room)).min(streamable);
+    if context.device().is_integrated {
+        tracing::warn!(
+            "the plan sends weights from the host's memory, which on this board is the device's: it saves nothing here; build it without --plan-streaming"
+        );
+    }
     if budget < streamable {
         let left = streamable - budget;
         tracing::warn!(

@@ -260,7 +260,7 @@ fn a_tree_larger_than_the_plan_takes_is_refused() {
 #[test]
 fn sets_of_lanes_are_few_and_all_decode_shapes_are_known() {
     let sets = |num_lanes| limits(num_lanes, false, 1).lane_sets().collect::<Vec<_>>();
-    assert_eq!(sets(1), [0..1]);
+    assert_eq!(sets(1), std::iter::once(0..1).collect::<Vec<_>>());
     assert_eq!(sets(2), [0..1, 1..2, 0..2]);
     assert_eq!(sets(6), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 0..2, 0..4, 0..6]);
     for num_lanes in 1..=17 {
