@@ -238,7 +238,7 @@ fn values_that_are_not_numbers_are_refused_in_every_format() {
 #[test]
 fn a_manifest_that_lies_is_refused_with_the_field() {
     let cases: [(&str, Value, &str); 14] = [
-        ("/schema_version", json!(3), "written by a newer builder"),
+        ("/schema_version", json!(4), "written by a newer builder"),
         ("/schema_version", json!(1), "build the engine again"),
         ("/surprise", json!(1), "unknown field `surprise`"),
         ("/spec/num_layers", json!(0), "num_layers is 0"),

@@ -140,7 +140,8 @@ fn encode(args: &ScoreArgs, text: &str) -> Result<Vec<TokenId>, CliError> {
 
 /// Opens the engine with a lane for `num_tokens`, up to what the model was made for.
 fn open(args: &ScoreArgs, num_tokens: usize) -> Result<Engine, CliError> {
-    let max_context = Manifest::read(&args.dir)?.spec.max_context;
+    let manifest = Manifest::read(&args.dir)?;
+    let max_context = manifest.spec.max_context;
     if args.perplexity.is_none() && num_tokens > max_context {
         return Err(CliError::Failed(format!(
             "{num_tokens} tokens: the model was made for {max_context} at most"
@@ -150,6 +151,13 @@ fn open(args: &ScoreArgs, num_tokens: usize) -> Result<Engine, CliError> {
     // A draft begins after one more token.
     let num_tokens = num_tokens + usize::from(args.draft);
     options.lane_capacity = Some(num_tokens.clamp(1, max_context));
+    // A long file is scored in windows, of what a lane of the plan holds.
+    if args.perplexity.is_some()
+        && options.backend == takt_engine::engine::BackendKind::TensorRt
+        && let Some(plan) = takt_engine::backend::tensorrt::plan_for_this_machine(&manifest)
+    {
+        options.lane_capacity = options.lane_capacity.map(|asked| asked.min(plan.lane_capacity));
+    }
     options.speculation = args.draft;
     Ok(Engine::open(&args.dir, &options)?)
 }
