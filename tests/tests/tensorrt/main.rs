@@ -16,6 +16,7 @@ mod head;
 mod models;
 mod opened;
 mod plans;
+mod real;
 mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]

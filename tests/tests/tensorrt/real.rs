@@ -1,0 +1,84 @@
+//! The road with NVIDIA's own library, where there is one and a GPU: nothing here is emulated.
+
+use std::path::Path;
+
+use takt_engine::{
+    Engine, EngineOptions,
+    backend::cuda::{GpuOptions, usable_device},
+    engine::BackendKind,
+    quant::WeightKind,
+    score::score,
+};
+use takt_engine_builder::{
+    BuildOptions, build,
+    plans::{DevicePlans, PlanOptions, add_plans},
+};
+use takt_tests::heldout;
+
+use crate::models::tokens;
+
+/// Every 240th line: 10 of 2,400.
+const STRIDE: usize = 240;
+const CAPACITY: usize = 256;
+
+/// Whether TensorRT and a device are there; says why not.
+fn is_there() -> bool {
+    let found = takt_tensorrt::probe();
+    let missing =
+        [found.library.err(), found.parser.err(), usable_device().err().map(|error| error.to_string())];
+    let missing: Vec<String> = missing.into_iter().flatten().collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let missing = missing.join("; ");
+    assert!(std::env::var_os("TAKT_REQUIRE_TENSORRT").is_none(), "{missing}");
+    eprintln!("skipped: {missing}");
+    false
+}
+
+/// Kernels of ours are compiled where the engine has none: with the CUDA folders that `takt` looks into.
+fn options(folder: &Path) -> EngineOptions {
+    let roots = std::env::var_os("TAKT_CUDA_ROOT").unwrap_or_else(|| "/usr/local/cuda".into());
+    let gpu = GpuOptions {
+        kernel_cache: Some(folder.join("kernels")),
+        cuda_roots: std::env::split_paths(&roots).collect(),
+        ..GpuOptions::default()
+    };
+    EngineOptions {
+        backend: BackendKind::TensorRt,
+        lane_capacity: Some(CAPACITY),
+        gpu,
+        ..EngineOptions::default()
+    }
+}
+
+#[test]
+fn the_demo_model_answers_and_scores_with_nvidias_library_as_on_the_processor() {
+    if !is_there() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (engine, demo) =
+        (scratch.path().join("engine"), Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo"));
+    // Every TensorRT and every GPU has these.
+    build(&demo, &engine, &BuildOptions::new(WeightKind::Int4), &mut |_| {}).unwrap();
+    let plans =
+        DevicePlans::open(PlanOptions { lane_capacity: Some(CAPACITY), ..PlanOptions::default() }, None)
+            .unwrap();
+    let report = add_plans(&engine, &plans, None, &mut |_| {}).unwrap();
+    println!("{:?}", report.plans);
+    let mut on_device = Engine::open(&engine, &options(scratch.path())).unwrap();
+    let cpu = EngineOptions { lane_capacity: Some(CAPACITY), ..EngineOptions::default() };
+    let mut on_cpu = Engine::open(&engine, &cpu).unwrap();
+
+    let text = tokens(on_cpu.backend.spec(), 90);
+    let found = score(on_device.backend.as_mut(), &text).unwrap().nll.unwrap();
+    let expected = score(on_cpu.backend.as_mut(), &text).unwrap().nll.unwrap();
+    println!("mean negative log-likelihood {found}, on the processor {expected}");
+    assert!((found - expected).abs() < 2e-2, "{found}, {expected}");
+
+    let lines = heldout::read(&demo.join("eval/heldout.jsonl"), STRIDE).unwrap();
+    let text = on_device.text.take().unwrap();
+    let tally = heldout::evaluate(on_device.backend.as_mut(), &text, &lines, &mut |_, _, _| {}).unwrap();
+    assert!(tally.share() > 0.9, "{tally:?}");
+}
