@@ -3,6 +3,7 @@
 //! The dispatcher writes it from RustDDS's status events; everybody else reads it or waits for it to change.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,9 @@ use rustdds::{DomainParticipantStatusEvent as Event, EndpointDescription, GUID, 
 use crate::ros::NodeName;
 use crate::ros::presence::{Guid, NodeEntities, ParticipantEntities};
 
+/// How long after an endpoint has left a match of it may be told: RustDDS's discovery tells of departures and its other thread
+/// of matches, and where the latter is behind an endpoint that lived for a moment is matched after it has left.
+const BELATED: Duration = Duration::from_secs(10);
 /// Participants remembered by their announcements; each is one process on the robot.
 const MAX_PARTICIPANTS: usize = 1024;
 
@@ -26,6 +30,10 @@ pub(super) struct PeerState {
     matched: HashMap<GUID, HashMap<GUID, Instant>>,
     /// rmw_cyclonedds marks a client's request writer and reply reader with the same key.
     client_keys: HashMap<GUID, Vec<u8>>,
+    /// Endpoints that have left for good, and when; their identities are not given again within [`BELATED`].
+    left_endpoints: HashMap<GUID, Instant>,
+    /// The same of participants.
+    left_participants: HashMap<[u8; 12], Instant>,
     /// When another participant was discovered last.
     last_arrival: Option<Instant>,
     /// Nodes of each other participant, by its identity's prefix.
@@ -51,28 +59,29 @@ impl Peers {
         let mut state = self.lock();
         match event {
             Event::RemoteReaderMatched { local_writer, remote_reader } => {
-                state
-                    .matched
-                    .entry(local_writer)
-                    .or_default()
-                    .entry(remote_reader)
-                    .or_insert_with(Instant::now);
+                state.note_match(local_writer, remote_reader);
             }
             Event::RemoteWriterMatched { local_reader, remote_writer } => {
-                state
-                    .matched
-                    .entry(local_reader)
-                    .or_default()
-                    .entry(remote_writer)
-                    .or_insert_with(Instant::now);
+                state.note_match(local_reader, remote_writer);
             }
-            Event::ParticipantDiscovered { .. } => state.last_arrival = Some(Instant::now()),
+            Event::ParticipantDiscovered { dpd } => {
+                // A process that joins a second time may use the identity it had.
+                state.left_participants.remove(&prefix_of(dpd.guid.to_bytes()));
+                state.left_endpoints.retain(|guid, _| guid.prefix != dpd.guid.prefix);
+                state.last_arrival = Some(Instant::now());
+            }
             Event::ReaderDetected { reader } => state.note_key(&reader),
             Event::WriterDetected { writer } => state.note_key(&writer),
-            Event::ReaderLost { guid, .. } | Event::WriterLost { guid, .. } => {
+            Event::ReaderLost { guid, reason } | Event::WriterLost { guid, reason } => {
+                if is_for_good(&reason) {
+                    note_departure(&mut state.left_endpoints, guid);
+                }
                 state.forget(|other| other == guid)
             }
-            Event::ParticipantLost { id, .. } => {
+            Event::ParticipantLost { id, reason } => {
+                if let (true, Ok(prefix)) = (is_for_good(&reason), id.as_ref().try_into()) {
+                    note_departure(&mut state.left_participants, prefix);
+                }
                 state.forget(|other| other.prefix == id);
                 state.nodes.retain(|prefix, _| prefix.as_slice() != id.as_ref());
             }
@@ -91,8 +100,8 @@ impl Peers {
     /// Remote endpoints matched with `local` that leave for good by `event`, which is to be applied yet.
     pub fn departing(&self, local: GUID, event: &Event) -> Vec<GUID> {
         let has_left = |remote: &GUID| match event {
-            Event::WriterLost { guid, reason: LostReason::Disposed } => remote == guid,
-            Event::ParticipantLost { id, reason: LostReason::Disposed } => remote.prefix == *id,
+            Event::WriterLost { guid, reason } => is_for_good(reason) && remote == guid,
+            Event::ParticipantLost { id, reason } => is_for_good(reason) && remote.prefix == *id,
             _ => false,
         };
         let state = self.lock();
@@ -176,7 +185,26 @@ pub(super) fn prefix_of(guid: Guid) -> [u8; 12] {
     prefix
 }
 
+/// Whoever was only not heard for a while may come back as who it was.
+fn is_for_good(reason: &LostReason) -> bool {
+    matches!(reason, LostReason::Disposed)
+}
+
+fn note_departure<Id: Eq + Hash>(left: &mut HashMap<Id, Instant>, who: Id) {
+    let now = Instant::now();
+    left.retain(|_, at| now < *at + BELATED);
+    left.insert(who, now);
+}
+
 impl PeerState {
+    fn note_match(&mut self, local: GUID, remote: GUID) {
+        let has_left = self.left_endpoints.contains_key(&remote)
+            || self.left_participants.contains_key(&prefix_of(remote.to_bytes()));
+        if !has_left {
+            self.matched.entry(local).or_default().entry(remote).or_insert_with(Instant::now);
+        }
+    }
+
     fn note_key(&mut self, endpoint: &EndpointDescription) {
         if let Some(key) = client_key(&endpoint.user_data) {
             self.client_keys.insert(endpoint.guid, key.to_vec());
@@ -281,6 +309,30 @@ mod tests {
         let [lease, elapsed] = [rustdds::Duration::from_secs(50); 2];
         // It may come back, and its samples were taken long ago.
         assert!(peers.departing(local, &participant_lost(LostReason::Timeout { lease, elapsed })).is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_that_left_before_its_match_was_told_of_is_not_matched() {
+        let (peers, old, new, reason) = (Peers::default(), guid(1, 1), guid(1, 2), LostReason::Disposed);
+        for writer in [old, new] {
+            reader_matched(&peers, writer, guid(2, 4));
+        }
+        peers.apply(Event::ReaderLost { guid: guid(2, 7), reason: reason.clone() });
+        reader_matched(&peers, old, guid(2, 7));
+        peers.apply(Event::ParticipantLost { id: guid(3, 0).prefix, reason });
+        reader_matched(&peers, old, guid(3, 4));
+        assert!(peers.follow(old, new).flatten().is_some(), "nobody reads the old one alone");
+    }
+
+    #[test]
+    fn a_participant_that_was_not_heard_for_a_while_may_come_back() {
+        let (peers, writer) = (Peers::default(), guid(1, 1));
+        let [lease, elapsed] = [rustdds::Duration::from_secs(50); 2];
+        let reason = LostReason::Timeout { lease, elapsed };
+        peers.apply(Event::ReaderLost { guid: guid(2, 4), reason: reason.clone() });
+        peers.apply(Event::ParticipantLost { id: guid(2, 0).prefix, reason });
+        reader_matched(&peers, writer, guid(2, 4));
+        assert!(peers.lock().has_match(writer, |remote| remote == guid(2, 4)));
     }
 
     #[test]
