@@ -5,8 +5,8 @@ use takt_tensorrt::{runtime::Plan, tensor::ShapeRange};
 
 use super::{
     batch::{BatchLimits, Profile, SectionShape},
-    executions::Memory,
     input::{ALIGNMENT, InputFacts, InputLayout},
+    memory::Memory,
     options::TensorRtOptions,
     ports::{INPUT_IDS, LOGITS_ROWS, MASK},
 };

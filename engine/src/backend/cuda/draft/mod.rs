@@ -9,6 +9,7 @@
 //! | [`forward`] | reading and drafting as lists of launches: pure functions |
 //! | [`follow`] | which features go where with a step, and what is read of them |
 //! | [`level`] | one level of drafting, and what comes back of it |
+//! | [`target_lanes`] | its target's lanes with it, for every backend on a GPU |
 //!
 //! A step's graph leaves the features of its tokens where the head looks for them; a second graph behind it reads those that are due, within the
 //! same wait. Features, hidden rows, keys and values stay on the device: of a level tokens, logits and log-sum-exps of the likeliest come back.
@@ -19,6 +20,7 @@ mod input;
 mod level;
 mod model;
 mod shape;
+mod target_lanes;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -52,6 +54,7 @@ use forward::Forward;
 use input::{LevelInput, ReadInput};
 use model::DraftModel;
 use shape::{LevelShape, ReadShape};
+pub(in crate::backend) use target_lanes::TargetLanes;
 use workspace::{Sizes, Workspace};
 
 /// Device memory left to the driver for the head's graphs.
