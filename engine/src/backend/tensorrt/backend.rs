@@ -15,6 +15,7 @@ use takt_tensorrt::{TensorRt, runtime::Plan};
 
 use super::{
     batch::{Batch, Section, Work},
+    budget::Budget,
     executions::{self, Executions, Ready},
     features::{FeatureRoute, Features},
     input::InputLayout,
@@ -67,6 +68,7 @@ pub struct TensorRtBackend {
     pub(super) capabilities: Capabilities,
     pub(super) options: TensorRtOptions,
     pub(super) sizes: Sizes,
+    pub(super) budget: Budget,
     pub(super) batch: Batch,
     pub(super) memory: Memory,
     pinned: MappedBuffer,
@@ -113,6 +115,7 @@ impl TensorRtBackend {
             batch: Batch::new(sizes.limits),
             pinned: MappedBuffer::new(context, sizes.pinned[3], "what a step is about")?,
             sizes,
+            budget: loaded.budget,
             memory,
             features: Features::default(),
             embedding: None,

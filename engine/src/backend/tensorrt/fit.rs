@@ -45,23 +45,6 @@ pub(super) fn check_kv(sizes: &Sizes, entry: &PlanEntry, options: &TensorRtOptio
     }
 }
 
-/// That everything stays within what is allowed.
-pub(super) fn check_budget(needs: &Needs, sizes: &Sizes, options: &TensorRtOptions) -> Result<()> {
-    let Some(max_bytes) = options.max_bytes else { return Ok(()) };
-    let snapshots = sizes.lanes.num_bytes() / options.num_lanes * options.num_snapshots;
-    let parts = [needs.weights, needs.kv, snapshots, needs.workspace, needs.pinned];
-    let total = parts.into_iter().fold(0_usize, usize::saturating_add);
-    if total as u64 <= max_bytes {
-        return Ok(());
-    }
-    let Needs { weights, kv, workspace, pinned, .. } = needs;
-    Err(EngineError::Capacity(format!(
-        "the engine takes {total} bytes (plan {weights}, KV cache {kv}, {} snapshots {snapshots}, workspace {workspace}, pinned {pinned}), the memory \
-         budget is {max_bytes}: use fewer lanes or snapshots, or a plan with a shorter context (--plan-context)",
-        options.num_snapshots
-    )))
-}
-
 /// Leaves weights in the host's memory as far as there is no room for them beside everything else.
 pub(super) fn stream_weights(
     plan: &mut Plan,

@@ -11,7 +11,7 @@ use crate::{
     backend::{
         cuda::{
             CudaOptions, GpuWeights,
-            draft::{CudaDraft, DraftSetup, Host},
+            draft::{CudaDraft, DraftSetup, HeadNeeds, Host},
         },
         device::room::{Needs, Room},
     },
@@ -31,18 +31,20 @@ impl TensorRtBackend {
     /// Copies the model's `embedding` to the device, for a draft head without one of its own; before [`Backend::attach_draft`].
     ///
     /// # Errors
-    /// [`EngineError::Capacity`] without memory, [`EngineError::Backend`] when the device fails.
+    /// [`EngineError::Capacity`] without memory or past the budget, [`EngineError::Backend`] when the device fails.
     pub fn set_embedding(&mut self, embedding: MatrixView<'_>) -> Result<()> {
         let MatrixData::Bf16(bytes) = embedding.data else {
             let fact = "an embedding that is not bf16".to_owned();
             return Err(EngineError::Unsupported(fact));
         };
+        let budget = self.budget.with_embedding(bytes.len());
+        budget.check(None)?;
         let context = self.stream.context();
         let needs = Needs { weights: bytes.len(), mapped: 0, kv: 0, workspace: 0, pinned: 0 };
         needs.check(&Room::of(context)?)?;
         let buffer = DeviceBuffer::new(context, bytes.len(), "the embedding for the draft head")?;
         self.stream.upload(bytes, &buffer, 0)?;
-        self.embedding = Some(buffer);
+        (self.embedding, self.budget) = (Some(buffer), budget);
         Ok(())
     }
 
@@ -92,9 +94,17 @@ impl TensorRtBackend {
             kv_bytes: self.lanes.on_device().num_bytes(),
             weight_bytes: self.entry.size_bytes,
         };
+        let num_places = self.sizes.limits.num_feature_places();
+        let needs = HeadNeeds::new(spec, source, &setup)?;
+        let route_bytes = FeatureRoute::num_bytes(num_places);
+        self.budget.check(Some(&HeadNeeds {
+            workspace: needs.workspace + route_bytes,
+            pinned: needs.pinned + route_bytes,
+            ..needs
+        }))?;
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let head = Box::new(CudaDraft::new(spec, source, &setup, &mut host)?);
-        let (num_places, len) = (self.sizes.limits.num_feature_places(), self.memory.ports.features_len);
+        let len = self.memory.ports.features_len;
         let route = FeatureRoute::new(self.stream.context(), num_places, len, self.options.max_step_tokens)?;
         let before = self.lanes.attach(Some(head))?;
         // Graphs go before the buffers of the head that they name.

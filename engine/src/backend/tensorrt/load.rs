@@ -5,7 +5,8 @@ use takt_tensorrt::{TensorRt, runtime::Plan};
 
 use super::{
     SerializedPlan, TensorRtOptions,
-    fit::{check_budget, check_entry, check_kv, scratch_bytes, stream_weights},
+    budget::Budget,
+    fit::{check_entry, check_kv, scratch_bytes, stream_weights},
     input::InputFacts,
     ports::Ports,
     sizes::{self, Sizes},
@@ -32,6 +33,7 @@ pub(super) struct Loaded {
     pub sizes: Sizes,
     /// Of TensorRT's own.
     pub scratch_bytes: usize,
+    pub budget: Budget,
 }
 
 impl Loaded {
@@ -68,12 +70,13 @@ impl Loaded {
         guessed.check_profiles(&plan)?;
         let sizes = Sizes::new(spec, entry, options, ports.input)?;
         if entry.streams_weights {
-            stream_weights(&mut plan, context, |scratch| needs(spec, &guessed, (0, scratch)))?;
+            stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)))?;
         }
         let scratch_bytes = scratch_bytes(&plan)?;
-        needs(spec, &guessed, (0, scratch_bytes)).check(&Room::of(context)?)?;
-        check_budget(&needs(spec, &guessed, (weights, scratch_bytes)), &sizes, options)?;
-        Ok(Self { plan, ports, sizes, scratch_bytes })
+        needs(spec, &sizes, (0, scratch_bytes)).check(&Room::of(context)?)?;
+        let budget = Budget::new(needs(spec, &sizes, (weights, scratch_bytes)), &sizes, options);
+        budget.check(None)?;
+        Ok(Self { plan, ports, sizes, scratch_bytes, budget })
     }
 }
 

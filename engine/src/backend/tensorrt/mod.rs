@@ -8,6 +8,7 @@
 //! | [`ports`] | a plan's tensors: everything that is expected is there, and nothing else |
 //! | [`fit`] | whether a plan can be run as asked, and everything beside it fits |
 //! | [`load`] | a plan loaded, and everything that would keep it from running refused |
+//! | [`budget`] | what a memory budget allows, and all that counts against it |
 //! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
 //! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
 //! | [`input`] | what a section is about; the bytes that travel to the device |
@@ -26,6 +27,7 @@
 
 mod backend;
 mod batch;
+mod budget;
 mod entry;
 mod error;
 mod executions;
