@@ -15,6 +15,7 @@ mod head;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod padding;
 mod plans;
 mod real;
 mod road;

@@ -120,6 +120,11 @@ impl Planned {
     pub fn new(kind: Kind) -> Self {
         let spec = spec(kind.has_windows);
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights)
+    }
+
+    /// The same of a model that is given.
+    pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("export");
         let source = Source {

@@ -18,15 +18,16 @@ use super::{
     budget::Budget,
     executions::{self, Executions, Ready},
     features::{FeatureRoute, Features},
-    input::InputLayout,
+    input::{Constants, InputLayout},
     load::{Loaded, capabilities},
     memory::Memory,
     options::TensorRtOptions,
+    padding,
     sizes::Sizes,
     usual::UsualTimes,
 };
 use crate::{
-    EngineError, Result,
+    EngineError, Result, TokenId,
     backend::{
         Backend, Capabilities,
         cuda::draft::{Host, TargetLanes},
@@ -72,6 +73,8 @@ pub struct TensorRtBackend {
     pub(super) batch: Batch,
     pub(super) memory: Memory,
     pinned: MappedBuffer,
+    /// The token that pads.
+    padding: TokenId,
     pub(super) features: Features,
     /// The model's, BF16 `[V, D]`, for a draft head that has none of its own: a plan's cannot be had.
     pub(super) embedding: Option<DeviceBuffer>,
@@ -114,6 +117,7 @@ impl TensorRtBackend {
             options: options.clone(),
             batch: Batch::new(sizes.limits),
             pinned: MappedBuffer::new(context, sizes.pinned[3], "what a step is about")?,
+            padding: 0,
             sizes,
             budget: loaded.budget,
             memory,
@@ -121,13 +125,43 @@ impl TensorRtBackend {
             embedding: None,
             usual: UsualTimes::default(),
         };
-        backend.capture_usual()?;
+        backend.choose_padding()?;
+        backend.capture_lists()?;
         Ok(backend)
+    }
+
+    /// Runs the usual steps with the first token that may pad.
+    fn choose_padding(&mut self) -> Result<()> {
+        for token in padding::candidates(self.spec.vocab_size) {
+            self.padding = token;
+            self.run_usual()?;
+            if padding::is_harmless(&self.padding_rows()?, self.entry.compute) {
+                return Ok(());
+            }
+        }
+        Err(padding::refusal(self.spec.vocab_size, self.entry.compute))
+    }
+
+    /// What padding has left of keys and values in every lane, the last usual step being of all of them.
+    fn padding_rows(&self) -> Result<Vec<u8>> {
+        let Some(&shape) = self.sizes.limits.decode_shapes().last() else { return Ok(Vec::new()) };
+        let rows = self.memory.first_new_rows(shape, 0)?;
+        let num_bytes = rows.iter().map(|(_, num_bytes)| num_bytes).sum();
+        let host = MappedBuffer::new(self.stream.context(), num_bytes, "what padding leaves")?;
+        self.stream.context().make_current()?;
+        let mut at = 0;
+        let copied = rows.into_iter().try_for_each(|(address, num_bytes)| {
+            at += num_bytes;
+            self.stream.fetch_to(address, &host, at - num_bytes, num_bytes)
+        });
+        captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
+        copied?;
+        Ok(host.bytes().to_vec())
     }
 
     /// All decode steps that there are, of every set of lanes and for every length of the cache: run once with nothing to do, which writes rows that do
     /// not count. No answer waits for a capture.
-    fn capture_usual(&mut self) -> Result<()> {
+    fn run_usual(&mut self) -> Result<()> {
         let place = self.sizes.limits.decode_logits();
         for shape in self.sizes.limits.decode_shapes() {
             let section = Section { shape, work: Work::Singles, logits_place: place, feature_place: 0 };
@@ -137,6 +171,12 @@ impl TensorRtBackend {
             captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
             put?;
         }
+        Ok(())
+    }
+
+    /// What greedy decoding asks of the rows of every set of lanes.
+    fn capture_lists(&mut self) -> Result<()> {
+        let place = self.sizes.limits.decode_logits();
         self.sizes.limits.lane_sets().try_for_each(|lanes| {
             self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + lanes.len())
         })
@@ -146,7 +186,8 @@ impl TensorRtBackend {
     fn put(&mut self, plan: &StepPlan, section: &Section, at: usize) -> Result<()> {
         let layout = InputLayout::new(section.shape, self.memory.ports.input);
         let bytes = &mut self.pinned.bytes_mut()[at..at + layout.num_bytes];
-        layout.write(section, plan, self.lanes.book(), &self.sizes.limits, bytes);
+        let with = Constants { lane_rows: self.entry.lane_rows, padding: self.padding };
+        layout.write(section, (plan, self.lanes.book()), with, bytes);
         let mut host = executions::Host {
             stream: &self.stream,
             kernels: &mut self.kernels,

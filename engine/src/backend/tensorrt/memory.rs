@@ -20,6 +20,9 @@ use crate::{
     spec::DecoderSpec,
 };
 
+/// Bytes of a value of the cache.
+pub(super) const CACHE_BYTES: usize = 2;
+
 /// Where everything lies that executions read and write.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -97,7 +100,7 @@ impl Memory {
 
     /// Bytes of one tensor of new rows with this many tokens of all lanes together.
     pub(super) fn present_bytes(spec: &DecoderSpec, num_tokens: usize) -> usize {
-        (num_tokens * spec.kv_dim() * 2).next_multiple_of(ALIGNMENT)
+        (num_tokens * spec.kv_dim() * CACHE_BYTES).next_multiple_of(ALIGNMENT)
     }
 
     /// What does not change from section to section of these lanes.
@@ -149,6 +152,30 @@ impl Memory {
             execution.bind(FEATURES, self.features.offset(section.feature_place * row_bytes)?)?;
         }
         Ok(())
+    }
+
+    /// Where the rows lie that the first token of every lane of a section of `shape` has left, its lanes' being `start`: addresses and bytes.
+    pub(super) fn first_new_rows(
+        &self,
+        shape: SectionShape,
+        start: usize,
+    ) -> Result<Vec<(DeviceAddress, usize)>> {
+        let [num_kv_heads, head_dim] = self.row_shape;
+        let row_bytes = head_dim * CACHE_BYTES;
+        let mut rows = Vec::new();
+        for (tensor, cache) in self.cache.iter().enumerate() {
+            for head in 0..shape.num_lanes * num_kv_heads {
+                let address = if self.ports.input.appends {
+                    self.present.offset(tensor * self.present_bytes + head * shape.sequence * row_bytes)?
+                } else {
+                    cache.offset(
+                        shape.first_lane * self.lane_bytes + (head * self.lane_rows + start) * row_bytes,
+                    )?
+                };
+                rows.push((address, row_bytes));
+            }
+        }
+        Ok(rows)
     }
 
     /// Puts the new rows of a section into its lanes; `None` where they are there already.

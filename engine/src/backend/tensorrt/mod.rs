@@ -11,6 +11,7 @@
 //! | [`budget`] | what a memory budget allows, and all that counts against it |
 //! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
 //! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
+//! | [`padding`] | the token that pads lanes |
 //! | [`input`] | what a section is about; the bytes that travel to the device |
 //! | [`memory`] | where everything lies that executions read and write |
 //! | [`executions`] | executions by shape, and the graphs captured of them |
@@ -22,7 +23,7 @@
 //! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too, and how it goes with the lanes: `cuda::draft`.
 //!
 //! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph and one
-//! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and whatever is written to them is finite, because rows that are not
+//! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
 //! seen are multiplied by nothing all the same.
 
 mod backend;
@@ -39,6 +40,7 @@ mod load;
 mod memory;
 mod open;
 mod options;
+mod padding;
 mod ports;
 mod sizes;
 mod usual;

@@ -6,7 +6,7 @@ use takt_tensorrt::{runtime::Plan, tensor::ShapeRange};
 use super::{
     batch::{BatchLimits, Profile, SectionShape},
     input::{ALIGNMENT, InputFacts, InputLayout},
-    memory::Memory,
+    memory::{CACHE_BYTES, Memory},
     options::TensorRtOptions,
     ports::{INPUT_IDS, LOGITS_ROWS, MASK},
 };
@@ -21,8 +21,6 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// Bytes of a value of the cache.
-const CACHE_BYTES: usize = 2;
 /// Runs of tokens of which what they are about is in pinned memory at a time.
 const RUNS_AT_ONCE: usize = 2;
 
