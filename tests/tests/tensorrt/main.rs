@@ -23,3 +23,4 @@ mod road;
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
 mod steps;
+mod streaming;

@@ -8,6 +8,7 @@ use takt_engine::{
     spec::DecoderSpec,
 };
 use takt_engine_builder::export::Form;
+use takt_tensorrt::build::PlanFlags;
 use takt_tests::{
     backends,
     memory_weights::{MemoryWeights, uniform},
@@ -54,7 +55,7 @@ fn a_token_past_what_f16_holds_pads_no_lane_and_harms_none() {
             let spec = spec(false);
             // The first three that are tried.
             let overflows = |token| [0, 12, 24].contains(&token);
-            let planned = Planned::of(kind, spec.clone(), model(&spec, overflows));
+            let planned = Planned::of(kind, spec.clone(), model(&spec, overflows), PlanFlags::default());
             let mut said = tokens(&spec, 100);
             said.iter_mut().filter(|token| overflows(**token)).for_each(|token| *token += 1);
             let mut backend = planned.open(&options()).unwrap();
@@ -76,12 +77,12 @@ fn a_plan_in_which_no_token_stays_within_f16_is_refused_with_what_to_do() {
     emulated(test, |device, standin, _| {
         for kind in kinds() {
             let spec = spec(false);
-            let planned = Planned::of(kind, spec.clone(), model(&spec, |_| true));
+            let planned = Planned::of(kind, spec.clone(), model(&spec, |_| true), PlanFlags::default());
             let error = planned.open(&options()).unwrap_err().to_string();
             let said = "past what f16 holds for each of the tokens 0, 12, 24, 36, 48, 60, 72, 84";
             assert!(error.contains(said) && error.contains("`--plan-dtype bf16`"), "{error}");
             let in_bf16 = Kind { compute: KINDS[2].compute, ..kind };
-            let planned = Planned::of(in_bf16, spec.clone(), model(&spec, |_| true));
+            let planned = Planned::of(in_bf16, spec.clone(), model(&spec, |_| true), PlanFlags::default());
             assert_eq!(planned.open(&options()).unwrap().capabilities().backend, "tensorrt");
         }
         assert_eq!(standin.alive(), [""; 0]);

@@ -12,6 +12,8 @@ use crate::{
 
 /// That `entry` is one that this version runs with `options`.
 pub(super) fn check_entry(entry: &PlanEntry, options: &TensorRtOptions, lane_capacity: usize) -> Result<()> {
+    // An engine directory has none that does not hold; other callers may.
+    entry.check_sizes().map_err(EngineError::Unsupported)?;
     if entry.stripped {
         return Err(EngineError::Unsupported(format!(
             "plan {:?} has no weights of its own, which this version does not give it: build it again without stripping",
@@ -22,12 +24,6 @@ pub(super) fn check_entry(entry: &PlanEntry, options: &TensorRtOptions, lane_cap
         return Err(EngineError::Unsupported(format!(
             "{} lanes of {lane_capacity} tokens asked, plan {:?} has {} of {}",
             options.num_lanes, entry.file, entry.num_lanes, entry.lane_capacity
-        )));
-    }
-    if entry.lane_capacity.saturating_add(entry.max_tree) > entry.lane_rows {
-        return Err(EngineError::Unsupported(format!(
-            "plan {:?} has lanes of {} rows, expected one for each of {} tokens and {} nodes of a tree",
-            entry.file, entry.lane_rows, entry.lane_capacity, entry.max_tree
         )));
     }
     Ok(())

@@ -9,7 +9,7 @@ use super::{
     fit::{check_entry, check_kv, scratch_bytes, stream_weights},
     input::InputFacts,
     ports::Ports,
-    sizes::{self, Sizes},
+    sizes::Sizes,
 };
 use crate::{
     Result,
@@ -52,7 +52,6 @@ impl Loaded {
         let lane_capacity = options.lane_capacity.unwrap_or(entry.lane_capacity);
         options.validate(spec, lane_capacity)?;
         check_entry(entry, options, lane_capacity)?;
-        sizes::check_entry(spec, entry)?;
         let guess = InputFacts {
             integer_bytes: size_of::<i64>(),
             has_kv_positions: spec.windows.iter().any(Option::is_some),
