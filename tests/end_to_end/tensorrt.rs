@@ -1,7 +1,14 @@
 //! `takt build --tensorrt` and `takt inspect` of plans.
 
 #[cfg(feature = "tensorrt")]
+#[path = "../tests/tensorrt/cubins.rs"]
+mod cubins;
+#[cfg(feature = "tensorrt")]
+mod machine;
+#[cfg(feature = "tensorrt")]
 mod plans;
+#[cfg(feature = "tensorrt")]
+mod run;
 
 use std::{
     fs,
