@@ -144,13 +144,6 @@ fn a_run_that_cannot_be_computed_is_a_fault_that_the_stand_in_writes_down() {
     assert_eq!(machine.faults(), "the executor failed with 1: this run was to fail\n");
 }
 
-/// The next word of a node to its service manager.
-fn told(manager: &UnixDatagram) -> String {
-    let mut buffer = [0; 512];
-    let len = manager.recv(&mut buffer).unwrap();
-    String::from_utf8_lossy(&buffer[..len]).into_owned()
-}
-
 #[test]
 fn a_node_serves_through_a_plan_with_the_lanes_that_the_plan_has() {
     let Some((machine, dir)) = running() else { return };
@@ -166,8 +159,14 @@ fn a_node_serves_through_a_plan_with_the_lanes_that_the_plan_has() {
     let stderr_of = fs::File::create(&log).unwrap();
     let _node = Node(command.stdout(Stdio::null()).stderr(stderr_of).spawn().unwrap());
     let read = |path: &Path| fs::read_to_string(path).unwrap();
-    assert!(told(&manager).starts_with("STATUS=opening "));
-    let ready = told(&manager);
+    // The node's next word to its service manager.
+    let hear = || {
+        let mut buffer = [0; 512];
+        let len = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {}", read(&log)));
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    assert!(hear().starts_with("STATUS=opening "));
+    let ready = hear();
     assert!(ready.starts_with("READY=1\n"), "{ready}\n{}", read(&log));
 
     let line = Line::read(0);
