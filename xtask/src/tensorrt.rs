@@ -46,7 +46,7 @@ struct Headers {
 }
 
 /// What has to have the headers, for cargo.
-const WITH_HEADERS: [&str; 4] = [
+const WITH_HEADERS: [&str; 5] = [
     "clippy -p takt-tensorrt -p takt-tests -p takt-node --features takt-tests/tensorrt,takt-node/tensorrt --all-targets -- -D warnings",
     "test -p takt-tensorrt --features tensorrt",
     "test -p takt-tests --features tensorrt --test tensorrt --test no_alloc_tensorrt",
