@@ -114,7 +114,8 @@ impl MappedBuffer {
         self.num_bytes
     }
 
-    /// As the host sees it. What the device writes meanwhile is seen after the event that follows it was waited for.
+    /// As the host sees it. What the device writes is seen after the event that follows it was waited for, and nobody holds these bytes meanwhile
+    /// ([what the compiler does not check](super)).
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: allocated with that size and initialized. The device writes only between a launch and the wait for its event, and the owner
