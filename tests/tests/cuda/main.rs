@@ -10,6 +10,7 @@ mod faults;
 mod forward;
 mod lists;
 mod mapped;
+mod memory;
 mod models;
 mod older_drivers;
 mod required;

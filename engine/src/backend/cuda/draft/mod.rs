@@ -4,9 +4,10 @@
 //! |---|---|
 //! | [`model`] | the head's tensors in device memory |
 //! | [`shape`] | the few shapes of reading and drafting, each captured once |
+//! | [`sizes`] | how large everything of a head is |
 //! | [`input`] | what they are about, as it travels to the device |
 //! | [`workspace`] | everything a head writes besides keys and values, features that wait included |
-//! | [`needs`] | how large all of it is, and whether it fits |
+//! | [`needs`] | what it takes of memory, and whether that fits |
 //! | [`forward`] | reading and drafting as lists of launches: pure functions |
 //! | [`follow`] | which features go where with a step, and what is read of them |
 //! | [`level`] | one level of drafting, and what comes back of it |
@@ -22,6 +23,7 @@ mod level;
 mod model;
 mod needs;
 mod shape;
+mod sizes;
 mod target_lanes;
 mod workspace;
 
@@ -39,17 +41,15 @@ use takt_kernels_cu::{
 use super::{captures::Captures, lanes::DeviceLanes, options::CudaOptions};
 use crate::{
     Result, TokenId,
-    draft::{
-        DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_DRAFT_ROWS, MAX_PLAN_ROWS, MAX_TOP_K, SavedLane,
-    },
+    draft::{DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_PLAN_ROWS, MAX_TOP_K, SavedLane},
     kv::{LaneId, SnapshotId},
 };
 use forward::Forward;
 use input::{LevelInput, ReadInput};
 use model::DraftModel;
 pub(in crate::backend) use needs::HeadNeeds;
-use needs::LaidOut;
 use shape::{LevelShape, ReadShape};
+pub(super) use sizes::HeadSizes;
 pub(in crate::backend) use target_lanes::TargetLanes;
 use workspace::Workspace;
 
@@ -126,30 +126,29 @@ impl CudaDraft {
         setup: &DraftSetup<'_>,
         host: &mut Host<'_>,
     ) -> Result<Self> {
-        let LaidOut { options, lanes: lane_layout, sizes, workspace: (layout, workspace_bytes) } =
-            LaidOut::new(spec, setup)?;
         HeadNeeds::new(spec, source, setup)?.check(host, setup)?;
-
         let (context, stream) = (host.stream.context(), host.stream);
-        let model = DraftModel::load(context, stream, spec, source, options.lane_capacity)?;
-        let lanes = DeviceLanes::new(context, stream, lane_layout, options.step_limit)?;
-        let (num_lanes, max_positions) = (options.num_lanes, options.lane_capacity - MAX_DRAFT_ROWS);
-        let buffer = DeviceBuffer::new(context, workspace_bytes, "the draft head's workspace")?;
+        let sizes = HeadSizes::of(spec, setup.options, setup.num_sms)?;
+        let options = CudaOptions { lane_capacity: sizes.capacity, ..setup.options.clone() };
+        let num_lanes = options.num_lanes;
+        let model = DraftModel::load(context, stream, spec, source, sizes.capacity)?;
+        let lanes = DeviceLanes::new(context, stream, sizes.lanes, options.step_limit)?;
+        let buffer = DeviceBuffer::new(context, sizes.workspace_bytes, "the draft head's workspace")?;
         stream.zero(&buffer)?;
-        let workspace = layout.at(buffer.address())?;
+        let workspace = sizes.workspace.at(buffer.address())?;
         let mut draft = Self {
             reads: Captures::default(),
             levels: Captures::default(),
             embedding: model.tensors.embedding.unwrap_or(setup.embedding),
             lanes,
-            book: DraftBook::new(num_lanes, max_positions, spec.vocab_size, sizes.max_read_rows),
+            book: DraftBook::new(num_lanes, sizes.max_positions, spec.vocab_size, sizes.max_read_rows),
             first_slot: vec![0; num_lanes],
             snapshots: BTreeMap::new(),
             read_input: ReadInput::new(context, sizes.max_read_rows, workspace.read_input)?,
             level_input: LevelInput::new(context, num_lanes, workspace.level_input)?,
             workspace,
             _workspace_buffer: buffer,
-            output: MappedBuffer::new(context, needs::output_bytes(), "a draft head's proposals")?,
+            output: MappedBuffer::new(context, sizes.output_bytes, "a draft head's proposals")?,
             logits: None,
             tokens: vec![0; MAX_PLAN_ROWS * MAX_TOP_K],
             log_probs: vec![0.0; MAX_PLAN_ROWS * MAX_TOP_K],
