@@ -5,6 +5,7 @@
 #![cfg(feature = "tensorrt")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod conformance;
 mod cubins;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;

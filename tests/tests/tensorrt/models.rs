@@ -8,7 +8,10 @@ use std::{
 
 use takt_engine::{
     Result, TokenId,
-    backend::tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions},
+    backend::{
+        cuda::{GpuOptions, kernels, usable_device},
+        tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
+    },
     dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
@@ -30,7 +33,10 @@ use takt_tests::{
 };
 
 use crate::{
-    emulator::driver::{Device, EmulatedDevice},
+    emulator::{
+        device::is_required,
+        driver::{Device, EmulatedDevice},
+    },
     standin::{Standin, executor::Execute},
 };
 
@@ -91,6 +97,43 @@ pub struct Planned {
     pub weights: MemoryWeights,
     pub entry: PlanEntry,
     pub bytes: Vec<u8>,
+    images: Vec<Vec<u8>>,
+}
+
+/// Where plans are built and run.
+#[derive(Debug)]
+pub struct Place {
+    /// As `takt export` takes it.
+    target: String,
+    sm: String,
+    device: String,
+    /// Of the kernels that run beside a plan.
+    images: Vec<Vec<u8>>,
+}
+
+impl Place {
+    /// The stand-in, which takes everything, over the emulated device.
+    pub fn stand_in() -> Self {
+        Self {
+            target: "tensorrt-10.16".into(),
+            sm: "sm_90a".into(),
+            device: "the emulated device".into(),
+            images: vec![image().to_vec()],
+        }
+    }
+
+    /// This machine, with kernels from where `places` says.
+    pub fn here(places: &GpuOptions) -> Self {
+        let (device, gpu) = usable_device().unwrap();
+        let version = TensorRt::open().unwrap().version();
+        let found = kernels(&kernel_sources(), &device, gpu, None, places).unwrap();
+        Self {
+            target: format!("tensorrt-{}.{},{}", version.major, version.minor, gpu.name()),
+            sm: gpu.name().into(),
+            device: device.key(),
+            images: found.images().iter().map(|image| image.bytes().to_vec()).collect(),
+        }
+    }
 }
 
 /// What to make a plan of.
@@ -125,6 +168,19 @@ impl Planned {
 
     /// The same of a model that is given, and of a plan that can do what `flags` say.
     pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights, flags: PlanFlags) -> Self {
+        Self::at(Place::stand_in(), kind, (spec, weights), flags).unwrap()
+    }
+
+    /// The same at `place`.
+    ///
+    /// # Errors
+    /// What the place does not compute with.
+    pub fn at(
+        place: Place,
+        kind: Kind,
+        (spec, weights): (DecoderSpec, MemoryWeights),
+        flags: PlanFlags,
+    ) -> takt_engine_builder::Result<Self> {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("export");
         let source = Source {
@@ -135,7 +191,7 @@ impl Planned {
             weights_hash: None,
         };
         let options = ExportOptions {
-            target: "tensorrt-10.16".parse().unwrap(),
+            target: place.target.parse().unwrap(),
             form: Some(kind.form),
             compute: kind.compute,
             variant: Some(Variant::Eagle3),
@@ -143,7 +199,7 @@ impl Planned {
             padding_rows: MAX_TREE,
             ..ExportOptions::default()
         };
-        let report = export_source(&source, &out, &options, &mut |_| {}).unwrap();
+        let report = export_source(&source, &out, &options, &mut |_| {})?;
         let model = &report.contract.models[0];
         let trt = TensorRt::open().unwrap();
         let request = PlanRequest {
@@ -157,7 +213,8 @@ impl Planned {
         };
         let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
         let entry = PlanEntry { streams_weights: flags.weight_streaming, ..entry(kind, &bytes, &trt) };
-        Self { spec, weights, entry, bytes }
+        let entry = PlanEntry { sm: place.sm, device: place.device, ..entry };
+        Ok(Self { spec, weights, entry, bytes, images: place.images })
     }
 
     /// A backend in a context of its own.
@@ -169,10 +226,10 @@ impl Planned {
     pub fn open_as(&self, entry: &PlanEntry, options: &TensorRtOptions) -> Result<TensorRtBackend> {
         let device = device::probe()?.remove(0);
         let (context, fallback) = Context::open(&device, options.share)?;
-        assert!(fallback.is_none(), "{fallback:?}");
+        assert!(fallback.is_none() || is_required(), "{fallback:?}");
         let file = SerializedPlan { entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
-        let image = image();
-        TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), [&image[..]], options)
+        let images = self.images.iter().map(Vec::as_slice);
+        TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), images, options)
     }
 }
 
