@@ -170,7 +170,7 @@ impl Target {
     }
 
     /// Formats of weights it computes with, smallest first.
-    fn working_kinds(&self) -> Vec<&'static str> {
+    pub(super) fn working_kinds(&self) -> Vec<&'static str> {
         let (fp4, fp8) = match self.runtime {
             Runtime::Onnx => (true, true),
             Runtime::TensorRt(version) => (

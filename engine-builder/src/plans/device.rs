@@ -6,6 +6,7 @@ use takt_engine::{
     backend::cuda::usable_device,
     dir::{PlanEntry, PlanVersion, Quantization},
     engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
+    quant::WeightKind,
     spec::DecoderSpec,
 };
 use takt_kernels_cu::{Target as Gpu, driver::device};
@@ -155,6 +156,12 @@ impl DevicePlans {
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
         check_formats(spec, quantization, None, &self.export_options(spec)?)
+    }
+
+    /// Whether TensorRT and the GPU take weights of `kind`.
+    #[must_use]
+    pub fn takes(&self, kind: WeightKind) -> bool {
+        self.target().is_ok_and(|target| target.check_weights(kind, "", "").is_ok())
     }
 
     /// Tokens a lane holds.
