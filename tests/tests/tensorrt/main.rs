@@ -13,6 +13,7 @@ mod faults;
 mod forward;
 mod green;
 mod head;
+mod lists;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;

@@ -46,8 +46,6 @@ pub const CAPACITY: usize = 140;
 pub const MAX_TREE: usize = 20;
 /// Most tokens of a slice.
 pub const MAX_PREFILL: usize = 32;
-/// Rows of a lane.
-const LANE_ROWS: usize = CAPACITY + MAX_TREE;
 const NUM_LANES: usize = 3;
 
 /// The kernels that run beside a plan.
@@ -166,7 +164,14 @@ impl Planned {
         Self::of(kind, spec, weights, PlanFlags::default())
     }
 
-    /// The same of a model that is given, and of a plan that can do what `flags` say.
+    /// The same with lanes of `capacity` tokens.
+    pub fn holding(kind: Kind, capacity: usize) -> Self {
+        let spec = DecoderSpec { max_context: capacity, ..spec(kind.has_windows) };
+        let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights, PlanFlags::default())
+    }
+
+    /// The same of a model that is given, with lanes of [`CAPACITY`] or as many tokens as it takes if that is more, and of a plan that can do what `flags` say.
     pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights, flags: PlanFlags) -> Self {
         Self::at(Place::stand_in(), kind, (spec, weights), flags).unwrap()
     }
@@ -181,6 +186,7 @@ impl Planned {
         (spec, weights): (DecoderSpec, MemoryWeights),
         flags: PlanFlags,
     ) -> takt_engine_builder::Result<Self> {
+        let capacity = if spec.max_context > 256 { spec.max_context } else { CAPACITY };
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("export");
         let source = Source {
@@ -195,7 +201,7 @@ impl Planned {
             form: Some(kind.form),
             compute: kind.compute,
             variant: Some(Variant::Eagle3),
-            max_context: Some(CAPACITY),
+            max_context: Some(capacity),
             padding_rows: MAX_TREE,
             ..ExportOptions::default()
         };
@@ -204,7 +210,7 @@ impl Planned {
         let trt = TensorRt::open().unwrap();
         let request = PlanRequest {
             onnx: &out.join(model.file),
-            profiles: &profiles(&model.inputs, kind.form),
+            profiles: &profiles(&model.inputs, kind.form, capacity + MAX_TREE),
             flags,
             workspace_bytes: None,
             optimization_level: None,
@@ -212,8 +218,12 @@ impl Planned {
             stream: None,
         };
         let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
-        let entry = PlanEntry { streams_weights: flags.weight_streaming, ..entry(kind, &bytes, &trt) };
-        let entry = PlanEntry { sm: place.sm, device: place.device, ..entry };
+        let entry = PlanEntry {
+            streams_weights: flags.weight_streaming,
+            sm: place.sm,
+            device: place.device,
+            ..entry(kind, capacity, &bytes, &trt)
+        };
         Ok(Self { spec, weights, entry, bytes, images: place.images })
     }
 
@@ -233,7 +243,7 @@ impl Planned {
     }
 }
 
-fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
+fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
     let version = trt.version();
     PlanEntry {
         file: "plans/of-a-test.plan".into(),
@@ -250,8 +260,8 @@ fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
         },
         compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
         num_lanes: NUM_LANES,
-        lane_capacity: CAPACITY,
-        lane_rows: LANE_ROWS,
+        lane_capacity: capacity,
+        lane_rows: capacity + MAX_TREE,
         max_prefill: MAX_PREFILL,
         max_tree: MAX_TREE,
         captured: Vec::new(),
@@ -262,7 +272,7 @@ fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
 }
 
 /// Prefill, decode, verify.
-fn profiles(inputs: &[Port], form: Form) -> Vec<Profile> {
+fn profiles(inputs: &[Port], form: Form, lane_rows: usize) -> Vec<Profile> {
     let steps = [
         ("prefill", 1, MAX_PREFILL, 1),
         ("decode", NUM_LANES, 1, 1),
@@ -277,9 +287,9 @@ fn profiles(inputs: &[Port], form: Form) -> Vec<Profile> {
                     ("batch", _) => of(batch),
                     ("sequence", _) => of(sequence),
                     ("logits", _) => of(logits),
-                    ("past", _) => LANE_ROWS,
-                    ("kv", Form::Operators) => of(LANE_ROWS),
-                    ("kv", Form::Primitives) => LANE_ROWS + of(sequence),
+                    ("past", _) => lane_rows,
+                    ("kv", Form::Operators) => of(lane_rows),
+                    ("kv", Form::Primitives) => lane_rows + of(sequence),
                     _ => panic!("a dimension {name}"),
                 },
             };

@@ -228,7 +228,8 @@ impl Backend for CudaBackend {
         let shape = StepShape::of(plan, num_logits, self.limits);
         self.input.write(plan, shape, self.lanes.book())?;
         self.capture_shape(shape)?;
-        self.rows.prepare(&self.stream, &mut self.kernels, (plan, 0..shape.num_logits))?;
+        self.rows.want(plan.segments.iter(), 0..shape.num_logits);
+        self.rows.prepare(&self.stream, &mut self.kernels)?;
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         self.lanes.follow_step(plan, &mut self.input, &mut host)?;
         let ran = self.run_graph(plan, shape);

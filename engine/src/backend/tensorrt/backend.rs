@@ -177,9 +177,13 @@ impl TensorRtBackend {
     /// What greedy decoding asks of the rows of every set of lanes.
     fn capture_lists(&mut self) -> Result<()> {
         let place = self.sizes.limits.decode_logits();
-        self.sizes.limits.lane_sets().try_for_each(|lanes| {
-            self.rows.capture_usual(&self.stream, &mut self.kernels, place..place + lanes.len())
-        })
+        for lanes in self.sizes.limits.lane_sets() {
+            let rows = place..place + lanes.len();
+            self.rows.capture_usual(&self.stream, &mut self.kernels, rows.clone())?;
+            self.rows.rehearse(&self.stream, rows)?;
+        }
+        captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
+        Ok(())
     }
 
     /// Writes what `section` is about to `at` in pinned memory and puts it into the stream.
@@ -267,8 +271,8 @@ impl Backend for TensorRtBackend {
             let first = self.rows.first_row()[idx];
             self.batch.logits_places(plan, idx, |row, place| self.rows.put(first + row, place));
         }
-        let span = self.batch.listed(self.rows.span());
-        self.rows.prepare(&self.stream, &mut self.kernels, (plan, span))?;
+        self.batch.listed(plan, |segments, rows| self.rows.want(segments, rows));
+        self.rows.prepare(&self.stream, &mut self.kernels)?;
         self.lead_features(plan)?;
         let ran = self.run_sections(plan);
         self.lanes.end_step(plan, ran)?;

@@ -22,8 +22,8 @@
 //!
 //! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too, and how it goes with the lanes: `cuda::draft`.
 //!
-//! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph and one
-//! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
+//! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph, one
+//! more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
 //! seen are multiplied by nothing all the same.
 
 mod backend;
