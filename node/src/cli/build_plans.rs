@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use takt_engine::dir::PlanCompute;
 use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
+    export::Form,
     plans::{DevicePlans, PlanOptions},
 };
 use takt_tensorrt::build::Profile;
@@ -47,6 +48,10 @@ pub(super) struct PlanArgs {
     /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
     #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
     plan_sm_share: Option<u8>,
+    /// How the model is written that TensorRT reads: operators (TensorRT 10.15 and later), or primitives, for a TensorRT that refuses one of those
+    /// [default: operators where it has them]
+    #[arg(long, value_name = "FORM", requires = "tensorrt")]
+    plan_form: Option<Form>,
 }
 
 fn compute(text: &str) -> Result<PlanCompute, String> {
@@ -91,6 +96,7 @@ impl PlanArgs {
             effort: self.plan_effort,
             streams_weights: self.plan_streaming,
             sm_share: self.plan_sm_share,
+            form: self.plan_form,
         }
     }
 }
