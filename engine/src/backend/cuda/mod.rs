@@ -8,6 +8,7 @@
 //! | [`input`] | what a step is about: tokens, positions, rows, trees; the bytes that travel to the device |
 //! | [`mapped`] | whether and how weights are read where their file is mapped |
 //! | [`weights`] | a model's tensors as the engine directory stores them, in device memory or in its mapped file |
+//! | [`memory`] | how large everything is, known before a device is asked |
 //! | [`workspace`] | everything a step writes, one allocation sized at load |
 //! | [`forward`] | a step of some shape as a list of launches: a pure function |
 //! | [`product`] | products of matrices |
@@ -27,6 +28,7 @@ pub(in crate::backend) mod draft;
 mod forward;
 mod input;
 mod mapped;
+mod memory;
 mod options;
 mod product;
 mod shape;
@@ -37,4 +39,6 @@ pub use backend::CudaBackend;
 pub(crate) use device::open;
 pub use device::{kernels, usable_device};
 pub use mapped::GpuWeights;
+pub(crate) use memory::{DeviceMemory, sms_at_hand};
 pub use options::{CudaOptions, GpuOptions, GpuShare};
+pub(crate) use weights::placed_bytes;

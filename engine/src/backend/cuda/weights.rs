@@ -330,6 +330,16 @@ impl Placement<'_> {
     }
 }
 
+/// Bytes of both position tables of `num_positions`, as they are placed.
+pub(super) fn rope_bytes(spec: &DecoderSpec, num_positions: usize) -> usize {
+    2 * placed_bytes(num_positions * spec.rope.inv_freq.len() * size_of::<f32>())
+}
+
+/// Bytes that a tensor of so many takes among others.
+pub(crate) fn placed_bytes(num_bytes: usize) -> usize {
+    num_bytes.next_multiple_of(ALIGNMENT)
+}
+
 fn num_bytes(view: &MatrixView<'_>) -> u64 {
     view.bytes_of(0..view.num_rows).iter().map(|bytes| bytes.len() as u64).sum()
 }
