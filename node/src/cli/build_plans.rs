@@ -41,7 +41,7 @@ pub(super) struct PlanArgs {
     /// How long TensorRT searches, from 0, quick, to 5 [default: TensorRT's, 3]
     #[arg(long, value_name = "LEVEL", requires = "tensorrt", value_parser = clap::value_parser!(u32).range(0..=5))]
     plan_effort: Option<u32>,
-    /// Plans whose weights may stay in the host's memory, for models larger than the device's
+    /// Plans whose weights may stay in the host's memory, for models larger than the device's. On a Jetson the two are the same
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
     /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_share_percent`: kernels are timed in a green context of that share.
