@@ -119,6 +119,7 @@ impl DevicePlans {
         options.check()?;
         let plans = Self { compiler, gpu, device, options, timing_folder, green: None };
         plans.target()?;
+        plans.form()?;
         Ok(plans)
     }
 
@@ -201,15 +202,24 @@ impl DevicePlans {
         Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
     }
 
-    /// The newest form that TensorRT takes, and that its headers know: through older ones its attention layers cannot be told that they may be taken apart.
+    /// The form that is asked for, or the newest that TensorRT takes and that its headers know: through older ones its attention layers cannot be told that
+    /// they may be taken apart.
     fn form(&self) -> Result<Form> {
         let Version { major, minor, .. } = self.compiler.header_version();
         let headers = TensorRtVersion { major, minor };
-        Ok(if headers < TensorRtVersion::FIRST_OPERATORS {
-            Form::Primitives
-        } else {
-            self.target()?.newest_form()
-        })
+        let newest = match headers < TensorRtVersion::FIRST_OPERATORS {
+            true => Form::Primitives,
+            false => self.target()?.newest_form(),
+        };
+        match (self.options.form, newest) {
+            (Some(Form::Operators), Form::Primitives) => Err(BuildError::Unsupported(format!(
+                "plans of form operators: they take TensorRT {first} or later and a takt built with its headers, this is {} with the headers of {};                  leave out --plan-form",
+                self.version(),
+                self.compiler.header_version(),
+                first = TensorRtVersion::FIRST_OPERATORS
+            ))),
+            (asked, newest) => Ok(asked.unwrap_or(newest)),
+        }
     }
 
     /// Whether it builds a plan for the machine that `plan` is for.

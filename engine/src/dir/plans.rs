@@ -151,6 +151,13 @@ impl PlanEntry {
         format!("{}.{shown}.plan", stem(version, sm, role))
     }
 
+    /// Multiprocessors of the device it was built on, which the device's name ends with: `NVIDIA Thor sm_110 20 SMs`.
+    #[must_use]
+    pub fn device_num_sms(&self) -> Option<u32> {
+        let (_, number) = self.device.strip_suffix(" SMs")?.rsplit_once(' ')?;
+        number.parse().ok().filter(|number| *number > 0)
+    }
+
     /// Checks that its name, hashes and extents hold.
     pub(super) fn validate(&self) -> Result<(), String> {
         let file = &self.file;

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use takt_engine::dir::PlanCompute;
 use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
+    export::Form,
     plans::{DevicePlans, PlanOptions},
 };
 use takt_tensorrt::build::Profile;
@@ -40,13 +41,17 @@ pub(super) struct PlanArgs {
     /// How long TensorRT searches, from 0, quick, to 5 [default: TensorRT's, 3]
     #[arg(long, value_name = "LEVEL", requires = "tensorrt", value_parser = clap::value_parser!(u32).range(0..=5))]
     plan_effort: Option<u32>,
-    /// Plans whose weights may stay in the host's memory, for models larger than the device's
+    /// Plans whose weights may stay in the host's memory, for models larger than the device's. On a Jetson the two are the same
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
     /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_share_percent`: kernels are timed in a green context of that share.
     /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
     #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
     plan_sm_share: Option<u8>,
+    /// How the model is written that TensorRT reads: operators (TensorRT 10.15 and later), or primitives, for a TensorRT that refuses one of those
+    /// [default: operators where it has them]
+    #[arg(long, value_name = "FORM", requires = "tensorrt")]
+    plan_form: Option<Form>,
 }
 
 fn compute(text: &str) -> Result<PlanCompute, String> {
@@ -91,6 +96,7 @@ impl PlanArgs {
             effort: self.plan_effort,
             streams_weights: self.plan_streaming,
             sm_share: self.plan_sm_share,
+            form: self.plan_form,
         }
     }
 }

@@ -124,6 +124,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
     let lanes = if entry.num_lanes == 1 { "lane" } else { "lanes" };
     let mut traits = vec![format!("{} {lanes} of {} tokens", entry.num_lanes, entry.lane_capacity)];
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
+    traits.push(format!("form {}", json!(entry.form).as_str().unwrap_or_default()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
@@ -146,19 +147,13 @@ fn plan_text(plan: &InspectedPlan) -> String {
 /// The part of the GPU that a plan's kernels were timed on, in words.
 pub(super) fn timed_on(plan: &PlanEntry) -> String {
     let Some(timed) = plan.timed_in_green_context else { return "timed on the whole GPU".into() };
-    match num_sms(&plan.device) {
+    match plan.device_num_sms() {
         Some(all) => {
             let percent = u64::from(timed) * 100 / u64::from(all);
             format!("timed on {percent} % of the GPU's multiprocessors ({timed} of {all})")
         }
         None => format!("timed on {timed} of the GPU's multiprocessors"),
     }
-}
-
-/// Multiprocessors of a device, which its name in a manifest ends with: `NVIDIA Thor sm_110 20 SMs`.
-fn num_sms(device: &str) -> Option<u32> {
-    let (_, number) = device.strip_suffix(" SMs")?.rsplit_once(' ')?;
-    number.parse().ok().filter(|number| *number > 0)
 }
 
 #[cfg(test)]
@@ -238,7 +233,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16, timed on the whole GPU, weights",
+            "4 lanes of 2048 tokens, f16, form operators, timed on the whole GPU, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",

@@ -82,7 +82,10 @@ fn whatever_of_tensorrt_fails_the_engine_is_as_it_was() {
         ("IBuilder::createBuilderConfig:1", &["plan of the decoder"]),
         ("IBuilder::createOptimizationProfile:2", &["plan of the decoder"]),
         ("IParser::parseFromFile:1", &["plan of the decoder"]),
-        ("IBuilder::buildSerializedNetwork:1", &["plan of the decoder", "takt export --for tensorrt-"]),
+        (
+            "IBuilder::buildSerializedNetwork:1",
+            &["plan of the decoder", "takt export ENGINE -o DIR --for tensorrt-"],
+        ),
         ("IBuilder::buildSerializedNetwork:1:oom", &["out of memory", "--plan-workspace"]),
         ("IBuilder::buildSerializedNetwork:1:silent", &["plan of the decoder"]),
     ] {

@@ -84,6 +84,33 @@ fn an_engine_answers_and_scores_through_its_plan_as_on_the_processor() {
 }
 
 #[test]
+fn a_plan_without_newer_operators_answers_as_on_the_processor() {
+    let Some((machine, dir)) = running() else { return };
+    let copy = copy_of_engine(dir, &machine.path("primitives"));
+    let args = ["build", &copy, "--tensorrt", "--plans-only", "--plan-form", "primitives", "--json"];
+    let built = machine.succeed(&[&args[..], &["--plan-lanes", "1", "--plan-context", "100"]].concat());
+    assert_eq!(built["plans"]["plans"][0]["form"], "primitives");
+    assert_eq!(machine.succeed(&["inspect", &copy, "--json"])["plans"][0]["form"], "primitives");
+    let line = Line::read(1);
+    let expected = succeed_json(line.asked(dir, "cpu"));
+    let found = machine.succeed(&line.asked(&copy, "tensorrt"));
+    assert_eq!((&found["text"], &found["token_ids"]), (&expected["text"], &expected["token_ids"]));
+    assert_eq!(serde_json::from_str::<Value>(found["text"].as_str().unwrap()).unwrap(), line.answer);
+}
+
+/// An engine without its plans.
+fn copy_of_engine(dir: &str, to: &str) -> String {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, Path::new(to).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    to.to_owned()
+}
+
+#[test]
 fn a_file_is_scored_in_windows_of_what_a_lane_of_the_plan_holds() {
     let Some((machine, dir)) = running() else { return };
     let corpus = machine.path("corpus.txt");
@@ -109,9 +136,9 @@ fn when_tensorrt_or_the_gpu_fails_there_is_an_error_that_says_so_and_no_answer()
     for (with, words) in [
         (
             ("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1"),
-            &["loading the plan failed", "Error Code"][..],
+            &["loading the plan failed", "Error Code", "--tensorrt --plans-only` builds the plan again"][..],
         ),
-        (("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1:oom"), &["loading the plan: out of memory"]),
+        (("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1:oom"), &["loading the plan: out of memory", "--plan-context"]),
         (("STANDIN_FAIL", "ICudaEngine::createExecutionContext:1"), &["creating an execution failed"]),
         (("STANDIN_FAIL", "IExecutionContext::setInputShape:1"), &["setting a shape failed", "input "]),
         (("STANDIN_FAIL", "IExecutionContext::enqueueV3:1"), &["running the plan failed", "told to fail"]),

@@ -1,7 +1,7 @@
 //! A plan loaded to its device, with all that is known of it before anything else is allocated, and everything that would keep it from running refused.
 
 use takt_kernels_cu::driver::context::Context;
-use takt_tensorrt::{TensorRt, runtime::Plan};
+use takt_tensorrt::{TensorRt, TensorRtError, runtime::Plan};
 
 use super::{
     SerializedPlan, TensorRtOptions,
@@ -12,7 +12,7 @@ use super::{
     sizes::Sizes,
 };
 use crate::{
-    Result,
+    EngineError, Result,
     backend::{
         Capabilities, Multiprocessors,
         device::{
@@ -24,6 +24,16 @@ use crate::{
     kv::KvKind,
     spec::DecoderSpec,
 };
+
+/// TensorRT's refusal of a plan with what to do: it is whole, as its hash says.
+fn unloadable(error: TensorRtError) -> EngineError {
+    match error {
+        TensorRtError::Failed { .. } => EngineError::Backend(format!(
+            "{error}; `takt build DIR --tensorrt --plans-only` builds the plan again, with this driver"
+        )),
+        other => other.into(),
+    }
+}
 
 /// A plan that fits, and how large what is beside it will be.
 #[derive(Debug)]
@@ -64,7 +74,7 @@ impl Loaded {
         let resident = if entry.streams_weights { 0 } else { weights };
         needs(spec, &guessed, (resident, 0)).check(&Room::of(context)?)?;
 
-        let mut plan = Plan::load(trt, context, file.bytes)?;
+        let mut plan = Plan::load(trt, context, file.bytes).map_err(unloadable)?;
         let ports = Ports::new(plan.tensors(), spec, entry)?;
         guessed.check_profiles(&plan)?;
         let sizes = Sizes::new(spec, entry, options, ports.input)?;
