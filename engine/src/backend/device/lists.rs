@@ -142,6 +142,20 @@ impl Lists {
         Some(ListShape { first_row: rows.start, num_rows: rows.len(), len })
     }
 
+    /// Captures the shortest lists of `rows` and the longest, unless they are there: greedy decoding's and forms'.
+    pub(in crate::backend) fn capture_usual(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        for len in [1, max_len(self.vocab_size)] {
+            let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len };
+            self.capture(stream, kernels, shape)?;
+        }
+        Ok(())
+    }
+
     /// Captures the graph of `shape`, unless it is there.
     pub(in crate::backend) fn capture(
         &mut self,

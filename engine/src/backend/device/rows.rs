@@ -108,7 +108,8 @@ impl StepRows {
         first..self.places.iter().max().map_or(first, |last| last + 1)
     }
 
-    /// Captures what greedy decoding asks of the rows `rows` on the device.
+    /// Captures what greedy decoding and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured when it first
+    /// comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
     pub(in crate::backend) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -118,8 +119,7 @@ impl StepRows {
         if rows.is_empty() {
             return Ok(());
         }
-        let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 };
-        self.lists.capture(stream, kernels, shape)
+        self.lists.capture_usual(stream, kernels, rows)
     }
 
     /// Captures what `plan`, whose step has the rows `rows` on the device, padding among them, will ask of them, unless that is there.
