@@ -9,7 +9,7 @@ use takt_engine_builder::{
 };
 use takt_tensorrt::build::Profile;
 
-use super::{CliError, gpu_options::cache_folder, paint};
+use super::{CliError, gpu_options::cache_folder, inspect_plans::timed_on, paint};
 use crate::config::process_environment;
 
 /// Below the user's cache: what TensorRT measured on this device.
@@ -43,7 +43,7 @@ pub(super) struct PlanArgs {
     /// Plans whose weights may stay in the host's memory, for models larger than the device's
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
-    /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_percent`: kernels are timed in a green context of that share.
+    /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_share_percent`: kernels are timed in a green context of that share.
     /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
     #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
     plan_sm_share: Option<u8>,
@@ -113,6 +113,7 @@ fn plan_json(plan: &PlanReport) -> Value {
         "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
         "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
         "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
+        "timed_in_green_context": entry.timed_in_green_context,
         "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
         "timing_cache": timing_cache, "warnings": plan.warnings,
     })
@@ -138,11 +139,12 @@ pub(super) fn plans_text(report: &PlansReport) -> String {
             num_lanes => format!("{num_lanes} lanes"),
         };
         text += &format!(
-            "{:<10} {}: {}, {lanes} of {} tokens, {:.1} s, {measured}\n",
+            "{:<10} {}: {}, {lanes} of {} tokens, {}, {:.1} s, {measured}\n",
             entry.role.to_string(),
             entry.file,
             paint::bytes(entry.size_bytes),
             entry.lane_capacity,
+            timed_on(entry),
             plan.seconds,
         );
         for warning in &plan.warnings {

@@ -15,6 +15,7 @@ mod head;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod padding;
 mod plans;
 mod real;
 mod road;
@@ -22,3 +23,4 @@ mod road;
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
 mod steps;
+mod streaming;

@@ -120,6 +120,11 @@ impl Planned {
     pub fn new(kind: Kind) -> Self {
         let spec = spec(kind.has_windows);
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights, PlanFlags::default())
+    }
+
+    /// The same of a model that is given, and of a plan that can do what `flags` say.
+    pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights, flags: PlanFlags) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("export");
         let source = Source {
@@ -144,23 +149,28 @@ impl Planned {
         let request = PlanRequest {
             onnx: &out.join(model.file),
             profiles: &profiles(&model.inputs, kind.form),
-            flags: PlanFlags::default(),
+            flags,
             workspace_bytes: None,
             optimization_level: None,
             timing_cache: &[],
             stream: None,
         };
         let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
-        let entry = entry(kind, &bytes, &trt);
+        let entry = PlanEntry { streams_weights: flags.weight_streaming, ..entry(kind, &bytes, &trt) };
         Self { spec, weights, entry, bytes }
     }
 
     /// A backend in a context of its own.
     pub fn open(&self, options: &TensorRtOptions) -> Result<TensorRtBackend> {
+        self.open_as(&self.entry, options)
+    }
+
+    /// The same of a plan that is said to be `entry`.
+    pub fn open_as(&self, entry: &PlanEntry, options: &TensorRtOptions) -> Result<TensorRtBackend> {
         let device = device::probe()?.remove(0);
         let (context, fallback) = Context::open(&device, options.share)?;
         assert!(fallback.is_none(), "{fallback:?}");
-        let file = SerializedPlan { entry: &self.entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
+        let file = SerializedPlan { entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
         let image = image();
         TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), [&image[..]], options)
     }

@@ -66,7 +66,11 @@ fn the_demo_model_answers_and_scores_with_nvidias_library_as_on_the_processor() 
         DevicePlans::open(PlanOptions { lane_capacity: Some(CAPACITY), ..PlanOptions::default() }, None)
             .unwrap();
     let report = add_plans(&engine, &plans, None, &mut |_| {}).unwrap();
-    println!("{:?}", report.plans);
+    println!("TensorRT {} on {}: {:?}", report.tensorrt, report.device, report.warnings);
+    for plan in &report.plans {
+        let (file, bytes) = (&plan.entry.file, plan.entry.size_bytes);
+        println!("{file}: {bytes} bytes in {:.1} s, warnings {:?}", plan.seconds, plan.warnings);
+    }
     let mut on_device = Engine::open(&engine, &options(scratch.path())).unwrap();
     let cpu = EngineOptions { lane_capacity: Some(CAPACITY), ..EngineOptions::default() };
     let mut on_cpu = Engine::open(&engine, &cpu).unwrap();

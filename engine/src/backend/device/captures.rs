@@ -96,6 +96,17 @@ pub(in crate::backend) fn wait(
     stream.wait(usual.mul_f32(0.9), limit).inspect_err(|_| stream.context().give_up())
 }
 
+/// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
+///
+/// # Errors
+/// [`EngineError::Backend`] when the context of `stream` was given up.
+pub(in crate::backend) fn check_alive(stream: &Stream) -> Result<()> {
+    if stream.context().is_lost() {
+        return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,9 +7,11 @@
 //! | [`sizes`] | how large everything of a head is |
 //! | [`input`] | what they are about, as it travels to the device |
 //! | [`workspace`] | everything a head writes besides keys and values, features that wait included |
+//! | [`needs`] | what it takes of memory, and whether that fits |
 //! | [`forward`] | reading and drafting as lists of launches: pure functions |
 //! | [`follow`] | which features go where with a step, and what is read of them |
 //! | [`level`] | one level of drafting, and what comes back of it |
+//! | [`target_lanes`] | its target's lanes with it, for every backend on a GPU |
 //!
 //! A step's graph leaves the features of its tokens where the head looks for them; a second graph behind it reads those that are due, within the
 //! same wait. Features, hidden rows, keys and values stay on the device: of a level tokens, logits and log-sum-exps of the likeliest come back.
@@ -19,8 +21,10 @@ mod forward;
 mod input;
 mod level;
 mod model;
+mod needs;
 mod shape;
 mod sizes;
+mod target_lanes;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -34,21 +38,20 @@ use takt_kernels_cu::{
     launch::{DeviceAddress, Launch},
 };
 
-use super::{captures::Captures, lanes::DeviceLanes, options::CudaOptions, room::Room};
+use super::{captures::Captures, lanes::DeviceLanes, options::CudaOptions};
 use crate::{
-    EngineError, Result, TokenId,
+    Result, TokenId,
     draft::{DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_PLAN_ROWS, MAX_TOP_K, SavedLane},
     kv::{LaneId, SnapshotId},
 };
 use forward::Forward;
 use input::{LevelInput, ReadInput};
 use model::DraftModel;
+pub(in crate::backend) use needs::HeadNeeds;
 use shape::{LevelShape, ReadShape};
 pub(super) use sizes::HeadSizes;
+pub(in crate::backend) use target_lanes::TargetLanes;
 use workspace::Workspace;
-
-/// Device memory left to the driver for the head's graphs.
-const DRIVER_BYTES: usize = 16 << 20;
 
 /// What the target lends to its head.
 pub(in crate::backend) struct Host<'a> {
@@ -123,18 +126,11 @@ impl CudaDraft {
         setup: &DraftSetup<'_>,
         host: &mut Host<'_>,
     ) -> Result<Self> {
+        HeadNeeds::new(spec, source, setup)?.check(host, setup)?;
         let (context, stream) = (host.stream.context(), host.stream);
         let sizes = HeadSizes::of(spec, setup.options, setup.num_sms)?;
         let options = CudaOptions { lane_capacity: sizes.capacity, ..setup.options.clone() };
         let num_lanes = options.num_lanes;
-        let needs = Needs {
-            weights: DraftModel::num_bytes(spec, source, sizes.capacity)?,
-            kv: sizes.lanes.num_bytes(),
-            workspace: sizes.workspace_bytes,
-            pinned: sizes.pinned_bytes(),
-        };
-        needs.check(host, setup)?;
-
         let model = DraftModel::load(context, stream, spec, source, sizes.capacity)?;
         let lanes = DeviceLanes::new(context, stream, sizes.lanes, options.step_limit)?;
         let buffer = DeviceBuffer::new(context, sizes.workspace_bytes, "the draft head's workspace")?;
@@ -258,41 +254,4 @@ impl CudaDraft {
 fn prepare(launches: &[Launch], host: &mut Host<'_>) -> Result<()> {
     host.stream.context().make_current()?;
     Ok(launches.iter().try_for_each(|launch| host.kernels.prepare(launch))?)
-}
-
-/// Bytes of memory by what they are for.
-struct Needs {
-    weights: usize,
-    kv: usize,
-    workspace: usize,
-    /// Of the host's; the device's own where both share memory.
-    pinned: usize,
-}
-
-impl Needs {
-    /// That all of it fits what is free, and the cache what is allowed.
-    fn check(&self, host: &Host<'_>, setup: &DraftSetup<'_>) -> Result<()> {
-        let Self { weights, kv, workspace, pinned } = self;
-        let (options, context) = (setup.options, host.stream.context());
-        let left = options.max_kv_bytes.map(|most| most.saturating_sub(setup.kv_bytes));
-        if let Some(max_bytes) = left.filter(|&most| *kv as u64 > most) {
-            return Err(EngineError::Capacity(format!(
-                "the draft head's {} KV cache of {} lanes takes {kv} bytes, {max_bytes} are left of those allowed",
-                options.kv, options.num_lanes
-            )));
-        }
-        let room = Room::of(context)?;
-        let needed =
-            weights + kv + workspace + DRIVER_BYTES + if room.shared.is_some() { *pinned } else { 0 };
-        let held = usize::try_from(setup.weight_bytes.saturating_add(setup.kv_bytes)).unwrap_or(usize::MAX);
-        if needed > room.available_beside(held) {
-            let room = room.in_words();
-            return Err(EngineError::Capacity(format!(
-                "the draft head takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}; pinned {pinned}) beside the model, {room}: use fewer or shorter lanes, go without speculation, or free \
-                 memory"
-            )));
-        }
-        Ok(())
-    }
 }

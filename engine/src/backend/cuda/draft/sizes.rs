@@ -10,10 +10,9 @@ use super::{
 };
 use crate::{
     Result,
-    backend::cuda::{
-        lanes::{LaneLayout, LaneSizes},
-        options::CudaOptions,
-        shape::sizes,
+    backend::{
+        cuda::{options::CudaOptions, shape::sizes},
+        device::lanes::{LaneLayout, LaneSizes},
     },
     draft::{DraftSpec, MAX_DRAFT_ROWS, MAX_PLAN_ROWS, MAX_WAITING},
     spec::DecoderSpec,
