@@ -7,6 +7,8 @@
 //!
 //! A step has a list for each run of rows that lie together, whose places do not meet. A graph of its own for each first row, number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits.
 
+use std::ops::Range;
+
 use takt_kernels_cu::{
     driver::{context::Context, memory::MappedBuffer, module::Kernels, stream::Stream},
     launch::{
@@ -150,6 +152,20 @@ impl Lists {
         });
         let longest = asked.max()?;
         Some(LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len)))
+    }
+
+    /// Captures the shortest lists of `rows` and the longest, unless they are there: greedy decoding's and forms'.
+    pub(in crate::backend) fn capture_usual(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        for len in [1, max_len(self.vocab_size)] {
+            let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len };
+            self.capture(stream, kernels, shape)?;
+        }
+        Ok(())
     }
 
     /// Captures the graph of `shape`, unless it is there.

@@ -103,7 +103,8 @@ impl StepRows {
         }
     }
 
-    /// Captures what greedy decoding asks of the rows `rows` on the device.
+    /// Captures what greedy decoding and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured when it first
+    /// comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
     pub(in crate::backend) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -113,8 +114,7 @@ impl StepRows {
         if rows.is_empty() {
             return Ok(());
         }
-        let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 };
-        self.lists.capture(stream, kernels, shape)
+        self.lists.capture_usual(stream, kernels, rows)
     }
 
     /// Puts what greedy decoding asks of the rows `rows`, which was captured, into the stream, for nobody: the first time that a graph runs the

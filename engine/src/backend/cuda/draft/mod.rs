@@ -118,20 +118,21 @@ struct Snapshot {
 }
 
 impl CudaDraft {
-    /// Copies the head of `spec`, which was validated against its target, to the device, allocates everything it needs, and captures what rounds
-    /// usually meet.
+    /// Copies the head of `spec`, which was validated against its target, to the device, or has it read where its file is mapped, as the target's
+    /// options say, allocates everything it needs, and captures what rounds usually meet.
     pub fn new(
         spec: &DraftSpec,
         source: &dyn DraftSource,
         setup: &DraftSetup<'_>,
         host: &mut Host<'_>,
     ) -> Result<Self> {
-        HeadNeeds::new(spec, source, setup)?.check(host, setup)?;
         let (context, stream) = (host.stream.context(), host.stream);
+        let file = DraftModel::file(context, spec, source, setup.options.weights)?;
+        HeadNeeds::with_file(spec, source, setup, file.as_ref())?.check(host, setup)?;
         let sizes = HeadSizes::of(spec, setup.options, setup.num_sms)?;
         let options = CudaOptions { lane_capacity: sizes.capacity, ..setup.options.clone() };
         let num_lanes = options.num_lanes;
-        let model = DraftModel::load(context, stream, spec, source, sizes.capacity)?;
+        let model = DraftModel::load(stream, spec, source, sizes.capacity, file)?;
         let lanes = DeviceLanes::new(context, stream, sizes.lanes, options.step_limit)?;
         let buffer = DeviceBuffer::new(context, sizes.workspace_bytes, "the draft head's workspace")?;
         stream.zero(&buffer)?;
