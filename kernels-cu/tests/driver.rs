@@ -285,6 +285,23 @@ fn without_a_green_context_the_session_has_the_lowest_priority_and_the_reason() 
     });
 }
 
+/// Perception keeps what it was left: a device splits off parts of its own sizes, and the driver rounds up.
+#[test]
+fn a_green_context_has_no_more_multiprocessors_than_asked_unless_it_is_the_smallest_part() {
+    let test = "a_green_context_has_no_more_multiprocessors_than_asked_unless_it_is_the_smallest_part";
+    emulated(test).sm(110).run(|emulated| {
+        let device = device();
+        assert_eq!(device.num_sms, 20);
+        for (asked, found) in
+            [(1, 8), (8, 8), (9, 8), (10, 8), (15, 8), (16, 16), (17, 16), (19, 16), (20, 20), (99, 20)]
+        {
+            let (context, fallback) = Context::open(&device, Share::GreenContext { num_sms: asked }).unwrap();
+            assert_eq!((context.num_sms(), fallback), (found, None), "{asked}");
+        }
+        nothing_is_left(emulated, &"all");
+    });
+}
+
 #[test]
 fn a_cubin_of_another_device_is_refused_and_so_is_what_is_none() {
     emulated("a_cubin_of_another_device_is_refused_and_so_is_what_is_none").sm(87).run(|emulated| {

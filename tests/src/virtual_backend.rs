@@ -31,6 +31,8 @@ pub struct StepLog {
     pub num_levels: Arc<AtomicUsize>,
     /// Steps that will fail from now on.
     pub failures: Arc<AtomicUsize>,
+    /// There is no memory for another snapshot until one is dropped.
+    pub memory_is_full: Arc<AtomicBool>,
     /// The next step panics.
     pub panics: Arc<AtomicBool>,
     /// Steps take this many times longer, and once more: 0 as they should.
@@ -123,6 +125,9 @@ impl Backend for VirtualBackend {
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
+        if self.log.memory_is_full.load(Ordering::SeqCst) {
+            return Err(EngineError::Capacity("the test left no memory".into()));
+        }
         self.inner.save_snapshot(lane, len)
     }
 
@@ -131,6 +136,7 @@ impl Backend for VirtualBackend {
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
+        self.log.memory_is_full.store(false, Ordering::SeqCst);
         self.inner.drop_snapshot(snapshot);
     }
 

@@ -22,7 +22,8 @@ use super::{
 /// How the device is shared with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// A green context: at most this many multiprocessors, rounded up to what the device can split off. Lowest stream priority.
+    /// A green context: at most this many multiprocessors, rounded down to what the device can split off; its smallest part where that is
+    /// larger. Lowest stream priority.
     GreenContext {
         /// Multiprocessors asked for.
         num_sms: u32,
@@ -270,7 +271,7 @@ fn create(device: &Device) -> Result<CUcontext> {
     Ok(context)
 }
 
-/// A green context of at least `num_sms` multiprocessors, as far as the device can split them off.
+/// A green context of at most `num_sms` multiprocessors, or of the device's smallest part.
 fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> {
     if let Some(missing) = entry::missing(entry::GREEN).first() {
         let version = device.driver_version;
@@ -280,24 +281,12 @@ fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> 
     }
     // SAFETY: plain data of the driver's, all zeros is a value.
     let mut whole: CUdevResource = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    let (mut part, mut rest): (CUdevResource, CUdevResource) = unsafe { std::mem::zeroed() };
     // SAFETY: writes one resource.
     check("cuDeviceGetDevResource", unsafe {
         sys::cuDeviceGetDevResource(device.handle, &raw mut whole, CUdevResourceType::CU_DEV_RESOURCE_TYPE_SM)
     })?;
     let asked = num_sms.clamp(1, device.num_sms);
-    if asked == device.num_sms {
-        part = whole;
-    } else {
-        split(&whole, &mut part, &mut rest, asked).or_else(|error| {
-            // Rounded up to what the device can split off, it may be more than there is.
-            match asked.checked_sub(SPLIT_STEP) {
-                Some(fewer @ 1..) => split(&whole, &mut part, &mut rest, fewer),
-                _ => Err(error),
-            }
-        })?;
-    }
+    let mut part = if asked == device.num_sms { whole } else { part_of(&whole, asked)? };
     let mut description = ptr::null_mut();
     // SAFETY: one resource that the driver gave.
     check("cuDevResourceGenerateDesc", unsafe {
@@ -317,29 +306,34 @@ fn green(device: &Device, num_sms: u32) -> Result<(CUgreenCtx, CUcontext, u32)> 
         unsafe { sys::cuGreenCtxDestroy(green) };
         return Err(error);
     }
-    // SAFETY: the resource is of multiprocessors: it was split off one of that type.
-    let num_sms = unsafe { part.__bindgen_anon_1.sm.smCount };
-    Ok((green, context, num_sms))
+    Ok((green, context, num_sms_of(&part)))
 }
 
-/// What green contexts' shares are rounded up to, at most.
-const SPLIT_STEP: u32 = 8;
+fn num_sms_of(part: &CUdevResource) -> u32 {
+    // SAFETY: the resource is of multiprocessors: it is of a device's, or was split off them.
+    unsafe { part.__bindgen_anon_1.sm.smCount }
+}
 
-/// Splits `asked` multiprocessors, or a few more, off `whole`.
-fn split(
-    whole: &CUdevResource,
-    part: &mut CUdevResource,
-    rest: &mut CUdevResource,
-    asked: u32,
-) -> Result<()> {
+/// The largest part of `whole` with at most `asked` multiprocessors; the smallest there is where all have more. The driver rounds up, in steps
+/// that only later ones tell, and refuses what is then more than there is: so fewer and fewer are asked for.
+fn part_of(whole: &CUdevResource, asked: u32) -> Result<CUdevResource> {
+    let smallest = split(whole, 1)?;
+    let mut larger = (num_sms_of(&smallest) + 1..=asked).rev().filter_map(|least| split(whole, least).ok());
+    Ok(larger.find(|part| num_sms_of(part) <= asked).unwrap_or(smallest))
+}
+
+/// Splits at least `least` multiprocessors off `whole`.
+fn split(whole: &CUdevResource, least: u32) -> Result<CUdevResource> {
+    // SAFETY: plain data of the driver's, all zeros is a value.
+    let (mut part, mut rest): (CUdevResource, CUdevResource) = unsafe { std::mem::zeroed() };
     let mut num_groups = 1;
     // SAFETY: room for one group, and one group is asked for.
     check("cuDevSmResourceSplitByCount", unsafe {
-        sys::cuDevSmResourceSplitByCount(part, &raw mut num_groups, whole, rest, 0, asked)
+        sys::cuDevSmResourceSplitByCount(&raw mut part, &raw mut num_groups, whole, &raw mut rest, 0, least)
     })?;
     if num_groups == 0 {
-        let reason = format!("{asked} multiprocessors cannot be split off");
+        let reason = format!("{least} multiprocessors cannot be split off");
         return Err(DriverError::Call { call: "cuDevSmResourceSplitByCount", reason });
     }
-    Ok(())
+    Ok(part)
 }

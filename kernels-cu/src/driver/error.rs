@@ -105,6 +105,7 @@ fn is_sticky(result: CUresult) -> bool {
         result,
         CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
             | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_CONTAINED
             | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
             | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
             | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
@@ -115,6 +116,7 @@ fn is_sticky(result: CUresult) -> bool {
             | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
             | CUresult::CUDA_ERROR_INVALID_PC
             | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_TENSOR_MEMORY_LEAK
             | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
             | CUresult::CUDA_ERROR_UNKNOWN
     )
@@ -136,5 +138,30 @@ pub(super) fn words(result: CUresult) -> String {
         (Some(name), Some(text)) => format!("{name} ({text})"),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => format!("{result:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// NVIDIA's words for these: any further CUDA work will return the same error; to continue, the process must be relaunched.
+    #[test]
+    fn what_every_later_call_answers_too_is_a_lost_context_and_nothing_else_is() {
+        for sticky in [
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            CUresult::CUDA_ERROR_LAUNCH_FAILED,
+            CUresult::CUDA_ERROR_CONTAINED,
+            CUresult::CUDA_ERROR_TENSOR_MEMORY_LEAK,
+        ] {
+            assert!(is_sticky(sticky), "{sticky:?}");
+        }
+        for passing in [
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            CUresult::CUDA_ERROR_NOT_READY,
+            CUresult::CUDA_ERROR_NOT_SUPPORTED,
+        ] {
+            assert!(!is_sticky(passing), "{passing:?}");
+        }
     }
 }

@@ -235,7 +235,10 @@ fn wait(
             Some(late) if !is_stuck => {
                 is_stuck = true;
                 let late_s = late.as_secs_f64();
-                tracing::error!(late_s, "the worker is stuck in a section: the node can only be restarted");
+                tracing::error!(
+                    late_s,
+                    "the worker is stuck in a section, or in giving up an engine that failed: the node can only be restarted"
+                );
             }
             Some(_) => {}
         }

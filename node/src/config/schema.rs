@@ -315,7 +315,7 @@ pub const KEYS: &[Key] = &[
         "sm_share_percent",
         Accepts::Whole(1, 100),
         BuiltIn::Whole(50),
-        "multiprocessors of a green context, rounded down to what the GPU can split; no effect on the CPU",
+        "multiprocessors of a green context, rounded down to what the GPU splits off, which is at least 8, on Orin 4; no effect on the CPU",
     ),
     key(
         "gpu",

@@ -60,14 +60,16 @@ impl PrefixCache {
         if self.capacity == 0 {
             return Some(snapshot);
         }
-        let oldest = self.entries.iter().enumerate().min_by_key(|(_, entry)| entry.last_use).map(|(i, _)| i);
-        let evicted = match oldest {
-            Some(i) if self.entries.len() >= self.capacity => Some(self.entries.swap_remove(i).snapshot),
-            _ => None,
-        };
+        let evicted = if self.entries.len() >= self.capacity { self.take_oldest() } else { None };
         self.uses += 1;
         self.entries.push(Entry { tokens: tokens.into(), snapshot, last_use: self.uses });
         evicted
+    }
+
+    /// Forgets the one whose last use is longest ago; the snapshot is to be dropped by the caller.
+    pub fn take_oldest(&mut self) -> Option<SnapshotId> {
+        let oldest = self.entries.iter().enumerate().min_by_key(|(_, entry)| entry.last_use)?.0;
+        Some(self.entries.swap_remove(oldest).snapshot)
     }
 
     /// Forgets all; the snapshots are to be dropped by the caller.

@@ -31,6 +31,11 @@ impl Heartbeat {
         self.overdue_at(self.started.elapsed())
     }
 
+    /// How long until the next sign is due; zero when it is.
+    pub fn due_within(&self) -> Duration {
+        Duration::from_millis(self.due_ms.load(Ordering::Relaxed)).saturating_sub(self.started.elapsed())
+    }
+
     fn beat_at(&self, now: Duration, allowed: Duration) {
         let due_ms = now.saturating_add(allowed).as_millis();
         // SYNC POINT: nothing else is read because of this number, so its order among other writes does not matter.

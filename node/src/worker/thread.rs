@@ -50,6 +50,8 @@ const IDLE_CHECK: Duration = Duration::from_millis(250);
 const SECTION_ALLOWANCE: Duration = Duration::from_secs(30);
 /// What opening an engine may take: hashing, packing and warming up tens of gigabytes from a slow disk.
 const OPEN_ALLOWANCE: Duration = Duration::from_secs(900);
+/// What giving up an engine that failed may take: freeing its memory, and destroying a context in which a kernel may hang for ever.
+const TEARDOWN_ALLOWANCE: Duration = Duration::from_secs(10);
 /// Cancellations that may wait for the next section.
 const MAX_CANCELS: usize = 256;
 
@@ -188,11 +190,17 @@ impl Worker {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// How long the thread has been expected to say that it lives; `None` while it does. What is stuck in a section can only be ended with
-    /// the process.
+    /// How long the thread has been expected to say that it lives; `None` while it does. What is stuck in a section, or in giving up an
+    /// engine that failed, can only be ended with the process.
     #[must_use]
     pub fn stuck_for(&self) -> Option<Duration> {
         self.heart.overdue()
+    }
+
+    /// How soon the thread says again that it lives, or counts as stuck; zero when it does.
+    #[must_use]
+    pub fn due_within(&self) -> Duration {
+        self.heart.due_within()
     }
 
     /// Ends the worker and waits for it.
@@ -205,7 +213,7 @@ impl Worker {
         let Some(thread) = self.thread.take() else { return };
         let is_left = select_biased! {
             recv(self.ended) -> _ => false,
-            // A section is waited for, not the minutes until an engine that failed is open again.
+            // A section is waited for, not the minutes until an engine that failed is given up and open again.
             recv(self.process_end) -> _ => self.is_reopening.load(Ordering::SeqCst),
         };
         if !is_left {
@@ -277,10 +285,11 @@ fn work(
                     ));
                 }
                 let desk = Arc::clone(core.desk());
-                channels.heart.beat(OPEN_ALLOWANCE);
-                drop(core); // two engines at once may not fit into memory
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
+                channels.heart.beat(TEARDOWN_ALLOWANCE);
+                drop(core); // two engines at once may not fit into memory
+                channels.heart.beat(OPEN_ALLOWANCE);
                 if !channels.are_open() {
                     break None;
                 }

@@ -27,7 +27,7 @@ use takt_tests::{
 
 use crate::{
     emulator::driver::{Device, Report},
-    models::{emulated, open, options, spec, tokens},
+    models::{emulated, on_device, open, options, spec, tokens},
     shipped::build_demo,
 };
 
@@ -82,7 +82,7 @@ fn choices(
 
 #[test]
 fn samplers_of_every_kind_in_one_step_choose_as_by_whole_rows() {
-    emulated("lists::samplers_of_every_kind_in_one_step_choose_as_by_whole_rows").run(|_| {
+    on_device("lists::samplers_of_every_kind_in_one_step_choose_as_by_whole_rows").run(|_| {
         let spec = spec();
         let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Bf16, 3);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();
@@ -278,7 +278,7 @@ fn a_round_waits_once_and_brings_back_the_lists_alone() {
 
 #[test]
 fn a_row_that_is_broken_says_so_in_the_words_of_a_whole_row() {
-    emulated("lists::a_row_that_is_broken_says_so_in_the_words_of_a_whole_row").run(|_| {
+    on_device("lists::a_row_that_is_broken_says_so_in_the_words_of_a_whole_row").run(|_| {
         let spec = spec();
         let model = overflowing(&spec);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();

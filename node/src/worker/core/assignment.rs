@@ -1,6 +1,9 @@
 //! Who gets a lane: from the waiting room, if need be by taking one from somebody less urgent.
 
-use takt_engine::{EngineError, kv::LaneId};
+use takt_engine::{
+    EngineError,
+    kv::{LaneId, SnapshotId},
+};
 
 use super::{MIN_SHARED_TOKENS, WorkerCore};
 use crate::{
@@ -92,11 +95,13 @@ impl WorkerCore {
         let held = self.backend.committed_len(lane);
         let snapshot = match held {
             0 => None,
-            held => match self.backend.save_snapshot(lane, held) {
+            held => match self.set_aside(lane, held) {
                 Ok(snapshot) => Some(snapshot),
                 Err(error) => {
+                    let is_capacity = error.is_capacity();
                     active.reply(Status::Failed, self.clock.now(), Some(error.to_string()));
-                    return Err(error);
+                    // Nobody else wants for anything: the lane is free.
+                    return if is_capacity { Ok(()) } else { Err(error) };
                 }
             },
         };
@@ -109,6 +114,20 @@ impl WorkerCore {
             self.backend.drop_snapshot(snapshot);
         }
         Ok(())
+    }
+
+    /// Copies the tokens `[0, len)` of `lane` aside. Where there is no memory for them, prefixes that are kept in case they are asked for again
+    /// give way.
+    fn set_aside(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId, EngineError> {
+        loop {
+            match self.backend.save_snapshot(lane, len) {
+                Err(error) if error.is_capacity() => match self.prefixes.take_oldest() {
+                    Some(prefix) => self.backend.drop_snapshot(prefix),
+                    None => return Err(error),
+                },
+                done => return done,
+            }
+        }
     }
 
     fn resume(&mut self, parked: Parked) -> Result<(), EngineError> {

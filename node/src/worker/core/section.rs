@@ -188,12 +188,30 @@ impl WorkerCore {
             return Ok(());
         }
         active.snapshot_at = None;
-        let snapshot = self.backend.save_snapshot(lane, len)?;
+        let snapshot = match self.backend.save_snapshot(lane, len) {
+            Ok(snapshot) => snapshot,
+            // It would have spared a later request some work; this one has all it needs.
+            Err(error) if error.is_capacity() => {
+                self.tell_of_short_memory(&error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let evicted = self.prefixes.insert(&active.sequence.prompt_token_ids()[..len], snapshot);
         if let Some(evicted) = evicted {
             self.backend.drop_snapshot(evicted);
         }
         Ok(())
+    }
+
+    /// Once, as it goes on being so.
+    fn tell_of_short_memory(&mut self, error: &EngineError) {
+        if !std::mem::replace(&mut self.has_told_of_short_memory, true) {
+            tracing::warn!(
+                "no memory to keep a prompt's beginning for later requests, which then compute it again: {error}; lower [scheduler] \
+                 prefix_snapshots or the lanes' size"
+            );
+        }
     }
 
     /// Sends every lane's new text, ends complete answers and those nobody waits for any more.

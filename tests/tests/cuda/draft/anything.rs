@@ -10,7 +10,7 @@ use takt_node::random::SplitMix64;
 use takt_tests::eagle::{append, chain_logits, relative_error};
 
 use super::{A, B, C, Fixture, on_cpu, step, step_tree};
-use crate::models::{emulated, options};
+use crate::models::{on_device, options};
 
 const NUM_ROUNDS: usize = 160;
 /// Random texts are farther apart than the golden files': 3.2 % was seen.
@@ -147,7 +147,7 @@ impl Pair {
 fn lanes_can_be_drafted_after_where_the_processors_can_with_the_bits_of_their_text() {
     let test =
         "draft::anything::lanes_can_be_drafted_after_where_the_processors_can_with_the_bits_of_their_text";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let fixture = Fixture::new(0);
         let (device, cpu) = (fixture.with_head(&options(KvKind::Bf16)), on_cpu(&fixture.dir, KvKind::Bf16));
         let (lanes, snapshots, random) = (Default::default(), Vec::new(), SplitMix64(11));

@@ -12,7 +12,7 @@ use takt_engine::{
 use takt_tests::eagle::{HEADS, append, chain_logits, read, variant};
 
 use super::{A, B, C, Fixture, open_at, step, step_tree};
-use crate::models::{emulated, options};
+use crate::models::{on_device, options};
 
 const CHAIN: [TokenId; 3] = [7, 8, 91];
 
@@ -35,7 +35,7 @@ fn drafts(backend: &mut CudaBackend, lane: LaneId, expected: &[Vec<f32>], what: 
 
 #[test]
 fn plain_steps_slices_trees_and_snapshots_leave_the_same_bits() {
-    emulated("draft::following::plain_steps_slices_trees_and_snapshots_leave_the_same_bits").run(|_| {
+    on_device("draft::following::plain_steps_slices_trees_and_snapshots_leave_the_same_bits").run(|_| {
         for kv in [KvKind::Bf16, KvKind::Int8] {
             let mut backend = Fixture::new(1).with_head(&options(kv));
             let backend = &mut backend;
@@ -92,7 +92,7 @@ fn plain_steps_slices_trees_and_snapshots_leave_the_same_bits() {
 
 #[test]
 fn lanes_side_by_side_read_and_draft_the_bits_of_each_alone() {
-    emulated("draft::following::lanes_side_by_side_read_and_draft_the_bits_of_each_alone").run(|_| {
+    on_device("draft::following::lanes_side_by_side_read_and_draft_the_bits_of_each_alone").run(|_| {
         let mut backend = Fixture::new(0).with_head(&options(KvKind::Fp8));
         let backend = &mut backend;
         let text = text(80);
@@ -147,7 +147,7 @@ fn lanes_side_by_side_read_and_draft_the_bits_of_each_alone() {
 #[test]
 fn lanes_it_is_not_to_follow_and_lanes_others_wrote_to_are_cold_until_they_are_emptied() {
     let test = "draft::following::lanes_it_is_not_to_follow_and_lanes_others_wrote_to_are_cold_until_they_are_emptied";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let mut backend = Fixture::new(0).with_head(&options(KvKind::Bf16));
         let backend = &mut backend;
         let text = text(30);
@@ -179,7 +179,7 @@ fn lanes_it_is_not_to_follow_and_lanes_others_wrote_to_are_cold_until_they_are_e
 #[test]
 fn beyond_the_positions_a_head_was_trained_for_nothing_is_drafted_and_a_shorter_text_is_again() {
     let test = "draft::following::beyond_the_positions_a_head_was_trained_for_nothing_is_drafted_and_a_shorter_text_is_again";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let folder = tempfile::tempdir().unwrap();
         let (head, target) = HEADS[0];
         let paths = ["short", "engine"].map(|name| folder.path().join(name));
@@ -215,7 +215,7 @@ fn beyond_the_positions_a_head_was_trained_for_nothing_is_drafted_and_a_shorter_
 #[test]
 fn a_tree_that_is_kept_after_another_lanes_step_is_not_read() {
     let test = "draft::following::a_tree_that_is_kept_after_another_lanes_step_is_not_read";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let fixture = Fixture::new(0);
         let mut backend = fixture.with_head(&options(KvKind::Bf16));
         let expected = after(&mut backend, &text(9));

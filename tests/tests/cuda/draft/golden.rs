@@ -18,7 +18,7 @@ use takt_tests::eagle::{
 };
 
 use super::{A, Fixture, on_cpu, open_at};
-use crate::models::{self, emulated, options};
+use crate::models::{self, on_device, options};
 
 /// Of a random target's features and of the head behind them: every product takes activations of 8 significant bits, where the reference has
 /// 24, and random weights amplify what is rounded. 1.6 % is the most that was seen (2026-11-22).
@@ -34,7 +34,7 @@ fn cases(golden: &Value) -> &[Value] {
 fn draft_logits_are_the_references_and_the_same_bits_however_the_prompt_is_sliced() {
     let test =
         "draft::golden::draft_logits_are_the_references_and_the_same_bits_however_the_prompt_is_sliced";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         for (idx, (head, _)) in HEADS.into_iter().enumerate() {
             let mut backend = Fixture::new(idx).with_head(&options(KvKind::Bf16));
             for case in cases(&golden(head)) {
@@ -59,7 +59,7 @@ const MARGIN: f32 = 0.05;
 
 #[test]
 fn chains_are_the_references_wherever_its_margins_allow() {
-    emulated("draft::golden::chains_are_the_references_wherever_its_margins_allow").run(|_| {
+    on_device("draft::golden::chains_are_the_references_wherever_its_margins_allow").run(|_| {
         let (mut num_rows, mut num_same) = (0, 0);
         for (idx, (head, _)) in HEADS.into_iter().enumerate() {
             let mut backend = Fixture::new(idx).with_head(&options(KvKind::Bf16));
@@ -100,7 +100,7 @@ fn path(tree: &DraftTree, node: usize) -> Vec<TokenId> {
 
 #[test]
 fn trees_hold_the_references_nodes_and_drafting_twice_gives_the_same() {
-    emulated("draft::golden::trees_hold_the_references_nodes_and_drafting_twice_gives_the_same").run(|_| {
+    on_device("draft::golden::trees_hold_the_references_nodes_and_drafting_twice_gives_the_same").run(|_| {
         let (mut num_nodes, mut num_same) = (0, 0);
         for (idx, (head, _)) in HEADS.into_iter().enumerate() {
             let mut backend = Fixture::new(idx).with_head(&options(KvKind::Bf16));
@@ -135,7 +135,7 @@ fn trees_hold_the_references_nodes_and_drafting_twice_gives_the_same() {
 
 #[test]
 fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
-    emulated("draft::golden::every_habit_of_a_head_computes_as_the_plain_reference_does").run(|_| {
+    on_device("draft::golden::every_habit_of_a_head_computes_as_the_plain_reference_does").run(|_| {
         let folder = tempfile::tempdir().unwrap();
         let golden = golden(HEADS[0].0);
         let case = &cases(&golden)[0];
@@ -167,7 +167,7 @@ fn every_habit_of_a_head_computes_as_the_plain_reference_does() {
 
 #[test]
 fn proposals_are_the_processors_wherever_its_margins_allow() {
-    emulated("draft::golden::proposals_are_the_processors_wherever_its_margins_allow").run(|_| {
+    on_device("draft::golden::proposals_are_the_processors_wherever_its_margins_allow").run(|_| {
         let (mut num_ranks, mut num_same) = (0, 0);
         for (idx, (head, _)) in HEADS.into_iter().enumerate() {
             let fixture = Fixture::new(idx);

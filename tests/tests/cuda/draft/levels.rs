@@ -16,7 +16,7 @@ use takt_engine::{
 use takt_tests::eagle::{chain_logits, read};
 
 use super::{A, B, Fixture, step};
-use crate::models::{emulated, options};
+use crate::models::{emulated, on_device, options};
 
 fn row(lane: LaneId, parent: Option<usize>, token: u32) -> DraftRow {
     DraftRow { lane, parent, token }
@@ -67,7 +67,7 @@ fn a_level_is_one_wait_and_allocates_nothing_and_only_tokens_and_their_likelihoo
 fn rows_of_a_tree_see_their_ancestors_only_in_whatever_levels_and_beside_whomever() {
     let test =
         "draft::levels::rows_of_a_tree_see_their_ancestors_only_in_whatever_levels_and_beside_whomever";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         for (kv, idx) in [(KvKind::Bf16, 0), (KvKind::Int8, 1)] {
             let mut backend = Fixture::new(idx).with_head(&options(kv));
             let backend = &mut backend;
@@ -109,7 +109,7 @@ fn rows_of_a_tree_see_their_ancestors_only_in_whatever_levels_and_beside_whomeve
 
 #[test]
 fn proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target() {
-    emulated("draft::levels::proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target").run(|_| {
+    on_device("draft::levels::proposals_are_the_likeliest_of_the_logits_as_tokens_of_the_target").run(|_| {
         let fixture = Fixture::new(1);
         let mut backend = fixture.with_head(&options(KvKind::Bf16));
         let targets = fixture.dir.draft().unwrap().target_tokens().unwrap();
@@ -160,7 +160,7 @@ impl DraftSource for Overflown<'_> {
 #[test]
 fn numbers_that_are_not_finite_make_proposals_that_are_never_likely_and_trees_all_the_same() {
     let test = "draft::levels::numbers_that_are_not_finite_make_proposals_that_are_never_likely_and_trees_all_the_same";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let fixture = Fixture::new(0);
         let head = fixture.dir.draft().unwrap();
         let view = head.matrix("lm_head").unwrap();
@@ -189,7 +189,7 @@ fn numbers_that_are_not_finite_make_proposals_that_are_never_likely_and_trees_al
 
 #[test]
 fn drafts_that_cannot_be_are_refused_and_change_nothing() {
-    emulated("draft::levels::drafts_that_cannot_be_are_refused_and_change_nothing").run(|_| {
+    on_device("draft::levels::drafts_that_cannot_be_are_refused_and_change_nothing").run(|_| {
         let fixture = Fixture::new(0);
         let mut backend = fixture.with_head(&options(KvKind::Bf16));
         let refusal = |backend: &mut dyn Backend, rows: Vec<DraftRow>, top_k| {
@@ -224,7 +224,7 @@ fn drafts_that_cannot_be_are_refused_and_change_nothing() {
 
 #[test]
 fn the_widest_levels_and_most_rows_of_a_lane_fit() {
-    emulated("draft::levels::the_widest_levels_and_most_rows_of_a_lane_fit").run(|_| {
+    on_device("draft::levels::the_widest_levels_and_most_rows_of_a_lane_fit").run(|_| {
         let mut backend = Fixture::new(0).with_head(&options(KvKind::Bf16));
         read(&mut backend, &[5, 6, 7, 8, 9], 96);
         let expected = chain_logits(&mut backend, A, &[7, 40]).pop().unwrap();

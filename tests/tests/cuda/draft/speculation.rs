@@ -30,7 +30,7 @@ use takt_tests::{
 };
 
 use super::attach;
-use crate::models::{self, emulated, options};
+use crate::models::{self, on_device, options};
 
 /// Every 800th line: 3 of 2,400.
 const STRIDE: usize = 800;
@@ -58,7 +58,7 @@ fn answers(backend: &mut dyn Backend, dir: &Path, method: Method) -> Vec<Specula
 #[test]
 fn the_demo_models_head_saves_most_steps_and_changes_no_answer() {
     let test = "draft::speculation::the_demo_models_head_saves_most_steps_and_changes_no_answer";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("engine");
         build_demo(&path);
@@ -116,7 +116,7 @@ fn demands() -> Vec<Demand> {
 #[test]
 fn a_worker_speculates_in_several_lanes_at_once_and_answers_as_without() {
     let test = "draft::speculation::a_worker_speculates_in_several_lanes_at_once_and_answers_as_without";
-    emulated(test).run(|_| {
+    on_device(test).run(|_| {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("engine");
         build_demo(&path);
