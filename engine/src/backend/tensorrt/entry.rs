@@ -117,9 +117,9 @@ fn machine(plan: &PlanEntry) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    fn plan(minor: u32, sm: &str, role: PlanRole) -> PlanEntry {
+    pub(in super::super) fn plan(minor: u32, sm: &str, role: PlanRole) -> PlanEntry {
         PlanEntry {
             file: format!("plans/trt-10.{minor}-{sm}.plan"),
             size_bytes: 1,

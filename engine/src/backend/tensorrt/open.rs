@@ -63,6 +63,9 @@ pub(crate) fn open(
         lane_capacity: options.lane_capacity,
     };
     let entry = wanted.choose(&manifest.plans)?;
+    if let Some(note) = of_another_board(entry, &device.key()) {
+        tracing::warn!("{note}");
+    }
     // A head runs through our own kernels, which are then all needed.
     let sources = if wants_head { SOURCES.to_vec() } else { kernel_sources() };
     let kernels = cuda::kernels(&sources, &device, target, Some(dir.path()), gpu)?;
@@ -72,6 +75,17 @@ pub(crate) fn open(
         SerializedPlan { entry, bytes: plan.bytes(), weight_bytes_per_step: bytes_per_step(manifest)? };
     let cubins = kernels.images().iter().map(Image::bytes);
     TensorRtBackend::new(&manifest.spec, plan, (&trt, &context), cubins, &options)
+}
+
+/// What the user should know of a plan that was built on another board than `device`, of the same kind of GPU: TensorRT's headers promise that a plan runs
+/// on the model of GPU it was built on, unless it was built to run on all of a kind, which costs speed.
+fn of_another_board(entry: &PlanEntry, device: &str) -> Option<String> {
+    (entry.device != device).then(|| {
+        format!(
+            "plan {:?} was built on {}, and this is {device}: if it does not load or is slow, `takt build DIR --tensorrt --plans-only` builds one here",
+            entry.file, entry.device
+        )
+    })
 }
 
 /// A context that the plan of `entry` may run in. TensorRT's headers say that a plan may fail in a green context if its kernels were timed in none, or
@@ -127,4 +141,22 @@ fn bytes_per_step(manifest: &Manifest) -> Result<u64> {
         parts.retain(|part| !is(part, Role::Embedding));
     }
     Ok(lay_out(&parts)?.iter().map(|tensor| tensor.byte_len as u64).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::entry::tests::plan, *};
+
+    #[test]
+    fn a_plan_of_another_board_is_told_of_and_one_of_this_is_not() {
+        let entry = plan(16, "sm_87", PlanRole::Decoder);
+        assert_eq!(of_another_board(&entry, &entry.device), None);
+        let note = of_another_board(&entry, "Orin Nano sm_87 8 SMs").unwrap();
+        assert!(
+            ["a board with sm_87", "Orin Nano sm_87 8 SMs", "--plans-only"]
+                .iter()
+                .all(|part| note.contains(part)),
+            "{note}"
+        );
+    }
 }
