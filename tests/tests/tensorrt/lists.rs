@@ -120,6 +120,19 @@ fn graphs_of_lists_that_were_not_run_for_longest_give_way_and_come_back() {
         assert_eq!(captured_by(first), 4);
         assert_eq!(captured_by(first) + captured_by(last), 0);
         assert_eq!(captured_by(&later[..1]), 1, "the oldest when others came back");
+        // What a step wants and has does not give way to what it wants and has not: the oldest by now are those of single tokens of two lanes.
+        (0..3).for_each(|lane| backend.truncate(LaneId(lane), 0).unwrap());
+        let mut plan = StepPlan::default();
+        for lane in [0, 1] {
+            plan.push(LaneId(lane), &[3], LogitsWanted::Last);
+            plan.last_needs(Detail::Likeliest(64));
+        }
+        plan.push(LaneId(2), &[3; 66], LogitsWanted::All);
+        plan.last_needs(Detail::Likeliest(1));
+        let before = captures(device);
+        let mut output = backend.run_step(&plan).unwrap();
+        assert!((0..3).all(|idx| output.row(idx, 0).unwrap().list().is_some()));
+        assert_eq!(captures(device) - before, 1, "of 66 rows that are scored");
         assert_eq!(graphs(), 5 + 11 + MAX_GRAPHS);
     });
 }
