@@ -138,7 +138,10 @@ fn when_tensorrt_or_the_gpu_fails_there_is_an_error_that_says_so_and_no_answer()
             ("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1"),
             &["loading the plan failed", "Error Code", "--tensorrt --plans-only` builds the plan again"][..],
         ),
-        (("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1:oom"), &["loading the plan: out of memory", "--plan-context"]),
+        (
+            ("STANDIN_FAIL", "IRuntime::deserializeCudaEngine:1:oom"),
+            &["loading the plan: out of memory", "--plan-context"],
+        ),
         (("STANDIN_FAIL", "ICudaEngine::createExecutionContext:1"), &["creating an execution failed"]),
         (("STANDIN_FAIL", "IExecutionContext::setInputShape:1"), &["setting a shape failed", "input "]),
         (("STANDIN_FAIL", "IExecutionContext::enqueueV3:1"), &["running the plan failed", "told to fail"]),
