@@ -23,7 +23,7 @@ use takt_kernels_cu::driver::{
     device,
 };
 use takt_tensorrt::{
-    TensorRt,
+    TensorRt, Version,
     build::{PlanFlags, PlanRequest, Profile, build_plan},
     tensor::ShapeRange,
 };
@@ -150,6 +150,12 @@ pub const KINDS: [Kind; 4] = [
     Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Nvfp4, has_windows: true },
 ];
 
+/// `form`, or the one that an older TensorRT reads.
+pub fn form_here(form: Form) -> Form {
+    let Version { major, minor, .. } = TensorRt::open().unwrap().version();
+    if (major, minor) < (10, 15) { Form::Primitives } else { form }
+}
+
 /// [`small_spec`] with a layer that sees nine positions, where windows are wanted.
 pub fn spec(has_windows: bool) -> DecoderSpec {
     let windows = if has_windows { vec![None, Some(9), None] } else { Vec::new() };
@@ -173,6 +179,7 @@ impl Planned {
 
     /// The same of a model that is given, with lanes of [`CAPACITY`] or as many tokens as it takes if that is more, and of a plan that can do what `flags` say.
     pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights, flags: PlanFlags) -> Self {
+        let kind = Kind { form: form_here(kind.form), ..kind };
         Self::at(Place::stand_in(), kind, (spec, weights), flags).unwrap()
     }
 
