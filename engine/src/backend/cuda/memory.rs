@@ -66,14 +66,13 @@ impl DeviceMemory {
     }
 }
 
-/// Multiprocessors for us of the device at hand; `None` without one. A green context may get a few more than its share, and no step writes
-/// less for that.
+/// Multiprocessors for us of the device at hand, at most, where it gives a share as asked; `None` without a device.
 pub(crate) fn sms_at_hand(share: GpuShare) -> Option<usize> {
-    /// What green contexts' shares are rounded up to, at most.
-    const STEP: u32 = 8;
+    /// What the smallest part of a device that can be split off has at most.
+    const SMALLEST_PART: u32 = 8;
     let (device, _) = usable_device().ok()?;
     let num_sms = match share.on(&device) {
-        Share::GreenContext { num_sms } => num_sms.next_multiple_of(STEP).min(device.num_sms),
+        Share::GreenContext { num_sms } => num_sms.max(SMALLEST_PART).min(device.num_sms),
         Share::Priority | Share::None => device.num_sms,
     };
     usize::try_from(num_sms).ok()
