@@ -21,7 +21,7 @@ use crate::{
     checkpoint::{Checkpoint, TensorSource},
     draft::{Added, DraftOptions, add_draft, draft_warnings},
     kernels::BoardKernels,
-    plans::{DevicePlans, add_plans},
+    plans::{self, DevicePlans, add_plans},
     quantize::{source_name, write_part},
     report::{BuildReport, TensorError},
     source,
@@ -35,7 +35,7 @@ use crate::{
 pub struct BuildOptions<'a> {
     /// Format of the decoder layers' linear weights.
     pub weights: WeightKind,
-    /// Format of the output head; by default bf16 for bf16 weights, otherwise fp8.
+    /// Format of the output head; by default bf16 for bf16 weights and for plans of a GPU that has no 8-bit floats, otherwise fp8.
     pub lm_head: Option<WeightKind>,
     /// KV cache format recorded in the engine; bf16 by default.
     pub kv: Option<KvKind>,
@@ -73,7 +73,9 @@ impl BuildOptions<'_> {
     /// The engine's number formats.
     #[must_use]
     pub fn quantization(&self) -> Quantization {
-        let default_head = if self.weights == WeightKind::Bf16 { WeightKind::Bf16 } else { WeightKind::Fp8 };
+        let takes_fp8 = self.plans.is_none_or(|plans| plans.takes(WeightKind::Fp8));
+        let default_head =
+            if self.weights == WeightKind::Bf16 || !takes_fp8 { WeightKind::Bf16 } else { WeightKind::Fp8 };
         Quantization {
             weights: self.weights,
             lm_head: self.lm_head.unwrap_or(default_head),
@@ -152,6 +154,9 @@ pub fn build_checkpoint(
     options.plans.map_or(Ok(()), |plans| plans.check(&spec, &quantization))?;
     let dropped = options.force.then(|| dropped_plans(out, options.plans)).flatten();
     let staging = Staging::start(out, Kind::Engine, options.force)?;
+    if options.plans.is_some() {
+        plans::check_room_with_engine(staging.path(), plan.num_bytes())?;
+    }
     // Before the weights: a bad tokenizer should not cost the time of quantizing them.
     let mut warnings = write_text_files(&staging, &text, &spec)?;
     // Nor should kernels that do not compile.
@@ -290,6 +295,11 @@ impl Plan {
         }
         weights.finish()?;
         Ok(losses)
+    }
+
+    /// Of the file of weights.
+    fn num_bytes(&self) -> u64 {
+        self.stored.iter().map(|tensor| tensor.byte_len as u64).sum()
     }
 
     fn num_parameters(&self) -> u64 {

@@ -124,7 +124,7 @@ impl EngineOptions {
     }
 
     /// What the CUDA backend gets where the CPU backend gets `cpu_options`. Trees are verified without a draft head too.
-    fn cuda_options(&self, cpu_options: &CpuOptions, share: Share) -> CudaOptions {
+    pub(crate) fn cuda_options(&self, cpu_options: &CpuOptions, share: Share) -> CudaOptions {
         let cpu_options = self.with_draft_rows(cpu_options.clone());
         CudaOptions {
             share,

@@ -2,19 +2,25 @@
 
 use std::fs;
 
+use takt_kernels_cu::driver::context::Share;
+
 use crate::{
     EngineError, Result,
-    backend::cpu::{CpuOptions, workspace_bytes},
+    backend::{
+        cpu::{CpuOptions, workspace_bytes},
+        cuda::{DeviceMemory, placed_bytes, sms_at_hand},
+    },
     dir::{DraftDir, Part, Quantization, lay_out, parts},
     draft::{DraftManifest, MAX_DRAFT_ROWS},
-    engine::EngineOptions,
+    engine::{BackendKind, EngineOptions},
     kv::kv_bytes,
     spec::DecoderSpec,
 };
 
 /// Memory that an engine takes once it is open, by part.
 ///
-/// While it is opened its file is mapped, and what has been packed of it is given back piece by piece: a few MiB a thread come on top.
+/// While it is opened its file is mapped, and what has been packed of it is given back piece by piece: a few MiB a thread come on top. On a GPU
+/// what the driver takes for itself does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineMemory {
     /// Weights of the model and of the draft head in use.
@@ -23,12 +29,13 @@ pub struct EngineMemory {
     pub kv_bytes: u64,
     /// As much again for prefix snapshots, each as long as a lane.
     pub snapshot_bytes: u64,
-    /// Buffers of a step, position tables.
+    /// Buffers of a step, position tables; on a GPU also the pinned memory through which tokens and logits travel.
     pub workspace_bytes: u64,
 }
 
 impl EngineMemory {
-    /// What a model takes under `options`.
+    /// What a model takes under `options`, of the memory of the GPU where `options` name the CUDA backend: on the one at hand, or at most where
+    /// there is none. TensorRT's sizes are its plan's, and told when that is opened.
     ///
     /// # Errors
     /// [`EngineError::Input`] for a lane longer than the model's context, [`EngineError::Unsupported`] for a decoder that does not hold,
@@ -61,12 +68,41 @@ impl EngineMemory {
                 )
             })
         };
+        if options.backend == BackendKind::Cuda {
+            // Sizes that exceed 2^64 were refused.
+            let (_, _) = (kv_of(num_lanes)?, kv_of(options.num_snapshots)?);
+            return Self::on_gpu(spec, quantization, draft, (options, &cpu_options));
+        }
         let head_weights = draft.map_or(Ok(0), |draft| stored_bytes(&DraftDir::parts(draft)))?;
         Ok(Self {
             weight_bytes: stored_bytes(&parts(spec, quantization))? + head_weights,
             kv_bytes: kv_of(num_lanes)?,
             snapshot_bytes: kv_of(options.num_snapshots)?,
             workspace_bytes: workspace_bytes(spec, &cpu_options, draft.map(|draft| &draft.spec)),
+        })
+    }
+
+    /// As the CUDA backend lays it out.
+    fn on_gpu(
+        spec: &DecoderSpec,
+        quantization: &Quantization,
+        draft: Option<&DraftManifest>,
+        (options, cpu_options): (&EngineOptions, &CpuOptions),
+    ) -> Result<Self> {
+        let share = options.gpu.share;
+        let cuda_options = options.cuda_options(cpu_options, Share::None);
+        let head = draft.map(|draft| &draft.spec);
+        let told = DeviceMemory::of(spec, head, &cuda_options, sms_at_hand(share))?;
+        let mut weights = lay_out(&parts(spec, quantization))?;
+        if let Some(draft) = draft {
+            weights.extend(lay_out(&draft.spec.parts(draft.weights, draft.lm_head))?);
+        }
+        let of_lane = told.kv / options.num_lanes as u64;
+        Ok(Self {
+            weight_bytes: weights.iter().map(|tensor| placed_bytes(tensor.byte_len) as u64).sum(),
+            kv_bytes: told.kv,
+            snapshot_bytes: of_lane.saturating_mul(options.num_snapshots as u64),
+            workspace_bytes: told.workspace,
         })
     }
 
@@ -200,6 +236,26 @@ mod tests {
                 told.weight_bytes
             );
         }
+    }
+
+    #[test]
+    fn a_gpu_is_told_its_own_numbers_and_not_the_processors() {
+        let spec = decoder_spec("qwen3-0.6b").unwrap();
+        let quantization =
+            Quantization { weights: WeightKind::Nvfp4, lm_head: WeightKind::Fp8, kv: KvKind::Bf16 };
+        let options = EngineOptions { num_lanes: 2, num_snapshots: 3, ..EngineOptions::default() };
+        let of = |backend| {
+            let options = EngineOptions { backend, ..options.clone() };
+            EngineMemory::of(&spec, &quantization, None, &options).unwrap()
+        };
+        let (cpu, gpu) = (of(BackendKind::Cpu), of(BackendKind::Cuda));
+        // The processor keeps a scale a row whatever the format.
+        assert_eq!(gpu.kv_bytes, 2 * 4096 * 28 * 2 * 8 * 256);
+        assert!(gpu.kv_bytes < cpu.kv_bytes);
+        assert_eq!(gpu.snapshot_bytes * 2, gpu.kv_bytes * 3);
+        // Logits of every node of a tree, on the device and in pinned memory.
+        assert!(gpu.workspace_bytes > 2 * 66 * 151_936 * 4, "{}", gpu.workspace_bytes);
+        assert!((0..100_000).contains(&(gpu.weight_bytes - cpu.weight_bytes)), "what each begins aligned by");
     }
 
     #[test]

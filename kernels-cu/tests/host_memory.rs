@@ -4,7 +4,15 @@
 
 mod emulator;
 
-use std::{fs::File, io::Write as _, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::Write as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use emulator::driver::{Device as Emulated, EmulatedDevice};
 use memmap2::Mmap;
@@ -88,6 +96,50 @@ fn a_mapped_file_is_registered_read_in_place_and_given_back() {
         drop(context);
         assert_eq!(emulated.report().leaks(), Vec::<String>::new());
     });
+}
+
+/// Shows other bytes every time it is asked, all of them good for ever.
+struct Fickle {
+    shown: AtomicUsize,
+    all: [Vec<u8>; 3],
+}
+
+impl AsRef<[u8]> for Fickle {
+    fn as_ref(&self) -> &[u8] {
+        &self.all[self.shown.fetch_add(1, Ordering::Relaxed) % self.all.len()]
+    }
+}
+
+#[test]
+fn an_owner_that_shows_other_bytes_later_does_not_mislead_the_device() {
+    emulated("an_owner_that_shows_other_bytes_later_does_not_mislead_the_device").run(|emulated| {
+        let numbers = |first: i32| (first..first + 1250).flat_map(i32::to_le_bytes).collect();
+        let all = [numbers(0), numbers(5000), numbers(9000)];
+        let context = context();
+        let fickle = Arc::new(Fickle { shown: AtomicUsize::new(0), all });
+        let memory = HostMemory::new(&context, fickle).unwrap();
+        read_in_place(&memory, &context);
+        drop(memory);
+        assert_eq!(registered_bytes(emulated), 0, "what was registered is given back, and nothing else");
+        drop(context);
+        assert_eq!(emulated.report().leaks(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_a_lost_context_may_still_read_is_held_until_it_goes() {
+    for reach in [HostReach::Registered, HostReach::PageTables] {
+        let test = "what_a_lost_context_may_still_read_is_held_until_it_goes";
+        emulated(test).host_reach(reach).run(|_| {
+            let (context, bytes) = (context(), mapped());
+            let memory = HostMemory::new(&context, Arc::clone(&bytes)).unwrap();
+            context.give_up();
+            drop(memory);
+            assert_eq!(Arc::strong_count(&bytes), 2, "a kernel that hangs may read");
+            drop(context);
+            assert_eq!(Arc::strong_count(&bytes), 1);
+        });
+    }
 }
 
 #[test]

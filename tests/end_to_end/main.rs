@@ -38,6 +38,16 @@ fn inspect_tells_what_was_built_and_that_its_files_are_intact() {
     assert!(found["files"].as_array().unwrap().iter().all(|file| file["intact"] == true));
     assert_eq!((&found["memory"]["lanes"], &found["memory"]["max_context"]), (&json!(2), &json!(64)));
     assert!(succeed(["inspect", engine()]).contains("KV cache"));
+    // A GPU's lanes have no scales beside 16 bits, and it need not be there to be told of.
+    let memory = |backend| {
+        let args = ["inspect", engine(), "--json", "--kv", "bf16", "--backend", backend];
+        succeed_json(args)["memory"].clone()
+    };
+    let (cpu, gpu) = (memory("cpu"), memory("cuda"));
+    assert_eq!((&cpu["backend"], &gpu["backend"]), (&json!("cpu"), &json!("cuda")));
+    assert!(gpu["kv_bytes"].as_u64() < cpu["kv_bytes"].as_u64(), "{gpu}, {cpu}");
+    assert!(succeed(["inspect", engine(), "--backend", "cuda"]).contains("memory on a GPU for"));
+    fail(["inspect", engine(), "--backend", "tensorrt"], 2, &["expected cpu or cuda"]);
     fail(["inspect", engine(), "--max-context", "99999999"], 1, &["the model was made for"]);
 }
 

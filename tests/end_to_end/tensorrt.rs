@@ -1,7 +1,16 @@
 //! `takt build --tensorrt` and `takt inspect` of plans.
 
 #[cfg(feature = "tensorrt")]
+#[path = "../tests/tensorrt/cubins.rs"]
+mod cubins;
+#[cfg(feature = "tensorrt")]
+mod machine;
+#[cfg(feature = "tensorrt")]
 mod plans;
+#[cfg(feature = "tensorrt")]
+mod run;
+#[cfg(feature = "tensorrt")]
+mod share;
 
 use std::{
     fs,
@@ -79,7 +88,15 @@ fn options_of_plans_want_each_other() {
         (vec!["build", "a", "--tensorrt", "--plans-only", "--weights", "int4"], vec!["cannot be used with"]),
         (vec!["build", "a", "--tensorrt", "--plans-only", "--for", "sm_87"], vec!["cannot be used with"]),
         (vec!["build", "a", "-o", "b", "--plan-lanes", "4"], vec!["--tensorrt"]),
+        (vec!["build", "a", "-o", "b", "--plan-sm-share", "50"], vec!["--tensorrt"]),
+        (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-sm-share", "0"], vec!["1..=100"]),
+        (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-sm-share", "101"], vec!["1..=100"]),
+        (
+            vec!["build", "a", "-o", "b", "--tensorrt", "--plan-sm-share", "half"],
+            vec!["--plan-sm-share <PERCENT>"],
+        ),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-dtype", "f32"], vec!["bf16 or f16"]),
+        (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-form", "onnx"], vec!["operators or primitives"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-effort", "6"], vec!["0..=5"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-workspace", "2T"], vec!["512M"]),
     ] {

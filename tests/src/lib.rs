@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod checkpoint;
+pub mod conformance;
 pub mod counting;
 pub mod eagle;
 pub mod grammar;

@@ -9,16 +9,10 @@ use takt_engine::{
 };
 use takt_tests::{
     backends::{open, options, relative_errors, run_slices},
+    conformance::{F32, F32_OVER_8_BIT_CACHE, INT8_ACTIVATIONS},
     memory_weights::{MemoryWeights, small_spec, uniform},
     reference,
 };
-
-/// F32 arithmetic. Larger than F32 noise because a key that lies on a rounding boundary of the cache may fall on either side.
-const F32: f64 = 1e-3;
-/// The same with the coarser steps of an 8-bit cache.
-const F32_OVER_8_BIT_CACHE: f64 = 1e-2;
-/// 8-bit activations: random models amplify their noise.
-const INT8: f64 = 0.1;
 
 fn tokens(spec: &DecoderSpec, len: usize) -> Vec<TokenId> {
     let mut state = 7;
@@ -39,7 +33,7 @@ fn error(spec: &DecoderSpec, weights: WeightKind, kv: KvKind, arithmetic: Activa
 fn check(what: &str, spec: &DecoderSpec) {
     let found = error(spec, WeightKind::Bf16, KvKind::Bf16, ActivationArithmetic::F32);
     println!("{what}: {found:.2e}");
-    assert!(found < F32, "{what}: relative error {found:.2e}, at most {F32:.0e}");
+    assert!(found < F32.bound, "{what}: relative error {found:.2e}, {F32:?}");
 }
 
 #[test]
@@ -89,7 +83,7 @@ fn every_weight_format_matches_the_naive_decoder_on_the_dequantized_weights() {
     for kind in WeightKind::ALL {
         let found = error(&small_spec(), kind, KvKind::Bf16, ActivationArithmetic::F32);
         println!("{kind} weights, f32: {found:.2e}");
-        assert!(found < F32, "{kind}: {found:.2e}");
+        assert!(found < F32.bound, "{kind}: {found:.2e}");
     }
 }
 
@@ -98,17 +92,17 @@ fn eight_bit_activations_stay_within_their_tier() {
     for kind in [WeightKind::Nvfp4, WeightKind::Int4] {
         let found = error(&small_spec(), kind, KvKind::Bf16, ActivationArithmetic::Int8);
         println!("{kind} weights, int8: {found:.2e}");
-        assert!(found < INT8, "{kind}: {found:.2e}");
+        assert!(found < INT8_ACTIVATIONS.bound, "{kind}: {found:.2e}");
     }
 }
 
 #[test]
 fn every_cache_format_matches_the_naive_decoder_that_rounds_alike() {
-    for (kv, bound) in
+    for (kv, tier) in
         [(KvKind::Bf16, F32), (KvKind::Fp8, F32_OVER_8_BIT_CACHE), (KvKind::Int8, F32_OVER_8_BIT_CACHE)]
     {
         let found = error(&small_spec(), WeightKind::Bf16, kv, ActivationArithmetic::F32);
         println!("{kv} cache: {found:.2e}");
-        assert!(found < bound, "{kv}: {found:.2e}, at most {bound:.0e}");
+        assert!(found < tier.bound, "{kv}: {found:.2e}, {tier:?}");
     }
 }

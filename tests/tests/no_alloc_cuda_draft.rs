@@ -14,7 +14,7 @@ use takt_engine::{
     dir::EngineDir,
     draft::{DraftPlan, DraftRow},
     kv::{KvKind, LaneId},
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::{
     checkpoint::fixtures,
@@ -66,7 +66,10 @@ fn steady_rounds_on_the_device_allocate_nothing() {
             }
             plan.clear();
             plan.push_tree(LaneId(0), &[5, 6, 7], &[0, 0, 1]);
+            // A form's list, and a top-k's, which nobody captured before.
+            plan.last_needs(Detail::Likeliest(64));
             plan.push(LaneId(1), &[5], LogitsWanted::Last);
+            plan.last_needs(Detail::Likeliest(20));
             backend.run_step(&plan).unwrap();
             backend.keep(LaneId(0), &[0, 1, 2]).unwrap();
         }

@@ -1,5 +1,5 @@
 //! All that can be checked on a machine with a GPU: the kernels' numbers on the device and then under NVIDIA's sanitizer, whole models through
-//! the backend, and how fast it all is.
+//! the backend and through a plan of TensorRT's where there is one, and how fast it all is.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use takt_kernels_cu::driver::device::{Device, probe};
 
-use crate::{cuda_root, gpu_bench, kernels, repository};
+use crate::{cuda_root, gpu_bench, gpu_tensorrt, kernels, repository};
 
 /// How to check.
 #[derive(Args)]
@@ -54,6 +54,7 @@ fn run_tests(options: &Options, root: &Path, device: &Device) -> anyhow::Result<
     tests(root, None)?;
     println!("whole models, on {}", device.name);
     suites(root)?;
+    gpu_tensorrt::run(root)?;
     if options.no_sanitizer || options.bench.quick {
         return Ok(());
     }

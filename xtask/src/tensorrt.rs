@@ -46,10 +46,12 @@ struct Headers {
 }
 
 /// What has to have the headers, for cargo.
-const WITH_HEADERS: [&str; 4] = [
-    "clippy -p takt-tensorrt -p takt-tests --features takt-tests/tensorrt --all-targets -- -D warnings",
+const WITH_HEADERS: [&str; 5] = [
+    "clippy -p takt-tensorrt -p takt-tests -p takt-node --features takt-tests/tensorrt,takt-node/tensorrt --all-targets -- -D warnings",
     "test -p takt-tensorrt --features tensorrt",
     "test -p takt-tests --features tensorrt --test tensorrt --test no_alloc_tensorrt",
+    // What the next one has computed plans.
+    "build -p takt-tests --features tensorrt --example standin_executor",
     "test -p takt-node --features tensorrt --test cli tensorrt::",
 ];
 

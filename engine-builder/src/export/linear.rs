@@ -167,9 +167,11 @@ pub(super) fn check_int4(target: &Target, name: &str, num_cols: usize) -> Result
     if !target.is_tensorrt() || TENSORRT_INT4_BLOCKS.contains(&int4_block(num_cols)) {
         return Ok(());
     }
+    let works: Vec<&str> = target.working_kinds().into_iter().filter(|kind| *kind != "int4").collect();
     Err(BuildError::Unsupported(format!(
-        "{name} in int4 for {target}: {num_cols} input features, TensorRT takes blocks of 64 or 128 that divide them; build the engine again with \
-         --weights fp8 or bf16"
+        "{name} in int4 for {target}: {num_cols} input features, TensorRT takes blocks of 64 or 128 that divide them; build the engine with \
+         --weights {}",
+        works.join(" or ")
     )))
 }
 

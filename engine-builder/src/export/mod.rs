@@ -39,7 +39,7 @@ use takt_engine::{
 pub use contract::{CONTRACT_FILE, CONTRACT_VERSION, Contract, Model, Profile, ProfileInput};
 pub use options::{Activations, Compute, ExportOptions, Variant};
 pub use port::{Dim, ElementType, Port};
-pub use target::{Form, Runtime, Target, TensorRtVersion};
+pub use target::{Form, NamedWeights, Runtime, Target, TensorRtVersion};
 
 use plan::Plan;
 pub(crate) use plan::check_formats;

@@ -18,7 +18,7 @@ use super::{
     graph::{Graph, Placed},
     linear::check_int4,
     options::{Activations, ExportOptions, Variant},
-    target::Form,
+    target::{Form, NamedWeights},
     tensors::{DraftTensors, EMBEDDING, TargetTensors, Tensors},
     writer::{Report, Writer},
 };
@@ -212,19 +212,20 @@ pub(crate) fn check_formats(
     draft: Option<&DraftManifest>,
     options: &ExportOptions<'_>,
 ) -> Result<()> {
+    let weights = |kind, what, option| NamedWeights { kind, what, option };
     let mut kinds = vec![
-        (quantization.weights, "decoder layers", "--weights"),
-        (quantization.lm_head, "the output head", "--lm-head"),
+        weights(quantization.weights, "decoder layers", "--weights"),
+        weights(quantization.lm_head, "the output head", "--lm-head"),
     ];
     if let Some(draft) = draft {
         draft.spec.validate(spec)?;
         check_columns(options, &draft.spec.parts(draft.weights, draft.lm_head))?;
-        kinds.push((draft.weights, "the draft head's layer", "--weights"));
-        kinds.push((draft.lm_head, "the draft head's output head", "--weights"));
+        kinds.push(weights(draft.weights, "the draft head's layer", "--weights"));
+        kinds.push(weights(draft.lm_head, "the draft head's output head", "--weights"));
     }
     check_columns(options, &parts(spec, quantization))?;
-    for (kind, what, option) in kinds {
-        options.target.check_weights(kind, what, option)?;
+    options.target.check_weights(&kinds)?;
+    for NamedWeights { kind, what, .. } in kinds {
         let finds_scales = kind == WeightKind::Nvfp4 && options.activations == Activations::Quantized;
         if finds_scales && !options.target.is_tensorrt() {
             return Err(BuildError::Unsupported(format!(

@@ -101,6 +101,17 @@ impl FromStr for Form {
     }
 }
 
+/// Weights of a model, as messages call them.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedWeights<'a> {
+    /// Their format.
+    pub kind: WeightKind,
+    /// Which weights.
+    pub what: &'a str,
+    /// The option of `takt build` that chooses their format.
+    pub option: &'a str,
+}
+
 impl Default for Target {
     /// JetPack 7.2's TensorRT.
     fn default() -> Self {
@@ -143,34 +154,50 @@ impl Target {
         }
     }
 
-    /// Checks that it computes with weights of `kind`; `what` says which weights, and `option` which option of `takt build` chooses them.
+    /// Checks that it computes with all of `weights`.
     ///
     /// # Errors
-    /// [`BuildError::Unsupported`] saying which formats it does compute with.
-    pub fn check_weights(&self, kind: WeightKind, what: &str, option: &str) -> Result<()> {
-        let refuse = |fact: String| {
-            let works = self.working_kinds().join(" or ");
-            Err(BuildError::Unsupported(format!(
-                "{what} in {kind} for {self}: {fact}; build the engine again with {option} {works}"
-            )))
-        };
-        let Runtime::TensorRt(version) = self.runtime else { return Ok(()) };
+    /// [`BuildError::Unsupported`] with all that it does not compute with, and which formats it does.
+    pub fn check_weights(&self, weights: &[NamedWeights<'_>]) -> Result<()> {
+        let (mut facts, mut options) = (Vec::new(), Vec::new());
+        let works = self.working_kinds().join(" or ");
+        for NamedWeights { kind, what, option } in weights {
+            let Some(fact) = self.fault_of(*kind) else { continue };
+            facts.push(format!("{what} in {kind} for {self}: {fact}"));
+            let instead = format!("{option} {works}");
+            if !options.contains(&instead) {
+                options.push(instead);
+            }
+        }
+        match facts.is_empty() {
+            true => Ok(()),
+            false => Err(BuildError::Unsupported(format!(
+                "{}; build the engine with {}",
+                facts.join("; "),
+                options.join(" and ")
+            ))),
+        }
+    }
+
+    /// Why it does not compute with weights of `kind`.
+    fn fault_of(&self, kind: WeightKind) -> Option<String> {
+        let Runtime::TensorRt(version) = self.runtime else { return None };
         match (kind, self.sm) {
             (WeightKind::Nvfp4, _) if version < TensorRtVersion::FIRST_FP4 => {
-                refuse(format!("TensorRT has 4-bit floats from {} on", TensorRtVersion::FIRST_FP4))
+                Some(format!("TensorRT has 4-bit floats from {} on", TensorRtVersion::FIRST_FP4))
             }
             (WeightKind::Nvfp4, Some(sm)) if sm < FIRST_FP4_SM => {
-                refuse(format!("GPUs have 4-bit floats from sm_{FIRST_FP4_SM} on"))
+                Some(format!("GPUs have 4-bit floats from sm_{FIRST_FP4_SM} on"))
             }
             (WeightKind::Fp8, Some(sm)) if sm < FIRST_FP8_SM => {
-                refuse(format!("GPUs have 8-bit floats from sm_{FIRST_FP8_SM} on"))
+                Some(format!("GPUs have 8-bit floats from sm_{FIRST_FP8_SM} on"))
             }
-            _ => Ok(()),
+            _ => None,
         }
     }
 
     /// Formats of weights it computes with, smallest first.
-    fn working_kinds(&self) -> Vec<&'static str> {
+    pub(super) fn working_kinds(&self) -> Vec<&'static str> {
         let (fp4, fp8) = match self.runtime {
             Runtime::Onnx => (true, true),
             Runtime::TensorRt(version) => (
@@ -288,6 +315,10 @@ mod tests {
         }
     }
 
+    fn layers(kind: WeightKind) -> NamedWeights<'static> {
+        NamedWeights { kind, what: "layers", option: "--weights" }
+    }
+
     #[test]
     fn formats_a_target_lacks_are_refused_with_those_it_has() {
         for (text, kind, fact, works) in [
@@ -301,7 +332,7 @@ mod tests {
             ("tensorrt-10.3,sm_87", WeightKind::Fp8, "from sm_89 on", "with --weights int4 or bf16"),
             ("tensorrt-10.16,sm_87", WeightKind::Nvfp4, "from sm_100 on", "with --weights int4 or bf16"),
         ] {
-            let message = target(text).check_weights(kind, "layers", "--weights").unwrap_err().to_string();
+            let message = target(text).check_weights(&[layers(kind)]).unwrap_err().to_string();
             assert!(message.contains(fact) && message.ends_with(works), "{text}: {message}");
         }
         for (text, kind) in [
@@ -311,8 +342,23 @@ mod tests {
             ("tensorrt-10.3,sm_87", WeightKind::Int4),
             ("onnx,sm_87", WeightKind::Nvfp4),
         ] {
-            target(text).check_weights(kind, "layers", "--weights").unwrap();
+            target(text).check_weights(&[layers(kind)]).unwrap();
         }
+    }
+
+    #[test]
+    fn all_formats_that_a_target_lacks_are_told_at_once_and_what_to_take_instead_once() {
+        let head = |what| NamedWeights { kind: WeightKind::Fp8, what, option: "--lm-head" };
+        let all = [layers(WeightKind::Nvfp4), head("the head"), head("the draft's head")];
+        let message = target("tensorrt-10.16,sm_87").check_weights(&all).unwrap_err().to_string();
+        let expected = "layers in nvfp4 for tensorrt-10.16,sm_87: GPUs have 4-bit floats from sm_100 on; \
+                        the head in fp8 for tensorrt-10.16,sm_87: GPUs have 8-bit floats from sm_89 on; \
+                        the draft's head in fp8 for tensorrt-10.16,sm_87: GPUs have 8-bit floats from sm_89 on; \
+                        build the engine with --weights int4 or bf16 and --lm-head int4 or bf16";
+        assert!(message.ends_with(expected), "{message}");
+        // Of several, what is taken is not told of.
+        let message = target("tensorrt-10.7").check_weights(&all).unwrap_err().to_string();
+        assert!(message.ends_with("build the engine with --weights int4 or fp8 or bf16"), "{message}");
     }
 
     #[test]

@@ -173,10 +173,16 @@ impl Site<'_> {
             TensorRtError::OutOfMemory { .. } => {
                 "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
             }
-            TensorRtError::Failed { .. } => format!(
-                "takt export --for {} --variant eagle3 writes the models that plans are built from",
-                self.contract.target
-            ),
+            TensorRtError::Failed { .. } => {
+                let (form, target) = (self.contract.form.name(), &self.contract.target);
+                let other = match self.contract.form {
+                    Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
+                    Form::Primitives => "",
+                };
+                format!(
+                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --variant eagle3` writes the model that the plan is built from"
+                )
+            }
             _ => return source.into(),
         };
         BuildError::Plan { role, source, advice }

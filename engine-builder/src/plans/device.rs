@@ -6,6 +6,7 @@ use takt_engine::{
     backend::cuda::usable_device,
     dir::{PlanEntry, PlanVersion, Quantization},
     engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
+    quant::WeightKind,
     spec::DecoderSpec,
 };
 use takt_kernels_cu::{Target as Gpu, driver::device};
@@ -118,6 +119,7 @@ impl DevicePlans {
         options.check()?;
         let plans = Self { compiler, gpu, device, options, timing_folder, green: None };
         plans.target()?;
+        plans.form()?;
         Ok(plans)
     }
 
@@ -157,6 +159,12 @@ impl DevicePlans {
         check_formats(spec, quantization, None, &self.export_options(spec)?)
     }
 
+    /// Whether TensorRT and the GPU take weights of `kind`.
+    #[must_use]
+    pub fn takes(&self, kind: WeightKind) -> bool {
+        self.target().is_ok_and(|target| target.check_weights(kind, "", "").is_ok())
+    }
+
     /// Tokens a lane holds.
     pub(super) fn lane_capacity(&self, spec: &DecoderSpec) -> Result<usize> {
         let made_for = spec.max_context;
@@ -194,15 +202,24 @@ impl DevicePlans {
         Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
     }
 
-    /// The newest form that TensorRT takes, and that its headers know: through older ones its attention layers cannot be told that they may be taken apart.
+    /// The form that is asked for, or the newest that TensorRT takes and that its headers know: through older ones its attention layers cannot be told that
+    /// they may be taken apart.
     fn form(&self) -> Result<Form> {
         let Version { major, minor, .. } = self.compiler.header_version();
         let headers = TensorRtVersion { major, minor };
-        Ok(if headers < TensorRtVersion::FIRST_OPERATORS {
-            Form::Primitives
-        } else {
-            self.target()?.newest_form()
-        })
+        let newest = match headers < TensorRtVersion::FIRST_OPERATORS {
+            true => Form::Primitives,
+            false => self.target()?.newest_form(),
+        };
+        match (self.options.form, newest) {
+            (Some(Form::Operators), Form::Primitives) => Err(BuildError::Unsupported(format!(
+                "plans of form operators: they take TensorRT {first} or later and a takt built with its headers, this is {} with the headers of {};                  leave out --plan-form",
+                self.version(),
+                self.compiler.header_version(),
+                first = TensorRtVersion::FIRST_OPERATORS
+            ))),
+            (asked, newest) => Ok(asked.unwrap_or(newest)),
+        }
     }
 
     /// Whether it builds a plan for the machine that `plan` is for.

@@ -24,6 +24,7 @@ use takt_engine::dir::Manifest;
 
 pub use device::DevicePlans;
 pub use options::PlanOptions;
+pub(crate) use space::check_room_with_engine;
 
 use crate::{Progress, Result, report::PlansReport};
 use place::Place;

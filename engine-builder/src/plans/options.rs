@@ -2,7 +2,10 @@
 
 use takt_engine::dir::PlanCompute;
 
-use crate::{BuildError, Result, export::Compute};
+use crate::{
+    BuildError, Result,
+    export::{Compute, Form},
+};
 
 /// Most lanes of a plan, as of a backend.
 const MAX_LANES: usize = 64;
@@ -30,6 +33,8 @@ pub struct PlanOptions {
     /// Percent of the multiprocessors that the plans will run on, in a green context: kernels are timed in such a one. All of them, without one, by
     /// default.
     pub sm_share: Option<u8>,
+    /// How the model is written that TensorRT reads; in the newest form it takes by default.
+    pub form: Option<Form>,
 }
 
 impl Default for PlanOptions {
@@ -42,6 +47,7 @@ impl Default for PlanOptions {
             effort: None,
             streams_weights: false,
             sm_share: None,
+            form: None,
         }
     }
 }

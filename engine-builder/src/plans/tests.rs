@@ -326,3 +326,20 @@ fn an_engine_is_built_with_its_plans_or_not_at_all() {
     let error = build(&source, &folder.path().join("other"), &options, &mut |_| num_steps += 1).unwrap_err();
     assert!(error.to_string().contains("10.8") && num_steps == 0, "{error}");
 }
+
+#[test]
+fn an_engine_that_is_built_with_plans_has_by_default_an_output_head_that_they_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("hf/tiny-qwen2");
+    for (gpu, expected) in [(Gpu::Orin, WeightKind::Bf16), (Gpu::Thor, WeightKind::Fp8)] {
+        let plans = Compiler::new(10, 3).plans(gpu, PlanOptions::default()).unwrap();
+        let options = BuildOptions { plans: Some(&plans), ..BuildOptions::new(WeightKind::Int4) };
+        let out = folder.path().join(gpu.name());
+        build(&source, &out, &options, &mut |_| ()).unwrap();
+        assert_eq!(Manifest::read(&out).unwrap().quantization.lm_head, expected, "{gpu}");
+        let asked = BuildOptions { lm_head: Some(WeightKind::Fp8), force: true, ..options };
+        let outcome = build(&source, &out, &asked, &mut |_| ()).map(drop).map_err(|error| error.to_string());
+        assert_eq!(outcome.is_ok(), gpu == Gpu::Thor, "{outcome:?}");
+        assert!(outcome.err().is_none_or(|told| told.contains("--lm-head int4 or bf16")));
+    }
+}

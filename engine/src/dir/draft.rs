@@ -1,6 +1,11 @@
 //! The draft head of an engine directory.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::Mmap;
 
 use super::{FileEntry, Manifest, Part, TokensPart, corrupt, read_small, weights::Weights};
 use crate::{
@@ -96,5 +101,9 @@ impl DraftSource for DraftDir {
 
     fn watch(&self) -> &dyn ReadWatch {
         &self.weights
+    }
+
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        Some(self.weights.mapping())
     }
 }

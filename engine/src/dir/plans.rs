@@ -10,8 +10,8 @@ use super::{PLANS_FOLDER, manifest::is_blake3};
 const SHOWN_DIGITS: usize = 8;
 /// Most lanes that anything in Takt has.
 const MAX_LANES: usize = 64;
-/// Rows of a lane that no device has room for.
-const MAX_ROWS: usize = 1 << 24;
+/// Rows of a lane that no device has room for. With these limits and a valid model no size that is reckoned from an entry is past 64 bits.
+const MAX_ROWS: usize = 1 << 22;
 /// Tokens of a lane in one step that no plan is built for.
 const MAX_STEP: usize = 4096;
 /// Layers whose inputs a draft head takes.
@@ -151,6 +151,13 @@ impl PlanEntry {
         format!("{}.{shown}.plan", stem(version, sm, role))
     }
 
+    /// Multiprocessors of the device it was built on, which the device's name ends with: `NVIDIA Thor sm_110 20 SMs`.
+    #[must_use]
+    pub fn device_num_sms(&self) -> Option<u32> {
+        let (_, number) = self.device.strip_suffix(" SMs")?.rsplit_once(' ')?;
+        number.parse().ok().filter(|number| *number > 0)
+    }
+
     /// Checks that its name, hashes and extents hold.
     pub(super) fn validate(&self) -> Result<(), String> {
         let file = &self.file;
@@ -173,24 +180,16 @@ impl PlanEntry {
                 return Err(format!("{what} of plan {file:?} is not 64 lower-case hexadecimal digits"));
             }
         }
+        self.check_sizes()
+    }
+
+    /// That nothing is computed with numbers that no plan has: whoever runs a plan reckons other sizes from them.
+    pub(crate) fn check_sizes(&self) -> Result<(), String> {
+        let file = &self.file;
         let extents = [self.num_lanes, self.lane_capacity, self.lane_rows, self.max_prefill, self.max_tree];
         if self.size_bytes == 0 || extents.contains(&0) || self.timed_in_green_context == Some(0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
         }
-        self.check_bounds()?;
-        let needed = self.lane_capacity.checked_add(self.max_tree);
-        if needed.is_none_or(|needed| needed > self.lane_rows) || self.max_prefill > self.lane_capacity {
-            return Err(format!(
-                "plan {file:?} has lanes of {} rows for {} tokens, slices of {} and trees of {}: expected rows for tokens and trees, and slices that fit",
-                self.lane_rows, self.lane_capacity, self.max_prefill, self.max_tree
-            ));
-        }
-        Ok(())
-    }
-
-    /// Nothing is computed with numbers that no plan has.
-    fn check_bounds(&self) -> Result<(), String> {
-        let file = &self.file;
         for (what, found, most) in [
             ("lanes", self.num_lanes, MAX_LANES),
             ("rows of a lane", self.lane_rows, MAX_ROWS),
@@ -202,6 +201,13 @@ impl PlanEntry {
             if found > most {
                 return Err(format!("plan {file:?} has {found} {what}: expected at most {most}"));
             }
+        }
+        let needed = self.lane_capacity.checked_add(self.max_tree);
+        if needed.is_none_or(|needed| needed > self.lane_rows) || self.max_prefill > self.lane_capacity {
+            return Err(format!(
+                "plan {file:?} has lanes of {} rows for {} tokens, slices of {} and trees of {}: expected rows for tokens and trees, and slices that fit",
+                self.lane_rows, self.lane_capacity, self.max_prefill, self.max_tree
+            ));
         }
         Ok(())
     }
@@ -294,7 +300,7 @@ pub(super) mod tests {
             (|it| it.lane_rows = 164, "rows for tokens and trees"),
             (|it| it.max_tree = usize::MAX, "nodes of a tree: expected at most 4096"),
             (|it| it.num_lanes = 65, "65 lanes: expected at most 64"),
-            (|it| it.lane_rows = (1 << 24) + 1, "rows of a lane: expected at most 16777216"),
+            (|it| it.lane_rows = (1 << 22) + 1, "rows of a lane: expected at most 4194304"),
             (|it| it.lane_capacity = usize::MAX, "tokens of a lane"),
             (|it| it.captured = vec![0; 4], "4 layers with features: expected at most 3"),
             (|it| it.max_prefill = 101, "slices that fit"),

@@ -23,6 +23,10 @@ pub use plan::{DraftOutput, DraftPlan, DraftRow};
 pub use random::RandomHead;
 pub use spec::{DraftSpec, NUM_CAPTURED, TARGET_TOKENS};
 
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
 use crate::{
     EngineError, Result, TokenId,
     quant::MatrixView,
@@ -59,6 +63,11 @@ pub trait DraftSource: Sync {
     /// As [`crate::weights::WeightSource::watch`].
     fn watch(&self) -> &dyn ReadWatch {
         &Unwatched
+    }
+
+    /// As [`crate::weights::WeightSource::mapping`].
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        None
     }
 }
 

@@ -1,9 +1,9 @@
 //! A context of our own, so that what we do is apart from whatever else the process or the robot does with the device.
 
 use std::{
-    ptr,
+    fmt, ptr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -16,6 +16,7 @@ use super::{
     device::Device,
     entry,
     error::{DriverError, Result, check},
+    host_memory::SharedBytes,
 };
 
 /// How the device is shared with others.
@@ -57,6 +58,17 @@ struct Inner {
     num_sms: u32,
     /// A kernel faulted or hung: nothing in the context can be given back one by one.
     is_lost: AtomicBool,
+    held: Mutex<Held>,
+}
+
+/// Host memory that a lost context may still read: let go of after it.
+#[derive(Default)]
+struct Held(Vec<SharedBytes>);
+
+impl fmt::Debug for Held {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Held").field(&self.0.len()).finish()
+    }
 }
 
 // SAFETY: the driver's handles may be used from any thread; what is per thread is which context is current, and every user makes it so.
@@ -157,6 +169,11 @@ impl Context {
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.inner.context) })
     }
 
+    /// Holds `bytes` until the context is destroyed.
+    pub(super) fn hold(&self, bytes: SharedBytes) {
+        self.inner.held.lock().unwrap_or_else(PoisonError::into_inner).0.push(bytes);
+    }
+
     /// For destructors: current, unless it has been given up.
     pub(super) fn is_current_for_drop(&self) -> bool {
         !self.is_lost() && self.make_current().is_ok()
@@ -198,7 +215,7 @@ impl Inner {
             NUM_GREEN.fetch_add(1, Ordering::SeqCst);
         }
         let (device, is_lost) = (device.clone(), AtomicBool::new(false));
-        Self { context, green, is_primary: false, device, share, num_sms, is_lost }
+        Self { context, green, is_primary: false, device, share, num_sms, is_lost, held: Mutex::default() }
     }
 }
 

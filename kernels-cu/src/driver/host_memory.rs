@@ -1,6 +1,6 @@
 //! Host memory of somebody else's, a mapped file for instance, that the device reads in place.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ptr::NonNull, sync::Arc};
 
 use cudarc::driver::sys;
 
@@ -24,25 +24,37 @@ pub enum HostReach {
     Nothing,
 }
 
-/// Bytes that stay where they are, unchanged, as long as they are held.
+/// Whoever has bytes that are to be read in place. They stay where they are, unchanged, as long as it is held: a value in an [`Arc`] does not
+/// move, and nobody has it to themselves while somebody holds another.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Host memory that the device reads in place; held, and registered where that is needed, until this is dropped.
+///
+/// The device only reads it, so that host and device may look at it at the same time. In a lost context, where a kernel may still read, the
+/// bytes are held until the context goes.
 pub struct HostMemory {
     context: Context,
-    bytes: SharedBytes,
+    /// What `holder` showed when it was asked, which was once: an owner may show other bytes the next time, and those the device does not know.
+    bytes: NonNull<[u8]>,
+    holder: SharedBytes,
     address: u64,
     is_registered: bool,
 }
 
+// SAFETY: bytes that nobody writes, of an owner that may be held by any thread.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
 impl HostMemory {
-    /// Lets the device of `context` read `bytes`, which are not empty. Whoever launches with its addresses waits before this goes.
+    /// Lets the device of `context` read the bytes that `holder` shows now, which are not none. Whoever launches with its addresses waits before
+    /// this goes.
     ///
     /// # Errors
     /// [`DriverError::Call`] where the device cannot, or the driver refuses; [`DriverError::Lost`].
-    pub fn new(context: &Context, bytes: SharedBytes) -> Result<Self> {
-        let memory: &[u8] = (*bytes).as_ref();
-        let (host, num_bytes) = (memory.as_ptr(), memory.len());
+    pub fn new(context: &Context, holder: SharedBytes) -> Result<Self> {
+        let bytes = NonNull::from((*holder).as_ref());
+        let (host, num_bytes) = (bytes.cast::<u8>(), bytes.len());
         if num_bytes == 0 {
             return Err(DriverError::Call { call: "cuMemHostRegister", reason: "no bytes".into() });
         }
@@ -52,16 +64,17 @@ impl HostMemory {
                 Err(DriverError::Call { call: "cuMemHostRegister", reason })
             }
             HostReach::PageTables => {
-                let address = host.addr() as u64;
-                Ok(Self { context: context.clone(), bytes, address, is_registered: false })
+                let address = host.addr().get() as u64;
+                Ok(Self { context: context.clone(), bytes, holder, address, is_registered: false })
             }
             HostReach::Registered => {
                 context.make_current()?;
-                let host = host.cast_mut().cast();
+                let host = host.as_ptr().cast();
                 // SAFETY: the bytes are there as long as `self` holds them, which unregisters them first; the device only reads them.
                 let result = unsafe { sys::cuMemHostRegister_v2(host, num_bytes, REGISTER) };
                 context.note(check("cuMemHostRegister", result))?;
-                let mut memory = Self { context: context.clone(), bytes, address: 0, is_registered: true };
+                let mut memory =
+                    Self { context: context.clone(), bytes, holder, address: 0, is_registered: true };
                 // SAFETY: writes one address; the memory was just registered as mapped.
                 check("cuMemHostGetDevicePointer", unsafe {
                     sys::cuMemHostGetDevicePointer_v2(&raw mut memory.address, host, 0)
@@ -74,7 +87,8 @@ impl HostMemory {
     /// The bytes, as the host sees them.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        (*self.bytes).as_ref()
+        // SAFETY: shown by `holder`, which is held and stays where it is: no one can take them back or write to them as long as it is shared.
+        unsafe { self.bytes.as_ref() }
     }
 
     /// Where the device finds `part`, a slice of [`Self::bytes`]; `None` for any other.
@@ -111,11 +125,12 @@ impl fmt::Debug for HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // A lost context takes its mapping with it; the device only ever read.
-        if self.is_registered && self.context.is_current_for_drop() {
-            let host = self.bytes().as_ptr().cast_mut().cast();
+        if self.context.is_lost() {
+            // Its mapping goes with it, and until then a kernel that hangs may read.
+            self.context.hold(Arc::clone(&self.holder));
+        } else if self.is_registered && self.context.is_current_for_drop() {
             // SAFETY: registered here, unregistered once; streams that read it have been waited for.
-            unsafe { sys::cuMemHostUnregister(host) };
+            unsafe { sys::cuMemHostUnregister(self.bytes.cast::<u8>().as_ptr().cast()) };
         }
     }
 }

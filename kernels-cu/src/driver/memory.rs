@@ -1,6 +1,6 @@
 //! Device memory, and pinned host memory that the device reads and writes.
 
-use std::{ptr, slice};
+use std::{ops::Range, ptr, slice};
 
 use cudarc::driver::sys::{self, CUresult};
 
@@ -114,7 +114,8 @@ impl MappedBuffer {
         self.num_bytes
     }
 
-    /// As the host sees it. What the device writes meanwhile is seen after the event that follows it was waited for.
+    /// As the host sees it. What the device writes is seen after the event that follows it was waited for, and nobody holds these bytes meanwhile
+    /// ([what the compiler does not check](super)).
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: allocated with that size and initialized. The device writes only between a launch and the wait for its event, and the owner
@@ -143,8 +144,15 @@ impl MappedBuffer {
 
     /// As the host sees it, to write. The device must not be reading: the caller has waited for the step before.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the borrow is unique.
-        unsafe { slice::from_raw_parts_mut(self.host, self.num_bytes) }
+        self.part_mut(0..self.num_bytes)
+    }
+
+    /// Bytes `part` alone, to write, while the device may read the others; what is not there is left out.
+    pub fn part_mut(&mut self, part: Range<usize>) -> &mut [u8] {
+        let end = part.end.min(self.num_bytes);
+        let start = part.start.min(end);
+        // SAFETY: as in `bytes`, within the allocation; the borrow is unique.
+        unsafe { slice::from_raw_parts_mut(self.host.add(start), end - start) }
     }
 }
 

@@ -108,7 +108,7 @@ impl Stream {
         Ok(priority)
     }
 
-    /// Launches a kernel.
+    /// Launches a kernel. Who does vouches for its addresses: see [what the compiler does not check](super).
     ///
     /// # Errors
     /// [`DriverError::NoKernel`], [`DriverError::Call`], [`DriverError::Lost`].
@@ -361,7 +361,7 @@ impl Stream {
         instantiated
     }
 
-    /// Runs a captured graph.
+    /// Runs a captured graph. Who does vouches for every address in it, as with [`Self::launch`].
     ///
     /// # Errors
     /// [`DriverError::Call`], [`DriverError::Lost`].

@@ -39,7 +39,8 @@ const MAX_GRID_YZ: u32 = 65_535;
 /// ([`Target::max_shared_bytes`](crate::Target::max_shared_bytes)).
 pub const MAX_SHARED_BYTES: u32 = 99 * 1024;
 
-/// An address in device memory; on the emulator, in the host's.
+/// An address in device memory; on the emulator, in the host's. A number: that there is memory, and how much, is vouched for by whoever puts
+/// work with it into a stream ([what the compiler does not check](crate::driver)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct DeviceAddress(pub u64);

@@ -40,7 +40,7 @@ pub(super) struct BuildArgs {
     /// Format of the decoder layers' weights: bf16, fp8, nvfp4, int4
     #[arg(long, value_name = "KIND", default_value = "nvfp4")]
     weights: WeightKind,
-    /// Format of the output head [default: bf16 for bf16 weights, else fp8]
+    /// Format of the output head [default: bf16 for bf16 weights, and for plans of a GPU without 8-bit floats as Orin's; else fp8]
     #[arg(long, value_name = "KIND")]
     lm_head: Option<WeightKind>,
     /// KV cache format recorded in the engine: bf16, fp8, int8 [default: bf16]

@@ -5,11 +5,12 @@ use serde_json::{Map, Value, json};
 use takt_engine::dir::PlanCompute;
 use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
+    export::Form,
     plans::{DevicePlans, PlanOptions},
 };
 use takt_tensorrt::build::Profile;
 
-use super::{CliError, gpu_options::cache_folder, paint};
+use super::{CliError, gpu_options::cache_folder, inspect_plans::timed_on, paint};
 use crate::config::process_environment;
 
 /// Below the user's cache: what TensorRT measured on this device.
@@ -40,13 +41,17 @@ pub(super) struct PlanArgs {
     /// How long TensorRT searches, from 0, quick, to 5 [default: TensorRT's, 3]
     #[arg(long, value_name = "LEVEL", requires = "tensorrt", value_parser = clap::value_parser!(u32).range(0..=5))]
     plan_effort: Option<u32>,
-    /// Plans whose weights may stay in the host's memory, for models larger than the device's
+    /// Plans whose weights may stay in the host's memory, for models larger than the device's. On a Jetson the two are the same
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
-    /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_percent`: kernels are timed in a green context of that share.
+    /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_share_percent`: kernels are timed in a green context of that share.
     /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
     #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
     plan_sm_share: Option<u8>,
+    /// How the model is written that TensorRT reads: operators (TensorRT 10.15 and later), or primitives, for a TensorRT that refuses one of those
+    /// [default: operators where it has them]
+    #[arg(long, value_name = "FORM", requires = "tensorrt")]
+    plan_form: Option<Form>,
 }
 
 fn compute(text: &str) -> Result<PlanCompute, String> {
@@ -91,6 +96,7 @@ impl PlanArgs {
             effort: self.plan_effort,
             streams_weights: self.plan_streaming,
             sm_share: self.plan_sm_share,
+            form: self.plan_form,
         }
     }
 }
@@ -113,6 +119,7 @@ fn plan_json(plan: &PlanReport) -> Value {
         "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
         "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
         "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
+        "timed_in_green_context": entry.timed_in_green_context,
         "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
         "timing_cache": timing_cache, "warnings": plan.warnings,
     })
@@ -138,11 +145,12 @@ pub(super) fn plans_text(report: &PlansReport) -> String {
             num_lanes => format!("{num_lanes} lanes"),
         };
         text += &format!(
-            "{:<10} {}: {}, {lanes} of {} tokens, {:.1} s, {measured}\n",
+            "{:<10} {}: {}, {lanes} of {} tokens, {}, {:.1} s, {measured}\n",
             entry.role.to_string(),
             entry.file,
             paint::bytes(entry.size_bytes),
             entry.lane_capacity,
+            timed_on(entry),
             plan.seconds,
         );
         for warning in &plan.warnings {

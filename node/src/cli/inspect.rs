@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use takt_engine::{
     dir::{EngineDir, FileCheck, Manifest},
     draft::DraftManifest,
-    engine::{DEFAULT_LANE_CAPACITY, EngineOptions},
+    engine::{BackendKind, DEFAULT_LANE_CAPACITY, EngineOptions},
     kv::KvKind,
     memory::EngineMemory,
 };
@@ -41,13 +41,28 @@ pub(super) struct InspectArgs {
     /// KV cache format for the memory needed [default: the one recorded in the engine]
     #[arg(long, value_name = "KIND")]
     kv: Option<KvKind>,
+    /// Backend for the memory needed: cpu or cuda; of cuda on the GPU at hand, or at most where there is none
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = measured_backend)]
+    backend: BackendKind,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
+/// A backend whose memory is known before it is opened: a plan's is told when that is.
+fn measured_backend(text: &str) -> Result<BackendKind, String> {
+    match text.parse()? {
+        BackendKind::Cuda => Ok(BackendKind::Cuda),
+        BackendKind::Auto | BackendKind::Cpu => Ok(BackendKind::Cpu),
+        BackendKind::TensorRt => {
+            Err("the memory of a TensorRT plan is told when it is opened: expected cpu or cuda".into())
+        }
+    }
+}
+
 /// Bytes an engine needs to run.
 struct Memory {
+    backend: BackendKind,
     lanes: usize,
     snapshots: usize,
     max_context: usize,
@@ -101,6 +116,7 @@ fn memory(
     let (kv, lanes) = (args.kv.unwrap_or(manifest.quantization.kv), usize::from(args.lanes));
     // As `takt serve` opens it.
     let options = EngineOptions {
+        backend: args.backend,
         num_lanes: lanes,
         lane_capacity: Some(max_context),
         kv: Some(kv),
@@ -109,7 +125,7 @@ fn memory(
         ..EngineOptions::default()
     };
     let bytes = EngineMemory::of(spec, &manifest.quantization, draft, &options)?;
-    Ok(Memory { lanes, snapshots: options.num_snapshots, max_context, kv, bytes })
+    Ok(Memory { backend: options.backend, lanes, snapshots: options.num_snapshots, max_context, kv, bytes })
 }
 
 fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bool) -> Value {
@@ -133,6 +149,7 @@ fn as_json(manifest: &Manifest, checks: &[FileCheck], memory: &Memory, valid: bo
         "engine_bytes": manifest.total_bytes(),
         "files": files,
         "memory": {
+            "backend": if memory.backend == BackendKind::Cuda { "cuda" } else { "cpu" },
             "lanes": memory.lanes, "max_context": memory.max_context, "kv": memory.kv,
             "kv_bytes": memory.bytes.kv_bytes, "weight_bytes": memory.bytes.weight_bytes,
             "snapshots": memory.snapshots, "snapshot_bytes": memory.bytes.snapshot_bytes,
@@ -189,7 +206,8 @@ fn as_text(args: &InspectArgs, manifest: &Manifest, checks: &[FileCheck], memory
             paint::bytes(check.entry.size_bytes)
         );
     }
-    let what = format!("memory for {} lanes of {} tokens", memory.lanes, memory.max_context);
+    let where_to = if memory.backend == BackendKind::Cuda { " on a GPU" } else { "" };
+    let what = format!("memory{where_to} for {} lanes of {} tokens", memory.lanes, memory.max_context);
     text += &format!("\n{}\n", paint::bold(&what));
     text += &paint::facts(&[
         ("weights", paint::bytes(memory.bytes.weight_bytes)),

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use takt_engine::{
     backend::cuda::usable_device,
-    dir::{ForeignPlan, Manifest, PlanCheck, PlanVersion},
+    dir::{ForeignPlan, Manifest, PlanCheck, PlanEntry, PlanVersion},
 };
 use takt_kernels_cu::Target;
 use takt_tensorrt::{TensorRt, Version};
@@ -84,6 +84,8 @@ impl Machine {
 pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
     let one = |plan: &InspectedPlan| {
         let mut facts = json!(plan.check.entry);
+        // Told of plans as well that were timed on the whole GPU, which have no such entry.
+        facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
         facts["intact"] = json!(fault.is_none());
         facts["fault"] = json!(fault);
@@ -122,6 +124,8 @@ fn plan_text(plan: &InspectedPlan) -> String {
     let lanes = if entry.num_lanes == 1 { "lane" } else { "lanes" };
     let mut traits = vec![format!("{} {lanes} of {} tokens", entry.num_lanes, entry.lane_capacity)];
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
+    traits.push(format!("form {}", json!(entry.form).as_str().unwrap_or_default()));
+    traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
     let here = plan
@@ -140,9 +144,21 @@ fn plan_text(plan: &InspectedPlan) -> String {
     )
 }
 
+/// The part of the GPU that a plan's kernels were timed on, in words.
+pub(super) fn timed_on(plan: &PlanEntry) -> String {
+    let Some(timed) = plan.timed_in_green_context else { return "timed on the whole GPU".into() };
+    match plan.device_num_sms() {
+        Some(all) => {
+            let percent = u64::from(timed) * 100 / u64::from(all);
+            format!("timed on {percent} % of the GPU's multiprocessors ({timed} of {all})")
+        }
+        None => format!("timed on {timed} of the GPU's multiprocessors"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use takt_engine::dir::{PlanCompute, PlanEntry, PlanForm, PlanRole};
+    use takt_engine::dir::{PlanCompute, PlanForm, PlanRole};
 
     use super::*;
 
@@ -217,7 +233,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16",
+            "4 lanes of 2048 tokens, f16, form operators, timed on the whole GPU, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",
@@ -234,6 +250,19 @@ mod tests {
             (&json!(true), &json!(true), &json!(false))
         );
         assert!(json[1]["fault"].as_str().unwrap().contains("BLAKE3") && json[0]["lane_capacity"] == 2048);
+        assert!(json[0].as_object().unwrap()["timed_in_green_context"].is_null());
         assert_eq!(plans_text(&InspectedPlans::default()), "");
+    }
+
+    #[test]
+    fn the_part_of_the_gpu_that_a_plan_was_timed_on_is_told_in_percent_where_the_whole_is_known() {
+        let share = |timed: u32, device: &str| {
+            timed_on(&PlanEntry { timed_in_green_context: Some(timed), device: device.into(), ..entry() })
+        };
+        let thor = share(8, "NVIDIA Thor sm_110 20 SMs");
+        assert_eq!(thor, "timed on 40 % of the GPU's multiprocessors (8 of 20)");
+        for device in ["", "Thor", "Thor SMs", "Thor many SMs", "Thor 0 SMs", "Thor -3 SMs"] {
+            assert_eq!(share(8, device), "timed on 8 of the GPU's multiprocessors", "{device:?}");
+        }
     }
 }

@@ -290,3 +290,23 @@ pub(super) fn ask_defaults(config: &Config, form: &SentenceForm) -> Result<AskDe
         ..AskDefaults::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_no_more_and_no_longer_lanes_than_its_plan_and_as_few_as_it_asks_for() {
+        for ((num_lanes, lane_capacity), expected) in [
+            ((4, Some(4096)), (2, Some(512))),
+            ((4, None), (2, None)),
+            ((2, Some(512)), (2, Some(512))),
+            ((1, Some(4096)), (1, Some(512))),
+            ((4, Some(100)), (2, Some(100))),
+        ] {
+            let mut options = EngineOptions { num_lanes, lane_capacity, ..EngineOptions::default() };
+            keep_to_plan(&mut options, 2, 512);
+            assert_eq!((options.num_lanes, options.lane_capacity), expected);
+        }
+    }
+}

@@ -329,7 +329,7 @@ pub const KEYS: &[Key] = &[
         "max_section_ms",
         Accepts::Whole(0, 10_000),
         BuiltIn::Whole(0),
-        "longest section on a GPU by its measured bound, also if lanes must wait until those with earlier deadlines are done; 0: that of [scheduler]; no effect on the CPU",
+        "longest section on a GPU by its measured bound, also if lanes, and prompts without a promise, must wait until those with earlier deadlines are done; 0: that of [scheduler]; no effect on the CPU",
     ),
     key(
         "gpu",

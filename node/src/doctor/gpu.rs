@@ -49,7 +49,7 @@ fn usable(device: &Device) -> Finding {
     let found = format!("{}, driver of CUDA {}", device.key(), device.driver_version);
     match device.target() {
         Some(target) => {
-            let unused = "used by `--backend cuda` only: the kernels have not been tried on a GPU yet";
+            let unused = "used by `--backend cuda` and `--backend tensorrt` only: the kernels have not been tried on a GPU yet";
             // The compiler that knows every board is newer.
             let effect = if device.driver_version.major < Target::Thor.first_compiler().major {
                 let compiler = target.first_compiler();

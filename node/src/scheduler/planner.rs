@@ -308,19 +308,23 @@ mod tests {
         let table = CostTable::with_margin(grid, &costs, 1.0);
         let now = Instant::now();
         let server = BandwidthServer::new(Bandwidth { budget: Duration::ZERO, period: 100 * MS });
-        let planned = |max_any_section: Option<Duration>, num_decoding: usize, reads: bool| {
-            let job = |lane: usize, phase| Job {
+        let planned = |max_any_section: Option<Duration>, num_decoding: usize, reads_by: Option<u32>| {
+            let job = |lane: usize, deadline_ms: u32, phase| Job {
                 lane: Some(LaneId(lane)),
                 class: Class::Interactive,
-                rank: Rank { deadline: Some(now + 1000 * MS), ticket: lane as u64 },
+                rank: Rank { deadline: Some(now + deadline_ms * MS), ticket: lane as u64 },
                 phase,
                 context_len: 5,
                 num_forced: 0,
                 has_form: false,
                 mandatory: Duration::ZERO,
             };
-            let mut jobs: Vec<Job> = (0..num_decoding).map(|lane| job(lane, Phase::Decode)).collect();
-            jobs.extend(reads.then(|| job(9, Phase::Prefill { remaining: 8, until_stop: 8 })));
+            let deadline_ms = |lane: usize| 1000 + 100 * u32::try_from(lane).unwrap();
+            let mut jobs: Vec<Job> =
+                (0..num_decoding).map(|lane| job(lane, deadline_ms(lane), Phase::Decode)).collect();
+            let reading = Phase::Prefill { remaining: 8, until_stop: 8 };
+            jobs.extend(reads_by.map(|deadline_ms| job(9, deadline_ms, reading)));
+            jobs.sort_unstable_by_key(|job| job.rank);
             let limits = Limits {
                 max_prefill_slice_tokens: 8,
                 max_step_tokens: 16,
@@ -336,13 +340,18 @@ mod tests {
             assert_eq!(section.decodes, (0..section.decodes.len()).map(LaneId).collect::<Vec<_>>());
             (section.decodes.len(), section.prefill.map(|(_, len)| len))
         };
-        assert_eq!(planned(None, 4, true), (4, Some(8)));
-        assert_eq!(planned(Some(20 * MS), 4, true), (4, Some(8)));
-        assert_eq!(planned(Some(5 * MS), 4, false), (2, None), "three count as four");
-        assert_eq!(planned(Some(3 * MS), 2, true), (2, None), "no room for a token of the prompt");
-        assert_eq!(planned(Some(4 * MS), 2, true), (2, Some(1)));
-        assert_eq!(planned(Some(MS), 4, false), (1, None), "nothing shorter is possible");
-        assert_eq!(planned(Some(MS / 2), 0, true), (0, Some(1)));
+        let last = Some(2000);
+        assert_eq!(planned(None, 4, last), (4, Some(8)));
+        assert_eq!(planned(Some(20 * MS), 4, last), (4, Some(8)));
+        assert_eq!(planned(Some(5 * MS), 4, None), (2, None), "three count as four");
+        assert_eq!(planned(Some(3 * MS), 2, last), (2, None), "no room for a token of the prompt");
+        assert_eq!(planned(Some(4 * MS), 2, last), (2, Some(1)));
+        assert_eq!(planned(Some(MS), 4, None), (1, None), "nothing shorter is possible");
+        assert_eq!(planned(Some(MS / 2), 0, last), (0, Some(1)));
+        // It waits for those before it, and for nobody else.
+        assert_eq!(planned(Some(3 * MS), 2, Some(1050)), (1, Some(1)), "beside the one before it");
+        assert_eq!(planned(Some(2 * MS), 2, Some(1050)), (1, None), "no room beside it");
+        assert_eq!(planned(Some(2 * MS), 2, Some(950)), (0, Some(1)), "its turn: a slice alone");
     }
 
     #[test]

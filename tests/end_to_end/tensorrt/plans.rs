@@ -1,79 +1,17 @@
 //! Plans by the binary, on an emulated GPU and with a stand-in for TensorRT: what is built, built again, refused, and left as it was.
 
 use std::{
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use crate::{emulator::driver::EmulatedDevice, harness::*, standin::Built};
-
-/// A Thor with the TensorRT that this takt was compiled for.
-struct Machine {
-    environment: Vec<(&'static str, OsString)>,
-    folder: tempfile::TempDir,
-    /// Of TensorRT's headers.
-    major: u32,
-}
-
-impl Machine {
-    fn new() -> Option<Self> {
-        let standin = Built::get()?;
-        let mut environment = EmulatedDevice::new("").sm(110).environment()?;
-        let (_, path) = environment.iter_mut().find(|(name, _)| *name == "LD_LIBRARY_PATH").unwrap();
-        let mut both = standin.folder.clone().into_os_string();
-        both.push(":");
-        both.push(&*path);
-        *path = both;
-        let (major, minor, patch) = standin.version;
-        let folder = tempfile::tempdir().unwrap();
-        environment.push(("STANDIN_SM", "110".into()));
-        environment.push(("STANDIN_VERSION", format!("{major}.{minor}.{patch}").into()));
-        environment.push(("STANDIN_FAULTS", folder.path().join("faults").into()));
-        environment.push(("XDG_CACHE_HOME", folder.path().join("cache").into()));
-        Some(Self { environment, folder, major })
-    }
-
-    fn takt(&self, args: &[&str], with: &[(&str, &str)]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
-        command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
-        command.envs(self.environment.iter().map(|(name, value)| (name, value))).envs(with.iter().copied());
-        command.output().unwrap()
-    }
-
-    fn succeed(&self, args: &[&str]) -> Value {
-        let output = self.takt(args, &[]);
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        assert_eq!(fs::read_to_string(self.folder.path().join("faults")).unwrap_or_default(), "");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn fail(&self, args: &[&str], with: &[(&str, &str)], words: &[&str]) {
-        let output = self.takt(args, with);
-        let message = stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{args:?} {with:?}: {message}");
-        assert!(words.iter().all(|word| message.contains(word)), "{with:?}: {words:?} not in {message}");
-        assert!(!message.contains("panicked"), "{message}");
-    }
-
-    /// An engine with a draft head.
-    fn engine(&self) -> String {
-        let dir = self.path("engine");
-        let (source, head) = (fixture("hf/tiny-llama"), fixture("eagle3/tiny-llama-midlayer"));
-        let [source, head] = [source, head].map(|path| path.display().to_string());
-        succeed(["build", &source, "-o", &dir, "--weights", "bf16", "--draft", &head]);
-        dir
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-}
+use super::machine::Machine;
+use crate::{harness::*, standin::Built};
 
 /// Every file below a folder with its bytes.
 fn tree(folder: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
@@ -144,7 +82,10 @@ fn whatever_of_tensorrt_fails_the_engine_is_as_it_was() {
         ("IBuilder::createBuilderConfig:1", &["plan of the decoder"]),
         ("IBuilder::createOptimizationProfile:2", &["plan of the decoder"]),
         ("IParser::parseFromFile:1", &["plan of the decoder"]),
-        ("IBuilder::buildSerializedNetwork:1", &["plan of the decoder", "takt export --for tensorrt-"]),
+        (
+            "IBuilder::buildSerializedNetwork:1",
+            &["plan of the decoder", "takt export ENGINE -o DIR --for tensorrt-"],
+        ),
         ("IBuilder::buildSerializedNetwork:1:oom", &["out of memory", "--plan-workspace"]),
         ("IBuilder::buildSerializedNetwork:1:silent", &["plan of the decoder"]),
     ] {
@@ -165,7 +106,7 @@ fn an_interrupt_ends_a_build_in_the_midst_of_tensorrts_work_and_leaves_the_engin
     let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
     command.args(["build", &engine, "--tensorrt", "--plans-only"]).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("RUST_LOG", "takt_node=info");
-    command.envs(machine.environment.iter().map(|(name, value)| (name, value)));
+    machine.lend(&mut command);
     let child = command.env("STANDIN_ENDLESS", "1").env("STANDIN_RECORD", &record).spawn().unwrap();
     let patience = Instant::now() + Duration::from_secs(60);
     let is_building =
@@ -190,7 +131,7 @@ fn what_the_machine_lacks_is_told_before_the_source_is_read() {
     let Some(machine) = Machine::new() else { return };
     let dir = machine.path("made/engine");
     let args = ["build", "no/such/source", "-o", &dir, "--tensorrt"];
-    let other = format!("{}.0.0", machine.major + 1);
+    let other = format!("{}.0.0", machine.version.0 + 1);
     machine.fail(&args, &[("STANDIN_VERSION", &other)], &[&other, "build takt on this machine"]);
     // No GPU: the driver is not found without its folder.
     let standin = Built::get().unwrap();

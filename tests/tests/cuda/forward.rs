@@ -7,16 +7,12 @@ use takt_engine::{
 };
 use takt_tests::{
     backends::{relative_errors, run_slices},
+    conformance::{BF16, BF16_OVER_E4M3_CACHE},
     memory_weights::MemoryWeights,
     reference,
 };
 
 use crate::models::{on_device, open, options, spec, tokens};
-
-/// BF16 activations: 8 significant bits at the input of every product; random models amplify their noise.
-const BF16: f64 = 0.05;
-/// The same over a cache with steps of an eighth: keys near a rounding boundary fall on the other side of it.
-const BF16_OVER_E4M3_CACHE: f64 = 0.1;
 
 /// Largest relative L2 error over all positions of 80 tokens.
 fn error(spec: &DecoderSpec, weights: WeightKind, kv: KvKind) -> f64 {
@@ -32,7 +28,7 @@ fn error(spec: &DecoderSpec, weights: WeightKind, kv: KvKind) -> f64 {
 fn check(what: &str, spec: &DecoderSpec) {
     let found = error(spec, WeightKind::Bf16, KvKind::Bf16);
     println!("{what}: {found:.2e}");
-    assert!(found < BF16, "{what}: relative error {found:.2e}, at most {BF16:.0e}");
+    assert!(found < BF16.bound, "{what}: relative error {found:.2e}, {BF16:?}");
 }
 
 #[test]
@@ -60,12 +56,12 @@ fn every_weight_and_cache_format_matches_the_naive_decoder() {
         for kind in WeightKind::ALL {
             let found = error(&spec(), kind, KvKind::Bf16);
             println!("{kind} weights: {found:.2e}");
-            assert!(found < BF16, "{kind}: {found:.2e}");
+            assert!(found < BF16.bound, "{kind}: {found:.2e}");
         }
-        for (kv, bound) in [(KvKind::Fp8, BF16_OVER_E4M3_CACHE), (KvKind::Int8, BF16)] {
+        for (kv, tier) in [(KvKind::Fp8, BF16_OVER_E4M3_CACHE), (KvKind::Int8, BF16)] {
             let found = error(&spec(), WeightKind::Bf16, kv);
             println!("{kv} cache: {found:.2e}");
-            assert!(found < bound, "{kv}: {found:.2e}, at most {bound:.0e}");
+            assert!(found < tier.bound, "{kv}: {found:.2e}, {tier:?}");
         }
     });
 }

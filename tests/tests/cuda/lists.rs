@@ -103,6 +103,34 @@ fn samplers_of_every_kind_in_one_step_choose_as_by_whole_rows() {
     });
 }
 
+/// What is captured when a step needs a list of a row in one lane, or of one in each of three.
+fn captured_by(backend: &mut CudaBackend, device: &Device, detail: Detail) -> u64 {
+    let before = device.report().calls("cuGraphInstantiateWithFlags");
+    for lanes in [&[0][..], &[0, 1, 2]] {
+        let mut plan = StepPlan::default();
+        for &lane in lanes {
+            plan.push(LaneId(lane), &[3], LogitsWanted::Last);
+            plan.last_needs(detail);
+        }
+        let mut output = backend.run_step(&plan).unwrap();
+        assert!(output.last_row(0).unwrap().list().is_some(), "{detail:?}");
+    }
+    device.report().calls("cuGraphInstantiateWithFlags") - before
+}
+
+#[test]
+fn greedy_steps_and_forms_capture_nothing_and_a_top_k_once_for_its_length() {
+    emulated("lists::greedy_steps_and_forms_capture_nothing_and_a_top_k_once_for_its_length").run(|device| {
+        let spec = spec();
+        let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Bf16, 3);
+        let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();
+        let bound = Sampler::new(&hot(Some(64), 1)).unwrap().detail(spec.vocab_size);
+        let mut captured = |detail| captured_by(&mut backend, device, detail);
+        assert_eq!((captured(Detail::Likeliest(1)), captured(bound)), (0, 0));
+        assert_eq!((captured(Detail::Likeliest(20)), captured(Detail::Likeliest(30))), (2, 0), "both of 32");
+    });
+}
+
 /// The answers of three lanes that advance together: one bound to a form, one with a top-k, one without.
 fn answers(
     backend: &mut CudaBackend,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod conformance;
 mod draft;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
@@ -9,6 +10,7 @@ mod faults;
 mod forward;
 mod lists;
 mod mapped;
+mod memory;
 mod models;
 mod older_drivers;
 mod required;

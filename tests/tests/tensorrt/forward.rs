@@ -12,12 +12,12 @@ use takt_tests::backends::{self, relative_errors, run_slices};
 use crate::models::{KINDS, MAX_TREE, Planned, emulated, options, tokens, usual};
 
 /// How far products in 16 bits may be from the CPU's in 32: random models amplify their noise.
-fn bound(compute: Compute) -> f64 {
+pub fn bound(compute: Compute) -> f64 {
     if compute == Compute::F16 { 0.01 } else { 0.08 }
 }
 
 #[track_caller]
-fn assert_near(found: &[f32], expected: &[f32], bound: f64, what: &str) {
+pub fn assert_near(found: &[f32], expected: &[f32], bound: f64, what: &str) {
     let expected: Vec<f64> = expected.iter().map(|&value| value.into()).collect();
     let (largest, _) = relative_errors(found, &expected);
     assert!(largest < bound, "{what}: {largest}");
@@ -37,7 +37,7 @@ fn run(backend: &mut dyn Backend, plan: &StepPlan) -> Vec<Vec<Vec<f32>>> {
 }
 
 /// Prompts, decode steps beside prompts and trees, paths kept, a snapshot, lanes that wait between others.
-fn talk(backend: &mut dyn Backend, tokens: &[TokenId]) -> Vec<Vec<Vec<f32>>> {
+pub fn talk(backend: &mut dyn Backend, tokens: &[TokenId]) -> Vec<Vec<Vec<f32>>> {
     let [a, b, c] = [0, 1, 2].map(LaneId);
     let mut said = Vec::new();
     let mut plan = StepPlan::default();

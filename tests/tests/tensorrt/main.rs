@@ -5,6 +5,7 @@
 #![cfg(feature = "tensorrt")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod conformance;
 mod cubins;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]
 mod emulator;
@@ -12,9 +13,11 @@ mod faults;
 mod forward;
 mod green;
 mod head;
+mod lists;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod models;
 mod opened;
+mod padding;
 mod plans;
 mod real;
 mod road;
@@ -22,3 +25,4 @@ mod road;
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
 mod steps;
+mod streaming;

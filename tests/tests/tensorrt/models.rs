@@ -8,7 +8,10 @@ use std::{
 
 use takt_engine::{
     Result, TokenId,
-    backend::tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions},
+    backend::{
+        cuda::{GpuOptions, kernels, usable_device},
+        tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
+    },
     dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
@@ -30,7 +33,10 @@ use takt_tests::{
 };
 
 use crate::{
-    emulator::driver::{Device, EmulatedDevice},
+    emulator::{
+        device::is_required,
+        driver::{Device, EmulatedDevice},
+    },
     standin::{Standin, executor::Execute},
 };
 
@@ -40,8 +46,6 @@ pub const CAPACITY: usize = 140;
 pub const MAX_TREE: usize = 20;
 /// Most tokens of a slice.
 pub const MAX_PREFILL: usize = 32;
-/// Rows of a lane.
-const LANE_ROWS: usize = CAPACITY + MAX_TREE;
 const NUM_LANES: usize = 3;
 
 /// The kernels that run beside a plan.
@@ -91,6 +95,43 @@ pub struct Planned {
     pub weights: MemoryWeights,
     pub entry: PlanEntry,
     pub bytes: Vec<u8>,
+    images: Vec<Vec<u8>>,
+}
+
+/// Where plans are built and run.
+#[derive(Debug)]
+pub struct Place {
+    /// As `takt export` takes it.
+    target: String,
+    sm: String,
+    device: String,
+    /// Of the kernels that run beside a plan.
+    images: Vec<Vec<u8>>,
+}
+
+impl Place {
+    /// The stand-in, which takes everything, over the emulated device.
+    pub fn stand_in() -> Self {
+        Self {
+            target: "tensorrt-10.16".into(),
+            sm: "sm_90a".into(),
+            device: "the emulated device".into(),
+            images: vec![image().to_vec()],
+        }
+    }
+
+    /// This machine, with kernels from where `places` says.
+    pub fn here(places: &GpuOptions) -> Self {
+        let (device, gpu) = usable_device().unwrap();
+        let version = TensorRt::open().unwrap().version();
+        let found = kernels(&kernel_sources(), &device, gpu, None, places).unwrap();
+        Self {
+            target: format!("tensorrt-{}.{},{}", version.major, version.minor, gpu.name()),
+            sm: gpu.name().into(),
+            device: device.key(),
+            images: found.images().iter().map(|image| image.bytes().to_vec()).collect(),
+        }
+    }
 }
 
 /// What to make a plan of.
@@ -120,6 +161,32 @@ impl Planned {
     pub fn new(kind: Kind) -> Self {
         let spec = spec(kind.has_windows);
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights, PlanFlags::default())
+    }
+
+    /// The same with lanes of `capacity` tokens.
+    pub fn holding(kind: Kind, capacity: usize) -> Self {
+        let spec = DecoderSpec { max_context: capacity, ..spec(kind.has_windows) };
+        let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights, PlanFlags::default())
+    }
+
+    /// The same of a model that is given, with lanes of [`CAPACITY`] or as many tokens as it takes if that is more, and of a plan that can do what `flags` say.
+    pub fn of(kind: Kind, spec: DecoderSpec, weights: MemoryWeights, flags: PlanFlags) -> Self {
+        Self::at(Place::stand_in(), kind, (spec, weights), flags).unwrap()
+    }
+
+    /// The same at `place`.
+    ///
+    /// # Errors
+    /// What the place does not compute with.
+    pub fn at(
+        place: Place,
+        kind: Kind,
+        (spec, weights): (DecoderSpec, MemoryWeights),
+        flags: PlanFlags,
+    ) -> takt_engine_builder::Result<Self> {
+        let capacity = if spec.max_context > 256 { spec.max_context } else { CAPACITY };
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("export");
         let source = Source {
@@ -130,43 +197,53 @@ impl Planned {
             weights_hash: None,
         };
         let options = ExportOptions {
-            target: "tensorrt-10.16".parse().unwrap(),
+            target: place.target.parse().unwrap(),
             form: Some(kind.form),
             compute: kind.compute,
             variant: Some(Variant::Eagle3),
-            max_context: Some(CAPACITY),
+            max_context: Some(capacity),
             padding_rows: MAX_TREE,
             ..ExportOptions::default()
         };
-        let report = export_source(&source, &out, &options, &mut |_| {}).unwrap();
+        let report = export_source(&source, &out, &options, &mut |_| {})?;
         let model = &report.contract.models[0];
         let trt = TensorRt::open().unwrap();
         let request = PlanRequest {
             onnx: &out.join(model.file),
-            profiles: &profiles(&model.inputs, kind.form),
-            flags: PlanFlags::default(),
+            profiles: &profiles(&model.inputs, kind.form, capacity + MAX_TREE),
+            flags,
             workspace_bytes: None,
             optimization_level: None,
             timing_cache: &[],
             stream: None,
         };
         let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
-        let entry = entry(kind, &bytes, &trt);
-        Self { spec, weights, entry, bytes }
+        let entry = PlanEntry {
+            streams_weights: flags.weight_streaming,
+            sm: place.sm,
+            device: place.device,
+            ..entry(kind, capacity, &bytes, &trt)
+        };
+        Ok(Self { spec, weights, entry, bytes, images: place.images })
     }
 
     /// A backend in a context of its own.
     pub fn open(&self, options: &TensorRtOptions) -> Result<TensorRtBackend> {
+        self.open_as(&self.entry, options)
+    }
+
+    /// The same of a plan that is said to be `entry`.
+    pub fn open_as(&self, entry: &PlanEntry, options: &TensorRtOptions) -> Result<TensorRtBackend> {
         let device = device::probe()?.remove(0);
         let (context, fallback) = Context::open(&device, options.share)?;
-        assert!(fallback.is_none(), "{fallback:?}");
-        let file = SerializedPlan { entry: &self.entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
-        let image = image();
-        TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), [&image[..]], options)
+        assert!(fallback.is_none() || is_required(), "{fallback:?}");
+        let file = SerializedPlan { entry, bytes: &self.bytes, weight_bytes_per_step: 1 };
+        let images = self.images.iter().map(Vec::as_slice);
+        TensorRtBackend::new(&self.spec, file, (&TensorRt::open()?, &context), images, options)
     }
 }
 
-fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
+fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
     let version = trt.version();
     PlanEntry {
         file: "plans/of-a-test.plan".into(),
@@ -183,8 +260,8 @@ fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
         },
         compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
         num_lanes: NUM_LANES,
-        lane_capacity: CAPACITY,
-        lane_rows: LANE_ROWS,
+        lane_capacity: capacity,
+        lane_rows: capacity + MAX_TREE,
         max_prefill: MAX_PREFILL,
         max_tree: MAX_TREE,
         captured: Vec::new(),
@@ -195,7 +272,7 @@ fn entry(kind: Kind, bytes: &[u8], trt: &TensorRt) -> PlanEntry {
 }
 
 /// Prefill, decode, verify.
-fn profiles(inputs: &[Port], form: Form) -> Vec<Profile> {
+fn profiles(inputs: &[Port], form: Form, lane_rows: usize) -> Vec<Profile> {
     let steps = [
         ("prefill", 1, MAX_PREFILL, 1),
         ("decode", NUM_LANES, 1, 1),
@@ -210,9 +287,9 @@ fn profiles(inputs: &[Port], form: Form) -> Vec<Profile> {
                     ("batch", _) => of(batch),
                     ("sequence", _) => of(sequence),
                     ("logits", _) => of(logits),
-                    ("past", _) => LANE_ROWS,
-                    ("kv", Form::Operators) => of(LANE_ROWS),
-                    ("kv", Form::Primitives) => LANE_ROWS + of(sequence),
+                    ("past", _) => lane_rows,
+                    ("kv", Form::Operators) => of(lane_rows),
+                    ("kv", Form::Primitives) => lane_rows + of(sequence),
                     _ => panic!("a dimension {name}"),
                 },
             };

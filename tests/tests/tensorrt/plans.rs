@@ -72,6 +72,7 @@ fn options_become_what_tensorrt_is_asked_for() {
             effort: Some(1),
             streams_weights: true,
             sm_share: None,
+            form: None,
         };
         standin.clear();
         let report =

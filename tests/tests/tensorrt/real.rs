@@ -10,12 +10,16 @@ use takt_engine::{
     score::score,
 };
 use takt_engine_builder::{
-    BuildOptions, build,
+    BuildError, BuildOptions, build,
     plans::{DevicePlans, PlanOptions, add_plans},
 };
-use takt_tests::heldout;
+use takt_tensorrt::build::PlanFlags;
+use takt_tests::{heldout, memory_weights::MemoryWeights};
 
-use crate::models::tokens;
+use crate::{
+    conformance::conforms,
+    models::{KINDS, Place, Planned, spec, tokens},
+};
 
 /// Every 240th line: 10 of 2,400.
 const STRIDE: usize = 240;
@@ -37,19 +41,47 @@ fn is_there() -> bool {
 }
 
 /// Kernels of ours are compiled where the engine has none: with the CUDA folders that `takt` looks into.
-fn options(folder: &Path) -> EngineOptions {
+fn gpu(folder: &Path) -> GpuOptions {
     let roots = std::env::var_os("TAKT_CUDA_ROOT").unwrap_or_else(|| "/usr/local/cuda".into());
-    let gpu = GpuOptions {
+    GpuOptions {
         kernel_cache: Some(folder.join("kernels")),
         cuda_roots: std::env::split_paths(&roots).collect(),
         ..GpuOptions::default()
-    };
+    }
+}
+
+fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
         backend: BackendKind::TensorRt,
         lane_capacity: Some(CAPACITY),
-        gpu,
+        gpu: gpu(folder),
         ..EngineOptions::default()
     }
+}
+
+#[test]
+fn the_backend_does_with_nvidias_library_what_every_backend_must() {
+    if !is_there() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut num_checked = 0;
+    for kind in KINDS {
+        let spec = spec(kind.has_windows);
+        let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        let place = Place::here(&gpu(scratch.path()));
+        match Planned::at(place, kind, (spec, weights), PlanFlags::default()) {
+            Ok(planned) => conforms(&planned, kind.compute),
+            // One of the forms and some formats of weights, as the machine is.
+            Err(BuildError::Unsupported(fact)) => {
+                println!("{kind:?} is not for this machine: {fact}");
+                continue;
+            }
+            Err(error) => panic!("{kind:?}: {error}"),
+        }
+        num_checked += 1;
+    }
+    assert!(num_checked > 0, "BF16 weights in form primitives are for every machine");
 }
 
 #[test]
@@ -60,13 +92,18 @@ fn the_demo_model_answers_and_scores_with_nvidias_library_as_on_the_processor() 
     let scratch = tempfile::tempdir().unwrap();
     let (engine, demo) =
         (scratch.path().join("engine"), Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo"));
-    // Every TensorRT and every GPU has these.
-    build(&demo, &engine, &BuildOptions::new(WeightKind::Int4), &mut |_| {}).unwrap();
+    // Every TensorRT and every GPU has these; the head would be FP8, which Orin has not.
+    let how = BuildOptions { lm_head: Some(WeightKind::Bf16), ..BuildOptions::new(WeightKind::Int4) };
+    build(&demo, &engine, &how, &mut |_| {}).unwrap();
     let plans =
         DevicePlans::open(PlanOptions { lane_capacity: Some(CAPACITY), ..PlanOptions::default() }, None)
             .unwrap();
     let report = add_plans(&engine, &plans, None, &mut |_| {}).unwrap();
-    println!("{:?}", report.plans);
+    println!("TensorRT {} on {}: {:?}", report.tensorrt, report.device, report.warnings);
+    for plan in &report.plans {
+        let (file, bytes) = (&plan.entry.file, plan.entry.size_bytes);
+        println!("{file}: {bytes} bytes in {:.1} s, warnings {:?}", plan.seconds, plan.warnings);
+    }
     let mut on_device = Engine::open(&engine, &options(scratch.path())).unwrap();
     let cpu = EngineOptions { lane_capacity: Some(CAPACITY), ..EngineOptions::default() };
     let mut on_cpu = Engine::open(&engine, &cpu).unwrap();

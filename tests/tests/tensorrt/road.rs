@@ -19,6 +19,7 @@ use takt_engine::{
 };
 use takt_engine_builder::{
     BuildOptions, build,
+    export::Form,
     plans::{DevicePlans, PlanOptions, add_plans},
 };
 use takt_kernels_cu::Target;
@@ -48,19 +49,20 @@ struct Road {
 }
 
 impl Road {
-    /// From a checkpoint to plans.
-    fn build(checkpoint: &Path, kind: WeightKind, compute: PlanCompute) -> Self {
+    /// From a checkpoint to plans, in the newest form unless another is asked for.
+    fn build(checkpoint: &Path, kind: WeightKind, compute: PlanCompute, form: Option<Form>) -> Self {
         let road = Self { folder: tempfile::tempdir().unwrap() };
         build(checkpoint, &road.engine(), &BuildOptions::new(kind), &mut |_| {}).unwrap();
-        road.add_plans(compute);
+        road.add_plans(compute, form);
         road
     }
 
-    fn add_plans(&self, compute: PlanCompute) {
+    fn add_plans(&self, compute: PlanCompute, form: Option<Form>) {
         let options = PlanOptions {
             num_lanes: NUM_LANES,
             lane_capacity: Some(self.capacity()),
             compute,
+            form,
             ..PlanOptions::default()
         };
         let plans = DevicePlans::open(options, None).unwrap();
@@ -122,6 +124,12 @@ fn on_thor(test: &'static str, body: impl FnOnce(&Standin, &'static Executor)) {
     });
 }
 
+/// Whether the TensorRT of this test takes 4-bit floats.
+fn has_nvfp4() -> bool {
+    let version = takt_tensorrt::TensorRt::open().unwrap().version();
+    (version.major, version.minor) >= (10, 8)
+}
+
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo")
 }
@@ -136,9 +144,23 @@ fn answers(engine: &mut Engine, lines: &[heldout::Line]) -> (Vec<String>, heldou
 
 #[test]
 fn the_demo_model_answers_through_its_plan_as_on_the_processor() {
-    on_thor("road::the_demo_model_answers_through_its_plan_as_on_the_processor", |_, executor| {
-        let road = Road::build(&demo(), WeightKind::Nvfp4, PlanCompute::Bf16);
-        let lines = heldout::read(&demo().join("eval/heldout.jsonl"), STRIDE).unwrap();
+    let test = "road::the_demo_model_answers_through_its_plan_as_on_the_processor";
+    answers_as_on_the_processor(test, STRIDE, None);
+}
+
+/// What JetPack 6 has, whatever TensorRT is here.
+#[test]
+fn the_demo_model_answers_through_a_plan_without_newer_operators_as_on_the_processor() {
+    let test = "road::the_demo_model_answers_through_a_plan_without_newer_operators_as_on_the_processor";
+    answers_as_on_the_processor(test, 2 * STRIDE, Some(Form::Primitives));
+}
+
+fn answers_as_on_the_processor(test: &'static str, stride: usize, form: Option<Form>) {
+    on_thor(test, |_, executor| {
+        // NVFP4 takes TensorRT 10.8.
+        let kind = if has_nvfp4() { WeightKind::Nvfp4 } else { WeightKind::Int4 };
+        let road = Road::build(&demo(), kind, PlanCompute::Bf16, form);
+        let lines = heldout::read(&demo().join("eval/heldout.jsonl"), stride).unwrap();
         let (found, tally) = answers(&mut road.open(), &lines);
         let (expected, _) = answers(&mut road.on_cpu(), &lines);
         assert_eq!(found, expected);
@@ -155,18 +177,25 @@ fn the_demo_model_answers_through_its_plan_as_on_the_processor() {
 #[test]
 fn every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor() {
     on_thor("road::every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor", |_, _| {
-        for (source, kind, compute, bound) in [
-            ("hf/tiny-llama", WeightKind::Bf16, PlanCompute::F16, 2e-3),
-            ("hf/tiny-qwen2", WeightKind::Fp8, PlanCompute::F16, 2e-3),
-            ("hf/tiny-qwen3", WeightKind::Nvfp4, PlanCompute::Bf16, 5e-3),
-            ("families/mistral-window", WeightKind::Bf16, PlanCompute::F16, 2e-3),
+        let primitives = Some(Form::Primitives);
+        for (source, kind, compute, form, bound) in [
+            ("hf/tiny-llama", WeightKind::Bf16, PlanCompute::F16, None, 2e-3),
+            ("hf/tiny-llama", WeightKind::Bf16, PlanCompute::F16, primitives, 2e-3),
+            ("hf/tiny-qwen2", WeightKind::Fp8, PlanCompute::F16, None, 2e-3),
+            ("hf/tiny-qwen3", WeightKind::Nvfp4, PlanCompute::Bf16, None, 5e-3),
+            ("hf/tiny-qwen3", WeightKind::Bf16, PlanCompute::Bf16, primitives, 5e-3),
+            ("families/mistral-window", WeightKind::Bf16, PlanCompute::F16, None, 2e-3),
+            ("families/mistral-window", WeightKind::Bf16, PlanCompute::F16, primitives, 2e-3),
         ] {
-            let road = Road::build(&fixtures().join(source), kind, compute);
+            if kind == WeightKind::Nvfp4 && !has_nvfp4() {
+                continue;
+            }
+            let road = Road::build(&fixtures().join(source), kind, compute, form);
             let mut engine = road.open();
             let tokens = tokens(engine.backend.spec(), 90);
             let found = score(engine.backend.as_mut(), &tokens).unwrap().nll.unwrap();
             let expected = score(road.on_cpu().backend.as_mut(), &tokens).unwrap().nll.unwrap();
-            println!("{source} {kind}: {found}, on the processor {expected}");
+            println!("{source} {kind} {form:?}: {found}, on the processor {expected}");
             assert!((found - expected).abs() < bound, "{source} {kind}: {found}, {expected}");
         }
     });
@@ -174,8 +203,17 @@ fn every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor() {
 
 #[test]
 fn proposals_change_no_answer() {
-    on_thor("road::proposals_change_no_answer", |_, executor| {
-        let road = Road::build(&demo(), WeightKind::Int4, PlanCompute::F16);
+    proposals("road::proposals_change_no_answer", None);
+}
+
+#[test]
+fn proposals_change_no_answer_of_a_plan_without_newer_operators() {
+    proposals("road::proposals_change_no_answer_of_a_plan_without_newer_operators", Some(Form::Primitives));
+}
+
+fn proposals(test: &'static str, form: Option<Form>) {
+    on_thor(test, |_, executor| {
+        let road = Road::build(&demo(), WeightKind::Int4, PlanCompute::F16, form);
         let mut engine = road.open();
         let text = "go to the kitchen, then go to the kitchen, then go to the";
         let prompt = engine.text.as_ref().unwrap().encode(text, SpecialTokens::Add).unwrap();
@@ -196,7 +234,7 @@ fn proposals_change_no_answer() {
 #[test]
 fn a_plan_is_for_one_release_and_another_can_take_its_place() {
     on_thor("road::a_plan_is_for_one_release_and_another_can_take_its_place", |standin, _| {
-        let road = Road::build(&fixtures().join("hf/tiny-llama"), WeightKind::Bf16, PlanCompute::F16);
+        let road = Road::build(&fixtures().join("hf/tiny-llama"), WeightKind::Bf16, PlanCompute::F16, None);
         let usual = Road::options();
         let kernels = GpuOptions { kernel_cache: None, ..usual.gpu.clone() };
         let error = road.refusal(&EngineOptions { gpu: kernels, ..usual.clone() });
@@ -207,12 +245,12 @@ fn a_plan_is_for_one_release_and_another_can_take_its_place() {
         let error = road.refusal(&usual);
         let there = format!("there are plans for TensorRT {major}.{minor} on sm_110a");
         assert!(error.contains(&there) && error.contains("--tensorrt --plans-only"), "{error}");
-        road.add_plans(PlanCompute::Bf16);
+        road.add_plans(PlanCompute::Bf16, None);
         road.open();
         say(minor);
         road.open();
         // In the place of the first, whose file is not there any more.
-        road.add_plans(PlanCompute::Bf16);
+        road.add_plans(PlanCompute::Bf16, None);
         road.open();
         let plans = Manifest::read(&road.engine()).unwrap().plans;
         let files =

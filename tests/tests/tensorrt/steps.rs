@@ -3,6 +3,7 @@
 use takt_engine::{
     EngineError,
     backend::{Backend, tensorrt::TensorRtOptions},
+    dir::PlanEntry,
     kv::LaneId,
     step::{Detail, LogitsWanted, StepPlan},
 };
@@ -134,6 +135,43 @@ fn a_lane_is_filled_to_its_last_row_beside_one_that_waits() {
         let error = backend.run_step(&plan).unwrap_err();
         assert!(error.to_string().contains("lane full: 1 tokens asked, 0 free"), "{error}");
         assert_eq!([0, 1, 2].map(|lane| backend.committed_len(LaneId(lane))), [140, 139, 140]);
+    });
+}
+
+#[test]
+fn an_entry_with_sizes_that_no_plan_has_is_refused_before_anything_is_loaded() {
+    let test = "steps::an_entry_with_sizes_that_no_plan_has_is_refused_before_anything_is_loaded";
+    emulated(test, |device, standin, _| {
+        let planned = Planned::new(KINDS[0]);
+        standin.clear();
+        let allocations = || device.report().calls("cuMemAlloc_v2");
+        let before = allocations();
+        type Damage = fn(&mut PlanEntry);
+        let damages: [(Damage, &str); 10] = [
+            (|it| it.max_tree = 0, "has a size of 0"),
+            (|it| it.max_prefill = 0, "has a size of 0"),
+            (|it| it.lane_rows = 0, "has a size of 0"),
+            (|it| it.max_tree = usize::MAX, "nodes of a tree: expected at most 4096"),
+            (|it| it.max_prefill = 4097, "4097 tokens of a slice: expected at most 4096"),
+            (|it| it.lane_rows = usize::MAX, "rows of a lane: expected at most 4194304"),
+            (|it| it.captured = vec![0; 4], "4 layers with features: expected at most 3"),
+            (|it| it.num_lanes = 65, "65 lanes: expected at most 64"),
+            (|it| it.lane_rows = CAPACITY + MAX_TREE - 1, "expected rows for tokens and trees"),
+            (|it| it.max_prefill = CAPACITY + 1, "and slices that fit"),
+        ];
+        for (damage, said) in damages {
+            let mut entry = planned.entry.clone();
+            damage(&mut entry);
+            let error = planned.open_as(&entry, &options()).unwrap_err();
+            assert!(
+                matches!(error, EngineError::Unsupported(_)) && error.to_string().contains(said),
+                "{error}"
+            );
+        }
+        assert_eq!(allocations(), before);
+        let loaded = standin.record().into_iter().filter(|call| call.contains("deserializeCudaEngine"));
+        assert_eq!(loaded.count(), 0);
+        planned.open(&options()).unwrap();
     });
 }
 

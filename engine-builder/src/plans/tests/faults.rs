@@ -15,6 +15,7 @@ use takt_tensorrt::TensorRtError;
 use super::{Compiler, add, engine, tree};
 use crate::{
     BuildError, Progress,
+    export::Form,
     plans::{PlanOptions, add_plans, place},
 };
 
@@ -40,7 +41,8 @@ fn whatever_fails_the_engine_is_as_it_was() {
         fails(&[
             "plan of the decoder",
             "node 7 (TensorScatter)",
-            "takt export --for tensorrt-10.16,sm_110 --variant eagle3",
+            "--plan-form primitives",
+            "`takt export ENGINE -o DIR --for tensorrt-10.16,sm_110 --form operators --variant eagle3`",
         ]);
         compiler.fails(|_| {
             Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })
@@ -171,6 +173,11 @@ fn what_the_machine_does_not_take_is_refused_before_anything_is_done() {
     };
     unopened(Compiler::new(9, 3), default, "10.0 to 11.x");
     unopened(Compiler::new(12, 0), default, "10.0 to 11.x");
+    let operators = PlanOptions { form: Some(Form::Operators), ..default };
+    let words = "TensorRT 10.15 or later and a takt built with its headers, this is 10.13.1";
+    unopened(Compiler::new(10, 13), operators, words);
+    unopened(Compiler::new(10, 13), operators, "leave out --plan-form");
+    Compiler::new(10, 15).plans(Gpu::Thor, operators).unwrap();
     unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 0, ..default }, "expected 1 to 64");
     unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 65, ..default }, "expected 1 to 64");
     unopened(Compiler::new(10, 16), PlanOptions { effort: Some(6), ..default }, "TensorRT has 0 to 5");

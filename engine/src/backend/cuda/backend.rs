@@ -1,10 +1,6 @@
 //! The CUDA backend: one model in one context of our own.
 
-use std::{
-    mem,
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{mem, ops::Range, time::Instant};
 
 use takt_kernels_cu::{
     driver::{
@@ -18,7 +14,7 @@ use takt_kernels_cu::{
 
 use super::{
     captures::{self, Captures},
-    draft::{CudaDraft, DraftSetup, Host},
+    draft::{CudaDraft, DraftSetup, Host, TargetLanes},
     forward::{Captured, Forward},
     input::{InputLayout, StepInput},
     lanes::{DeviceLanes, LaneLayout, LaneSizes},
@@ -32,7 +28,7 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    backend::{Backend, Capabilities, Multiprocessors, no_draft, plan_check::check_plan},
+    backend::{Backend, Capabilities, Multiprocessors, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
     rows::{FetchPermit, Likeliest, RowSource},
@@ -45,7 +41,7 @@ use crate::{
 #[derive(Debug)]
 pub struct CudaBackend {
     graphs: Captures<StepShape>,
-    draft: Option<Box<CudaDraft>>,
+    lanes: TargetLanes,
     rows: StepRows,
     stream: Stream,
     kernels: Kernels,
@@ -54,7 +50,6 @@ pub struct CudaBackend {
     options: CudaOptions,
     limits: ShapeLimits,
     model: DeviceModel,
-    lanes: DeviceLanes,
     input: StepInput,
     workspace: Workspace,
     _workspace_buffer: DeviceBuffer,
@@ -126,15 +121,14 @@ impl CudaBackend {
         let input = StepInput::new(context, input_layout, workspace.input)?;
         let mut backend = Self {
             graphs: Captures::default(),
-            draft: None,
             capabilities: capabilities(context, options, &model, &lanes),
+            lanes: TargetLanes::new(lanes),
             stream,
             kernels,
             spec: spec.clone(),
             options: options.clone(),
             limits,
             model,
-            lanes,
             input,
             workspace,
             rows: StepRows::new(context, row_limits, (workspace.logits, spec.vocab_size), workspace.lists)?,
@@ -161,7 +155,7 @@ impl CudaBackend {
         }
         let features = self.captured.buffers.as_ref();
         let input = self.input.addresses()?;
-        let (kept, feature_rows) = match (&self.draft, features) {
+        let (kept, feature_rows) = match (self.lanes.head(), features) {
             // Each token's where the head will look for it.
             (Some(draft), _) => (draft.features(), input.feature_rows),
             (None, Some((buffer, _))) => (buffer.address(), DeviceAddress::NULL),
@@ -170,7 +164,7 @@ impl CudaBackend {
         let forward = Forward {
             spec: &self.spec,
             model: &self.model,
-            lanes: &self.lanes,
+            lanes: self.lanes.on_device(),
             input,
             workspace: self.workspace,
             num_sms: self.num_sms,
@@ -203,23 +197,18 @@ impl CudaBackend {
         let usual = self.graphs.start(&self.stream, shape)?;
         // The step runs: whatever comes of the rest, it is waited for, since it reads and writes what the next one does.
         let brought = self.rows.bring(&self.stream, plan);
-        let (found, reading) =
-            match self.draft.as_mut().filter(|draft| draft.has_to_read() && brought.is_ok()) {
-                Some(draft) => draft.read_and_wait(&self.stream, usual)?,
-                None => (captures::wait(&self.stream, usual, self.options.step_limit)?, Duration::ZERO),
-            };
+        let limits = (usual, self.options.step_limit);
+        let (found, reading) = self.lanes.read_and_wait(&self.stream, &brought, limits)?;
         brought?;
         // Of the step, whatever the read behind it took: that is small, and learnt where it runs without a step.
         self.graphs.learn(shape, reading, found, start.elapsed());
         Ok(())
     }
 
-    /// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
-    fn check_alive(&self) -> Result<()> {
-        if self.stream.context().is_lost() {
-            return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
-        }
-        Ok(())
+    /// The lanes, and what they are moved with, of a device that is there.
+    fn lanes(&mut self) -> Result<(&mut TargetLanes, Host<'_>)> {
+        captures::check_alive(&self.stream)?;
+        Ok((&mut self.lanes, Host { stream: &self.stream, kernels: &mut self.kernels }))
     }
 }
 
@@ -233,32 +222,18 @@ impl Backend for CudaBackend {
     }
 
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
-        self.check_alive()?;
-        check_plan(plan, self.spec.vocab_size, &self.capabilities, &self.lanes.book)?;
+        captures::check_alive(&self.stream)?;
+        check_plan(plan, self.spec.vocab_size, &self.capabilities, self.lanes.book())?;
         let num_logits = self.rows.lay_out(plan);
         let shape = StepShape::of(plan, num_logits, self.limits);
-        self.input.write(plan, shape, &self.lanes.book)?;
+        self.input.write(plan, shape, self.lanes.book())?;
         self.capture_shape(shape)?;
-        self.rows.prepare(&self.stream, &mut self.kernels, (plan, 0..shape.num_logits))?;
-        if let Some(draft) = &mut self.draft {
-            let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
-            draft.follow_step(plan, &self.lanes.book, &mut self.input, &mut host)?;
-        }
-        // Whatever comes of it, the rows of earlier trees are overwritten.
-        plan.segments.iter().for_each(|segment| self.lanes.book.forget_tree(segment.lane));
-        if let Err(error) = self.run_graph(plan, shape) {
-            if let Some(draft) = &mut self.draft {
-                plan.segments.iter().for_each(|segment| draft.go_cold(segment.lane));
-            }
-            return Err(error);
-        }
-        for segment in &plan.segments {
-            if segment.is_tree {
-                self.lanes.book.note_tree(segment.lane, &plan.parents[segment.tokens.clone()]);
-            } else {
-                self.lanes.book.commit(segment.lane, segment.tokens.len());
-            }
-        }
+        self.rows.want(plan.segments.iter(), 0..shape.num_logits);
+        self.rows.prepare(&self.stream, &mut self.kernels)?;
+        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
+        self.lanes.follow_step(plan, &mut self.input, &mut host)?;
+        let ran = self.run_graph(plan, shape);
+        self.lanes.end_step(plan, ran)?;
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         let features = match &self.captured.buffers {
             Some((_, host)) => &host.floats()[..feature_len],
@@ -268,8 +243,8 @@ impl Backend for CudaBackend {
     }
 
     fn capture(&mut self, layer_inputs: &[usize]) -> Result<()> {
-        self.check_alive()?;
-        if self.draft.is_some() {
+        captures::check_alive(&self.stream)?;
+        if self.lanes.head().is_some() {
             return Err(EngineError::Input("features are captured for the draft head already".into()));
         }
         let num_layers = self.spec.num_layers;
@@ -294,107 +269,75 @@ impl Backend for CudaBackend {
     }
 
     fn keep(&mut self, lane: LaneId, path: &[usize]) -> Result<()> {
-        self.check_alive()?;
-        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
-        if let Some(draft) = &mut self.draft {
-            draft.prepare_keep(lane, path, &mut host)?;
-        }
-        self.lanes.keep(host.stream, host.kernels, lane, path)?;
-        self.draft.as_mut().map_or(Ok(()), |draft| draft.keep(lane, path, &self.stream))
+        let (lanes, mut host) = self.lanes()?;
+        lanes.keep(lane, path, &mut host)
     }
 
     fn committed_len(&self, lane: LaneId) -> usize {
-        self.lanes.book.committed_len(lane)
+        self.lanes.book().committed_len(lane)
     }
 
     fn truncate(&mut self, lane: LaneId, len: usize) -> Result<()> {
-        self.check_alive()?;
-        self.lanes.book.truncate(lane, len)?;
-        if let Some(draft) = &mut self.draft {
-            draft.truncate(lane, len);
-        }
-        Ok(())
+        self.lanes()?.0.truncate(lane, len)
     }
 
     fn save_snapshot(&mut self, lane: LaneId, len: usize) -> Result<SnapshotId> {
-        self.check_alive()?;
-        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
-        let snapshot = self.lanes.save_snapshot(host.stream, host.kernels, lane, len)?;
-        if let Some(draft) = &mut self.draft
-            && let Err(error) = draft.save_snapshot(lane, len, snapshot, &mut host)
-        {
-            self.lanes.drop_snapshot(snapshot);
-            return Err(error);
-        }
-        Ok(snapshot)
+        let (lanes, mut host) = self.lanes()?;
+        lanes.save_snapshot(lane, len, &mut host)
     }
 
     fn restore_snapshot(&mut self, lane: LaneId, snapshot: SnapshotId) -> Result<()> {
-        self.check_alive()?;
-        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
-        self.lanes.restore_snapshot(host.stream, host.kernels, lane, snapshot)?;
-        self.draft.as_mut().map_or(Ok(()), |draft| draft.restore_snapshot(lane, snapshot, &mut host))
+        let (lanes, mut host) = self.lanes()?;
+        lanes.restore_snapshot(lane, snapshot, &mut host)
     }
 
     fn drop_snapshot(&mut self, snapshot: SnapshotId) {
         self.lanes.drop_snapshot(snapshot);
-        if let Some(draft) = &mut self.draft {
-            draft.drop_snapshot(snapshot);
-        }
     }
 
     fn attach_draft(&mut self, spec: &DraftSpec, source: &dyn DraftSource) -> Result<()> {
-        self.check_alive()?;
+        captures::check_alive(&self.stream)?;
         spec.validate(&self.spec)?;
         let setup = DraftSetup {
             options: &self.options,
             num_sms: self.num_sms,
             embedding: self.model.embedding,
-            kv_bytes: self.lanes.num_bytes(),
+            kv_bytes: self.lanes.on_device().num_bytes(),
             weight_bytes: self.capabilities.weight_bytes_per_step,
         };
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         let draft = CudaDraft::new(spec, source, &setup, &mut host)?;
-        (0..self.options.num_lanes).try_for_each(|lane| self.truncate(LaneId(lane), 0))?;
+        let head = self.lanes.attach(Some(Box::new(draft)))?;
         // Their launches name the buffers of before.
         self.graphs = Captures::default();
-        let kv_bytes = self.lanes.num_bytes() + draft.kv_bytes();
         let features = Features { layers: spec.captured.to_vec(), buffers: None };
-        let before = (
-            mem::replace(&mut self.captured, features),
-            self.draft.replace(Box::new(draft)),
-            mem::replace(&mut self.capabilities.kv_bytes, kv_bytes),
-        );
+        let features = mem::replace(&mut self.captured, features);
         let captured = self.capture_usual();
         if captured.is_err() {
             // As if there had never been this head; the graphs of before are captured again when a step wants them.
             self.graphs = Captures::default();
-            (self.captured, self.draft, self.capabilities.kv_bytes) = before;
+            self.captured = features;
+            self.lanes.attach(head)?;
         }
+        self.capabilities.kv_bytes = self.lanes.num_bytes();
         captured
     }
 
     fn draft_facts(&self) -> Option<&DraftFacts> {
-        self.draft.as_ref().map(|draft| draft.facts())
+        self.lanes.draft_facts()
     }
 
     fn follow(&mut self, lane: LaneId, follows: bool) {
-        let committed_len = self.lanes.book.committed_len(lane);
-        if let Some(draft) = &mut self.draft {
-            draft.follow(lane, follows, committed_len);
-        }
+        self.lanes.follow(lane, follows);
     }
 
     fn can_draft(&self, lane: LaneId) -> bool {
-        let draft = self.draft.as_ref();
-        draft.is_some_and(|draft| draft.is_warm(lane, self.lanes.book.committed_len(lane)))
+        self.lanes.can_draft(lane)
     }
 
     fn draft(&mut self, plan: &DraftPlan) -> Result<DraftOutput<'_>> {
-        self.check_alive()?;
-        let Some(draft) = &mut self.draft else { return Err(no_draft("cuda")) };
-        let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
-        draft.draft(plan, |lane| self.lanes.book.committed_len(lane), &mut host)
+        let (lanes, mut host) = self.lanes()?;
+        lanes.draft(plan, "cuda", &mut host)
     }
 }
 
@@ -408,7 +351,7 @@ impl RowSource for CudaBackend {
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {
-        self.check_alive()?;
+        captures::check_alive(&self.stream)?;
         self.rows.fetch(&self.stream, row, self.options.step_limit)
     }
 }

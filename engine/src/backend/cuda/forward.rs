@@ -8,7 +8,6 @@ use takt_kernels_cu::launch::{
     attention::{Attention, AttentionStep, Merging},
     embed::Embed,
     linear::Output,
-    rms_norm::{NormOutput, RmsNorm},
     rope_kv::{Pairing, QkNorm, RopeKv, RopeTable},
     rows::{CopyRows, ScatterRows},
 };
@@ -16,6 +15,7 @@ use takt_kernels_cu::launch::{
 use super::{
     input::{InputAddresses, MAX_TREE_DEPTH},
     lanes::DeviceLanes,
+    norm::norm,
     product::product,
     shape::StepShape,
     weights::{DeviceLayer, DeviceMatrix, DeviceModel},
@@ -229,17 +229,8 @@ impl Forward<'_> {
             width: hidden,
         };
         list.push(wanted.launch()?);
-        let norm = RmsNorm {
-            residual: workspace.last,
-            delta: DeviceAddress::NULL,
-            weight: self.model.final_norm,
-            out: workspace.last_normed,
-            output: NormOutput::Bf16,
-            num_tokens: shape.num_logits,
-            width: hidden,
-            eps: self.spec.norm_eps,
-        };
-        list.push(norm.launch()?);
+        let (rows, size) = ((workspace.last, workspace.last_normed), (shape.num_logits, hidden));
+        list.push(norm(rows, self.model.final_norm, size, self.spec.norm_eps)?);
         let head = [(&self.model.lm_head, workspace.logits)];
         list.push(self.linear(&head, workspace.last_normed, shape.num_logits, Output::Store)?);
         Ok(())
@@ -247,17 +238,8 @@ impl Forward<'_> {
 
     /// `normed = RMSNorm(residual)` for every token.
     fn norm(&self, weight: DeviceAddress, shape: StepShape) -> Result<Launch> {
-        let norm = RmsNorm {
-            residual: self.workspace.residual,
-            delta: DeviceAddress::NULL,
-            weight,
-            out: self.workspace.normed,
-            output: NormOutput::Bf16,
-            num_tokens: shape.num_tokens,
-            width: self.spec.hidden_size,
-            eps: self.spec.norm_eps,
-        };
-        Ok(norm.launch()?)
+        let rows = (self.workspace.residual, self.workspace.normed);
+        norm(rows, weight, (shape.num_tokens, self.spec.hidden_size), self.spec.norm_eps)
     }
 
     /// Matrices of one format with the same input `x`, each with its output.

@@ -50,15 +50,33 @@ impl GpuWeights {
     }
 }
 
-/// An engine's weights file, mapped, as the device reads it.
+/// A weights file of an engine, mapped, as the device reads it.
 #[derive(Debug)]
 pub(super) struct WeightsFile {
     memory: HostMemory,
     mapping: Arc<Mmap>,
+    whose: Whose,
+}
+
+/// Whose weights a file holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Whose {
+    Model,
+    DraftHead,
+}
+
+impl Whose {
+    /// For a sentence about them.
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Model => "weights",
+            Self::DraftHead => "the draft head's weights",
+        }
+    }
 }
 
 impl WeightsFile {
-    /// The file of `source`, if the device of `context` is to read weights there and can; where it is to and cannot, the log says why.
+    /// The model's file, of `source`, if the device of `context` is to read weights there and can; where it is to and cannot, the log says why.
     ///
     /// # Errors
     /// [`crate::EngineError::Backend`] when the device is lost.
@@ -67,16 +85,29 @@ impl WeightsFile {
         source: &dyn WeightSource,
         wanted: GpuWeights,
     ) -> Result<Option<Self>> {
+        Self::open_of(Whose::Model, context, source, wanted)
+    }
+
+    /// [`Self::open`] of the weights of whomever.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_of(
+        whose: Whose,
+        context: &Context,
+        source: &dyn WeightSource,
+        wanted: GpuWeights,
+    ) -> Result<Option<Self>> {
         if !wanted.are_mapped_on(context.device()) {
             return Ok(None);
         }
-        let copied = |reason: &str| tracing::warn!("weights are copied to the GPU: {reason}");
+        let copied = |reason: &str| tracing::warn!("{} are copied to the GPU: {reason}", whose.in_words());
         let Some(mapping) = source.mapping() else {
             copied("they are not of a mapped file");
             return Ok(None);
         };
         match HostMemory::new(context, Arc::clone(&mapping) as _) {
-            Ok(memory) => Ok(Some(Self { memory, mapping })),
+            Ok(memory) => Ok(Some(Self { memory, mapping, whose })),
             Err(error) if error.is_lost() => Err(error.into()),
             Err(error) => {
                 copied(&format!("they cannot be read where their file is mapped ({error})"));
@@ -89,8 +120,9 @@ impl WeightsFile {
     pub(super) fn is_of_use(&self, mapped: usize) -> bool {
         if mapped == 0 {
             tracing::warn!(
-                "weights are copied to the GPU: none begins where kernels can read it in the mapped file; a new build of the engine is laid out \
-                 for that"
+                "{} are copied to the GPU: none begins where kernels can read it in the mapped file; a new build of the engine is laid out for \
+                 that",
+                self.whose.in_words()
             );
         }
         mapped > 0
@@ -113,8 +145,9 @@ impl WeightsFile {
         }
         if let Err(error) = self.mapping.lock() {
             tracing::warn!(
-                "the weights' {} bytes cannot be locked in memory ({error}): under memory pressure steps may wait for the disk; raise the limit \
-                 on locked memory, or set [gpu] weights = \"copied\"",
+                "{}, {} bytes, cannot be locked in memory ({error}): under memory pressure steps may wait for the disk; raise the limit on locked \
+                 memory, or set [gpu] weights = \"copied\"",
+                self.whose.in_words(),
                 self.mapping.len()
             );
         }

@@ -96,9 +96,9 @@ impl DeviceModel {
         lane_capacity: usize,
         file: Option<&WeightsFile>,
     ) -> Result<WeightBytes> {
-        let mut placement = Placement { target: None, source, file, end: 0, mapped: 0, bytes_per_step: 0 };
+        let mut placement = Placement::counting(source, file);
         placement.model(spec, lane_capacity)?;
-        Ok(WeightBytes { copied: placement.end, mapped: placement.mapped })
+        Ok(placement.num_bytes())
     }
 
     /// Copies every tensor that `spec` (validated) needs to the device, but those that it reads in `file`.
@@ -112,9 +112,7 @@ impl DeviceModel {
     ) -> Result<Self> {
         let WeightBytes { copied, .. } = Self::num_bytes(spec, source, lane_capacity, file.as_ref())?;
         let buffer = DeviceBuffer::new(context, copied, "weights")?;
-        let target = Some((stream, &buffer));
-        let mut placement =
-            Placement { target, source, file: file.as_ref(), end: 0, mapped: 0, bytes_per_step: 0 };
+        let mut placement = Placement::copying((stream, &buffer), source, file.as_ref());
         let tensors = placement.model(spec, lane_capacity)?;
         let Placement { mapped: mapped_bytes, bytes_per_step, .. } = placement;
         if let Some(file) = &file {
@@ -144,23 +142,23 @@ struct Tensors {
 }
 
 impl<'a> Placement<'a> {
-    /// Only counts bytes; addresses are null.
-    pub(super) fn counting(source: &'a dyn WeightSource) -> Self {
-        Self { target: None, source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+    /// Only counts bytes, those in `file` by their own; addresses are null.
+    pub(super) fn counting(source: &'a dyn WeightSource, file: Option<&'a WeightsFile>) -> Self {
+        Self { target: None, source, file, end: 0, mapped: 0, bytes_per_step: 0 }
     }
 
-    /// Copies into `buffer`, which is as large as was counted.
+    /// Copies what is not read in `file` into `buffer`, which is as large as was counted.
     pub(super) fn copying(
-        stream: &'a Stream,
-        buffer: &'a DeviceBuffer,
+        (stream, buffer): (&'a Stream, &'a DeviceBuffer),
         source: &'a dyn WeightSource,
+        file: Option<&'a WeightsFile>,
     ) -> Self {
-        Self { target: Some((stream, buffer)), source, file: None, end: 0, mapped: 0, bytes_per_step: 0 }
+        Self { target: Some((stream, buffer)), source, file, end: 0, mapped: 0, bytes_per_step: 0 }
     }
 
     /// Bytes placed so far.
-    pub(super) fn num_bytes(&self) -> usize {
-        self.end
+    pub(super) fn num_bytes(&self) -> WeightBytes {
+        WeightBytes { copied: self.end, mapped: self.mapped }
     }
 }
 
@@ -328,6 +326,16 @@ impl Placement<'_> {
         }
         Some(address)
     }
+}
+
+/// Bytes of both position tables of `num_positions`, as they are placed.
+pub(super) fn rope_bytes(spec: &DecoderSpec, num_positions: usize) -> usize {
+    2 * placed_bytes(num_positions * spec.rope.inv_freq.len() * size_of::<f32>())
+}
+
+/// Bytes that a tensor of so many takes among others.
+pub(crate) fn placed_bytes(num_bytes: usize) -> usize {
+    num_bytes.next_multiple_of(ALIGNMENT)
 }
 
 fn num_bytes(view: &MatrixView<'_>) -> u64 {

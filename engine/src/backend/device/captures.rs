@@ -34,11 +34,18 @@ impl<S> Default for Captures<S> {
 }
 
 impl<S: Copy + Eq + Hash> Captures<S> {
+    /// Whether the graph of `shape` is there.
     pub(in crate::backend) fn contains(&self, shape: S) -> bool {
         self.graphs.contains_key(&shape)
     }
 
-    /// Adds the graph of `shape`; the one that was not run for longest gives way where there are too many.
+    /// Whether the graph of `shape` is there; it does not give way to others that are added before the next one runs, unless those are too many themselves.
+    pub(in crate::backend) fn keeps(&mut self, shape: S) -> bool {
+        let next = self.num_runs + 1;
+        self.graphs.get_mut(&shape).map(|captured| captured.last_run = next).is_some()
+    }
+
+    /// Adds the graph of `shape`, which is about to run; the one that was not run for longest gives way where there are too many.
     pub(in crate::backend) fn insert(&mut self, shape: S, graph: Graph) {
         if self.graphs.len() >= MAX_GRAPHS {
             let oldest = self.graphs.iter().min_by_key(|(_, captured)| captured.last_run);
@@ -46,7 +53,7 @@ impl<S: Copy + Eq + Hash> Captures<S> {
                 self.graphs.remove(&oldest);
             }
         }
-        self.graphs.insert(shape, Captured { graph, usual: Duration::ZERO, last_run: self.num_runs });
+        self.graphs.insert(shape, Captured { graph, usual: Duration::ZERO, last_run: self.num_runs + 1 });
     }
 
     /// Puts the graph of `shape` into the stream, whose context is current. Returns how long it took lately.
@@ -94,6 +101,17 @@ pub(in crate::backend) fn wait(
 ) -> Result<Found, DriverError> {
     // A little less than it took lately: a look too early costs microseconds, a sleep too long costs the robot.
     stream.wait(usual.mul_f32(0.9), limit).inspect_err(|_| stream.context().give_up())
+}
+
+/// After a fault or a hang nothing in the context can be trusted, so that nothing may seem to go on: whoever holds the backend opens another.
+///
+/// # Errors
+/// [`EngineError::Backend`] when the context of `stream` was given up.
+pub(in crate::backend) fn check_alive(stream: &Stream) -> Result<()> {
+    if stream.context().is_lost() {
+        return Err(EngineError::Backend("the device was lost; the engine has to be opened anew".into()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ pub(in crate::backend) struct DeviceLanes {
     buffer: DeviceBuffer,
     /// What [`KvPlanes::addresses`] points at.
     planes: DeviceBuffer,
-    /// The rows that a path keeps, by lane.
-    moves: Vec<MappedBuffer>,
+    /// The rows that a path keeps, [`MOVE_BYTES`] a lane.
+    moves: MappedBuffer,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
     next_snapshot: u64,
     /// What is not done by then is taken for hung.
@@ -111,6 +111,16 @@ impl LaneLayout {
         self.num_layers * 2 * (self.plane_bytes() + self.scale_bytes())
     }
 
+    /// Of the addresses of all planes.
+    pub(in crate::backend) fn table_bytes(&self) -> usize {
+        self.num_layers * 4 * size_of::<u64>()
+    }
+
+    /// Of pinned memory.
+    pub(in crate::backend) fn pinned_bytes(&self) -> usize {
+        self.sizes.num_lanes * MOVE_BYTES
+    }
+
     /// Offsets of a layer's keys, values, key scales and value scales.
     fn layer(&self, layer_idx: usize) -> [usize; 4] {
         let (plane, scale) = (self.plane_bytes(), self.scale_bytes());
@@ -124,6 +134,9 @@ const ALIGNMENT: usize = 256;
 /// Most tokens from a tree's root to a leaf whose rows are moved together, the root aside, which stays.
 pub(in crate::backend) const MAX_TREE_DEPTH: usize = 64;
 
+/// Bytes that say which rows of a lane move; each lane's begin aligned.
+const MOVE_BYTES: usize = ((MOVE_HEADER + MAX_TREE_DEPTH) * size_of::<i32>()).next_multiple_of(ALIGNMENT);
+
 impl DeviceLanes {
     /// Empty lanes.
     pub(in crate::backend) fn new(
@@ -133,11 +146,7 @@ impl DeviceLanes {
         limit: Duration,
     ) -> Result<Self> {
         let buffer = DeviceBuffer::new(context, layout.num_bytes(), "the KV cache")?;
-        let planes = DeviceBuffer::new(
-            context,
-            layout.num_layers * 4 * size_of::<u64>(),
-            "addresses of the KV cache",
-        )?;
+        let planes = DeviceBuffer::new(context, layout.table_bytes(), "addresses of the KV cache")?;
         let mut addresses = Vec::new();
         for layer_idx in 0..layout.num_layers {
             for (idx, offset) in layout.layer(layer_idx).into_iter().enumerate() {
@@ -150,15 +159,12 @@ impl DeviceLanes {
             }
         }
         stream.upload(&addresses, &planes, 0)?;
-        let move_bytes = (MOVE_HEADER + MAX_TREE_DEPTH) * size_of::<i32>();
-        let moves =
-            (0..layout.sizes.num_lanes).map(|_| MappedBuffer::new(context, move_bytes, "rows to keep"));
         Ok(Self {
             book: LaneBook::new(layout.sizes.num_lanes, layout.sizes.capacity),
             layout,
             buffer,
             planes,
-            moves: moves.collect::<std::result::Result<_, _>>()?,
+            moves: MappedBuffer::new(context, layout.pinned_bytes(), "rows to keep")?,
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
             limit,
@@ -227,14 +233,16 @@ impl DeviceLanes {
         if let Some((first, _)) = moved.clone().next() {
             let header = [lane.0, path.len() - first, committed_len + first];
             let sources = path[first..].iter().map(|node| committed_len + node);
-            let moves = &mut self.moves[lane.0];
-            let words = moves.bytes_mut().chunks_exact_mut(size_of::<i32>());
+            let first_byte = lane.0 * MOVE_BYTES;
+            // Of this lane alone: the device may be reading the others'.
+            let moves = self.moves.part_mut(first_byte..first_byte + MOVE_BYTES);
+            let words = moves.chunks_exact_mut(size_of::<i32>());
             for (to, value) in words.zip(header.into_iter().chain(sources)) {
                 to.copy_from_slice(&i32::try_from(value).unwrap_or(-1).to_ne_bytes());
             }
             let compaction = Compaction {
                 planes: self.kv_planes(),
-                moves: self.moves[lane.0].address(),
+                moves: self.moves.address().offset(first_byte)?,
                 num_moves: 1,
                 max_path: MAX_TREE_DEPTH,
             };

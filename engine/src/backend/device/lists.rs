@@ -1,10 +1,11 @@
 //! Short lists of the likeliest tokens: found on the device behind a step's graph, in the same stream, so that they travel instead of logits.
 //!
 //! ```text
-//! results  [R] U32 status | [R, k] U32 tokens, NO_TOKEN behind the last | [R, k] F32 logits | [R] F32 log-sum-exp, which stays
+//! results, from word `first_row · (2 + 2 · longest)` on:
+//!          [R] U32 status | [R, k] U32 tokens, NO_TOKEN behind the last | [R, k] F32 logits | [R] F32 log-sum-exp, which stays
 //! ```
 //!
-//! A graph of its own for each number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits.
+//! A step has a list for each run of rows that lie together, whose places do not meet. A graph of its own for each first row, number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits.
 
 use std::ops::Range;
 
@@ -21,9 +22,11 @@ use crate::{
     Result, TokenId,
     backend::plan_check::num_logits_rows,
     rows::{Likeliest, MAX_LIST_LEN},
-    step::{Detail, StepPlan},
+    step::{Detail, Segment},
 };
 
+/// Lists of a step that are usual, at most: single tokens, trees, a prompt in each of 64 lanes, a text that is scored.
+pub(in crate::backend) const MAX_LISTS: usize = 67;
 /// Lengths that lists are rounded up to. Finding the likeliest takes a pass over what a block holds for each, so they are few but not one.
 const LENS: [usize; 5] = [1, 8, 16, 32, MAX_LIST_LEN];
 /// In place of a token where a row has no more; the kernel writes −1.
@@ -44,10 +47,15 @@ impl ListShape {
         self.num_rows * (1 + 2 * self.len) * size_of::<u32>()
     }
 
+    /// Word in the results at which it begins where no list is longer than `max_len`: rows that do not meet have lists that do not.
+    fn start(self, max_len: usize) -> usize {
+        self.first_row * (2 + 2 * max_len)
+    }
+
     /// Word in the results at which the status, the tokens, the logits and the log-sum-exp begin.
-    fn words(self) -> [usize; 4] {
+    fn words(self, max_len: usize) -> [usize; 4] {
         let Self { num_rows, len, .. } = self;
-        [0, num_rows, num_rows * (1 + len), num_rows * (1 + 2 * len)]
+        [0, num_rows, num_rows * (1 + len), num_rows * (1 + 2 * len)].map(|word| self.start(max_len) + word)
     }
 }
 
@@ -75,7 +83,7 @@ impl ListRoom {
     }
 
     fn logits(&self, logits: DeviceAddress, vocab_size: usize, shape: ListShape) -> Result<Logits> {
-        let [status, tokens, values, log_sum_exp] = shape.words();
+        let [status, tokens, values, log_sum_exp] = shape.words(max_len(vocab_size));
         let at = |word: usize| self.results.offset(word * size_of::<u32>());
         Ok(Logits {
             logits,
@@ -107,8 +115,8 @@ pub(in crate::backend) struct Lists {
     room: ListRoom,
     logits: DeviceAddress,
     vocab_size: usize,
-    /// What the results are of; `None` when the last step had no lists.
-    found: Option<ListShape>,
+    /// What the results are of; none when the last step had no lists.
+    found: Vec<ListShape>,
 }
 
 impl Lists {
@@ -121,25 +129,43 @@ impl Lists {
     ) -> Result<Self> {
         let results =
             MappedBuffer::new(context, Self::pinned_bytes(max_rows, vocab_size), "lists of tokens")?;
-        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, found: None })
+        let found = Vec::with_capacity(MAX_LISTS);
+        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, found })
     }
 
     /// Bytes of pinned memory.
     pub(in crate::backend) fn pinned_bytes(max_rows: usize, vocab_size: usize) -> usize {
-        ListShape { first_row: 0, num_rows: max_rows, len: max_len(vocab_size) }.num_bytes()
+        let len = max_len(vocab_size);
+        ListShape { first_row: max_rows, num_rows: 0, len }.start(len) * size_of::<u32>()
     }
 
-    /// The lists that `plan` needs, of the rows `rows` on the device, padding among them; `None` for none. Who asks for a longer one than there is fetches rows.
-    pub(in crate::backend) fn shape_of(&self, plan: &StepPlan, rows: Range<usize>) -> Option<ListShape> {
+    /// How long the lists are that `segments` need; `None` where they need none. Who asks for a longer one than there is fetches rows.
+    pub(in crate::backend) fn len_of<'a>(
+        &self,
+        segments: impl Iterator<Item = &'a Segment>,
+    ) -> Option<usize> {
         let max_len = max_len(self.vocab_size);
-        let asked = plan.segments.iter().filter(|segment| num_logits_rows(segment) > 0);
+        let asked = segments.filter(|segment| num_logits_rows(segment) > 0);
         let asked = asked.filter_map(|segment| match segment.detail {
             Detail::Likeliest(len) if len <= max_len => Some(len.max(1)),
             _ => None,
         });
         let longest = asked.max()?;
-        let len = LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len));
-        Some(ListShape { first_row: rows.start, num_rows: rows.len(), len })
+        Some(LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len)))
+    }
+
+    /// Captures the shortest lists of `rows` and the longest, unless they are there: greedy decoding's and forms'.
+    pub(in crate::backend) fn capture_usual(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        for len in [1, max_len(self.vocab_size)] {
+            let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len };
+            self.capture(stream, kernels, shape)?;
+        }
+        Ok(())
     }
 
     /// Captures the graph of `shape`, unless it is there.
@@ -149,38 +175,43 @@ impl Lists {
         kernels: &mut Kernels,
         shape: ListShape,
     ) -> Result<()> {
-        if self.graphs.contains(shape) {
+        if self.graphs.keeps(shape) {
             return Ok(());
         }
         let first = self.logits.offset(shape.first_row * self.vocab_size * size_of::<f32>())?;
         let launches = self.room.logits(first, self.vocab_size, shape)?.launches()?;
         stream.context().make_current()?;
         launches.iter().try_for_each(|launch| kernels.prepare(launch))?;
+        let at = shape.start(max_len(self.vocab_size)) * size_of::<u32>();
+        let found = self.room.results.offset(at)?;
         let graph = stream.capture(|stream| {
             launches.iter().try_for_each(|launch| stream.launch(kernels, launch))?;
-            stream.fetch(self.room.results, &self.results, shape.num_bytes())
+            stream.fetch_to(found, &self.results, at, shape.num_bytes())
         })?;
         self.graphs.insert(shape, graph);
         Ok(())
     }
 
-    /// Finds the lists of the step that is in the stream, in its order.
-    pub(in crate::backend) fn find(&mut self, stream: &Stream, shape: Option<ListShape>) -> Result<()> {
-        self.found = shape;
-        let Some(shape) = shape else { return Ok(()) };
-        self.graphs.start(stream, shape).map(drop)
+    /// Finds the lists `shapes` of the step that is in the stream, in its order.
+    pub(in crate::backend) fn find(&mut self, stream: &Stream, shapes: &[ListShape]) -> Result<()> {
+        self.found.clear();
+        for &shape in shapes {
+            self.graphs.start(stream, shape)?;
+            self.found.push(shape);
+        }
+        Ok(())
     }
 
     /// Forgets what was found: the step failed.
     pub(in crate::backend) fn forget(&mut self) {
-        self.found = None;
+        self.found.clear();
     }
 
     /// The list of row `row` of those on the device; `None` without one, or when the row has no logits to choose by: then the whole row says what is wrong with it.
     pub(in crate::backend) fn row(&self, row: usize) -> Option<Likeliest<'_>> {
-        let shape = self.found?;
-        let row = row.checked_sub(shape.first_row).filter(|&row| row < shape.num_rows)?;
-        let [status, tokens, values, _] = shape.words();
+        let within = |shape: &ListShape| row.checked_sub(shape.first_row).filter(|&row| row < shape.num_rows);
+        let (shape, row) = self.found.iter().find_map(|shape| Some((*shape, within(shape)?)))?;
+        let [status, tokens, values, _] = shape.words(max_len(self.vocab_size));
         let words = self.results.words();
         if words.get(status + row) != Some(&0) {
             return None;

@@ -9,13 +9,13 @@ use takt_kernels_cu::{
 
 use super::{
     captures,
-    lists::{ListRoom, ListShape, Lists},
+    lists::{ListRoom, ListShape, Lists, MAX_LISTS},
 };
 use crate::{
     Result,
     backend::{no_row, plan_check::num_logits_rows},
     rows::Likeliest,
-    step::{Detail, StepPlan},
+    step::{Detail, Segment, StepPlan},
 };
 
 /// Most of everything.
@@ -40,7 +40,7 @@ impl RowLimits {
 pub(in crate::backend) struct StepRows {
     lists: Lists,
     /// Of the step that is about to run.
-    wanted: Option<ListShape>,
+    wanted: Vec<ListShape>,
     /// Where the step leaves them, F32 `[P, V]`.
     on_device: DeviceAddress,
     /// On the host, `[R, V]`; each has its place.
@@ -63,7 +63,7 @@ impl StepRows {
     ) -> Result<Self> {
         Ok(Self {
             lists: Lists::new(context, limits.max_places, (on_device, vocab_size), room)?,
-            wanted: None,
+            wanted: Vec::with_capacity(MAX_LISTS),
             on_device,
             logits: MappedBuffer::new(context, limits.logits_bytes(vocab_size), "logits")?,
             vocab_size,
@@ -83,6 +83,7 @@ impl StepRows {
         self.first_row.clear();
         self.whole.clear();
         self.lists.forget();
+        self.wanted.clear();
         let mut num_rows = 0;
         for segment in &plan.segments {
             self.first_row.push(num_rows);
@@ -102,13 +103,8 @@ impl StepRows {
         }
     }
 
-    /// From the first row on the device that is wanted to the last.
-    pub(in crate::backend) fn span(&self) -> Range<usize> {
-        let first = self.places.iter().min().copied().unwrap_or(0);
-        first..self.places.iter().max().map_or(first, |last| last + 1)
-    }
-
-    /// Captures what greedy decoding asks of the rows `rows` on the device.
+    /// Captures what greedy decoding and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured when it first
+    /// comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
     pub(in crate::backend) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -118,24 +114,37 @@ impl StepRows {
         if rows.is_empty() {
             return Ok(());
         }
-        let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 };
-        self.lists.capture(stream, kernels, shape)
+        self.lists.capture_usual(stream, kernels, rows)
     }
 
-    /// Captures what `plan`, whose step has the rows `rows` on the device, padding among them, will ask of them, unless that is there.
-    pub(in crate::backend) fn prepare(
+    /// Puts what greedy decoding asks of the rows `rows`, which was captured, into the stream, for nobody: the first time that a graph runs the
+    /// driver's function is looked up, which allocates.
+    pub(in crate::backend) fn rehearse(&mut self, stream: &Stream, rows: Range<usize>) -> Result<()> {
+        self.lists.find(stream, &[ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 }])?;
+        self.lists.forget();
+        Ok(())
+    }
+
+    /// Notes that `segments` have their rows among `rows` on the device, whose lists, of padding too, they may need. After [`Self::lay_out`]; `rows` of
+    /// one step do not meet.
+    pub(in crate::backend) fn want<'a>(
         &mut self,
-        stream: &Stream,
-        kernels: &mut Kernels,
-        (plan, rows): (&StepPlan, Range<usize>),
-    ) -> Result<()> {
-        self.wanted = self.lists.shape_of(plan, rows);
-        self.wanted.map_or(Ok(()), |shape| self.lists.capture(stream, kernels, shape))
+        segments: impl Iterator<Item = &'a Segment>,
+        rows: Range<usize>,
+    ) {
+        if let Some(len) = self.lists.len_of(segments) {
+            self.wanted.push(ListShape { first_row: rows.start, num_rows: rows.len(), len });
+        }
+    }
+
+    /// Captures what is wanted, unless that is there.
+    pub(in crate::backend) fn prepare(&mut self, stream: &Stream, kernels: &mut Kernels) -> Result<()> {
+        self.wanted.iter().try_for_each(|&shape| self.lists.capture(stream, kernels, shape))
     }
 
     /// Brings what `plan` wants with the step, in the stream's order.
     pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
-        self.lists.find(stream, self.wanted)?;
+        self.lists.find(stream, &self.wanted)?;
         for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
             if segment.detail == Detail::Whole && rows[0] < rows[1] {
                 self.copy(stream, rows[0]..rows[1])?;

@@ -12,19 +12,17 @@
 //! holds ([`Batch::start`]): behind what is committed, behind a tree that waits for [`keep`](crate::backend::Backend::keep), and behind what this step
 //! writes in another section. A lane has `max_tree` rows more than it holds tokens, so there is always room.
 
+mod limits;
+
 use std::ops::Range;
+
+pub(super) use limits::BatchLimits;
 
 use crate::{
     EngineError, Result,
     kv::{LaneBook, LaneId},
     step::{LogitsWanted, Segment, StepPlan},
 };
-
-/// Shortest cache that is looked at: shorter ones are looked at as if they were so long.
-const MIN_KV: usize = 256;
-
-/// Sizes of trees that are usual at a time: drafters ask for the same ones again and again.
-const USUAL_TREES: usize = 2;
 
 /// Profiles of a plan, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,129 +76,6 @@ pub(super) struct Part {
     /// Its first token, counted from the segment's.
     pub first: usize,
     pub len: usize,
-}
-
-/// What a plan takes, and how its outputs may lie.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BatchLimits {
-    pub num_lanes: usize,
-    /// Rows of a lane: what it holds, and `max_tree` more.
-    pub lane_rows: usize,
-    /// Most tokens of a prefill section.
-    pub max_prefill: usize,
-    /// Most tokens of a verify section's lane.
-    pub max_tree: usize,
-    /// The new rows come behind the whole lane, rather than in their places.
-    pub appends: bool,
-    pub max_step_tokens: usize,
-    pub max_logits_rows: usize,
-    /// A section's logits begin at a multiple of so many rows: at an address that TensorRT takes.
-    pub logits_step: usize,
-    /// The same of features.
-    pub features_step: usize,
-}
-
-impl BatchLimits {
-    /// Longest piece of a run whose logits are all wanted; whole steps of rows, so that pieces lie side by side.
-    fn piece_len(&self) -> usize {
-        let step = self.logits_step.max(self.features_step);
-        let whole = self.max_tree / step * step;
-        if whole == 0 { self.max_tree } else { whole }
-    }
-
-    /// Sections of longer runs in a step, at most.
-    fn max_slices(&self) -> usize {
-        self.num_lanes + self.max_step_tokens / self.piece_len().min(self.max_prefill).max(1)
-    }
-
-    pub(super) fn decode_logits(&self) -> usize {
-        self.num_lanes * self.logits_step
-    }
-
-    fn verify_logits(&self) -> usize {
-        self.decode_logits() + self.num_lanes.next_multiple_of(self.logits_step)
-    }
-
-    /// Rows of logits on the device.
-    pub(super) fn num_logits_places(&self) -> usize {
-        let trees = (self.num_lanes * self.max_tree).next_multiple_of(self.logits_step);
-        let pieces = self.max_logits_rows + self.max_slices() * self.logits_step;
-        // One lane has either.
-        let both = if self.num_lanes == 1 { trees.max(pieces) } else { trees + pieces };
-        self.verify_logits() + both
-    }
-
-    fn verify_features(&self) -> usize {
-        self.num_lanes.next_multiple_of(self.features_step)
-    }
-
-    /// Rows of features on the device.
-    pub(super) fn num_feature_places(&self) -> usize {
-        let trees = (self.num_lanes * self.max_tree).next_multiple_of(self.features_step);
-        self.verify_features() + trees + self.max_step_tokens + self.max_slices() * self.features_step
-    }
-
-    /// Keys that may be seen where the last row looked at is `rows - 1`.
-    pub(super) fn kv(&self, rows: usize, sequence: usize) -> usize {
-        if self.appends {
-            return self.lane_rows + sequence;
-        }
-        rows.next_power_of_two().max(MIN_KV).min(self.lane_rows)
-    }
-
-    /// Every length of the cache that is looked at for single tokens.
-    pub(super) fn decode_kvs(&self) -> Vec<usize> {
-        let mut kvs: Vec<usize> = Vec::new();
-        let mut rows = 1;
-        while kvs.last() != Some(&self.kv(self.lane_rows, 1)) {
-            kvs.push(self.kv(rows, 1));
-            rows = self.kv(rows, 1) + 1;
-        }
-        kvs
-    }
-
-    /// The lanes of a section that has something to do in the lanes `busy`, the first to the last: few different ones.
-    fn lanes(&self, busy: Range<usize>) -> Range<usize> {
-        if busy.len() <= 1 {
-            return busy;
-        }
-        0..busy.end.next_power_of_two().min(self.num_lanes)
-    }
-
-    /// Every set of lanes that [`Self::lanes`] gives.
-    pub(super) fn lane_sets(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let num_lanes = self.num_lanes;
-        let several = (1..).map(|power| 1_usize << power).take_while(move |&len| len < 2 * num_lanes);
-        let several = several.map(move |len| 0..len.min(num_lanes)).filter(|lanes| lanes.len() > 1);
-        (0..num_lanes).map(|lane| lane..lane + 1).chain(several)
-    }
-
-    /// The shapes of all decode sections.
-    pub(super) fn decode_shapes(&self) -> Vec<SectionShape> {
-        let kvs = self.decode_kvs();
-        let shape = |lanes: &Range<usize>, kv| SectionShape {
-            profile: Profile::Decode,
-            first_lane: lanes.start,
-            num_lanes: lanes.len(),
-            sequence: 1,
-            kv,
-            num_logits: 1,
-        };
-        self.lane_sets()
-            .flat_map(|lanes| kvs.iter().map(move |&kv| shape(&lanes, kv)).collect::<Vec<_>>())
-            .collect()
-    }
-
-    /// Most shapes of decode sections and of trees of two sizes: as many as are captured at a time, so that none of these gives way to another.
-    pub(super) fn num_usual_shapes(&self) -> usize {
-        (1 + USUAL_TREES) * self.lane_sets().count() * self.decode_kvs().len()
-    }
-
-    /// A tree's nodes rounded up, so that there are few shapes.
-    fn tree_len(&self, num_nodes: usize) -> usize {
-        let power = num_nodes.next_power_of_two();
-        if 2 * power > self.max_tree { self.max_tree } else { power }
-    }
 }
 
 /// The sections of a step, and where their outputs lie.
@@ -331,23 +206,40 @@ impl Batch {
         }
     }
 
-    /// The rows on the device that lists are made of where those of `span` are wanted: all of the section that they lie in, or a power of two, so that
-    /// there are few graphs of them.
-    pub(super) fn listed(&self, span: Range<usize>) -> Range<usize> {
-        let of_lanes =
-            self.sections.iter().filter(|section| matches!(section.work, Work::Singles | Work::Trees));
-        let mut rows = of_lanes.map(|section| {
+    /// Calls `put` with each run of rows on the device that have lists of their own, and the segments of which they are: those of all single tokens, of all
+    /// trees, the last row of each prompt, and all rows of texts that are scored, of which there are a power of two, so that there are few graphs of them.
+    /// They do not meet.
+    pub(super) fn listed<'p>(
+        &self,
+        plan: &'p StepPlan,
+        mut put: impl FnMut(&mut dyn Iterator<Item = &'p Segment>, Range<usize>),
+    ) {
+        let mut scored: Option<Range<usize>> = None;
+        for section in &self.sections {
             let SectionShape { num_lanes, num_logits, .. } = section.shape;
-            section.logits_place..section.logits_place + num_lanes * num_logits
-        });
-        let whole = rows.find(|rows| rows.start <= span.start && span.end <= rows.end);
-        match whole.filter(|_| !span.is_empty()) {
-            Some(rows) => rows,
-            None if span.is_empty() => span,
-            None => {
-                let end = span.start + span.len().next_power_of_two();
-                span.start..end.min(self.limits.num_logits_places())
+            let rows = section.logits_place..section.logits_place + num_lanes * num_logits;
+            match section.work {
+                Work::Singles | Work::Trees => {
+                    let mut segments =
+                        plan.segments.iter().filter(|segment| work_of(segment) == Some(section.work));
+                    put(&mut segments, rows);
+                }
+                Work::Slice { segment, first, len } => {
+                    let segment = &plan.segments[segment];
+                    if segment.logits == LogitsWanted::All {
+                        scored = Some(scored.map_or(rows.clone(), |known| known.start..rows.end));
+                    } else if first + len == segment.tokens.len() {
+                        put(&mut std::iter::once(segment), rows);
+                    }
+                }
             }
+        }
+        if let Some(rows) = scored {
+            let is_scored =
+                |segment: &&Segment| work_of(segment).is_none() && segment.logits == LogitsWanted::All;
+            let end = rows.start + rows.len().next_power_of_two();
+            let rows = rows.start..end.min(self.limits.num_logits_places());
+            put(&mut plan.segments.iter().filter(is_scored), rows);
         }
     }
 

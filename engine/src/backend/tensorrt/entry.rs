@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     EngineError, Result,
-    dir::{PlanCompute, PlanEntry, PlanList, PlanRole, PlanVersion},
+    dir::{PlanCompute, PlanEntry, PlanForm, PlanList, PlanRole, PlanVersion},
 };
 
 /// What a plan has to be.
@@ -55,6 +55,7 @@ impl Wanted<'_> {
     fn check(&self, plan: &PlanEntry) -> Result<()> {
         let mut faults = Vec::new();
         let mut smaller = Vec::new();
+        let mut shorter = String::new();
         if plan.weights_blake3 != self.weights_blake3 {
             faults.push("was built from other weights than the engine's".to_owned());
         }
@@ -67,13 +68,14 @@ impl Wanted<'_> {
         if let Some(asked) = self.lane_capacity.filter(|&asked| asked > has) {
             faults.push(format!("has lanes of {has} tokens, {asked} are asked for"));
             smaller.push(format!("max_context = {has}"));
+            shorter = format!(", or give --max-context {has}");
         }
         if faults.is_empty() {
             return Ok(());
         }
         let instead = match smaller.is_empty() {
             true => String::new(),
-            false => format!("; or set {} in [engine]", smaller.join(" and ")),
+            false => format!("; or set {} in [engine]{shorter}", smaller.join(" and ")),
         };
         Err(EngineError::Unsupported(format!(
             "plan {:?} {}; `{}` builds another{instead}",
@@ -100,6 +102,12 @@ impl Wanted<'_> {
         if plan.streams_weights {
             command += " --plan-streaming";
         }
+        if plan.form == PlanForm::Primitives {
+            command += " --plan-form primitives";
+        }
+        if let (Some(timed), Some(all)) = (plan.timed_in_green_context, plan.device_num_sms()) {
+            command += &format!(" --plan-sm-share {}", (u64::from(timed) * 100).div_ceil(u64::from(all)));
+        }
         command
     }
 }
@@ -111,8 +119,6 @@ fn machine(plan: &PlanEntry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dir::PlanForm;
-
     fn plan(minor: u32, sm: &str, role: PlanRole) -> PlanEntry {
         PlanEntry {
             file: format!("plans/trt-10.{minor}-{sm}.plan"),
@@ -166,7 +172,14 @@ mod tests {
         assert!(capacity.choose(&all).is_ok());
         let other = "b".repeat(64);
         let like = "`takt build engines/a --tensorrt --plans-only --plan-lanes";
-        let finer = PlanEntry { compute: PlanCompute::F16, streams_weights: true, ..plans[3].clone() };
+        let finer = PlanEntry {
+            compute: PlanCompute::F16,
+            streams_weights: true,
+            form: PlanForm::Primitives,
+            device: "NVIDIA Thor sm_110 20 SMs".into(),
+            timed_in_green_context: Some(7),
+            ..plans[3].clone()
+        };
         for (wanted, plans, said) in [
             (
                 wanted,
@@ -183,14 +196,14 @@ mod tests {
             (
                 Wanted { num_lanes: 1, lane_capacity: Some(513), ..wanted },
                 all.clone(),
-                format!("has lanes of 512 tokens, 513 are asked for; {like} 2 --plan-context 513` builds another; or set max_context = 512"),
+                format!("has lanes of 512 tokens, 513 are asked for; {like} 2 --plan-context 513` builds another; or set max_context = 512 in [engine], or give --max-context 512"),
             ),
             (
                 Wanted { num_lanes: 8, lane_capacity: Some(8192), weights_blake3: &other, ..wanted },
                 list(&[finer]),
                 format!(
                     "other weights than the engine's and has 2 lanes, 8 are asked for and has lanes of 512 tokens, 8192 are asked for; {like} 8 \
-                     --plan-context 8192 --plan-dtype f16 --plan-streaming` builds another; or set lanes = 2 and max_context = 512 in [engine]"
+                     --plan-context 8192 --plan-dtype f16 --plan-streaming --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
                 ),
             ),
             (

@@ -6,127 +6,25 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use takt_kernels_cu::{
-    driver::{
-        DriverError,
-        memory::MappedBuffer,
-        module::Kernels,
-        stream::{Graph, Stream},
-    },
-    launch::{DeviceAddress, Launch, kv_append::Append, kv_compact::KvPlanes},
+use takt_kernels_cu::driver::{
+    DriverError,
+    memory::MappedBuffer,
+    module::Kernels,
+    stream::{Graph, Stream},
 };
 use takt_tensorrt::runtime::{Execution, Plan};
 
 use super::{
     batch::{Profile, Section, SectionShape, Work},
-    input::{ALIGNMENT, InputLayout},
-    ports::{
-        FEATURES, INPUT_IDS, KV_POSITIONS, LOGITS, LOGITS_ROWS, MASK, POSITION_IDS, Ports, WRITE_INDICES,
-    },
+    input::InputLayout,
+    memory::Memory,
 };
-use crate::{Result, backend::device::captures, spec::DecoderSpec};
+use crate::{Result, backend::device::captures};
 
 /// Executions with a graph at a time, at least; each takes memory of TensorRT's and the driver's. Where more are usual, as many as are.
 const MIN_GRAPHS: usize = 32;
 /// How often a shape is captured in vain before it is left at that.
 const MAX_TRIES: u32 = 3;
-
-/// Where everything lies that executions read and write.
-#[derive(Debug)]
-pub(super) struct Memory {
-    pub ports: Ports,
-    /// Of each layer keys, then values, of lane 0.
-    pub cache: Vec<DeviceAddress>,
-    /// From a lane's keys, or values, to the next one's.
-    pub lane_bytes: usize,
-    /// Rows of a lane.
-    pub lane_rows: usize,
-    /// `[G, d]` of a row.
-    pub row_shape: [usize; 2],
-    /// A section's input.
-    pub input: DeviceAddress,
-    /// F32 `[places, V]`.
-    pub logits: DeviceAddress,
-    pub logits_row_bytes: usize,
-    /// F32 `[places, features_len]`; null without.
-    pub features: DeviceAddress,
-    /// Where new rows come out that are appended: one tensor every `present_bytes`; null where they are written in their places.
-    pub present: DeviceAddress,
-    pub present_bytes: usize,
-    pub planes: KvPlanes,
-    /// TensorRT's own.
-    pub scratch: (DeviceAddress, usize),
-}
-
-impl Memory {
-    /// Bytes of one tensor of new rows with this many tokens of all lanes together.
-    pub(super) fn present_bytes(spec: &DecoderSpec, num_tokens: usize) -> usize {
-        (num_tokens * spec.kv_dim() * 2).next_multiple_of(ALIGNMENT)
-    }
-
-    /// What does not change from section to section of these lanes.
-    fn bind_lanes(&self, execution: &mut Execution, first_lane: usize) -> Result<()> {
-        execution.set_scratch(self.scratch.0, self.scratch.1)?;
-        for (idx, ([past, present], address)) in self.ports.cache.iter().zip(&self.cache).enumerate() {
-            let lanes = address.offset(first_lane * self.lane_bytes)?;
-            execution.bind(past, lanes)?;
-            let new =
-                if self.ports.input.appends { self.present.offset(idx * self.present_bytes)? } else { lanes };
-            execution.bind(present, new)?;
-        }
-        Ok(())
-    }
-
-    fn set_cache_shapes(&self, execution: &mut Execution, num_lanes: usize) -> Result<()> {
-        let [num_kv_heads, head_dim] = self.row_shape;
-        let shape = [num_lanes, num_kv_heads, self.lane_rows, head_dim];
-        self.ports.cache.iter().try_for_each(|[past, _]| execution.set_shape(past, &shape))?;
-        Ok(())
-    }
-
-    /// What a section is about, and where its outputs go.
-    fn bind_section(&self, execution: &mut Execution, section: &Section, layout: &InputLayout) -> Result<()> {
-        let SectionShape { num_lanes, sequence, kv, num_logits, .. } = section.shape;
-        let mut input = |name: &str, offset: usize, shape: &[usize]| -> Result<()> {
-            execution.set_shape(name, shape)?;
-            Ok(execution.bind(name, self.input.offset(offset)?)?)
-        };
-        input(INPUT_IDS, layout.input_ids, &[num_lanes, sequence])?;
-        input(POSITION_IDS, layout.position_ids, &[num_lanes, sequence])?;
-        input(LOGITS_ROWS, layout.logits_rows, &[num_lanes, num_logits])?;
-        input(MASK, layout.mask, &[num_lanes, sequence, kv])?;
-        if !self.ports.input.appends {
-            input(WRITE_INDICES, layout.write_indices, &[num_lanes])?;
-        }
-        if self.ports.input.has_kv_positions {
-            input(KV_POSITIONS, layout.kv_positions, &[num_lanes, kv])?;
-        }
-        let logits = self.logits.offset(section.logits_place * self.logits_row_bytes)?;
-        execution.bind(LOGITS, logits)?;
-        if self.ports.features_len > 0 {
-            let row_bytes = self.ports.features_len * size_of::<f32>();
-            execution.bind(FEATURES, self.features.offset(section.feature_place * row_bytes)?)?;
-        }
-        Ok(())
-    }
-
-    /// Puts the new rows of a section into its lanes; `None` where they are there already.
-    fn append(&self, shape: SectionShape, layout: &InputLayout) -> Result<Option<Launch>> {
-        if !self.ports.input.appends {
-            return Ok(None);
-        }
-        let append = Append {
-            planes: self.planes,
-            rows: self.present,
-            places: self.input.offset(layout.places)?,
-            tensor_bytes: self.present_bytes,
-            first_lane: shape.first_lane,
-            batch: shape.num_lanes,
-            num_tokens: shape.sequence,
-        };
-        Ok(Some(append.launch()?))
-    }
-}
 
 /// What sections are put into the stream with.
 pub(super) struct Host<'a> {

@@ -107,6 +107,11 @@ pub(super) struct FeatureRoute {
 }
 
 impl FeatureRoute {
+    /// Bytes on the device for `num_places` rows, and as many of pinned memory.
+    pub(super) fn num_bytes(num_places: usize) -> usize {
+        num_places * size_of::<i32>()
+    }
+
     /// For `num_places` rows of `len` values, of which a step has at most `max_step_tokens`.
     pub(super) fn new(
         context: &Context,
@@ -114,7 +119,7 @@ impl FeatureRoute {
         len: usize,
         max_step_tokens: usize,
     ) -> Result<Self> {
-        let num_bytes = num_places * size_of::<i32>();
+        let num_bytes = Self::num_bytes(num_places);
         Ok(Self {
             graphs: Captures::default(),
             pinned: MappedBuffer::new(context, num_bytes, "rows of features")?,

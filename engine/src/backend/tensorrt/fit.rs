@@ -12,6 +12,8 @@ use crate::{
 
 /// That `entry` is one that this version runs with `options`.
 pub(super) fn check_entry(entry: &PlanEntry, options: &TensorRtOptions, lane_capacity: usize) -> Result<()> {
+    // An engine directory has none that does not hold; other callers may.
+    entry.check_sizes().map_err(EngineError::Unsupported)?;
     if entry.stripped {
         return Err(EngineError::Unsupported(format!(
             "plan {:?} has no weights of its own, which this version does not give it: build it again without stripping",
@@ -22,12 +24,6 @@ pub(super) fn check_entry(entry: &PlanEntry, options: &TensorRtOptions, lane_cap
         return Err(EngineError::Unsupported(format!(
             "{} lanes of {lane_capacity} tokens asked, plan {:?} has {} of {}",
             options.num_lanes, entry.file, entry.num_lanes, entry.lane_capacity
-        )));
-    }
-    if entry.lane_capacity.saturating_add(entry.max_tree) > entry.lane_rows {
-        return Err(EngineError::Unsupported(format!(
-            "plan {:?} has lanes of {} rows, expected one for each of {} tokens and {} nodes of a tree",
-            entry.file, entry.lane_rows, entry.lane_capacity, entry.max_tree
         )));
     }
     Ok(())
@@ -43,23 +39,6 @@ pub(super) fn check_kv(sizes: &Sizes, entry: &PlanEntry, options: &TensorRtOptio
             options.num_lanes, entry.lane_rows
         ))),
     }
-}
-
-/// That everything stays within what is allowed.
-pub(super) fn check_budget(needs: &Needs, sizes: &Sizes, options: &TensorRtOptions) -> Result<()> {
-    let Some(max_bytes) = options.max_bytes else { return Ok(()) };
-    let snapshots = sizes.lanes.num_bytes() / options.num_lanes * options.num_snapshots;
-    let parts = [needs.weights, needs.kv, snapshots, needs.workspace, needs.pinned];
-    let total = parts.into_iter().fold(0_usize, usize::saturating_add);
-    if total as u64 <= max_bytes {
-        return Ok(());
-    }
-    let Needs { weights, kv, workspace, pinned, .. } = needs;
-    Err(EngineError::Capacity(format!(
-        "the engine takes {total} bytes (plan {weights}, KV cache {kv}, {} snapshots {snapshots}, workspace {workspace}, pinned {pinned}), the memory \
-         budget is {max_bytes}: use fewer lanes or snapshots, or a plan with a shorter context (--plan-context)",
-        options.num_snapshots
-    )))
 }
 
 /// Leaves weights in the host's memory as far as there is no room for them beside everything else.

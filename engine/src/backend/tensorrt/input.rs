@@ -2,7 +2,7 @@
 //!
 //! | field | shape | what |
 //! |---|---|---|
-//! | `input_ids`, `position_ids` | `[batch, sequence]` | padding: any token; positions behind the lane's rows |
+//! | `input_ids`, `position_ids` | `[batch, sequence]` | padding: one token that is known to leave numbers; positions behind the lane's rows |
 //! | `write_indices` | `[batch]` | where rows are updated in place: the row of the first token |
 //! | `logits_rows` | `[batch, logits]` | of a slice its last token, of pieces and trees all tokens, padding included |
 //! | `kv_positions` | `[batch, kv]` | where attention has windows: the position in each row |
@@ -13,8 +13,9 @@
 
 use takt_kernels_cu::launch::kv_append::PLACE_WORDS;
 
-use super::batch::{BatchLimits, Part, Section, SectionShape, Work, part, start};
+use super::batch::{Part, Section, SectionShape, Work, part, start};
 use crate::{
+    TokenId,
     kv::{LaneBook, LaneId},
     step::{Segment, StepPlan},
 };
@@ -85,12 +86,11 @@ impl InputLayout {
     pub(super) fn write(
         &self,
         section: &Section,
-        plan: &StepPlan,
-        book: &LaneBook,
-        limits: &BatchLimits,
+        (plan, book): (&StepPlan, &LaneBook),
+        with: Constants,
         bytes: &mut [u8],
     ) {
-        let mut fields = Fields { bytes, layout: self, lane_rows: limits.lane_rows };
+        let mut fields = Fields { bytes, layout: self, with };
         for b in 0..self.shape.num_lanes {
             let lane = LaneId(self.shape.first_lane + b);
             let entry = Entry {
@@ -103,6 +103,15 @@ impl InputLayout {
     }
 }
 
+/// What is the same in all sections of a plan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Constants {
+    /// Rows of a lane.
+    pub lane_rows: usize,
+    /// The token that pads.
+    pub padding: TokenId,
+}
+
 /// One lane of a section.
 struct Entry {
     b: usize,
@@ -113,7 +122,7 @@ struct Entry {
 struct Fields<'a> {
     bytes: &'a mut [u8],
     layout: &'a InputLayout,
-    lane_rows: usize,
+    with: Constants,
 }
 
 impl Fields<'_> {
@@ -131,11 +140,11 @@ impl Fields<'_> {
         let &Entry { b, start, part } = entry;
         let len = part.map_or(0, |part| part.len);
         for j in 0..shape.sequence {
-            let token = part.filter(|_| j < len).map_or(0, |part| {
+            let token = part.filter(|_| j < len).map_or(self.with.padding, |part| {
                 let segment = &plan.segments[part.segment];
-                plan.tokens[segment.tokens.start + part.first + j] as usize
+                plan.tokens[segment.tokens.start + part.first + j]
             });
-            self.put(self.layout.input_ids, b * shape.sequence + j, token);
+            self.put(self.layout.input_ids, b * shape.sequence + j, token as usize);
             let position = position(plan, entry, j);
             self.put(self.layout.position_ids, b * shape.sequence + j, position);
             self.put_mask(plan, entry, j);
@@ -159,7 +168,7 @@ impl Fields<'_> {
 
     /// Where the mask has the section's own token `j`.
     fn column(&self, start: usize, j: usize) -> usize {
-        if self.layout.facts.appends { self.lane_rows + j } else { start + j }
+        if self.layout.facts.appends { self.with.lane_rows + j } else { start + j }
     }
 
     fn put_mask(&mut self, plan: &StepPlan, entry: &Entry, j: usize) {

@@ -7,31 +7,43 @@
 //! | [`open`] | from a machine and an engine directory to a backend |
 //! | [`ports`] | a plan's tensors: everything that is expected is there, and nothing else |
 //! | [`fit`] | whether a plan can be run as asked, and everything beside it fits |
+//! | [`load`] | a plan loaded, and everything that would keep it from running refused |
+//! | [`budget`] | what a memory budget allows, and all that counts against it |
 //! | [`sizes`] | how large everything is, and that the plan's profiles are for it |
 //! | [`batch`] | a step as sections, each one execution of the plan: a pure function |
+//! | [`padding`] | the token that pads lanes |
 //! | [`input`] | what a section is about; the bytes that travel to the device |
-//! | [`executions`] | executions by shape, the graphs captured of them, and new rows put into their lanes |
+//! | [`memory`] | where everything lies that executions read and write |
+//! | [`executions`] | executions by shape, and the graphs captured of them |
+//! | [`usual`] | how long sections took lately |
 //! | [`features`] | residual streams that a plan puts out, and their way to a draft head |
+//! | [`head`] | a draft head beside a plan |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too: `cuda::draft`.
+//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too, and how it goes with the lanes: `cuda::draft`.
 //!
-//! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph and one
-//! wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and whatever is written to them is finite, because rows that are not
+//! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph, one
+//! more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
 //! seen are multiplied by nothing all the same.
 
 mod backend;
 mod batch;
+mod budget;
 mod entry;
 mod error;
 mod executions;
 mod features;
 mod fit;
+mod head;
 mod input;
+mod load;
+mod memory;
 mod open;
 mod options;
+mod padding;
 mod ports;
 mod sizes;
+mod usual;
 
 pub use backend::{SerializedPlan, TensorRtBackend};
 pub(crate) use open::open;

@@ -81,7 +81,7 @@ fn context(device: &Device, share: Share, entry: &PlanEntry) -> Result<Context> 
         tracing::warn!("no green context ({reason}): a low-priority stream on all multiprocessors instead");
     };
     let plan = &entry.file;
-    let todo = "`takt build DIR --tensorrt --plans-only --plan-sm-share PERCENT` builds one for `[gpu] sm_percent`, and `[gpu] share = \"priority\"` \
+    let todo = "`takt build DIR --tensorrt --plans-only --plan-sm-share PERCENT` builds one for `[gpu] sm_share_percent`, and `[gpu] share = \"priority\"` \
                 asks for no green context";
     match (share, entry.timed_in_green_context) {
         (Share::GreenContext { .. }, None) => {

@@ -21,7 +21,8 @@ pub struct TensorRtOptions {
     pub max_logits_rows: usize,
     /// Most bytes the lanes may take; `None` for what the device gives.
     pub max_kv_bytes: Option<u64>,
-    /// Most bytes that the plan's weights, lanes, snapshots and workspace may take together; `None` for what the device gives.
+    /// Most bytes that the plan's weights, lanes, snapshots and workspace, and a draft head's with the embedding copied for it, may take together; `None` for
+    /// what the device gives.
     pub max_bytes: Option<u64>,
     /// Prefix snapshots that will be kept, for `max_bytes`.
     pub num_snapshots: usize,

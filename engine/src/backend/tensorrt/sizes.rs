@@ -5,8 +5,8 @@ use takt_tensorrt::{runtime::Plan, tensor::ShapeRange};
 
 use super::{
     batch::{BatchLimits, Profile, SectionShape},
-    executions::Memory,
     input::{ALIGNMENT, InputFacts, InputLayout},
+    memory::{CACHE_BYTES, Memory},
     options::TensorRtOptions,
     ports::{INPUT_IDS, LOGITS_ROWS, MASK},
 };
@@ -21,37 +21,8 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// Bytes of a value of the cache.
-const CACHE_BYTES: usize = 2;
 /// Runs of tokens of which what they are about is in pinned memory at a time.
 const RUNS_AT_ONCE: usize = 2;
-
-/// Most rows of a lane, tokens of a run, nodes of a tree that an entry may name: with these and a valid model no size is past 64 bits.
-const MOST: [usize; 3] = [1 << 22, 1 << 16, 1 << 12];
-
-/// That the sizes in `entry` are such that others can be reckoned from them.
-///
-/// # Errors
-/// [`EngineError::Unsupported`] with what the entry says, and what is expected.
-pub(super) fn check_entry(spec: &DecoderSpec, entry: &PlanEntry) -> Result<()> {
-    let file = &entry.file;
-    let said = [entry.lane_rows, entry.max_prefill, entry.max_tree];
-    let names = ["rows of a lane", "tokens of a run", "nodes of a tree"];
-    for ((what, value), most) in names.into_iter().zip(said).zip(MOST) {
-        if value == 0 || value > most {
-            return Err(EngineError::Unsupported(format!(
-                "plan {file:?} has {value} {what}, expected 1..={most}"
-            )));
-        }
-    }
-    let (captured, most) = (entry.captured.len(), spec.num_layers + 1);
-    if captured > most {
-        return Err(EngineError::Unsupported(format!(
-            "plan {file:?} puts out the inputs of {captured} layers, expected at most {most}"
-        )));
-    }
-    Ok(())
-}
 
 /// Sizes of one backend.
 #[derive(Debug, Clone, Copy)]

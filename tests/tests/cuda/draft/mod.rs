@@ -5,6 +5,7 @@ mod failures;
 mod following;
 mod golden;
 mod levels;
+mod mapped;
 pub mod speculation;
 
 pub use speculation::build_demo;

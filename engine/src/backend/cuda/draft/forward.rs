@@ -9,7 +9,7 @@ use takt_kernels_cu::launch::{
     embed::Embed,
     linear::Output,
     logits::{Logits, LogitsScratch},
-    rms_norm::{NormOutput, NormRows, RmsNorm},
+    rms_norm::NormRows,
     rope_kv::{Pairing, RopeKv, RopeTable},
     rows::{CopyRows, ScatterRows},
 };
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     Result,
-    backend::cuda::{lanes::DeviceLanes, product::product, weights::DeviceMatrix},
+    backend::cuda::{lanes::DeviceLanes, norm::norm, product::product, weights::DeviceMatrix},
     draft::{DraftSpec, MAX_DRAFT_ROWS, NUM_CAPTURED},
 };
 
@@ -317,17 +317,8 @@ impl Forward<'_> {
 
     /// `normed = RMSNorm(residual)` for every row.
     fn norm(&self, weight: DeviceAddress, num_rows: usize) -> Result<Launch> {
-        let norm = RmsNorm {
-            residual: self.workspace.residual,
-            delta: DeviceAddress::NULL,
-            weight,
-            out: self.workspace.normed,
-            output: NormOutput::Bf16,
-            num_tokens: num_rows,
-            width: self.spec.hidden_size,
-            eps: self.spec.norm_eps,
-        };
-        Ok(norm.launch()?)
+        let rows = (self.workspace.residual, self.workspace.normed);
+        norm(rows, weight, (num_rows, self.spec.hidden_size), self.spec.norm_eps)
     }
 
     /// Matrices of one format with the same input `x`, each with its output.

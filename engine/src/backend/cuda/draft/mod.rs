@@ -4,11 +4,14 @@
 //! |---|---|
 //! | [`model`] | the head's tensors in device memory |
 //! | [`shape`] | the few shapes of reading and drafting, each captured once |
+//! | [`sizes`] | how large everything of a head is |
 //! | [`input`] | what they are about, as it travels to the device |
 //! | [`workspace`] | everything a head writes besides keys and values, features that wait included |
+//! | [`needs`] | what it takes of memory, and whether that fits |
 //! | [`forward`] | reading and drafting as lists of launches: pure functions |
 //! | [`follow`] | which features go where with a step, and what is read of them |
 //! | [`level`] | one level of drafting, and what comes back of it |
+//! | [`target_lanes`] | its target's lanes with it, for every backend on a GPU |
 //!
 //! A step's graph leaves the features of its tokens where the head looks for them; a second graph behind it reads those that are due, within the
 //! same wait. Features, hidden rows, keys and values stay on the device: of a level tokens, logits and log-sum-exps of the likeliest come back.
@@ -18,7 +21,10 @@ mod forward;
 mod input;
 mod level;
 mod model;
+mod needs;
 mod shape;
+mod sizes;
+mod target_lanes;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -29,33 +35,23 @@ use takt_kernels_cu::{
         module::Kernels,
         stream::Stream,
     },
-    launch::{DeviceAddress, Launch, attention::Merging},
+    launch::{DeviceAddress, Launch},
 };
 
-use super::{
-    captures::Captures,
-    lanes::{DeviceLanes, LaneLayout, LaneSizes},
-    options::CudaOptions,
-    room::Room,
-    shape::sizes,
-};
+use super::{captures::Captures, lanes::DeviceLanes, options::CudaOptions};
 use crate::{
-    EngineError, Result, TokenId,
-    draft::{
-        DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_DRAFT_ROWS, MAX_PLAN_ROWS, MAX_TOP_K, MAX_WAITING,
-        SavedLane,
-    },
+    Result, TokenId,
+    draft::{DraftBook, DraftFacts, DraftSource, DraftSpec, MAX_PLAN_ROWS, MAX_TOP_K, SavedLane},
     kv::{LaneId, SnapshotId},
-    spec::DecoderSpec,
 };
 use forward::Forward;
 use input::{LevelInput, ReadInput};
 use model::DraftModel;
+pub(in crate::backend) use needs::HeadNeeds;
 use shape::{LevelShape, ReadShape};
-use workspace::{Sizes, Workspace};
-
-/// Device memory left to the driver for the head's graphs.
-const DRIVER_BYTES: usize = 16 << 20;
+pub(super) use sizes::HeadSizes;
+pub(in crate::backend) use target_lanes::TargetLanes;
+use workspace::Workspace;
 
 /// What the target lends to its head.
 pub(in crate::backend) struct Host<'a> {
@@ -122,62 +118,38 @@ struct Snapshot {
 }
 
 impl CudaDraft {
-    /// Copies the head of `spec`, which was validated against its target, to the device, allocates everything it needs, and captures what rounds
-    /// usually meet.
+    /// Copies the head of `spec`, which was validated against its target, to the device, or has it read where its file is mapped, as the target's
+    /// options say, allocates everything it needs, and captures what rounds usually meet.
     pub fn new(
         spec: &DraftSpec,
         source: &dyn DraftSource,
         setup: &DraftSetup<'_>,
         host: &mut Host<'_>,
     ) -> Result<Self> {
-        let (context, target_options) = (host.stream.context(), setup.options);
-        let max_positions = spec.max_positions.min(target_options.lane_capacity);
-        let capacity = max_positions + MAX_DRAFT_ROWS;
-        let options = CudaOptions { lane_capacity: capacity, ..target_options.clone() };
-        let layer_spec = DecoderSpec { max_context: capacity, ..spec.layer() };
-        let lane_layout = LaneLayout::new(
-            &layer_spec,
-            LaneSizes::new(options.kv, options.num_lanes, options.lane_capacity),
-        );
+        let (context, stream) = (host.stream.context(), host.stream);
+        let file = DraftModel::file(context, spec, source, setup.options.weights)?;
+        HeadNeeds::with_file(spec, source, setup, file.as_ref())?.check(host, setup)?;
+        let sizes = HeadSizes::of(spec, setup.options, setup.num_sms)?;
+        let options = CudaOptions { lane_capacity: sizes.capacity, ..setup.options.clone() };
         let num_lanes = options.num_lanes;
-        let sizes = Sizes {
-            num_lanes,
-            max_step_tokens: options.max_step_tokens,
-            max_read_rows: options.max_step_tokens + num_lanes * MAX_WAITING,
-            num_slots: MAX_WAITING,
-            partial_lens: partial_lens(spec, capacity, setup)?,
-        };
-        let (layout, workspace_bytes) = Workspace::lay_out(spec, &sizes)?;
-        let output_bytes = workspace::output_bytes(LevelShape::largest(1, 1));
-        let needs = Needs {
-            weights: DraftModel::num_bytes(spec, source, capacity)?,
-            kv: lane_layout.num_bytes(),
-            workspace: workspace_bytes,
-            pinned: ReadInput::num_bytes(sizes.max_read_rows)
-                + LevelInput::num_bytes(num_lanes)
-                + output_bytes,
-        };
-        needs.check(host, setup)?;
-
-        let stream = host.stream;
-        let model = DraftModel::load(context, stream, spec, source, capacity)?;
-        let lanes = DeviceLanes::new(context, stream, lane_layout, options.step_limit)?;
-        let buffer = DeviceBuffer::new(context, workspace_bytes, "the draft head's workspace")?;
+        let model = DraftModel::load(stream, spec, source, sizes.capacity, file)?;
+        let lanes = DeviceLanes::new(context, stream, sizes.lanes, options.step_limit)?;
+        let buffer = DeviceBuffer::new(context, sizes.workspace_bytes, "the draft head's workspace")?;
         stream.zero(&buffer)?;
-        let workspace = layout.at(buffer.address())?;
+        let workspace = sizes.workspace.at(buffer.address())?;
         let mut draft = Self {
             reads: Captures::default(),
             levels: Captures::default(),
             embedding: model.tensors.embedding.unwrap_or(setup.embedding),
             lanes,
-            book: DraftBook::new(num_lanes, max_positions, spec.vocab_size, sizes.max_read_rows),
+            book: DraftBook::new(num_lanes, sizes.max_positions, spec.vocab_size, sizes.max_read_rows),
             first_slot: vec![0; num_lanes],
             snapshots: BTreeMap::new(),
             read_input: ReadInput::new(context, sizes.max_read_rows, workspace.read_input)?,
             level_input: LevelInput::new(context, num_lanes, workspace.level_input)?,
             workspace,
             _workspace_buffer: buffer,
-            output: MappedBuffer::new(context, output_bytes, "a draft head's proposals")?,
+            output: MappedBuffer::new(context, sizes.output_bytes, "a draft head's proposals")?,
             logits: None,
             tokens: vec![0; MAX_PLAN_ROWS * MAX_TOP_K],
             log_probs: vec![0.0; MAX_PLAN_ROWS * MAX_TOP_K],
@@ -283,62 +255,4 @@ impl CudaDraft {
 fn prepare(launches: &[Launch], host: &mut Host<'_>) -> Result<()> {
     host.stream.context().make_current()?;
     Ok(launches.iter().try_for_each(|launch| host.kernels.prepare(launch))?)
-}
-
-/// F32 values of attention's partial results, for the level that has most.
-fn partial_lens(spec: &DraftSpec, capacity: usize, setup: &DraftSetup<'_>) -> Result<(usize, usize)> {
-    let mut most = (0, 0);
-    let num_segments = [1, setup.options.num_lanes.next_power_of_two(), MAX_PLAN_ROWS];
-    for num_rows in sizes(MAX_PLAN_ROWS) {
-        let segments = num_segments.iter().map(|&segments| segments.min(num_rows));
-        for (num_segments, max_segment_len) in
-            segments.flat_map(|segments| [(segments, num_rows), (segments, 1)])
-        {
-            let shape = LevelShape { num_rows, ..LevelShape::largest(num_segments, max_segment_len) };
-            let step = Forward::attention_step(shape, capacity, None);
-            let (num_heads, num_kv_heads) = (spec.num_q_heads, spec.num_kv_heads);
-            if Merging::for_gpu(&step, num_heads, num_kv_heads, setup.num_sms).is_some() {
-                let lens = step.partial_lens(num_heads, spec.head_dim)?;
-                most = (most.0.max(lens.0), most.1.max(lens.1));
-            }
-        }
-    }
-    Ok(most)
-}
-
-/// Bytes of memory by what they are for.
-struct Needs {
-    weights: usize,
-    kv: usize,
-    workspace: usize,
-    /// Of the host's; the device's own where both share memory.
-    pinned: usize,
-}
-
-impl Needs {
-    /// That all of it fits what is free, and the cache what is allowed.
-    fn check(&self, host: &Host<'_>, setup: &DraftSetup<'_>) -> Result<()> {
-        let Self { weights, kv, workspace, pinned } = self;
-        let (options, context) = (setup.options, host.stream.context());
-        let left = options.max_kv_bytes.map(|most| most.saturating_sub(setup.kv_bytes));
-        if let Some(max_bytes) = left.filter(|&most| *kv as u64 > most) {
-            return Err(EngineError::Capacity(format!(
-                "the draft head's {} KV cache of {} lanes takes {kv} bytes, {max_bytes} are left of those allowed",
-                options.kv, options.num_lanes
-            )));
-        }
-        let room = Room::of(context)?;
-        let needed =
-            weights + kv + workspace + DRIVER_BYTES + if room.shared.is_some() { *pinned } else { 0 };
-        let held = usize::try_from(setup.weight_bytes.saturating_add(setup.kv_bytes)).unwrap_or(usize::MAX);
-        if needed > room.available_beside(held) {
-            let room = room.in_words();
-            return Err(EngineError::Capacity(format!(
-                "the draft head takes {needed} bytes of device memory (weights {weights}, KV cache {kv}, workspace {workspace}, driver \
-                 {DRIVER_BYTES}; pinned {pinned}) beside the model, {room}: use fewer or shorter lanes, go without speculation, or free \
-                 memory"
-            )));
-        }
-        Ok(())
-    }
 }

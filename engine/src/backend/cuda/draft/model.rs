@@ -1,5 +1,8 @@
-//! A draft head's tensors in device memory.
+//! A draft head's tensors, in device memory or in their mapped file, as a model's are.
 
+use std::sync::Arc;
+
+use memmap2::Mmap;
 use takt_kernels_cu::{
     driver::{context::Context, memory::DeviceBuffer, stream::Stream},
     launch::{DeviceAddress, linear::WeightFormat},
@@ -7,7 +10,11 @@ use takt_kernels_cu::{
 
 use crate::{
     EngineError, Result, TokenId,
-    backend::cuda::weights::{DeviceMatrix, Placement},
+    backend::cuda::{
+        GpuWeights,
+        mapped::{WeightsFile, Whose},
+        weights::{DeviceMatrix, Placement, WeightBytes},
+    },
     draft::{DraftSource, DraftSpec, NUM_CAPTURED, target_tokens},
     quant::MatrixView,
     weights::{ReadWatch, WeightSource},
@@ -19,8 +26,10 @@ pub(super) struct DraftModel {
     /// Its target's map of draft tokens, on the host: what is proposed is a handful.
     pub targets: Vec<TokenId>,
     pub tensors: Tensors,
-    /// Holds all of them.
+    /// Holds what was copied.
     _buffer: DeviceBuffer,
+    /// Holds what is read in place.
+    _file: Option<WeightsFile>,
 }
 
 /// Where they are.
@@ -52,34 +61,62 @@ pub(super) struct Tensors {
 }
 
 impl DraftModel {
-    /// Bytes of device memory that the weights take, with a position table of `num_positions`.
+    /// The file of `source`, if the device is to read the head's weights there and can, and any of them begin where it can.
+    ///
+    /// # Errors
+    /// [`EngineError::Backend`] when the device is lost; as [`Self::num_bytes`].
+    pub fn file(
+        context: &Context,
+        spec: &DraftSpec,
+        source: &dyn DraftSource,
+        wanted: GpuWeights,
+    ) -> Result<Option<WeightsFile>> {
+        let Some(file) = WeightsFile::open_of(Whose::DraftHead, context, &HeadWeights(source), wanted)?
+        else {
+            return Ok(None);
+        };
+        let mapped = Self::num_bytes(spec, source, 1, Some(&file))?.mapped;
+        // Nothing of it would be read, and all of it kept in memory.
+        Ok(Some(file).filter(|file| file.is_of_use(mapped)))
+    }
+
+    /// Bytes of memory that the weights take, those in `file` by their own, with a position table of `num_positions`.
     ///
     /// # Errors
     /// [`EngineError::Tensor`] or [`EngineError::Unsupported`] for what does not hold.
-    pub fn num_bytes(spec: &DraftSpec, source: &dyn DraftSource, num_positions: usize) -> Result<usize> {
+    pub fn num_bytes(
+        spec: &DraftSpec,
+        source: &dyn DraftSource,
+        num_positions: usize,
+        file: Option<&WeightsFile>,
+    ) -> Result<WeightBytes> {
         let source = HeadWeights(source);
-        let mut placement = Placement::counting(&source);
+        let mut placement = Placement::counting(&source, file);
         place(&mut placement, spec, num_positions)?;
         Ok(placement.num_bytes())
     }
 
-    /// Copies every tensor of `spec` (validated) to the device.
+    /// Copies every tensor of `spec` (validated) to the device, but those that it reads in `file`.
     ///
     /// # Errors
     /// As [`Self::num_bytes`]; [`EngineError::Capacity`] without memory.
     pub fn load(
-        context: &Context,
         stream: &Stream,
         spec: &DraftSpec,
         source: &dyn DraftSource,
         num_positions: usize,
+        file: Option<WeightsFile>,
     ) -> Result<Self> {
         let targets = target_tokens(spec, source)?;
-        let num_bytes = Self::num_bytes(spec, source, num_positions)?;
-        let buffer = DeviceBuffer::new(context, num_bytes, "the draft head's weights")?;
+        let WeightBytes { copied, .. } = Self::num_bytes(spec, source, num_positions, file.as_ref())?;
+        let buffer = DeviceBuffer::new(stream.context(), copied, "the draft head's weights")?;
         let source = HeadWeights(source);
-        let tensors = place(&mut Placement::copying(stream, &buffer, &source), spec, num_positions)?;
-        Ok(Self { targets, tensors, _buffer: buffer })
+        let mut placement = Placement::copying((stream, &buffer), &source, file.as_ref());
+        let tensors = place(&mut placement, spec, num_positions)?;
+        if let Some(file) = &file {
+            file.keep_in_memory();
+        }
+        Ok(Self { targets, tensors, _buffer: buffer, _file: file })
     }
 }
 
@@ -164,5 +201,9 @@ impl WeightSource for HeadWeights<'_> {
 
     fn watch(&self) -> &dyn ReadWatch {
         self.0.watch()
+    }
+
+    fn mapping(&self) -> Option<Arc<Mmap>> {
+        self.0.mapping()
     }
 }

@@ -180,10 +180,14 @@ proptest! {
             }).unwrap();
             prop_assert_eq!(num_tokens, segment.tokens.len());
         }
-        if let (Some(&first), Some(&last)) = (logits.first(), logits.last()) {
-            let listed = batch.listed(first..last + 1);
-            prop_assert!(listed.start <= first && last < listed.end && listed.end <= limits.num_logits_places());
-        }
+        let (mut listed, mut num_segments) = (BTreeSet::new(), 0);
+        batch.listed(&plan, |segments, rows| {
+            assert!(rows.end <= limits.num_logits_places());
+            assert!(rows.into_iter().all(|row| listed.insert(row)), "lists that meet");
+            num_segments += segments.count();
+        });
+        prop_assert!(logits.is_subset(&listed), "a row without a list");
+        prop_assert_eq!(num_segments, plan.segments.len());
         prop_assert!(logits.last().is_none_or(|&last| last < limits.num_logits_places()));
         prop_assert!(features.last().is_none_or(|&last| last < limits.num_feature_places()));
         for section in batch.sections() {
@@ -280,17 +284,32 @@ fn sets_of_lanes_are_few_and_all_decode_shapes_are_known() {
 }
 
 #[test]
-fn lists_are_of_whole_sections_or_of_few_lengths() {
-    let limits = limits(4, false, 1);
+fn every_section_has_lists_of_its_own() {
+    let limits = limits(4, false, 2);
     let book = LaneBook::new(4, CAPACITY);
+    let listed = |plan: &StepPlan| {
+        let mut batch = Batch::new(limits);
+        batch.lay_out(plan, &book).unwrap();
+        let mut all = Vec::new();
+        batch.listed(plan, |segments, rows| {
+            all.push((segments.map(|segment| segment.lane.0).collect::<Vec<_>>(), rows));
+        });
+        all
+    };
     let mut plan = StepPlan::default();
+    plan.push(LaneId(3), &[7; 60], LogitsWanted::Last);
     plan.push(LaneId(1), &[7], LogitsWanted::Last);
-    plan.push(LaneId(2), &[8], LogitsWanted::Last);
-    let mut batch = Batch::new(limits);
-    batch.lay_out(&plan, &book).unwrap();
-    assert_eq!(batch.listed(5..7), 4..8, "the decode section");
-    assert_eq!(batch.listed(0..3), 0..4, "rows of several sections");
-    assert_eq!(batch.listed(3..3), 3..3);
+    plan.push_tree(LaneId(2), &[1; 9], &[0; 9]);
+    plan.push(LaneId(0), &[8], LogitsWanted::Last);
+    // Behind two rows for each lane's prompt: two single tokens, then a tree of one lane.
+    assert_eq!(listed(&plan), [(vec![1, 0], 8..10), (vec![2], 12..28), (vec![3], 0..1)]);
+    plan.clear();
+    plan.push(LaneId(1), &[7; 70], LogitsWanted::All);
+    plan.push(LaneId(0), &[7; 60], LogitsWanted::Last);
+    plan.push(LaneId(2), &[7; 3], LogitsWanted::All);
+    plan.push(LaneId(3), &[7; 3], LogitsWanted::None);
+    // Pieces of 64, 6 and 3 tokens, and two prompts.
+    assert_eq!(listed(&plan), [(vec![0], 0..1), (vec![3], 2..3), (vec![1, 2], 12..140)]);
 }
 
 #[test]

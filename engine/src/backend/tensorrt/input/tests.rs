@@ -6,6 +6,9 @@ use crate::backend::tensorrt::batch::{
     tests::{CAPACITY, LaneCase, case, lane_cases, limits},
 };
 
+/// None of the tokens that steps have.
+const PADDING: TokenId = 77_777;
+
 /// A section's fields as read back.
 struct Read<'a> {
     bytes: &'a [u8],
@@ -39,7 +42,7 @@ fn expected(
     column: impl Fn(usize) -> usize,
 ) -> (usize, usize, Vec<usize>) {
     let Some(part) = part.filter(|part| j < part.len) else {
-        return (0, start + j, vec![column(j)]);
+        return (PADDING as usize, start + j, vec![column(j)]);
     };
     let segment = &plan.segments[part.segment];
     let id = plan.tokens[segment.tokens.start + part.first + j] as usize;
@@ -73,7 +76,8 @@ proptest! {
             let layout = InputLayout::new(section.shape, facts);
             // Whatever was there before is overwritten.
             let mut bytes = vec![0xa5; layout.num_bytes];
-            layout.write(section, &plan, &book, &limits, &mut bytes);
+            let with = Constants { lane_rows: limits.lane_rows, padding: PADDING };
+            layout.write(section, (&plan, &book), with, &mut bytes);
             let read = Read { bytes: &bytes, layout };
             let SectionShape { first_lane, num_lanes, sequence, kv, num_logits, .. } = section.shape;
             for b in 0..num_lanes {
