@@ -180,7 +180,7 @@ impl Target {
     }
 
     /// Why it does not compute with weights of `kind`.
-    fn fault_of(&self, kind: WeightKind) -> Option<String> {
+    pub(crate) fn fault_of(&self, kind: WeightKind) -> Option<String> {
         let Runtime::TensorRt(version) = self.runtime else { return None };
         match (kind, self.sm) {
             (WeightKind::Nvfp4, _) if version < TensorRtVersion::FIRST_FP4 => {

@@ -162,7 +162,7 @@ impl DevicePlans {
     /// Whether TensorRT and the GPU take weights of `kind`.
     #[must_use]
     pub fn takes(&self, kind: WeightKind) -> bool {
-        self.target().is_ok_and(|target| target.check_weights(kind, "", "").is_ok())
+        self.target().is_ok_and(|target| target.fault_of(kind).is_none())
     }
 
     /// Tokens a lane holds.
