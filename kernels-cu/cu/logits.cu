@@ -12,7 +12,10 @@
 // A masked token counts as −∞. Tokens with logits that are not finite are never chosen; NaN or +∞ is noted in `status`, since it means that
 // the model's output is broken. Sums are F32 in a fixed order: a thread's logits, its block's threads, the slices.
 //
-// Bound by memory for k = 1: 4 bytes a token of the vocabulary.
+// Bound by memory for k = 1: 4 bytes a token of the vocabulary. For larger k by latency: each stage takes its keys one after another, k
+// reductions of the block with 5 shuffles and 2 barriers each.
+//
+// Σ exp of parts about their own maxima, with the top-k in the same pass: Milakov and Gimelshein 2018 (arXiv 1805.02867).
 
 #include "common/types.cuh"
 #include "common/warp.cuh"

@@ -3,8 +3,8 @@
 //   gate, up  F32  [num_tokens, width]
 //   out       BF16 [num_tokens, width]
 //
-// Any run of elements, four a thread. Bound by memory: 8 bytes read and 2 written an element. The products that end in this can do it
-// themselves: see linear.cu.
+// Any run of elements, four a thread. Bound by memory: 8 bytes read and 2 written an element. The products that end in this do it
+// themselves (linear.cu), and tests hold their bits against this one's: it is in no engine.
 #include "common/swiglu.cuh"
 #include "common/warp.cuh"
 

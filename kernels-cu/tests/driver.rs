@@ -249,6 +249,21 @@ fn a_failed_kernel_loses_the_context_and_the_next_session_works() {
     });
 }
 
+/// However long the device takes: a sleep ends no earlier than it should, so that the number of looks is bounded on any machine.
+#[test]
+fn the_device_is_looked_at_now_and_then_and_never_spun_on() {
+    emulated("the_device_is_looked_at_now_and_then_and_never_spun_on").run(|emulated| {
+        let session = Session::open(&device(), Share::Priority).unwrap();
+        emulated.hang_launch(2);
+        let before = emulated.report().calls("cuEventQuery");
+        session.stream.run(&session.graph).unwrap();
+        session.stream.wait(USUAL, Duration::from_millis(300)).unwrap_err();
+        let num_looks = emulated.report().calls("cuEventQuery") - before;
+        // The usual time; 14 sleeps from 50 µs on, each a quarter longer, are 4 ms; then one a millisecond, and a last look.
+        assert!((2..=1 + 14 + 296 + 2).contains(&num_looks), "{num_looks}");
+    });
+}
+
 #[test]
 fn a_hung_kernel_is_waited_for_no_longer_than_allowed_and_the_next_session_works() {
     emulated("a_hung_kernel_is_waited_for_no_longer_than_allowed_and_the_next_session_works").run(

@@ -1,4 +1,4 @@
-//! The gate of the feed-forward network.
+//! The gate of the feed-forward network by itself: what [`super::linear::Output::SwiGlu`] is held against.
 
 use super::{DeviceAddress, Geometry, Launch, LaunchError, aligned, non_zero, to_u32};
 

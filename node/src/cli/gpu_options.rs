@@ -59,7 +59,35 @@ fn folder(lookup: impl Fn(&str) -> Option<String>, name: &str) -> Option<PathBuf
 
 #[cfg(test)]
 mod tests {
+    use super::super::served_engine::{engine_options, worker_options};
     use super::*;
+    use crate::{config::Layers, worker::GpuManners};
+
+    /// What a configuration with `lines` in [gpu] asks of the backend and of the worker.
+    fn configured(lines: &str) -> (GpuShare, GpuManners) {
+        let config =
+            Layers::default().text(&format!("[gpu]\n{lines}"), Path::new("takt.toml")).resolve().unwrap();
+        (engine_options(&config).unwrap().gpu.share, worker_options(&config).gpu)
+    }
+
+    #[test]
+    fn every_key_of_sharing_is_what_backend_and_worker_are_asked_for() {
+        let green = |percent| GpuShare::GreenContext { percent };
+        assert_eq!(configured(""), (green(50), GpuManners::default()));
+        for (lines, share) in [
+            ("share = \"green_context\"", green(50)),
+            ("sm_share_percent = 40", green(40)),
+            ("share = \"green_context\"\nsm_share_percent = 100", green(100)),
+            ("share = \"priority\"\nsm_share_percent = 40", GpuShare::Priority),
+            ("share = \"none\"", GpuShare::None),
+        ] {
+            assert_eq!(configured(lines), (share, GpuManners::default()), "{lines}");
+        }
+        let (share, manners) = configured("max_section_ms = 7\nidle_gap_us = 300");
+        let expected =
+            GpuManners { max_section: Some(Duration::from_millis(7)), idle_gap: Duration::from_micros(300) };
+        assert_eq!((share, manners), (green(50), expected));
+    }
 
     #[test]
     fn the_environment_names_cache_and_toolkit() {
