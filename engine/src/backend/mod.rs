@@ -1,4 +1,4 @@
-//! Backends: whatever runs a model's steps. One trait, one folder per implementation, one conformance suite for all.
+//! Backends: whatever runs a model's steps. One trait, one folder per implementation, one conformance suite for all (`takt_tests::conformance`).
 
 pub mod cpu;
 pub mod cuda;
