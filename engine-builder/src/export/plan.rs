@@ -192,7 +192,9 @@ impl<'a> Plan<'a> {
         let mut warnings = Vec::new();
         let (kv, compute) = (self.source.quantization.kv, self.options.compute.name());
         if kv.name() != compute && kv != KvKind::Bf16 {
-            warnings.push(format!("the engine's cache is {kv}; the models' is {compute}: caches of 8 bits are not exported"));
+            warnings.push(format!(
+                "the engine's cache is {kv}; the models' is {compute}: caches of 8 bits are not exported"
+            ));
         }
         let quantized = matches!(self.source.quantization.weights, WeightKind::Fp8 | WeightKind::Nvfp4);
         if self.options.activations == Activations::Quantized && !quantized {
