@@ -33,7 +33,7 @@ use takt_tests::{
 use crate::{
     cubins,
     emulator::driver::EmulatedDevice,
-    models::{SOURCES, on_the_stand_in, tokens},
+    models::{SOURCES, form_here, on_the_stand_in, tokens},
     standin::Standin,
 };
 
@@ -190,6 +190,9 @@ fn every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor() {
             if kind == WeightKind::Nvfp4 && !has_nvfp4() {
                 continue;
             }
+            // Summed in another order its 37.3 nats are 2.2e-3 off.
+            let in_primitives = form_here(form.unwrap_or(Form::Operators)) == Form::Primitives;
+            let bound = if kind == WeightKind::Fp8 && in_primitives { 4e-3 } else { bound };
             let road = Road::build(&fixtures().join(source), kind, compute, form);
             let mut engine = road.open();
             let tokens = tokens(engine.backend.spec(), 90);
