@@ -16,15 +16,16 @@ use super::{
     captures::{self, Captures},
     draft::{CudaDraft, DraftSetup, Host, TargetLanes},
     forward::{Captured, Forward},
-    input::{InputLayout, StepInput},
-    lanes::{DeviceLanes, LaneLayout, LaneSizes},
+    input::StepInput,
+    lanes::DeviceLanes,
     mapped::WeightsFile,
+    memory::StepSizes,
     options::CudaOptions,
     room::{Needs, Room},
-    rows::{RowLimits, StepRows},
+    rows::StepRows,
     shape::{ShapeLimits, StepShape},
     weights::DeviceModel,
-    workspace::{Workspace, WorkspaceLayout},
+    workspace::Workspace,
 };
 use crate::{
     EngineError, Result,
@@ -81,21 +82,8 @@ impl CudaBackend {
     ) -> Result<Self> {
         spec.validate()?;
         options.validate(spec)?;
-        let limits = ShapeLimits {
-            max_tokens: options.max_step_tokens,
-            max_logits: options.max_logits_rows,
-            num_lanes: options.num_lanes,
-        };
         let num_sms = usize::try_from(context.num_sms()).unwrap_or(1);
-        let row_limits = RowLimits {
-            max_segments: options.num_lanes,
-            max_rows: options.max_logits_rows,
-            max_places: options.max_logits_rows,
-        };
-        let lane_sizes = LaneSizes::new(options.kv, options.num_lanes, options.lane_capacity);
-        let (lane_layout, input_layout) = (LaneLayout::new(spec, lane_sizes), InputLayout::new(limits));
-        let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
-        let workspace_layout = WorkspaceLayout::new(spec, limits, &input_layout, partial_lens)?;
+        let sizes = StepSizes::of(spec, options, num_sms)?;
         let file = WeightsFile::open(context, source, options.weights)?;
         let weights = DeviceModel::num_bytes(spec, source, options.lane_capacity, file.as_ref())?;
         // Nothing of it would be read, and all of it kept in memory.
@@ -104,9 +92,9 @@ impl CudaBackend {
             weights: weights.copied,
             // All of it is kept in memory, what is copied, too.
             mapped: file.as_ref().map_or(0, WeightsFile::num_bytes),
-            kv: lane_layout.num_bytes(),
-            workspace: workspace_layout.num_bytes(),
-            pinned: input_layout.num_bytes() + StepRows::pinned_bytes(row_limits, spec.vocab_size),
+            kv: sizes.lanes.num_bytes(),
+            workspace: sizes.workspace.num_bytes(),
+            pinned: sizes.pinned_bytes(spec.vocab_size),
         };
         check_kv(needs.kv, options)?;
         needs.check(&Room::of(context)?)?;
@@ -114,11 +102,11 @@ impl CudaBackend {
         let stream = Stream::new(context)?;
         let kernels = Kernels::load(context, cubins)?;
         let model = DeviceModel::load(context, &stream, spec, source, options.lane_capacity, file)?;
-        let lanes = DeviceLanes::new(context, &stream, lane_layout, options.step_limit)?;
+        let lanes = DeviceLanes::new(context, &stream, sizes.lanes, options.step_limit)?;
         let workspace_buffer = DeviceBuffer::new(context, needs.workspace, "the workspace of a step")?;
         stream.zero(&workspace_buffer)?;
-        let workspace = workspace_layout.at(workspace_buffer.address())?;
-        let input = StepInput::new(context, input_layout, workspace.input)?;
+        let workspace = sizes.workspace.at(workspace_buffer.address())?;
+        let input = StepInput::new(context, sizes.input, workspace.input)?;
         let mut backend = Self {
             graphs: Captures::default(),
             capabilities: capabilities(context, options, &model, &lanes),
@@ -127,11 +115,11 @@ impl CudaBackend {
             kernels,
             spec: spec.clone(),
             options: options.clone(),
-            limits,
+            limits: sizes.limits,
             model,
             input,
             workspace,
-            rows: StepRows::new(context, row_limits, (workspace.logits, spec.vocab_size), workspace.lists)?,
+            rows: StepRows::new(context, sizes.rows, (workspace.logits, spec.vocab_size), workspace.lists)?,
             _workspace_buffer: workspace_buffer,
             captured: Features::default(),
             num_sms,
@@ -365,31 +353,6 @@ fn check_kv(kv: usize, options: &CudaOptions) -> Result<()> {
             options.kv, options.num_lanes, options.lane_capacity
         ))),
     }
-}
-
-/// F32 values of attention's partial results, for the shape that has most.
-fn partial_lens(
-    spec: &DecoderSpec,
-    limits: ShapeLimits,
-    capacity: usize,
-    num_sms: usize,
-) -> Result<(usize, usize)> {
-    let mut most = (0, 0);
-    for usual in StepShape::usual(limits) {
-        // Which segments a step has is not known; whatever it has, its partial results are no more than its tokens'.
-        let shapes = [
-            usual,
-            StepShape { num_segments: limits.num_lanes, ..usual },
-            StepShape { num_segments: limits.num_lanes, max_segment_len: 1, ..usual },
-        ];
-        for shape in shapes {
-            let step = Forward::attention_step(shape, capacity, None);
-            if let Some((_, lens)) = Forward::merging(spec, &step, num_sms)? {
-                most = (most.0.max(lens.0), most.1.max(lens.1));
-            }
-        }
-    }
-    Ok(most)
 }
 
 fn capabilities(

@@ -85,6 +85,7 @@ fn sum(bytes: &[usize]) -> u64 {
 /// Where everything of a model's steps lies.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepSizes {
+    pub limits: ShapeLimits,
     pub rows: RowLimits,
     pub lanes: LaneLayout,
     pub input: InputLayout,
@@ -108,7 +109,7 @@ impl StepSizes {
         let input = InputLayout::new(limits);
         let partial_lens = partial_lens(spec, limits, options.lane_capacity, num_sms)?;
         let workspace = WorkspaceLayout::new(spec, limits, &input, partial_lens)?;
-        Ok(Self { rows, lanes, input, workspace })
+        Ok(Self { limits, rows, lanes, input, workspace })
     }
 
     /// Bytes of pinned memory.

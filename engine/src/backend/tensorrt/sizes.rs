@@ -118,7 +118,7 @@ impl Sizes {
 
     /// Pinned memory of the host.
     pub(super) fn pinned_bytes(&self, spec: &DecoderSpec) -> usize {
-        self.pinned[3] + StepRows::pinned_bytes(self.rows, spec.vocab_size)
+        self.pinned[3] + StepRows::pinned_bytes(self.rows, spec.vocab_size) + self.lanes.pinned_bytes()
     }
 
     /// That `plan`'s profiles are for everything that sections can be.
