@@ -23,16 +23,8 @@ fn driver(folders: &[PathBuf]) -> Vec<Finding> {
     match device::probe() {
         Ok(devices) => devices.iter().flat_map(|device| [usable(device), memory(device)]).collect(),
         Err(DriverError::NoDriver) => {
-            let kernel =
-                read("/proc/driver/nvidia/version").and_then(|text| text.lines().next().map(str::to_owned));
-            vec![match kernel {
-                Some(kernel) => Finding::note(
-                    "gpu",
-                    kernel,
-                    "the kernel driver is there but libcuda.so.1 is not: a container started without the NVIDIA runtime?",
-                ),
-                None => Finding::note("gpu", "no NVIDIA driver", "answers come from the CPU"),
-            }]
+            let kernel = read("/proc/driver/nvidia/version");
+            vec![no_library(kernel.as_deref().and_then(|text| text.lines().next()))]
         }
         Err(error) => {
             let library = library.unwrap_or_else(|| "libcuda.so.1".into());
@@ -42,6 +34,18 @@ fn driver(folders: &[PathBuf]) -> Vec<Finding> {
                 "answers come from the CPU",
             )]
         }
+    }
+}
+
+/// Without the driver's library; `kernel` is what the kernel's part says of itself, where it is there.
+fn no_library(kernel: Option<&str>) -> Finding {
+    match kernel {
+        Some(kernel) => Finding::note(
+            "gpu",
+            kernel,
+            "the kernel driver is there but libcuda.so.1 is not: a container started without the NVIDIA runtime?",
+        ),
+        None => Finding::note("gpu", "no NVIDIA driver", "answers come from the CPU"),
     }
 }
 
@@ -121,6 +125,7 @@ pub(super) fn find(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Level;
 
     #[test]
     fn a_versioned_library_is_found_and_a_similar_name_is_not() {
@@ -130,5 +135,26 @@ mod tests {
         assert_eq!(find(&folders, "libnvinfer.so"), None);
         std::fs::write(folder.path().join("libnvinfer.so.10"), "").unwrap();
         assert_eq!(find(&folders, "libnvinfer.so"), Some(folder.path().join("libnvinfer.so.10")));
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_is_told_so_and_a_container_without_its_library_otherwise() {
+        let words = |kernel| {
+            let Finding { level, topic, found, effect } = no_library(kernel);
+            assert_eq!((level, topic), (Level::Note, "gpu"), "nothing is wrong with the machine");
+            format!("{found}; {effect}")
+        };
+        assert_eq!(words(None), "no NVIDIA driver; answers come from the CPU");
+        let of_container = words(Some("NVRM version: 580.65"));
+        for part in ["NVRM version: 580.65", "libcuda.so.1 is not", "container"] {
+            assert!(of_container.contains(part), "{of_container}");
+        }
+    }
+
+    /// Whatever this machine has: the driver is opened at run time, and its absence is no panic.
+    #[test]
+    fn what_there_is_of_a_driver_here_is_told() {
+        let found = driver(&[]);
+        assert!(found.iter().any(|finding| finding.topic == "gpu" && !finding.found.is_empty()), "{found:?}");
     }
 }

@@ -47,10 +47,14 @@ fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
 }
 
 fn ask(worker: &Worker) -> Receiver<Event> {
+    ask_for(worker, Prompt::Raw("bring the red wrench".into()))
+}
+
+fn ask_for(worker: &Worker, prompt: Prompt) -> Receiver<Event> {
     let (events, replies) = bounded(1024);
     let request = Request {
         id: RequestId::next(),
-        prompt: Prompt::Raw("bring the red wrench".into()),
+        prompt,
         arrived: std::time::Instant::now(),
         deadline: None,
         class: Class::Background,
@@ -75,6 +79,12 @@ fn reply(events: &Receiver<Event>) -> Reply {
 
 #[track_caller]
 fn fails_and_recovers(device: &Device, worker: &Worker, expected: &Reply, reason: &str) {
+    let held = || {
+        let report = device.report();
+        ["device_allocations", "host_allocations", "modules", "streams", "events"]
+            .map(|name| report.value(name))
+    };
+    let before = held();
     let open = [ask(worker), ask(worker)];
     for events in &open {
         let reply = reply(events);
@@ -85,6 +95,7 @@ fn fails_and_recovers(device: &Device, worker: &Worker, expected: &Reply, reason
     assert!(device.report().value("contexts") <= 1, "the one before is gone before another is made");
     let next = reply(&ask(worker));
     assert_eq!((next.status, &next.token_ids), (expected.status, &expected.token_ids), "{next:?}");
+    assert_eq!(held(), before, "what was lost is given back whole, and as much taken again");
 }
 
 #[test]
@@ -132,5 +143,60 @@ fn a_device_that_fails_with_a_head_is_opened_anew_with_the_head() {
         fails_and_recovers(device, &worker, &expected, "did not finish within");
         worker.shut_down();
         assert_eq!(device.report().value("contexts"), 0);
+    });
+}
+
+#[test]
+fn a_prefix_without_memory_is_not_kept_and_its_request_is_answered_all_the_same() {
+    let test = "worker::a_prefix_without_memory_is_not_kept_and_its_request_is_answered_all_the_same";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        build_demo(&dir);
+        let worker = worker(dir, Duration::from_secs(30));
+        let chat = || {
+            let system = "You are a robot: answer with one skill call".to_owned();
+            Prompt::Chat(vec![("system".into(), system), ("user".into(), "stop".into())])
+        };
+        // Another text in the lane, so that the prefix is not found there.
+        let answer = || {
+            assert_eq!(reply(&ask(&worker)).status, Status::Complete);
+            let before = device.report().calls("cuMemAlloc_v2");
+            let reply = reply(&ask_for(&worker, chat()));
+            assert_eq!(reply.status, Status::Complete, "{reply:?}");
+            (reply.token_ids, device.report().calls("cuMemAlloc_v2") - before)
+        };
+        device.fail_allocation(1);
+        let (expected, num_tried) = answer();
+        assert_eq!(num_tried, 1, "to keep the prefix");
+        assert_eq!(answer(), (expected.clone(), 1), "now it is kept");
+        assert_eq!(answer(), (expected, 0), "and found");
+        worker.shut_down();
+        assert_eq!(device.report().leaks(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_engine_that_finds_no_memory_when_it_is_opened_again_answers_everybody_and_holds_nothing() {
+    let test =
+        "worker::an_engine_that_finds_no_memory_when_it_is_opened_again_answers_everybody_and_holds_nothing";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        build_demo(&dir);
+        let worker = worker(dir, Duration::from_secs(30));
+        assert_eq!(reply(&ask(&worker)).status, Status::Complete);
+        device.fail_allocation(1);
+        device.fail_launch(100);
+        for events in [ask(&worker), ask(&worker)] {
+            let reply = reply(&events);
+            assert_eq!(reply.status, Status::Failed, "{reply:?}");
+            assert!(reply.reason.unwrap().contains("the device failed in"));
+        }
+        worker.shut_down();
+        let left = device.report();
+        for name in ["contexts", "green_contexts", "device_allocations", "host_allocations"] {
+            assert_eq!(left.value(name), 0, "{name}");
+        }
     });
 }
