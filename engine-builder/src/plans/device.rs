@@ -213,7 +213,7 @@ impl DevicePlans {
         };
         match (self.options.form, newest) {
             (Some(Form::Operators), Form::Primitives) => Err(BuildError::Unsupported(format!(
-                "plans of form operators: they take TensorRT {first} or later and a takt built with its headers, this is {} with the headers of {};                  leave out --plan-form",
+                "plans of form operators: they take TensorRT {first} or later and a takt built with its headers, this is {} with the headers of {}; leave out --plan-form",
                 self.version(),
                 self.compiler.header_version(),
                 first = TensorRtVersion::FIRST_OPERATORS

@@ -33,7 +33,7 @@ fn refusal(free: u64, needed: u64) -> Option<String> {
     (free < needed).then(|| {
         format!(
             "{} MB are free where plans are built, and about {} MB are needed: the ONNX model and the plan take as much as the engine's weights \
-             each; make room, or build where there is some",
+             each, beside the engine; make room, or build where there is some",
             free / 1_000_000,
             needed.div_ceil(1_000_000)
         )

@@ -371,12 +371,22 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Waits for everything so far, before what it names is given back; nothing where the context is lost.
+    pub fn drain(&self) {
+        if self.context.is_current_for_drop() {
+            // SAFETY: our own stream. What it says does not matter: nothing of it is looked at any more.
+            unsafe { sys::cuStreamSynchronize(self.handle) };
+        }
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.drain();
         if self.context.is_current_for_drop() {
             // SAFETY: created here, destroyed once, after all work in it.
             unsafe {
-                sys::cuStreamSynchronize(self.handle);
                 if !self.done.is_null() {
                     sys::cuEventDestroy_v2(self.done);
                 }

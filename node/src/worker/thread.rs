@@ -279,16 +279,16 @@ fn work(
             End::Failed(reason) => {
                 num_failures += 1;
                 tracing::error!(reason, num_failures, "the engine failed");
-                if num_failures >= MAX_FAILURES {
-                    break Some(format!(
-                        "{reason}; given up after {MAX_FAILURES} failures: restart the node"
-                    ));
-                }
                 let desk = Arc::clone(core.desk());
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
                 channels.heart.beat(TEARDOWN_ALLOWANCE);
                 drop(core); // two engines at once may not fit into memory
+                if num_failures >= MAX_FAILURES {
+                    break Some(format!(
+                        "{reason}; given up after {MAX_FAILURES} failures: restart the node"
+                    ));
+                }
                 channels.heart.beat(OPEN_ALLOWANCE);
                 if !channels.are_open() {
                     break None;

@@ -214,6 +214,8 @@ fn lists(talk: &mut Conversation<'_>) {
                 let mut row = output.row(segment, idx).expect("a row");
                 let listed: Option<Vec<_>> = row.list().map(|list| list.entries().collect());
                 let whole = row.whole().expect("all of it").to_vec();
+                let is_asked = matches!(detail, Detail::Likeliest(_));
+                assert!(listed.is_some() || !(is_asked && talk.makes_lists), "no list for {detail:?}");
                 if let Some(listed) = listed {
                     assert_eq!(listed, likeliest(&whole, listed.len()), "row {idx} of segment {segment}");
                     let wanted = if let Detail::Likeliest(len) = detail { len.min(whole.len()) } else { 0 };

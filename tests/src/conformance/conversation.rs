@@ -35,6 +35,8 @@ pub struct Conversation<'a> {
     tier: Tier,
     /// Most nodes of a tree.
     pub max_tree: usize,
+    /// Whether a list comes wherever one is asked for.
+    pub makes_lists: bool,
     name: &'static str,
     lanes: Vec<Vec<TokenId>>,
     waiting: Vec<Option<Waiting>>,
@@ -58,6 +60,7 @@ impl<'a> Conversation<'a> {
             subject: (subject.weights, spec),
             tier: subject.tier,
             max_tree: subject.max_tree,
+            makes_lists: subject.makes_lists,
             name,
             lanes: vec![Vec::new(); num_lanes],
             waiting: vec![None; num_lanes],

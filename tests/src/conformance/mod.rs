@@ -47,6 +47,8 @@ pub struct Subject<'a> {
     pub tier: Tier,
     /// Most nodes of a tree, its root included; at least 10.
     pub max_tree: usize,
+    /// Whether a list of the likeliest comes wherever one is asked for; the others hand out whole rows.
+    pub makes_lists: bool,
 }
 
 impl std::fmt::Debug for Subject<'_> {

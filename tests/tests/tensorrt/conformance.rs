@@ -10,7 +10,13 @@ pub fn conforms(planned: &Planned, compute: Compute) {
     let mut backend = planned.open(&options()).unwrap();
     let tier = if compute == Compute::F16 { F16_PLAN } else { BF16_PLAN };
     let backend = &mut backend;
-    conformance::check(&mut Subject { backend, weights: &planned.weights, tier, max_tree: MAX_TREE });
+    conformance::check(&mut Subject {
+        backend,
+        weights: &planned.weights,
+        tier,
+        max_tree: MAX_TREE,
+        makes_lists: true,
+    });
 }
 
 #[test]

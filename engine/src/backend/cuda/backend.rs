@@ -129,7 +129,9 @@ impl CudaBackend {
     }
 
     fn capture_usual(&mut self) -> Result<()> {
-        for shape in StepShape::usual(self.limits) {
+        let usual = StepShape::usual(self.limits);
+        self.rows.make_room(usual.len());
+        for shape in usual {
             self.capture_shape(shape)?;
             self.rows.capture_usual(&self.stream, &mut self.kernels, 0..shape.num_logits)?;
         }
@@ -197,6 +199,13 @@ impl CudaBackend {
     fn lanes(&mut self) -> Result<(&mut TargetLanes, Host<'_>)> {
         captures::check_alive(&self.stream)?;
         Ok((&mut self.lanes, Host { stream: &self.stream, kernels: &mut self.kernels }))
+    }
+}
+
+impl Drop for CudaBackend {
+    /// A path that was kept last may still be moving: nobody has waited for it.
+    fn drop(&mut self) {
+        self.stream.drain();
     }
 }
 

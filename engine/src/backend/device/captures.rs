@@ -17,6 +17,7 @@ const MAX_GRAPHS: usize = 96;
 pub(in crate::backend) struct Captures<S> {
     graphs: HashMap<S, Captured>,
     num_runs: u64,
+    max_graphs: usize,
 }
 
 #[derive(Debug)]
@@ -29,11 +30,16 @@ struct Captured {
 
 impl<S> Default for Captures<S> {
     fn default() -> Self {
-        Self { graphs: HashMap::new(), num_runs: 0 }
+        Self { graphs: HashMap::new(), num_runs: 0, max_graphs: MAX_GRAPHS }
     }
 }
 
 impl<S: Copy + Eq + Hash> Captures<S> {
+    /// Keeps at least `num_usual` graphs at a time, so that none of the usual ones gives way to another of them.
+    pub(in crate::backend) fn make_room(&mut self, num_usual: usize) {
+        self.max_graphs = MAX_GRAPHS.max(num_usual);
+    }
+
     /// Whether the graph of `shape` is there.
     pub(in crate::backend) fn contains(&self, shape: S) -> bool {
         self.graphs.contains_key(&shape)
@@ -47,7 +53,7 @@ impl<S: Copy + Eq + Hash> Captures<S> {
 
     /// Adds the graph of `shape`, which is about to run; the one that was not run for longest gives way where there are too many.
     pub(in crate::backend) fn insert(&mut self, shape: S, graph: Graph) {
-        if self.graphs.len() >= MAX_GRAPHS {
+        if self.graphs.len() >= self.max_graphs {
             let oldest = self.graphs.iter().min_by_key(|(_, captured)| captured.last_run);
             if let Some(oldest) = oldest.map(|(shape, _)| *shape) {
                 self.graphs.remove(&oldest);

@@ -29,6 +29,8 @@ use crate::{
 pub(in crate::backend) const MAX_LISTS: usize = 67;
 /// Lengths that lists are rounded up to. Finding the likeliest takes a pass over what a block holds for each, so they are few but not one.
 const LENS: [usize; 5] = [1, 8, 16, 32, MAX_LIST_LEN];
+/// How many of them are usual.
+const USUAL_LENS: usize = 2;
 /// In place of a token where a row has no more; the kernel writes −1.
 const NO_TOKEN: TokenId = TokenId::MAX;
 
@@ -154,6 +156,11 @@ impl Lists {
         Some(LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len)))
     }
 
+    /// Has room for the usual lists of as many runs of rows: none gives way to another of them.
+    pub(in crate::backend) fn make_room(&mut self, num_runs: usize) {
+        self.graphs.make_room(USUAL_LENS * num_runs);
+    }
+
     /// Captures the shortest lists of `rows` and the longest, unless they are there: greedy decoding's and forms'.
     pub(in crate::backend) fn capture_usual(
         &mut self,
@@ -161,7 +168,8 @@ impl Lists {
         kernels: &mut Kernels,
         rows: Range<usize>,
     ) -> Result<()> {
-        for len in [1, max_len(self.vocab_size)] {
+        let usual: [usize; USUAL_LENS] = [1, max_len(self.vocab_size)];
+        for len in usual {
             let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len };
             self.capture(stream, kernels, shape)?;
         }

@@ -103,6 +103,11 @@ impl StepRows {
         }
     }
 
+    /// Has room for what greedy decoding and forms ask of as many runs of rows.
+    pub(in crate::backend) fn make_room(&mut self, num_runs: usize) {
+        self.lists.make_room(num_runs);
+    }
+
     /// Captures what greedy decoding and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured when it first
     /// comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
     pub(in crate::backend) fn capture_usual(

@@ -176,14 +176,15 @@ impl TensorRtBackend {
 
     /// What greedy decoding asks of the rows of every set of lanes.
     fn capture_lists(&mut self) -> Result<()> {
-        let place = self.sizes.limits.decode_logits();
-        for lanes in self.sizes.limits.lane_sets() {
-            let rows = place..place + lanes.len();
+        let (place, sets) = (self.sizes.limits.decode_logits(), self.sizes.limits.lane_sets());
+        self.rows.make_room(self.sizes.limits.lane_sets().count());
+        let mut all = sets.map(|lanes| place..place + lanes.len());
+        let put = all.try_for_each(|rows| {
             self.rows.capture_usual(&self.stream, &mut self.kernels, rows.clone())?;
-            self.rows.rehearse(&self.stream, rows)?;
-        }
+            self.rows.rehearse(&self.stream, rows)
+        });
         captures::wait(&self.stream, Duration::ZERO, self.options.step_limit)?;
-        Ok(())
+        put
     }
 
     /// Writes what `section` is about to `at` in pinned memory and puts it into the stream.
@@ -250,6 +251,13 @@ impl TensorRtBackend {
     fn lanes(&mut self) -> Result<(&mut TargetLanes, Host<'_>)> {
         captures::check_alive(&self.stream)?;
         Ok((&mut self.lanes, Host { stream: &self.stream, kernels: &mut self.kernels }))
+    }
+}
+
+impl Drop for TensorRtBackend {
+    /// A path that was kept last may still be moving: nobody has waited for it.
+    fn drop(&mut self) {
+        self.stream.drain();
     }
 }
 

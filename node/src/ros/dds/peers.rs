@@ -198,10 +198,12 @@ fn note_departure<Id: Eq + Hash>(left: &mut HashMap<Id, Instant>, who: Id) {
 
 impl PeerState {
     fn note_match(&mut self, local: GUID, remote: GUID) {
-        let has_left = self.left_endpoints.contains_key(&remote)
-            || self.left_participants.contains_key(&prefix_of(remote.to_bytes()));
+        let now = Instant::now();
+        let is_late = |at: &Instant| now < *at + BELATED;
+        let has_left = self.left_endpoints.get(&remote).is_some_and(is_late)
+            || self.left_participants.get(&prefix_of(remote.to_bytes())).is_some_and(is_late);
         if !has_left {
-            self.matched.entry(local).or_default().entry(remote).or_insert_with(Instant::now);
+            self.matched.entry(local).or_default().entry(remote).or_insert(now);
         }
     }
 
@@ -322,6 +324,11 @@ mod tests {
         peers.apply(Event::ParticipantLost { id: guid(3, 0).prefix, reason });
         reader_matched(&peers, old, guid(3, 4));
         assert!(peers.follow(old, new).flatten().is_some(), "nobody reads the old one alone");
+        // After a while it is another one of that name.
+        let long_ago = Instant::now().checked_sub(BELATED).unwrap();
+        peers.lock().left_endpoints.insert(guid(2, 7), long_ago);
+        reader_matched(&peers, old, guid(2, 7));
+        assert_eq!(peers.follow(old, new), None);
     }
 
     #[test]
