@@ -10,6 +10,7 @@ mod asker;
 mod core;
 mod desk;
 mod heartbeat;
+mod opening;
 mod prompt;
 mod thread;
 mod watch;
@@ -27,7 +28,8 @@ use crate::{
 
 pub use core::{Drafting, Parts, Turn, WorkerCore};
 pub use desk::{Admission, Desk, Seat};
-pub use thread::{Facts, Opened, Opener, THREAD_NAME, Worker};
+pub use opening::{Facts, Opened, Opener};
+pub use thread::{THREAD_NAME, Worker};
 
 /// How the worker schedules.
 #[derive(Debug, Clone)]

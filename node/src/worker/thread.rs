@@ -10,37 +10,24 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
-use takt_engine::{
-    EngineError,
-    backend::{Backend, Capabilities},
-    dir::Manifest,
-    draft::{AcceptanceCheck, DraftManifest},
-    kv::LaneId,
-    text::{SpecialTokens, Text},
-};
-
-use takt_eagle_spec::policy::ALARMING_SHARE;
-use takt_engine_builder::draft::measure_acceptance;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select_biased};
+use takt_engine::EngineError;
 
 use super::{
-    Desk, Drafting, Parts, WorkerCore, WorkerOptions,
+    WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
     heartbeat::Heartbeat,
+    opening::{Facts, Opener, open},
     watch::Watch,
 };
 use crate::{
-    calibrate::{DeviceKey, Effort, grid_of, measure},
     clock::{Clock, MonotonicClock},
     request::{Request, RequestId, RequestSender, Status},
     rt,
-    scheduler::cost_table::{CostTable, SectionKind, SectionShape, StoredTable},
 };
 
 /// Name of the worker's thread, by which the kernel's files tell it.
 pub const THREAD_NAME: &str = "takt-worker";
-/// A decode step from which on asking the draft head for its record's prompt at the start would take too long.
-const SLOW_STEP: Duration = Duration::from_millis(50);
 /// Failures without a complete answer in between after which the worker gives up.
 const MAX_FAILURES: usize = 3;
 /// How often an idle worker looks whether costs are to be measured again.
@@ -52,56 +39,10 @@ const SECTION_ALLOWANCE: Duration = Duration::from_secs(30);
 const OPEN_ALLOWANCE: Duration = Duration::from_secs(900);
 /// What giving up an engine that failed may take: freeing its memory, and destroying a context in which a kernel may hang for ever.
 const TEARDOWN_ALLOWANCE: Duration = Duration::from_secs(10);
+/// How often who ends the worker looks whether an engine is being given up.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Cancellations that may wait for the next section.
 const MAX_CANCELS: usize = 256;
-
-/// An engine with everything the worker needs.
-pub struct Opened {
-    /// What runs it.
-    pub backend: Box<dyn Backend>,
-    /// Its tokenizer and chat template.
-    pub text: Arc<Text>,
-    /// What it is.
-    pub manifest: Manifest,
-    /// Its draft head, where it has one and it is loaded.
-    pub draft: Option<DraftManifest>,
-    /// Costs of this device that were measured before and still hold.
-    pub costs: Option<StoredTable>,
-}
-
-impl std::fmt::Debug for Opened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opened").field("manifest", &self.manifest).finish_non_exhaustive()
-    }
-}
-
-/// Opens the engine, on the worker's thread so that the backend's threads inherit its settings; again after a failure.
-pub type Opener = Box<dyn FnMut() -> Result<Opened, EngineError> + Send>;
-
-/// Fixed facts about a running worker.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// The backend's.
-    pub capabilities: Capabilities,
-    /// The engine's.
-    pub manifest: Manifest,
-    /// Tokenizer and chat template.
-    pub text: Arc<Text>,
-    /// Real-time settings that were refused, with their effect.
-    pub refused: Vec<String>,
-    /// What a decode step of one lane usually takes.
-    pub decode_step: Duration,
-    /// What sections cost, as of the start.
-    pub costs: Arc<CostTable>,
-    /// Whether the costs were measured before, by `takt calibrate`, or just now.
-    pub has_stored_costs: bool,
-    /// Whether a draft head is loaded.
-    pub has_draft_head: bool,
-    /// What the costs hold for.
-    pub device_key: DeviceKey,
-    /// Where requests are let in.
-    pub desk: Arc<Desk>,
-}
 
 /// A running worker. Dropping it ends it: every open request is answered `cancelled`.
 #[derive(Debug)]
@@ -213,12 +154,23 @@ impl Worker {
         let Some(thread) = self.thread.take() else { return };
         let is_left = select_biased! {
             recv(self.ended) -> _ => false,
-            // A section is waited for, not the minutes until an engine that failed is given up and open again.
-            recv(self.process_end) -> _ => self.is_reopening.load(Ordering::SeqCst),
+            recv(self.process_end) -> _ => self.is_left_to_itself(),
         };
         if !is_left {
             let _ = thread.join(); // a panic was reported where it was caught
         }
+    }
+}
+
+impl Worker {
+    /// A section is waited for, not the minutes until an engine that failed is given up and open again; the section may be the one that fails.
+    fn is_left_to_itself(&self) -> bool {
+        while !self.is_reopening.load(Ordering::SeqCst) {
+            if self.ended.recv_timeout(LOOK_AGAIN) != Err(RecvTimeoutError::Timeout) {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -262,7 +214,7 @@ fn work(
     ready: &Sender<Result<Facts, EngineError>>,
 ) {
     let refused = rt::apply(&options.realtime);
-    let mut core = match open(&mut opener, options, channels, None) {
+    let mut core = match open(&mut opener, options, || channels.are_open(), None) {
         Ok((core, facts)) => {
             let _ = ready.send(Ok(Facts { refused, ..facts }));
             core
@@ -279,21 +231,24 @@ fn work(
             End::Failed(reason) => {
                 num_failures += 1;
                 tracing::error!(reason, num_failures, "the engine failed");
+                let last = (num_failures >= MAX_FAILURES)
+                    .then(|| format!("{reason}; given up after {MAX_FAILURES} failures: restart the node"));
+                if let Some(reason) = &last {
+                    answer_unread(&channels.requests, Some(reason)); // they need not wait for the teardown
+                }
                 let desk = Arc::clone(core.desk());
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
                 channels.heart.beat(TEARDOWN_ALLOWANCE);
                 drop(core); // two engines at once may not fit into memory
-                if num_failures >= MAX_FAILURES {
-                    break Some(format!(
-                        "{reason}; given up after {MAX_FAILURES} failures: restart the node"
-                    ));
+                if last.is_some() {
+                    break last;
                 }
                 channels.heart.beat(OPEN_ALLOWANCE);
                 if !channels.are_open() {
                     break None;
                 }
-                let reopened = open(&mut opener, options, channels, Some(desk));
+                let reopened = open(&mut opener, options, || channels.are_open(), Some(desk));
                 channels.is_reopening.store(false, Ordering::SeqCst);
                 match reopened {
                     Ok((reopened, _)) => core = reopened,
@@ -304,110 +259,6 @@ fn work(
         }
     };
     answer_unread(&channels.requests, reason.as_deref());
-}
-
-fn open(
-    opener: &mut Opener,
-    options: &WorkerOptions,
-    channels: &Channels,
-    desk: Option<Arc<Desk>>,
-) -> Result<(WorkerCore, Facts), EngineError> {
-    let Opened { mut backend, text, manifest, draft, costs } = opener()?;
-    if options.realtime.lock_memory {
-        rt::memory::settle_heap(); // what measuring allocates below is then kept for requests
-    }
-    text.check_vocab_size(manifest.spec.vocab_size)?;
-    let clock = MonotonicClock;
-    // The tokenizer compiles its patterns on first use.
-    text.encode("Where are you? 42", SpecialTokens::Add)?;
-    let facts = backend.capabilities().clone();
-    let grid = grid_of(backend.as_ref(), options.max_prefill_slice_tokens);
-    let costs = costs.filter(|costs| costs.grid == grid);
-    let has_stored_costs = costs.is_some();
-    // Measured in any case: it touches every page a section uses.
-    let effort = if has_stored_costs { Effort::LEAST } else { options.effort };
-    let effort = Effort { idle_gap: options.gpu_manners(&facts).idle_gap, ..effort };
-    // Both before measuring: what changes meanwhile is noticed afterwards.
-    let device_key = DeviceKey::new(&facts, &options.system_root);
-    let desk = desk.map(|desk| (Arc::clone(&desk), desk.num_withdrawals()));
-    let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| channels.are_open())?;
-    let measured = measured.ok_or(EngineError::Interrupted)?;
-    let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
-    let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
-    let decode_step = table.typical(decode);
-    let shortest = table.bound(decode);
-    if let Some(most) = options.limits(&facts).max_any_section.filter(|most| shortest > *most) {
-        tracing::warn!(
-            "a decode step of one lane takes up to {:.1} ms here, longer than the {:.1} ms of [gpu] max_section_ms: every lane goes alone; \
-             use a smaller model, or allow longer sections",
-            shortest.as_secs_f64() * 1e3,
-            most.as_secs_f64() * 1e3
-        );
-    }
-    if let Some(draft) = backend.draft_facts().filter(|draft| draft.max_positions < facts.lane_capacity) {
-        let (known, all) = (draft.max_positions, facts.lane_capacity);
-        tracing::warn!(
-            "the draft head was trained for {known} positions, lanes hold {all}: longer texts come without speculation"
-        );
-    }
-    let collapse = check_drafter(backend.as_mut(), options.drafting, draft.as_ref(), &manifest, decode_step)?;
-    let costs = Arc::new(table.calibrated());
-    let has_draft_head = backend.draft_facts().is_some();
-    let parts = Parts { backend, text: Arc::clone(&text), table, draft, desk };
-    let mut core = WorkerCore::new(parts, options, clock);
-    if let Some(reason) = collapse {
-        core.stop_drafting(&reason);
-    }
-    let desk = Arc::clone(core.desk());
-    let facts = Facts {
-        capabilities: facts,
-        manifest,
-        text,
-        refused: Vec::new(),
-        decode_step,
-        costs,
-        has_stored_costs,
-        has_draft_head,
-        device_key,
-        desk,
-    };
-    Ok((core, facts))
-}
-
-/// Whether the head still proposes as it did when the engine was built, by the prompt on record; the reason if it does far worse. Not asked
-/// where it would take seconds: there the first requests tell.
-fn check_drafter(
-    backend: &mut dyn Backend,
-    drafting: Drafting,
-    draft: Option<&DraftManifest>,
-    manifest: &Manifest,
-    decode_step: Duration,
-) -> Result<Option<String>, EngineError> {
-    let record = draft.and_then(|draft| draft.record.as_ref());
-    let Some(record) = record.filter(|_| drafting == Drafting::Head && decode_step < SLOW_STEP) else {
-        return Ok(None);
-    };
-    let AcceptanceCheck { prompt, accept_len: expected } = &record.check;
-    let room = backend.capabilities().lane_capacity / 2;
-    let measured = measure_acceptance(backend, std::slice::from_ref(prompt), &manifest.eos_token_ids);
-    backend.truncate(LaneId(0), 0)?;
-    let found = match measured {
-        // Too small for the prompt, so that nothing was tried: the first requests tell.
-        Ok(found) if found.num_chains == 0 || prompt.len() > room => return Ok(None),
-        Ok(found) => found.accept_len(),
-        Err(error) => {
-            tracing::warn!("the draft head was not checked: {error}");
-            return Ok(None);
-        }
-    };
-    // As at run time: below this share of the accepted proposals on record, something is wrong.
-    let has_collapsed = found - 1.0 < ALARMING_SHARE * (expected - 1.0);
-    Ok(has_collapsed.then(|| {
-        format!(
-            "the draft head emits {found:.2} tokens a round after a prompt for which it emitted {expected:.2} when the engine was built: \
-             build the engine again, or report it with the log"
-        )
-    }))
 }
 
 /// Runs until shutdown, or until the backend fails beyond a reset. Every request it held is answered on return.

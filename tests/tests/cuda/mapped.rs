@@ -65,12 +65,12 @@ fn answer(backend: &mut CudaBackend) -> Vec<Vec<u32>> {
     rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
 }
 
-fn orin(test: &'static str) -> EmulatedDevice {
+pub fn orin(test: &'static str) -> EmulatedDevice {
     emulated(test).sm(87)
 }
 
 #[track_caller]
-fn nothing_is_left(device: &Device) {
+pub fn nothing_is_left(device: &Device) {
     let report = device.report();
     assert_eq!(report.leaks(), Vec::<String>::new());
     assert_eq!(report.value("registered_bytes"), 0);

@@ -18,7 +18,8 @@ use takt_tests::eagle::{chain_logits, read};
 
 use super::{A, Fixture, attach};
 use crate::{
-    emulator::driver::{Device, EmulatedDevice},
+    emulator::driver::Device,
+    mapped::{nothing_is_left, orin},
     models::{emulated, options},
     shipped::cubins,
 };
@@ -30,10 +31,6 @@ fn small(weights: GpuWeights) -> CudaOptions {
     let sizes =
         CudaOptions { num_lanes: 1, max_step_tokens: 16, max_logits_rows: 16, ..options(KvKind::Bf16) };
     CudaOptions { weights, lane_capacity: 64, ..sizes }
-}
-
-fn orin(test: &'static str) -> EmulatedDevice {
-    emulated(test).sm(87)
 }
 
 /// Logits of a chain after a text, as bits.
@@ -49,12 +46,6 @@ fn file_bytes(dir: &EngineDir, name: &str) -> u64 {
 
 fn registered(device: &Device) -> u64 {
     device.report().value("registered_bytes")
-}
-
-#[track_caller]
-fn nothing_is_left(device: &Device) {
-    assert_eq!(device.report().leaks(), Vec::<String>::new());
-    assert_eq!(registered(device), 0);
 }
 
 /// What attaching the head took of the device's own memory.
