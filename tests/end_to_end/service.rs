@@ -1,7 +1,7 @@
 //! `takt serve` under a service manager, on board files, within a memory budget.
 
 use std::{
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     os::unix::net::UnixDatagram,
     path::Path,
     process::{Command, Stdio},
@@ -17,8 +17,13 @@ fn board_file(name: &str) -> String {
 /// The next notification.
 fn told(manager: &UnixDatagram) -> String {
     let mut buffer = [0; 512];
-    let len = manager.recv(&mut buffer).unwrap();
-    String::from_utf8_lossy(&buffer[..len]).into_owned()
+    loop {
+        match manager.recv(&mut buffer) {
+            Ok(len) => return String::from_utf8_lossy(&buffer[..len]).into_owned(),
+            // A wait with a limit ends with any signal.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}"),
+        }
+    }
 }
 
 #[test]

@@ -51,20 +51,21 @@ fn decode_with_every_set_of_lanes(backend: &mut impl Backend, plan: &mut StepPla
 }
 
 #[test]
-fn steady_decode_steps_and_verify_rounds_through_a_plan_allocate_nothing() {
-    let test = "steady_decode_steps_and_verify_rounds_through_a_plan_allocate_nothing";
+fn steady_steps_rounds_and_slices_through_a_plan_allocate_nothing() {
+    let test = "steady_steps_rounds_and_slices_through_a_plan_allocate_nothing";
     emulated(test, |device, standin, _| {
         // Who computes allocates, in whatever thread, so nobody does.
         compute_nothing(standin);
         for kind in [KINDS[2], KINDS[3]] {
             let mut backend = Planned::holding(kind, CAPACITY).open(&options()).unwrap();
-            let mut plan = StepPlan::with_capacity(8, 3);
+            let mut plan = StepPlan::with_capacity(32, 3);
             for held in [0, 260] {
                 fill(&mut backend, held);
                 decode_with_every_set_of_lanes(&mut backend, &mut plan, device);
                 decode_and_verify(&mut backend, &mut plan, kind);
             }
             assert!((0..3).all(|lane| backend.committed_len(LaneId(lane)) > 256));
+            read_prompts(&mut backend, &mut plan, kind);
         }
     });
 }
@@ -103,4 +104,25 @@ fn decode_and_verify(backend: &mut impl Backend, plan: &mut StepPlan, kind: Kind
         backend.keep(LaneId(0), &[0, 1, 2]).unwrap();
     }
     assert_eq!(num_allocations() - before, 0, "{kind:?}");
+}
+
+/// Slices go as they are, each with shapes of its own: the first rounds make what a lane's slices need.
+fn read_prompts(backend: &mut impl Backend, plan: &mut StepPlan, kind: Kind) {
+    let mut before = 0;
+    for round in 0..2 * NUM_ROUNDS {
+        if round == NUM_ROUNDS {
+            before = num_allocations();
+        }
+        backend.truncate(LaneId(1), 0).unwrap();
+        for slice in [&[3; 20][..], &[4; 7], &[5; 13]] {
+            plan.clear();
+            plan.push(LaneId(1), slice, LogitsWanted::Last);
+            plan.last_needs(Detail::Likeliest(1));
+            plan.push(LaneId(0), &[6], LogitsWanted::Last);
+            plan.last_needs(Detail::Likeliest(1));
+            backend.run_step(plan).unwrap();
+        }
+        backend.truncate(LaneId(0), 256).unwrap();
+    }
+    assert_eq!(num_allocations() - before, 0, "{kind:?}: slices of a prompt");
 }

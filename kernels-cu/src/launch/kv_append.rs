@@ -38,7 +38,7 @@ impl Append {
         let lens = [planes.num_kv_heads, self.num_tokens, planes.row_bytes];
         let needed = lens.into_iter().try_fold(self.batch, usize::checked_mul).unwrap_or(usize::MAX);
         at_most("bytes of new rows", needed, multiple_of("bytes of a tensor", self.tensor_bytes, 16)?)?;
-        let arguments = vec![
+        let arguments = [
             planes.addresses.into(),
             aligned("new rows", self.rows, 16)?.into(),
             aligned("places", self.places, 4)?.into(),

@@ -23,7 +23,9 @@ pub mod rope_kv;
 pub mod rows;
 pub mod swiglu;
 
-use std::{ffi::c_void, ptr};
+use std::{ffi::c_void, ops::DerefMut, ptr};
+
+use smallvec::SmallVec;
 
 pub use check::{aligned, at_most, equal, multiple_of, non_zero, to_i32, to_u32};
 pub use error::LaunchError;
@@ -152,12 +154,15 @@ fn widen(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
+/// As many arguments as a launch outside of a graph has: those allocate nothing.
+const NUM_INLINE: usize = 12;
+
 /// A kernel ready to run: the arguments of `cuLaunchKernel`, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
     kernel: &'static str,
     geometry: Geometry,
-    arguments: Vec<Argument>,
+    arguments: SmallVec<[Argument; NUM_INLINE]>,
 }
 
 impl Launch {
@@ -168,10 +173,10 @@ impl Launch {
     pub fn new(
         kernel: &'static str,
         geometry: Geometry,
-        arguments: Vec<Argument>,
+        arguments: impl IntoIterator<Item = Argument>,
     ) -> Result<Self, LaunchError> {
         geometry.check()?;
-        Ok(Self { kernel, geometry, arguments })
+        Ok(Self { kernel, geometry, arguments: arguments.into_iter().collect() })
     }
 
     /// Name of the `extern "C"` kernel.
@@ -195,8 +200,9 @@ impl Launch {
     /// One pointer an argument, for `cuLaunchKernel`'s `kernelParams`; valid as long as `self` stays where it is. The callee only
     /// reads through them.
     #[must_use]
-    pub fn argument_pointers(&self) -> Vec<*mut c_void> {
-        self.arguments.iter().map(|argument| argument.as_ptr().cast_mut()).collect()
+    pub fn argument_pointers(&self) -> impl DerefMut<Target = [*mut c_void]> + use<> {
+        let pointers = self.arguments.iter().map(|argument| argument.as_ptr().cast_mut());
+        pointers.collect::<SmallVec<[_; NUM_INLINE]>>()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Stdio,
@@ -192,8 +193,14 @@ fn a_node_serves_through_a_plan_with_the_lanes_that_the_plan_has() {
     // The node's next word to its service manager.
     let hear = || {
         let mut buffer = [0; 512];
-        let len = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {}", read(&log)));
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
+        loop {
+            match manager.recv(&mut buffer) {
+                Ok(len) => return String::from_utf8_lossy(&buffer[..len]).into_owned(),
+                // A wait with a limit ends with any signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}: {}", read(&log)),
+            }
+        }
     };
     assert!(hear().starts_with("STATUS=opening "));
     let ready = hear();
