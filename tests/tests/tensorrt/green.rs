@@ -20,13 +20,8 @@ use tempfile::TempDir;
 
 use crate::{
     cubins,
-    emulator::driver::EmulatedDevice,
-    models::{SOURCES, on_the_stand_in},
+    models::{on_the_stand_in, orin},
 };
-
-fn emulated(test: &'static str) -> EmulatedDevice {
-    EmulatedDevice::new(test).kernels(&SOURCES).sm(87)
-}
 
 fn engine() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -72,7 +67,7 @@ fn options(percent: u8) -> EngineOptions {
 #[test]
 fn a_plan_runs_in_a_green_context_if_it_was_timed_in_one_that_was_not_larger() {
     let test = "green::a_plan_runs_in_a_green_context_if_it_was_timed_in_one_that_was_not_larger";
-    on_the_stand_in(emulated(test), |device, standin, _| {
+    on_the_stand_in(orin(test), |device, standin, _| {
         if !has_green_contexts() {
             return;
         }
@@ -109,7 +104,7 @@ fn a_green_context_that_cannot_be_timed_in_is_refused_with_the_reason() {
         assert!(error.contains(part) && error.contains("leave out --plan-sm-share"), "{error}");
     };
     let test = "green::a_green_context_that_cannot_be_timed_in_is_refused_with_the_reason";
-    on_the_stand_in(emulated(test), |device, _, _| {
+    on_the_stand_in(orin(test), |device, _, _| {
         for percent in [0, 101] {
             let error = plans(Some(percent)).unwrap_err().to_string();
             assert!(error.contains("expected 1 to 100"), "{error}");
@@ -129,7 +124,7 @@ fn a_green_context_that_cannot_be_timed_in_is_refused_with_the_reason() {
 #[test]
 fn a_driver_before_cuda_13_is_refused_for_plans_in_a_green_context() {
     let test = "green::a_driver_before_cuda_13_is_refused_for_plans_in_a_green_context";
-    on_the_stand_in(emulated(test).cuda(12, 6), |_, _, _| {
+    on_the_stand_in(orin(test).cuda(12, 6), |_, _, _| {
         if !has_green_contexts() {
             return;
         }

@@ -51,6 +51,11 @@ const NUM_LANES: usize = 3;
 /// The kernels that run beside a plan.
 pub const SOURCES: [&str; 3] = ["kv_append.cu", "kv_compact.cu", "logits.cu"];
 
+/// An Orin.
+pub fn orin(test: &'static str) -> EmulatedDevice {
+    EmulatedDevice::new(test).kernels(&SOURCES).sm(87)
+}
+
 /// A test over the emulated device and the stand-in, with what computes plans.
 pub fn emulated(test: &'static str, body: impl FnOnce(&Device, &Standin, &'static Executor)) {
     on_the_stand_in(EmulatedDevice::new(test).kernels(&SOURCES), body);

@@ -19,16 +19,11 @@ use takt_tests::{checkpoint::fixtures, heldout};
 
 use crate::{
     cubins,
-    emulator::driver::EmulatedDevice,
-    models::{SOURCES, on_the_stand_in},
+    models::{on_the_stand_in, orin},
 };
 
 /// Every 400th line: 6 of 2,400.
 const STRIDE: usize = 400;
-
-fn emulated(test: &'static str) -> EmulatedDevice {
-    EmulatedDevice::new(test).kernels(&SOURCES).sm(87)
-}
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo")
@@ -56,7 +51,7 @@ fn add(dir: &Path, options: PlanOptions) {
 #[test]
 fn the_demo_model_answers_through_a_plan_as_on_the_processor() {
     let test = "opened::the_demo_model_answers_through_a_plan_as_on_the_processor";
-    on_the_stand_in(emulated(test), |_, standin, _| {
+    on_the_stand_in(orin(test), |_, standin, _| {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("engine");
         let how = BuildOptions { lm_head: Some(WeightKind::Bf16), ..BuildOptions::new(WeightKind::Int4) };
@@ -88,7 +83,7 @@ fn the_demo_model_answers_through_a_plan_as_on_the_processor() {
 #[test]
 fn what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do() {
     let test = "opened::what_an_engine_cannot_be_opened_with_is_refused_with_what_to_do";
-    on_the_stand_in(emulated(test), |_, _, _| {
+    on_the_stand_in(orin(test), |_, _, _| {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("engine");
         build(&fixtures().join("hf/tiny-llama"), &dir, &BuildOptions::new(WeightKind::Bf16), &mut |_| {})
