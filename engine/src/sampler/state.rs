@@ -1,6 +1,6 @@
 //! A sampler as whoever chooses in its place sees it: what it chooses by, and where its random stream is.
 
-use super::{Sampler, SamplingParams};
+use super::{Sampler, SamplingParams, Shortlist, SplitMix64};
 use crate::{
     TokenId,
     rows::{Choice, MAX_LIST_LEN},
@@ -32,6 +32,16 @@ impl SamplerState {
     pub fn after(self, num_tokens: usize) -> Self {
         let drawn = if self.params.is_greedy() { 0 } else { num_tokens as u64 };
         Self { random: self.random.wrapping_add(drawn.wrapping_mul(GAMMA)), ..self }
+    }
+
+    /// A sampler in this state.
+    #[must_use]
+    pub fn sampler(&self) -> Sampler {
+        Sampler {
+            params: self.params,
+            random: SplitMix64::new(self.random),
+            shortlist: Shortlist::default(),
+        }
     }
 
     /// What it needs of a row of `vocab_size` logits where nobody chooses in its place.
@@ -133,7 +143,8 @@ mod tests {
             let first = sampler.state();
             for num_drawn in 0..5 {
                 assert_eq!(sampler.state(), first.after(num_drawn), "{params:?}");
-                sampler.sample(&logits).unwrap();
+                let there = first.after(num_drawn).sampler().sample(&logits).unwrap();
+                assert_eq!(sampler.sample(&logits).unwrap(), there);
             }
             assert_eq!(first.after(3) == first, params.is_greedy());
         }
