@@ -7,8 +7,8 @@ use crate::{
     step::Detail,
 };
 
-/// How the next token of a sequence is chosen, and the ones after it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How the next token of a sequence is chosen, and the ones after it; greedily by default.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SamplerState {
     params: SamplingParams,
     random: u64,
@@ -37,11 +37,7 @@ impl SamplerState {
     /// A sampler in this state.
     #[must_use]
     pub fn sampler(&self) -> Sampler {
-        Sampler {
-            params: self.params,
-            random: SplitMix64::new(self.random),
-            shortlist: Shortlist::default(),
-        }
+        Sampler { params: self.params, random: SplitMix64::new(self.random), shortlist: Shortlist::default() }
     }
 
     /// What it needs of a row of `vocab_size` logits where nobody chooses in its place.
@@ -153,7 +149,8 @@ mod tests {
     #[test]
     fn a_choice_for_this_sampler_is_taken_once_and_any_other_never() {
         for params in [HOT, SamplingParams::default()] {
-            let (mut sampler, mut sampling) = (Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap());
+            let (mut sampler, mut sampling) =
+                (Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap());
             let state = sampler.state();
             let others = [
                 Sampler::new(&SamplingParams { seed: 9, ..params }).unwrap().state(),

@@ -35,7 +35,7 @@ pub struct Conversation<'a> {
     tier: Tier,
     /// Most nodes of a tree.
     pub max_tree: usize,
-    /// Whether a list comes wherever one is asked for.
+    /// Whether a list, or a choice, comes wherever one is asked for.
     pub makes_lists: bool,
     name: &'static str,
     lanes: Vec<Vec<TokenId>>,

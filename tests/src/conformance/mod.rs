@@ -4,6 +4,7 @@
 //! to what they were told ([`Conversation`]). What one backend promises beyond that is in its own suite.
 
 mod cases;
+mod choices;
 mod conversation;
 
 use takt_engine::{backend::Backend, spec::DecoderSpec};
@@ -47,7 +48,7 @@ pub struct Subject<'a> {
     pub tier: Tier,
     /// Most nodes of a tree, its root included; at least 10.
     pub max_tree: usize,
-    /// Whether a list of the likeliest comes wherever one is asked for; the others hand out whole rows.
+    /// Whether a list of the likeliest, or a choice, comes wherever one is asked for; the others hand out whole rows.
     pub makes_lists: bool,
 }
 
