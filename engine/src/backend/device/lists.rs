@@ -26,6 +26,7 @@ use crate::{
     Result, TokenId,
     backend::plan_check::num_logits_rows,
     rows::{Likeliest, MAX_LIST_LEN},
+    sampler::SamplerState,
     step::{Detail, Segment},
 };
 
@@ -184,13 +185,10 @@ impl Lists {
                     (longest, travels) = (longest.max(len).max(1), true);
                 }
                 Detail::Chosen(sampler) => {
-                    let listed = match sampler.detail(self.vocab_size) {
-                        Detail::Likeliest(len) if len <= max_len => Some(len),
-                        _ => None,
-                    };
-                    asked.add(segment, listed.is_none());
-                    // A whole row's largest logit, at least.
-                    longest = longest.max(listed.unwrap_or(1));
+                    if let Some(len) = self.len_for(&sampler) {
+                        asked.add(segment, false);
+                        longest = longest.max(len);
+                    }
                 }
                 _ => {}
             }
@@ -199,6 +197,14 @@ impl Lists {
         let len = rounded.map_or(max_len, |len| len.min(max_len));
         let choice = asked.shape(rows.len(), max_segments);
         (longest > 0).then_some(ListShape { len, travels, choice, ..ListShape::travelling(rows, len) })
+    }
+
+    /// How long a list `sampler` is chosen for by; `None` where none is enough.
+    pub(super) fn len_for(&self, sampler: &SamplerState) -> Option<usize> {
+        match sampler.detail(self.vocab_size) {
+            Detail::Likeliest(len) if len <= max_len(self.vocab_size) => Some(len),
+            _ => None,
+        }
     }
 
     /// Has room for the usual lists of as many runs of rows: none gives way to another of them.

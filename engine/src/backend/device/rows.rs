@@ -96,12 +96,21 @@ impl StepRows {
         for segment in &plan.segments {
             self.first_row.push(num_rows);
             num_rows += num_logits_rows(segment);
-            self.whole.resize(num_rows, segment.detail == Detail::Whole);
+            self.whole.resize(num_rows, self.is_whole(segment));
         }
         self.first_row.push(num_rows);
         self.places.clear();
         self.places.extend(0..num_rows);
         num_rows
+    }
+
+    /// Whether its rows come with the step: those of somebody who is chosen for, but cannot be, too.
+    fn is_whole(&self, segment: &Segment) -> bool {
+        match segment.detail {
+            Detail::Whole => true,
+            Detail::Chosen(sampler) => !segment.is_tree && self.lists.len_for(&sampler).is_none(),
+            Detail::Likeliest(_) | Detail::OnDemand => false,
+        }
     }
 
     /// Row `row` of those that were laid out is `place` on the device.
@@ -179,6 +188,9 @@ impl StepRows {
         // Down a tree by all of its rows, else by the last.
         let rows = if segment.is_tree { start..end } else { end.saturating_sub(1).max(start)..end };
         let Some(&place) = self.places.get(rows.start).filter(|_| !rows.is_empty()) else { return };
+        if self.lists.len_for(&sampler).is_none() {
+            return;
+        }
         let mut runs = self.wanted.iter().filter_map(|shape| shape.run());
         let Some(run) = runs.find(|run| run.rows().contains(&place)) else { return };
         let parents = if segment.is_tree { &plan.parents[segment.tokens.clone()] } else { &[0] };
@@ -188,8 +200,8 @@ impl StepRows {
     /// Brings what `plan` wants with the step, in the stream's order.
     pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
         self.lists.find(stream, &self.wanted)?;
-        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
-            if segment.detail == Detail::Whole && rows[0] < rows[1] {
+        for rows in self.first_row.windows(2) {
+            if rows[0] < rows[1] && self.whole[rows[0]] {
                 self.copy(stream, rows[0]..rows[1])?;
             }
         }
