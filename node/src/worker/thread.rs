@@ -17,7 +17,7 @@ use super::{
     WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
     heartbeat::Heartbeat,
-    opening::{Facts, Opener, open},
+    opening::{Facts, Leftover, Opener, open},
     watch::Watch,
 };
 use crate::{
@@ -236,7 +236,7 @@ fn work(
                 if let Some(reason) = &last {
                     answer_unread(&channels.requests, Some(reason)); // they need not wait for the teardown
                 }
-                let desk = Arc::clone(core.desk());
+                let leftover = Leftover::of(&core);
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
                 channels.heart.beat(TEARDOWN_ALLOWANCE);
@@ -248,7 +248,7 @@ fn work(
                 if !channels.are_open() {
                     break None;
                 }
-                let reopened = open(&mut opener, options, || channels.are_open(), Some(desk));
+                let reopened = open(&mut opener, options, || channels.are_open(), Some(leftover));
                 channels.is_reopening.store(false, Ordering::SeqCst);
                 match reopened {
                     Ok((reopened, _)) => core = reopened,
