@@ -174,13 +174,15 @@ impl Site<'_> {
                 "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
             }
             TensorRtError::Failed { .. } => {
-                let (form, target) = (self.contract.form.name(), &self.contract.target);
+                let contract = self.contract;
+                let (form, target) = (contract.form.name(), &contract.target);
+                let (dtype, activations) = (contract.compute.name(), contract.activations.name());
                 let other = match self.contract.form {
                     Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
                     Form::Primitives => "",
                 };
                 format!(
-                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --variant eagle3` writes the model that the plan is built from"
+                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --dtype {dtype} --activations {activations} --variant eagle3` writes the model that the plan is built from"
                 )
             }
             _ => return source.into(),
@@ -220,6 +222,7 @@ impl Site<'_> {
                 Form::Primitives => PlanForm::Primitives,
             },
             compute: plans.options.compute,
+            activations: plans.options.activations,
             num_lanes: extents.num_lanes,
             lane_capacity: plans.lane_capacity(&self.manifest.spec)?,
             lane_rows: extents.lane_rows,

@@ -1,10 +1,10 @@
 //! What plans are to be able to do.
 
-use takt_engine::dir::PlanCompute;
+use takt_engine::dir::{PlanActivations, PlanCompute};
 
 use crate::{
     BuildError, Result,
-    export::{Compute, Form},
+    export::{Activations, Compute, Form},
 };
 
 /// Most lanes of a plan, as of a backend.
@@ -23,6 +23,8 @@ pub struct PlanOptions {
     pub lane_capacity: Option<usize>,
     /// The type of matrix products and of the cache.
     pub compute: PlanCompute,
+    /// What FP8 and NVFP4 weights are multiplied with.
+    pub activations: PlanActivations,
     /// Most device memory a layer may take beside its weights and values, in bytes; TensorRT's choice by default.
     pub workspace_bytes: Option<usize>,
     /// How long TensorRT searches, 0 to 5; its choice by default.
@@ -43,6 +45,7 @@ impl Default for PlanOptions {
             num_lanes: DEFAULT_LANES,
             lane_capacity: None,
             compute: PlanCompute::Bf16,
+            activations: PlanActivations::Plain,
             workspace_bytes: None,
             effort: None,
             streams_weights: false,
@@ -75,6 +78,13 @@ impl PlanOptions {
         match self.compute {
             PlanCompute::Bf16 => Compute::Bf16,
             PlanCompute::F16 => Compute::F16,
+        }
+    }
+
+    pub(super) fn export_activations(&self) -> Activations {
+        match self.activations {
+            PlanActivations::Plain => Activations::Plain,
+            PlanActivations::Quantized => Activations::Quantized,
         }
     }
 }

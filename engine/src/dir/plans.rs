@@ -42,6 +42,9 @@ pub struct PlanEntry {
     pub form: PlanForm,
     /// The type of products and of the cache.
     pub compute: PlanCompute,
+    /// What quantized weights are multiplied with.
+    #[serde(default, skip_serializing_if = "PlanActivations::is_plain")]
+    pub activations: PlanActivations,
     /// Most lanes of a batch.
     pub num_lanes: usize,
     /// Tokens one lane holds.
@@ -101,6 +104,23 @@ pub enum PlanCompute {
     Bf16,
     /// 16-bit floats.
     F16,
+}
+
+/// What a plan's quantized weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanActivations {
+    /// 16 bits: W8A16, W4A16.
+    #[default]
+    Plain,
+    /// As the weights are: FP8 with FP8, NVFP4 with NVFP4.
+    Quantized,
+}
+
+impl PlanActivations {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
 }
 
 /// A TensorRT release: plans are of one, whatever its patch.
@@ -241,6 +261,7 @@ pub(super) mod tests {
             weights_blake3: "f".repeat(64),
             form: PlanForm::Operators,
             compute: PlanCompute::Bf16,
+            activations: PlanActivations::Plain,
             num_lanes: 2,
             lane_capacity: 100,
             lane_rows: 165,
@@ -263,12 +284,16 @@ pub(super) mod tests {
         let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
-        assert!(!json.contains("green"), "{json}");
+        assert!(!json.contains("green") && !json.contains("activations"), "{json}");
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
         assert!(both.iter().all(|plan| plan.validate().is_ok()));
-        let green = PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() };
-        let told = serde_json::to_string(&green).unwrap();
-        assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), green);
+        for other in [
+            PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() },
+            PlanEntry { activations: PlanActivations::Quantized, ..both[0].clone() },
+        ] {
+            let told = serde_json::to_string(&other).unwrap();
+            assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), other);
+        }
         let mut hashed = both.clone();
         hashed[0].file =
             PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);
