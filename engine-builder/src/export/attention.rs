@@ -21,8 +21,8 @@ pub(super) fn cache_names(layer_idx: usize) -> [[String; 2]; 2] {
 }
 
 impl Writer<'_> {
-    /// Declares the inputs of the cache; returns where the first layer's keys come in.
-    pub(super) fn cache_inputs(&mut self) -> Value {
+    /// Declares the inputs of the cache; returns where the first layer's keys come in, as products take them.
+    pub(super) fn cache_inputs(&mut self) -> Result<Value> {
         let rows: Dim = match self.form {
             Form::Operators => self.capacity.into(),
             Form::Primitives => "past".into(),
@@ -39,7 +39,7 @@ impl Writer<'_> {
             }
         }
         let [[first, _], _] = cache_names(0);
-        first
+        self.first_past(first)
     }
 
     fn cache_shape(&self, rows: Dim) -> [Dim; 4] {

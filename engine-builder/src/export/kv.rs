@@ -121,7 +121,9 @@ pub(crate) fn note(target: &Target, (form, kv): (Form, KvType), wanted: WantedCa
         (KvKind::Fp8, Some(fault), _) => fault,
         _ => "caches of 8-bit integers are not written".into(),
     };
-    Some(format!("the engine's cache is {own}, the models' has the type of products, which takes more memory: {why}"))
+    Some(format!(
+        "the engine's cache is {own}, the models' has the type of products, which takes more memory: {why}"
+    ))
 }
 
 impl Writer<'_> {
@@ -129,7 +131,8 @@ impl Writer<'_> {
     pub(super) fn find_cache_scales(&mut self) -> Result<()> {
         if self.kv == KvType::Fp8 {
             let layers = 0..self.spec.num_layers;
-            self.cache_scales = layers.map(|idx| self.layer_scales(&format!("model.layers.{idx}"))).collect::<Result<_>>()?;
+            self.cache_scales =
+                layers.map(|idx| self.layer_scales(&format!("model.layers.{idx}"))).collect::<Result<_>>()?;
         }
         Ok(())
     }
@@ -181,12 +184,38 @@ impl Writer<'_> {
         new: &str,
         scale: f32,
     ) -> Result<[Value; 2]> {
-        let scale = self.scale_of_compute(&format!("{present}.scale"), scale)?;
+        let factor = self.cache_factor(past, scale)?;
         let zero = self.fp8_zero()?;
-        let new = self.graph.op("QuantizeLinear", present, &[new, &scale, &zero], &[]);
-        let mut read = |codes: &str| {
-            self.graph.op("DequantizeLinear", &format!("{codes}.from_fp8"), &[codes, &scale], &[])
-        };
-        Ok([read(past), read(&new)])
+        let new = self.graph.op("QuantizeLinear", present, &[new, &factor, &zero], &[]);
+        Ok([self.from_fp8_cache(past, &factor), self.from_fp8_cache(&new, &factor)])
+    }
+
+    /// The first layer's past keys as products take them, before any layer is written: a shape is asked of those, since runtimes lack that of 8 bits.
+    pub(super) fn first_past(&mut self, past: Value) -> Result<Value> {
+        match self.cache_scales.first() {
+            Some(&[scale, _]) => {
+                let factor = self.cache_factor(&past, scale)?;
+                Ok(self.from_fp8_cache(&past, &factor))
+            }
+            None => Ok(past),
+        }
+    }
+
+    /// The scale of `past` as a constant, made once.
+    fn cache_factor(&mut self, past: &str, scale: f32) -> Result<Value> {
+        let name = format!("{past}.scale");
+        match self.graph.knows(&name) {
+            true => Ok(name),
+            false => self.scale_of_compute(&name, scale),
+        }
+    }
+
+    /// `codes` times `factor`, made once.
+    fn from_fp8_cache(&mut self, codes: &str, factor: &str) -> Value {
+        let name = format!("{codes}.from_fp8");
+        match self.graph.knows(&name) {
+            true => name,
+            false => self.graph.op("DequantizeLinear", &name, &[codes, factor], &[]),
+        }
     }
 }

@@ -44,7 +44,6 @@ pub use port::{Dim, ElementType, Port};
 pub use target::{Form, NamedWeights, Runtime, Target, TensorRtVersion};
 
 use plan::Plan;
-pub(crate) use kv::{WantedCache, choose_cache};
 pub(crate) use plan::check_formats;
 
 use crate::{
