@@ -108,7 +108,7 @@ fn fault_of_fp8(target: &Target) -> Option<String> {
 }
 
 /// What the user should know of a cache that is not as the engine's is.
-pub(crate) fn note(target: &Target, (form, kv): (Form, KvType), wanted: WantedCache) -> Option<String> {
+pub(crate) fn cache_note(target: &Target, (form, kv): (Form, KvType), wanted: WantedCache) -> Option<String> {
     let own = wanted.of_engine;
     // What was asked for needs no explanation.
     if wanted.kv.is_some() || own == KvKind::Bf16 || kv == KvType::Fp8 {

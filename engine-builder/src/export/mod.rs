@@ -39,6 +39,7 @@ use takt_engine::{
 
 pub use contract::{CONTRACT_FILE, CONTRACT_VERSION, Contract, Model, Profile, ProfileInput};
 pub use kv::KvType;
+pub(crate) use kv::{WantedCache, cache_note, choose_cache};
 pub use options::{Activations, Compute, ExportOptions, Variant};
 pub use port::{Dim, ElementType, Port};
 pub use target::{Form, NamedWeights, Runtime, Target, TensorRtVersion};

@@ -15,7 +15,7 @@ use super::{
     decoder::DecoderInputs,
     draft::draft_capacity,
     graph::{Graph, Placed},
-    kv::{KvType, WantedCache, choose_cache, note},
+    kv::{KvType, WantedCache, cache_note, choose_cache},
     linear::check_int4,
     options::{Activations, ExportOptions, Variant},
     target::{Form, NamedWeights},
@@ -200,7 +200,7 @@ impl<'a> Plan<'a> {
     /// What the user should know.
     pub(super) fn warnings(&self) -> Vec<String> {
         let wanted = wanted_cache(self.source, self.options);
-        let mut warnings = Vec::from_iter(note(&self.options.target, (self.form, self.kv), wanted));
+        let mut warnings = Vec::from_iter(cache_note(&self.options.target, (self.form, self.kv), wanted));
         let quantized = matches!(self.source.quantization.weights, WeightKind::Fp8 | WeightKind::Nvfp4);
         if self.options.activations == Activations::Quantized && !quantized {
             let kind = self.source.quantization.weights;
