@@ -12,12 +12,14 @@ use takt_engine::{
         cuda::{GpuOptions, kernels, usable_device},
         tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
     },
-    dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
+    dir::{PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
-use takt_engine_builder::export::{Compute, Dim, ExportOptions, Form, Port, Source, Variant, export_source};
+use takt_engine_builder::export::{
+    Compute, Dim, ExportOptions, Form, KvType, Port, Source, Variant, export_source,
+};
 use takt_kernels_cu::driver::{
     context::{Context, Share},
     device,
@@ -99,6 +101,8 @@ pub struct Planned {
     pub spec: DecoderSpec,
     pub weights: MemoryWeights,
     pub entry: PlanEntry,
+    /// Of an E4M3 cache, as the contract tells them.
+    pub cache_scales: Vec<[f32; 2]>,
     pub bytes: Vec<u8>,
     images: Vec<Vec<u8>>,
 }
@@ -145,14 +149,48 @@ pub struct Kind {
     pub form: Form,
     pub compute: Compute,
     pub weights: WeightKind,
+    pub kv: KvType,
     pub has_windows: bool,
 }
 
+/// Keys and values in 8 bits, which is no weights' kind: a plan of its own.
+pub const FP8_CACHE: Kind = Kind {
+    form: Form::Primitives,
+    compute: Compute::F16,
+    weights: WeightKind::Bf16,
+    kv: KvType::Fp8,
+    has_windows: true,
+};
+
 pub const KINDS: [Kind; 4] = [
-    Kind { form: Form::Operators, compute: Compute::F16, weights: WeightKind::Fp8, has_windows: false },
-    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Bf16, has_windows: false },
-    Kind { form: Form::Operators, compute: Compute::Bf16, weights: WeightKind::Bf16, has_windows: true },
-    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Nvfp4, has_windows: true },
+    Kind {
+        form: Form::Operators,
+        compute: Compute::F16,
+        weights: WeightKind::Fp8,
+        kv: KvType::Plain,
+        has_windows: false,
+    },
+    Kind {
+        form: Form::Primitives,
+        compute: Compute::F16,
+        weights: WeightKind::Bf16,
+        kv: KvType::Plain,
+        has_windows: false,
+    },
+    Kind {
+        form: Form::Operators,
+        compute: Compute::Bf16,
+        weights: WeightKind::Bf16,
+        kv: KvType::Plain,
+        has_windows: true,
+    },
+    Kind {
+        form: Form::Primitives,
+        compute: Compute::F16,
+        weights: WeightKind::Nvfp4,
+        kv: KvType::Plain,
+        has_windows: true,
+    },
 ];
 
 /// `form`, or the one that an older TensorRT reads.
@@ -212,6 +250,7 @@ impl Planned {
             target: place.target.parse().unwrap(),
             form: Some(kind.form),
             compute: kind.compute,
+            kv: Some(kind.kv),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
             padding_rows: MAX_TREE,
@@ -236,7 +275,8 @@ impl Planned {
             device: place.device,
             ..entry(kind, capacity, &bytes, &trt)
         };
-        Ok(Self { spec, weights, entry, bytes, images: place.images })
+        let cache_scales = model.cache_scales.clone();
+        Ok(Self { spec, weights, entry, cache_scales, bytes, images: place.images })
     }
 
     /// A backend in a context of its own.
@@ -271,6 +311,7 @@ fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry
             Form::Primitives => PlanForm::Primitives,
         },
         compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
+        kv: if kind.kv == KvType::Fp8 { PlanKv::Fp8 } else { PlanKv::Plain },
         num_lanes: NUM_LANES,
         lane_capacity: capacity,
         lane_rows: capacity + MAX_TREE,

@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn codes_of_8_bits_harm_where_they_are_no_numbers() {
         let in_fp8 = plan(PlanCompute::F16, PlanKv::Fp8);
-        let numbers: Vec<u8> = (0..=u8::MAX).filter(|code| !crate::quant::e4m3::decode(*code).is_nan()).collect();
+        let numbers: Vec<u8> =
+            (0..=u8::MAX).filter(|code| !crate::quant::e4m3::decode(*code).is_nan()).collect();
         assert_eq!(numbers.len(), 254);
         assert!(is_harmless(&numbers, &in_fp8));
         for code in [0x7f, 0xff] {

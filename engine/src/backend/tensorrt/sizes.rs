@@ -110,7 +110,11 @@ impl Sizes {
             lane_bytes,
             logits_bytes: limits.num_logits_places() * spec.vocab_size * size_of::<f32>(),
             features_bytes: limits.num_feature_places() * features_len * size_of::<f32>(),
-            present_bytes: if limits.appends { Memory::present_bytes(spec, most_tokens, value_bytes) } else { 0 },
+            present_bytes: if limits.appends {
+                Memory::present_bytes(spec, most_tokens, value_bytes)
+            } else {
+                0
+            },
             list_bytes: ListRoom::num_bytes(limits.num_logits_places(), spec.vocab_size)?,
             pinned,
             input_bytes: input.into_iter().max().unwrap_or(0),
