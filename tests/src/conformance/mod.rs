@@ -37,9 +37,10 @@ pub const F16_PLAN: Tier = Tier { name: "F16 plan", bound: 0.01, same_bits: fals
 /// A plan with products in BF16.
 pub const BF16_PLAN: Tier = Tier { name: "BF16 plan", bound: 0.05, same_bits: false };
 
-/// A plan with products in F16 over a cache in E4M3: keys and values near a rounding boundary fall on the other side of it, an eighth apart.
+/// A plan with products in F16 over a cache in E4M3: keys and values near a rounding boundary fall on the other side of it, an eighth apart. Measured
+/// on 2026-11-23 over our interpreter: 0.052 at most; 0.157 where the naive decoder rounds otherwise, with a scale for each row.
 pub const F16_PLAN_OVER_E4M3_CACHE: Tier =
-    Tier { name: "F16 plan over an E4M3 cache", bound: 0.05, same_bits: false };
+    Tier { name: "F16 plan over an E4M3 cache", bound: 0.1, same_bits: false };
 
 /// A backend of at least three lanes of 100 tokens, the model it runs, and how exact it is.
 pub struct Subject<'a> {
