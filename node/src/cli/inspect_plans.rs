@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use takt_engine::{
     backend::cuda::usable_device,
-    dir::{ForeignPlan, Manifest, PlanCheck, PlanEntry, PlanVersion},
+    dir::{ForeignPlan, Manifest, PlanCheck, PlanEntry, PlanKv, PlanVersion},
 };
 use takt_kernels_cu::Target;
 use takt_tensorrt::{TensorRt, Version};
@@ -84,8 +84,10 @@ impl Machine {
 pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
     let one = |plan: &InspectedPlan| {
         let mut facts = json!(plan.check.entry);
-        // Told of plans as well that were timed on the whole GPU, which have no such entry.
+        // Told of plans as well whose entries leave them out.
+        facts["activations"] = json!(plan.check.entry.activations);
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
+        facts["kv"] = json!(plan.check.entry.kv);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
         facts["intact"] = json!(fault.is_none());
         facts["fault"] = json!(fault);
@@ -125,6 +127,8 @@ fn plan_text(plan: &InspectedPlan) -> String {
     let mut traits = vec![format!("{} {lanes} of {} tokens", entry.num_lanes, entry.lane_capacity)];
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
     traits.push(format!("form {}", json!(entry.form).as_str().unwrap_or_default()));
+    traits.push(format!("activations {}", json!(entry.activations).as_str().unwrap_or_default()));
+    traits.extend((entry.kv == PlanKv::Fp8).then(|| "fp8 cache".into()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
@@ -158,7 +162,7 @@ pub(super) fn timed_on(plan: &PlanEntry) -> String {
 
 #[cfg(test)]
 mod tests {
-    use takt_engine::dir::{PlanCompute, PlanForm, PlanRole};
+    use takt_engine::dir::{PlanActivations, PlanCompute, PlanForm, PlanRole};
 
     use super::*;
 
@@ -175,6 +179,8 @@ mod tests {
             weights_blake3: "0".repeat(64),
             form: PlanForm::Operators,
             compute: PlanCompute::F16,
+            activations: PlanActivations::Quantized,
+            kv: PlanKv::Plain,
             num_lanes: 4,
             lane_capacity: 2048,
             lane_rows: 2113,
@@ -233,7 +239,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16, form operators, timed on the whole GPU, weights",
+            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",

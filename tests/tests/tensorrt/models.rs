@@ -12,12 +12,14 @@ use takt_engine::{
         cuda::{GpuOptions, kernels, usable_device},
         tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
     },
-    dir::{PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
-use takt_engine_builder::export::{Compute, Dim, ExportOptions, Form, Port, Source, Variant, export_source};
+use takt_engine_builder::export::{
+    Activations, Compute, Dim, ExportOptions, Form, KvType, Port, Source, Variant, export_source,
+};
 use takt_kernels_cu::driver::{
     context::{Context, Share},
     device,
@@ -99,6 +101,8 @@ pub struct Planned {
     pub spec: DecoderSpec,
     pub weights: MemoryWeights,
     pub entry: PlanEntry,
+    /// Of an E4M3 cache, as the contract tells them.
+    pub cache_scales: Vec<[f32; 2]>,
     pub bytes: Vec<u8>,
     images: Vec<Vec<u8>>,
 }
@@ -145,15 +149,72 @@ pub struct Kind {
     pub form: Form,
     pub compute: Compute,
     pub weights: WeightKind,
+    pub activations: Activations,
+    pub kv: KvType,
     pub has_windows: bool,
 }
 
+/// Keys and values in 8 bits, which is no weights' kind: a plan of its own.
+pub const FP8_CACHE: Kind = Kind {
+    form: Form::Primitives,
+    compute: Compute::F16,
+    weights: WeightKind::Bf16,
+    activations: Activations::Plain,
+    kv: KvType::Fp8,
+    has_windows: true,
+};
+
 pub const KINDS: [Kind; 4] = [
-    Kind { form: Form::Operators, compute: Compute::F16, weights: WeightKind::Fp8, has_windows: false },
-    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Bf16, has_windows: false },
-    Kind { form: Form::Operators, compute: Compute::Bf16, weights: WeightKind::Bf16, has_windows: true },
-    Kind { form: Form::Primitives, compute: Compute::F16, weights: WeightKind::Nvfp4, has_windows: true },
+    Kind {
+        form: Form::Operators,
+        compute: Compute::F16,
+        weights: WeightKind::Fp8,
+        activations: Activations::Plain,
+        kv: KvType::Plain,
+        has_windows: false,
+    },
+    Kind {
+        form: Form::Primitives,
+        compute: Compute::F16,
+        weights: WeightKind::Bf16,
+        activations: Activations::Plain,
+        kv: KvType::Plain,
+        has_windows: false,
+    },
+    Kind {
+        form: Form::Operators,
+        compute: Compute::Bf16,
+        weights: WeightKind::Bf16,
+        activations: Activations::Plain,
+        kv: KvType::Plain,
+        has_windows: true,
+    },
+    Kind {
+        form: Form::Primitives,
+        compute: Compute::F16,
+        weights: WeightKind::Nvfp4,
+        activations: Activations::Plain,
+        kv: KvType::Plain,
+        has_windows: true,
+    },
 ];
+
+/// Kinds whose activations are quantized as their weights are.
+pub const QUANTIZED: [Kind; 2] = [
+    Kind { activations: Activations::Quantized, ..KINDS[0] },
+    Kind { activations: Activations::Quantized, has_windows: false, ..KINDS[3] },
+];
+
+impl Kind {
+    /// The model: [`spec`], of one layer where activations have four bits, whose noise behind three would leave little to see.
+    pub fn spec(self) -> DecoderSpec {
+        let spec = spec(self.has_windows);
+        match (self.activations, self.weights) {
+            (Activations::Quantized, WeightKind::Nvfp4) => DecoderSpec { num_layers: 1, ..spec },
+            _ => spec,
+        }
+    }
+}
 
 /// `form`, or the one that an older TensorRT reads.
 pub fn form_here(form: Form) -> Form {
@@ -170,14 +231,14 @@ pub fn spec(has_windows: bool) -> DecoderSpec {
 impl Planned {
     /// Exports a random model and builds its plan, as whoever follows the contract would.
     pub fn new(kind: Kind) -> Self {
-        let spec = spec(kind.has_windows);
+        let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         Self::of(kind, spec, weights, PlanFlags::default())
     }
 
     /// The same with lanes of `capacity` tokens.
     pub fn holding(kind: Kind, capacity: usize) -> Self {
-        let spec = DecoderSpec { max_context: capacity, ..spec(kind.has_windows) };
+        let spec = DecoderSpec { max_context: capacity, ..kind.spec() };
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         Self::of(kind, spec, weights, PlanFlags::default())
     }
@@ -212,6 +273,8 @@ impl Planned {
             target: place.target.parse().unwrap(),
             form: Some(kind.form),
             compute: kind.compute,
+            activations: kind.activations,
+            kv: Some(kind.kv),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
             padding_rows: MAX_TREE,
@@ -236,7 +299,8 @@ impl Planned {
             device: place.device,
             ..entry(kind, capacity, &bytes, &trt)
         };
-        Ok(Self { spec, weights, entry, bytes, images: place.images })
+        let cache_scales = model.cache_scales.clone();
+        Ok(Self { spec, weights, entry, cache_scales, bytes, images: place.images })
     }
 
     /// A backend in a context of its own.
@@ -271,6 +335,11 @@ fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry
             Form::Primitives => PlanForm::Primitives,
         },
         compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
+        activations: match kind.activations {
+            Activations::Plain => PlanActivations::Plain,
+            Activations::Quantized => PlanActivations::Quantized,
+        },
+        kv: if kind.kv == KvType::Fp8 { PlanKv::Fp8 } else { PlanKv::Plain },
         num_lanes: NUM_LANES,
         lane_capacity: capacity,
         lane_rows: capacity + MAX_TREE,

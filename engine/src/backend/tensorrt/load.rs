@@ -20,8 +20,7 @@ use crate::{
             room::{Needs, Room},
         },
     },
-    dir::{PlanCompute, PlanForm},
-    kv::KvKind,
+    dir::{PlanActivations, PlanCompute, PlanForm},
     spec::DecoderSpec,
 };
 
@@ -116,11 +115,15 @@ pub(super) fn capabilities(
         PlanCompute::Bf16 => "bf16",
         PlanCompute::F16 => "f16",
     };
+    let activations = match entry.activations {
+        PlanActivations::Plain => "",
+        PlanActivations::Quantized => " with quantized activations",
+    };
     Capabilities {
         backend: "tensorrt",
         device: device.key(),
         kernels: format!(
-            "TensorRT {}, plan {} of {form} in {compute}, {} of {} multiprocessors",
+            "TensorRT {}, plan {} of {form} in {compute}{activations}, {} of {} multiprocessors",
             trt.version(),
             entry.blake3.get(..8).unwrap_or(&entry.blake3),
             context.num_sms(),
@@ -132,7 +135,7 @@ pub(super) fn capabilities(
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
         multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
-        kv: KvKind::Bf16,
+        kv: entry.kv.kind(),
         weight_bytes_per_step: file.weight_bytes_per_step,
         kv_bytes: lanes.num_bytes(),
     }
