@@ -197,8 +197,8 @@ impl StepRows {
         self.choices.ask(run, sampler, (rows, place), parents);
     }
 
-    /// Brings what `plan` wants with the step, in the stream's order.
-    pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
+    /// Brings what was wanted with the step, in the stream's order.
+    pub(in crate::backend) fn bring(&mut self, stream: &Stream) -> Result<()> {
         self.lists.find(stream, &self.wanted)?;
         for rows in self.first_row.windows(2) {
             if rows[0] < rows[1] && self.whole[rows[0]] {
