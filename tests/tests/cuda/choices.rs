@@ -32,12 +32,6 @@ fn state(params: &SamplingParams) -> SamplerState {
     Sampler::new(params).unwrap().state()
 }
 
-/// Those for whom a list is enough.
-fn listed() -> [SamplingParams; 3] {
-    let [greedy, top_20, ..] = kinds();
-    [greedy, top_20, hot(Some(64), 5)]
-}
-
 /// Samplers of every kind: by lists, and by whole rows.
 fn kinds() -> [SamplingParams; 6] {
     let plain = SamplingParams { temperature: 0.7, seed: 11, ..GREEDY };
@@ -84,7 +78,7 @@ fn a_round_waits_once_and_brings_back_a_path_whoever_samples() {
         let mut backend = open(&spec, &model, &options(KvKind::Fp8)).unwrap();
         run_slices(&mut backend, LaneId(0), &tokens(&spec, 20), 20);
         let (nodes, parents) = tree(spec.vocab_size, 60);
-        for sampling in listed() {
+        for sampling in kinds() {
             let mut plan = StepPlan::default();
             plan.push_tree(LaneId(0), &nodes, &parents);
             plan.last_needs(Detail::Chosen(state(&sampling)));
@@ -131,8 +125,10 @@ fn decode_steps_that_choose_are_captured_when_the_backend_is_opened() {
             }
             device.report().calls("cuGraphInstantiateWithFlags") - before
         };
-        let [greedy, top_20, ..] = kinds();
-        assert_eq!(captured(&[greedy]), 0);
+        let [greedy, top_20, top_p, plain, min_p, top_80] = kinds();
+        for kinds in [&[greedy][..], &[top_p, greedy, plain], &[plain], &[min_p, top_80]] {
+            assert_eq!(captured(kinds), 0, "{kinds:?}");
+        }
         // Once for its length, in each of one, three and two lanes.
         assert_eq!((captured(&[top_20]), captured(&[hot(Some(30), 1)])), (3, 0), "both of 32");
     });
@@ -145,10 +141,10 @@ fn lanes_with_lists_rows_and_choices_in_one_step_have_each_what_it_asks() {
         let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Bf16, 3);
         let mut backend = open(&spec, &model, &options(KvKind::Bf16)).unwrap();
         let (nodes, parents) = tree(spec.vocab_size, 9);
-        let [greedy, top_20, top_64] = listed();
+        let [greedy, top_20, top_p, ..] = kinds();
         let details = [Detail::Likeliest(64), Detail::Whole, Detail::OnDemand]
             .into_iter()
-            .chain([greedy, top_20, top_64].map(|params| Detail::Chosen(state(&params))));
+            .chain([greedy, top_20, top_p].map(|params| Detail::Chosen(state(&params))));
         for beside in details {
             let mut plan = StepPlan::default();
             plan.push(LaneId(2), &[7], LogitsWanted::Last);
@@ -156,11 +152,11 @@ fn lanes_with_lists_rows_and_choices_in_one_step_have_each_what_it_asks() {
             plan.push_tree(LaneId(0), &nodes, &parents);
             plan.last_needs(Detail::Chosen(state(&top_20)));
             plan.push(LaneId(1), &[3, 4, 5], LogitsWanted::Last);
-            plan.last_needs(Detail::Chosen(state(&top_64)));
+            plan.last_needs(Detail::Chosen(state(&top_p)));
             let mut whole = plan.clone();
             whole.segments.iter_mut().for_each(|segment| segment.detail = Detail::Whole);
             let mut output = backend.run_step(&whole).unwrap();
-            let mut by_rows = [(1, top_20), (2, top_64)].map(|(segment, params)| {
+            let mut by_rows = [(1, top_20), (2, top_p)].map(|(segment, params)| {
                 let mut row = output.row(segment, 0).unwrap();
                 assert_eq!((row.choice(), row.list()), (None, None));
                 Sampler::new(&params).unwrap().sample(row.whole().unwrap()).unwrap()

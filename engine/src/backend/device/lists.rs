@@ -14,6 +14,7 @@ use takt_kernels_cu::{
     driver::{context::Context, memory::MappedBuffer, module::Kernels, stream::Stream},
     launch::{
         DeviceAddress,
+        accept::MAX_VOCAB_SIZE,
         logits::{self, Logits, LogitsOutput, LogitsScratch},
     },
 };
@@ -26,7 +27,6 @@ use crate::{
     Result, TokenId,
     backend::plan_check::num_logits_rows,
     rows::{Likeliest, MAX_LIST_LEN},
-    sampler::SamplerState,
     step::{Detail, Segment},
 };
 
@@ -145,6 +145,8 @@ pub(in crate::backend) struct Lists {
     room: ListRoom,
     logits: DeviceAddress,
     vocab_size: usize,
+    /// Whether rows are not too long to be chosen by.
+    chooses: bool,
     /// What the results are of; none when the last step had no lists.
     found: Vec<ListShape>,
 }
@@ -160,7 +162,8 @@ impl Lists {
         let results =
             MappedBuffer::new(context, Self::pinned_bytes(max_rows, vocab_size), "lists of tokens")?;
         let found = Vec::with_capacity(MAX_LISTS);
-        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, found })
+        let chooses = vocab_size <= MAX_VOCAB_SIZE;
+        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, chooses, found })
     }
 
     /// Bytes of pinned memory.
@@ -184,11 +187,14 @@ impl Lists {
                 Detail::Likeliest(len) if len <= max_len => {
                     (longest, travels) = (longest.max(len).max(1), true);
                 }
-                Detail::Chosen(sampler) => {
-                    if let Some(len) = self.len_for(&sampler) {
-                        asked.add(segment, false);
-                        longest = longest.max(len);
-                    }
+                Detail::Chosen(sampler) if self.chooses => {
+                    let listed = match sampler.detail(self.vocab_size) {
+                        Detail::Likeliest(len) if len <= max_len => Some(len),
+                        _ => None,
+                    };
+                    asked.add(segment, listed.is_none());
+                    // Of a whole row that is chosen by, its largest logit.
+                    longest = longest.max(listed.unwrap_or(1));
                 }
                 _ => {}
             }
@@ -197,14 +203,6 @@ impl Lists {
         let len = rounded.map_or(max_len, |len| len.min(max_len));
         let choice = asked.shape(rows.len(), max_segments);
         (longest > 0).then_some(ListShape { len, travels, choice, ..ListShape::travelling(rows, len) })
-    }
-
-    /// How long a list `sampler` is chosen for by; `None` where none is enough.
-    pub(super) fn len_for(&self, sampler: &SamplerState) -> Option<usize> {
-        match sampler.detail(self.vocab_size) {
-            Detail::Likeliest(len) if len <= max_len(self.vocab_size) => Some(len),
-            _ => None,
-        }
     }
 
     /// Has room for the usual lists of as many runs of rows: none gives way to another of them.
@@ -227,11 +225,12 @@ impl Lists {
 
     /// What is usual of `rows`.
     pub(super) fn usual(&self, rows: Range<usize>, max_segments: usize) -> [ListShape; NUM_USUAL] {
-        [
-            ListShape::choosing(rows.clone(), max_segments, false),
-            ListShape::choosing(rows.clone(), max_segments, true),
-            ListShape::travelling(rows, max_len(self.vocab_size)),
-        ]
+        let choosing = |is_wide| match self.chooses {
+            true => ListShape::choosing(rows.clone(), max_segments, is_wide),
+            false => ListShape::travelling(rows.clone(), 1),
+        };
+        let form = ListShape::travelling(rows.clone(), max_len(self.vocab_size));
+        [choosing(false), choosing(true), form]
     }
 
     /// Captures the graph of `shape`, unless it is there.

@@ -67,7 +67,7 @@ impl StepRows {
         let RowLimits { max_segments, max_rows, max_places } = limits;
         Ok(Self {
             lists: Lists::new(context, max_places, (on_device, vocab_size), room)?,
-            choices: Choices::new(context, max_segments, (max_rows, max_places), room.choices)?,
+            choices: Choices::new(context, max_segments, (max_rows, max_places), (room.choices, vocab_size))?,
             max_segments,
             wanted: Vec::with_capacity(MAX_LISTS),
             on_device,
@@ -96,21 +96,12 @@ impl StepRows {
         for segment in &plan.segments {
             self.first_row.push(num_rows);
             num_rows += num_logits_rows(segment);
-            self.whole.resize(num_rows, self.is_whole(segment));
+            self.whole.resize(num_rows, segment.detail == Detail::Whole);
         }
         self.first_row.push(num_rows);
         self.places.clear();
         self.places.extend(0..num_rows);
         num_rows
-    }
-
-    /// Whether its rows come with the step: those of somebody who is chosen for, but cannot be, too.
-    fn is_whole(&self, segment: &Segment) -> bool {
-        match segment.detail {
-            Detail::Whole => true,
-            Detail::Chosen(sampler) => !segment.is_tree && self.lists.len_for(&sampler).is_none(),
-            Detail::Likeliest(_) | Detail::OnDemand => false,
-        }
     }
 
     /// Row `row` of those that were laid out is `place` on the device.
@@ -188,9 +179,6 @@ impl StepRows {
         // Down a tree by all of its rows, else by the last.
         let rows = if segment.is_tree { start..end } else { end.saturating_sub(1).max(start)..end };
         let Some(&place) = self.places.get(rows.start).filter(|_| !rows.is_empty()) else { return };
-        if self.lists.len_for(&sampler).is_none() {
-            return;
-        }
         let mut runs = self.wanted.iter().filter_map(|shape| shape.run());
         let Some(run) = runs.find(|run| run.rows().contains(&place)) else { return };
         let parents = if segment.is_tree { &plan.parents[segment.tokens.clone()] } else { &[0] };
