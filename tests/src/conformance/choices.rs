@@ -107,7 +107,8 @@ fn chosen(talk: &mut Conversation<'_>, mut plan: StepPlan, mut samplers: [Sample
     let mut output = talk.backend.run_step(&plan).expect("a step");
     let mut choose = |segment: usize, row: usize, sampler: &mut Sampler| {
         let mut row = output.row(segment, row).expect("a row");
-        assert_eq!(row.choice().is_some(), chooses, "segment {segment}");
+        let made_for = row.choice().map(|choice| choice.sampler);
+        assert_eq!(made_for, chooses.then(|| sampler.state()), "segment {segment}");
         sampler.sample_row(&mut row).expect("a choice")
     };
     let (mut path, mut node) = (Vec::new(), 0);
