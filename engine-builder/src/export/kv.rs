@@ -146,7 +146,7 @@ impl Writer<'_> {
         if self.compute == Compute::F16 {
             if let Some(scale) = scales.iter().find(|scale| **scale > LARGEST_F16_SCALE) {
                 return Err(BuildError::Unsupported(format!(
-                    "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, with which {} is past 65,504; use bf16, or a plain cache",
+                    "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, and {} times that is past 65,504; use bf16, or a plain cache",
                     e4m3::MAX
                 )));
             }
