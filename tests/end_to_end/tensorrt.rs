@@ -96,6 +96,11 @@ fn options_of_plans_want_each_other() {
             vec!["--plan-sm-share <PERCENT>"],
         ),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-dtype", "f32"], vec!["bf16 or f16"]),
+        (vec!["build", "a", "-o", "b", "--plan-activations", "plain"], vec!["--tensorrt"]),
+        (
+            vec!["build", "a", "-o", "b", "--tensorrt", "--plan-activations", "fp8"],
+            vec!["plain or quantized"],
+        ),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-form", "onnx"], vec!["operators or primitives"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-kv", "int8"], vec!["plain or fp8"]),
         (vec!["build", "a", "-o", "b", "--plan-kv", "fp8"], vec!["--tensorrt"]),

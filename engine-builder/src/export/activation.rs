@@ -157,7 +157,7 @@ impl Writer<'_> {
         let largest_f16 = half::f16::MAX.to_f32();
         if self.compute == Compute::F16 && !(1.0 / largest_f16..=largest_f16).contains(&scale) {
             return Err(BuildError::Unsupported(format!(
-                "quantized activations in f16: {x} takes a scale of {scale:e}, beyond that type; use --dtype bf16, or plain activations"
+                "quantized activations in f16: {x} takes a scale of {scale:e}, beyond that type; use bf16 (--dtype, of plans --plan-dtype), or plain activations"
             )));
         }
         let (scale, zero) = (self.scale_of_compute(&format!("{x}.scale"), scale)?, self.fp8_zero()?);

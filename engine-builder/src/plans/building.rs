@@ -176,13 +176,15 @@ impl Site<'_> {
                 "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
             }
             TensorRtError::Failed { .. } => {
-                let (form, target) = (self.contract.form.name(), &self.contract.target);
+                let contract = self.contract;
+                let (form, target) = (contract.form.name(), &contract.target);
+                let (dtype, activations) = (contract.compute.name(), contract.activations.name());
                 let other = match self.contract.form {
                     Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
                     Form::Primitives => "",
                 };
                 format!(
-                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --variant eagle3` writes the model that the plan is built from"
+                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --dtype {dtype} --activations {activations} --variant eagle3` writes the model that the plan is built from"
                 )
             }
             _ => return source.into(),
@@ -222,6 +224,7 @@ impl Site<'_> {
                 Form::Primitives => PlanForm::Primitives,
             },
             compute: plans.options.compute,
+            activations: plans.options.activations,
             kv: match self.contract.kv {
                 KvType::Plain => PlanKv::Plain,
                 KvType::Fp8 => PlanKv::Fp8,

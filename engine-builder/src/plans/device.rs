@@ -4,7 +4,7 @@ use std::{fmt, ops::ControlFlow, path::PathBuf};
 
 use takt_engine::{
     backend::cuda::usable_device,
-    dir::{PlanEntry, PlanVersion, Quantization},
+    dir::{PlanActivations, PlanEntry, PlanVersion, Quantization},
     engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
     kv::KvKind,
     quant::WeightKind,
@@ -162,7 +162,30 @@ impl DevicePlans {
     /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
-        check_formats(spec, quantization, None, &self.export_options(spec, quantization.kv)?)
+        check_formats(spec, quantization, None, &self.export_options(spec, quantization.kv)?)?;
+        self.check_activations(quantization)
+    }
+
+    /// That quantized activations are asked for where weights are multiplied with such: minutes are not spent on a plan as any other.
+    fn check_activations(&self, quantization: &Quantization) -> Result<()> {
+        const QUANTIZED: [WeightKind; 2] = [WeightKind::Nvfp4, WeightKind::Fp8];
+        let Quantization { weights, lm_head, .. } = quantization;
+        let has_some = [weights, lm_head].into_iter().any(|kind| QUANTIZED.contains(kind));
+        if self.options.activations == PlanActivations::Plain || has_some {
+            return Ok(());
+        }
+        let works: Vec<_> = QUANTIZED.into_iter().filter(|kind| self.takes(*kind)).collect();
+        let instead = match &works[..] {
+            [] => "it takes neither here".to_owned(),
+            works => {
+                let names: Vec<_> = works.iter().map(ToString::to_string).collect();
+                format!("build the engine with --weights {}", names.join(" or "))
+            }
+        };
+        Err(BuildError::Unsupported(format!(
+            "quantized activations beside layers in {weights} and an output head in {lm_head} for {}: TensorRT multiplies quantized activations with nvfp4 and fp8 weights alone; {instead}, or leave out --plan-activations",
+            self.target()?
+        )))
     }
 
     /// Whether TensorRT and the GPU take weights of `kind`.
@@ -208,6 +231,7 @@ impl DevicePlans {
             form: Some(form),
             kv: Some(kv),
             compute: self.options.export_compute(),
+            activations: self.options.export_activations(),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
             padding_rows: (capacity + PADDING_ROWS).next_multiple_of(row_step) - capacity,

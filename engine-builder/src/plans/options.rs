@@ -1,10 +1,10 @@
 //! What plans are to be able to do.
 
-use takt_engine::dir::PlanCompute;
+use takt_engine::dir::{PlanActivations, PlanCompute};
 
 use crate::{
     BuildError, Result,
-    export::{Compute, Form, KvType},
+    export::{Activations, Compute, Form, KvType},
 };
 
 /// Most lanes of a plan, as of a backend.
@@ -23,6 +23,8 @@ pub struct PlanOptions {
     pub lane_capacity: Option<usize>,
     /// The type of matrix products, and of a plain cache.
     pub compute: PlanCompute,
+    /// What FP8 and NVFP4 weights are multiplied with.
+    pub activations: PlanActivations,
     /// What keys and values are stored as; the engine's own by default, as far as form and GPU take it.
     pub kv: Option<KvType>,
     /// Most device memory a layer may take beside its weights and values, in bytes; TensorRT's choice by default.
@@ -45,6 +47,7 @@ impl Default for PlanOptions {
             num_lanes: DEFAULT_LANES,
             lane_capacity: None,
             compute: PlanCompute::Bf16,
+            activations: PlanActivations::Plain,
             kv: None,
             workspace_bytes: None,
             effort: None,
@@ -78,6 +81,13 @@ impl PlanOptions {
         match self.compute {
             PlanCompute::Bf16 => Compute::Bf16,
             PlanCompute::F16 => Compute::F16,
+        }
+    }
+
+    pub(super) fn export_activations(&self) -> Activations {
+        match self.activations {
+            PlanActivations::Plain => Activations::Plain,
+            PlanActivations::Quantized => Activations::Quantized,
         }
     }
 }

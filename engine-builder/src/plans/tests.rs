@@ -12,7 +12,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{EngineDir, Manifest, PlanCompute, PlanFile, PlanForm, PlanKv, PlanRole},
+    dir::{EngineDir, Manifest, PlanActivations, PlanCompute, PlanFile, PlanForm, PlanKv, PlanRole},
     kv::KvKind,
     quant::WeightKind,
 };
@@ -56,6 +56,8 @@ struct Asked {
     data_bytes: u64,
     profiles: Vec<takt_tensorrt::build::Profile>,
     timing_cache: Vec<u8>,
+    /// The model's file.
+    model: Vec<u8>,
 }
 
 impl std::fmt::Debug for Compiler {
@@ -94,6 +96,7 @@ impl PlanCompiler for Compiler {
             data_bytes: fs::metadata(data).unwrap().len(),
             profiles: request.profiles.to_vec(),
             timing_cache: request.timing_cache.to_vec(),
+            model: fs::read(request.onnx).unwrap(),
         });
         let salt = *self.salt.borrow();
         Ok(Compiled {
@@ -278,6 +281,31 @@ fn a_newer_tensorrt_that_is_called_through_older_headers_gets_primitives() {
     };
     assert_eq!(form(13), [PlanForm::Primitives]);
     assert_eq!(form(15), [PlanForm::Operators]);
+}
+
+#[test]
+fn quantized_activations_are_in_the_model_where_they_are_asked_for_and_recorded() {
+    let operators = |asked: &Asked| {
+        let named = |name: &str| asked.model.windows(name.len()).any(|at| at == name.as_bytes());
+        // Its length is before a name in a file: `DequantizeLinear` is of weights, too.
+        [named("\x0eQuantizeLinear"), named("TRT_FP4DynamicQuantize")]
+    };
+    for (kind, activations, expected) in [
+        (WeightKind::Fp8, PlanActivations::Plain, [false, false]),
+        (WeightKind::Fp8, PlanActivations::Quantized, [true, false]),
+        (WeightKind::Nvfp4, PlanActivations::Plain, [false, false]),
+        // Whose output head is FP8.
+        (WeightKind::Nvfp4, PlanActivations::Quantized, [true, true]),
+    ] {
+        let (_folder, engine) = engine(kind);
+        let compiler = Compiler::new(10, 16);
+        let options = PlanOptions { activations, ..PlanOptions::default() };
+        let report = add(&engine, &compiler.plans(Gpu::Thor, options).unwrap()).unwrap();
+        assert_eq!(report.plans[0].entry.activations, activations);
+        assert_eq!(operators(&compiler.asked.borrow()[0]), expected, "{kind} {activations:?}");
+        let json = fs::read_to_string(engine.join("engine.json")).unwrap();
+        assert_eq!(json.contains("\"activations\""), activations == PlanActivations::Quantized, "{json}");
+    }
 }
 
 #[test]

@@ -43,6 +43,9 @@ pub struct PlanEntry {
     pub form: PlanForm,
     /// The type of products, and of a plain cache.
     pub compute: PlanCompute,
+    /// What quantized weights are multiplied with.
+    #[serde(default, skip_serializing_if = "PlanActivations::is_plain")]
+    pub activations: PlanActivations,
     /// What keys and values are stored as.
     #[serde(default, skip_serializing_if = "PlanKv::is_plain")]
     pub kv: PlanKv,
@@ -105,6 +108,23 @@ pub enum PlanCompute {
     Bf16,
     /// 16-bit floats.
     F16,
+}
+
+/// What a plan's quantized weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanActivations {
+    /// 16 bits: W8A16, W4A16.
+    #[default]
+    Plain,
+    /// As the weights are: FP8 with FP8, NVFP4 with NVFP4.
+    Quantized,
+}
+
+impl PlanActivations {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
 }
 
 /// What a plan's cache holds.
@@ -283,6 +303,7 @@ pub(super) mod tests {
             weights_blake3: "f".repeat(64),
             form: PlanForm::Operators,
             compute: PlanCompute::Bf16,
+            activations: PlanActivations::Plain,
             kv: PlanKv::Plain,
             num_lanes: 2,
             lane_capacity: 100,
@@ -306,17 +327,21 @@ pub(super) mod tests {
         let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
-        assert!(!json.contains("green") && !json.contains("kv"), "{json}");
+        for absent in ["green", "activations", "kv"] {
+            assert!(!json.contains(absent), "{json}");
+        }
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
         assert!(both.iter().all(|plan| plan.validate().is_ok()));
-        let fp8 = PlanEntry { kv: PlanKv::Fp8, form: PlanForm::Primitives, ..both[0].clone() };
-        let told = serde_json::to_string(&fp8).unwrap();
-        assert!(told.contains(r#""kv":"fp8""#), "{told}");
-        assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), fp8);
-        assert!(fp8.validate().is_ok());
-        let green = PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() };
-        let told = serde_json::to_string(&green).unwrap();
-        assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), green);
+        for other in [
+            PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() },
+            PlanEntry { activations: PlanActivations::Quantized, ..both[0].clone() },
+            PlanEntry { kv: PlanKv::Fp8, form: PlanForm::Primitives, ..both[0].clone() },
+        ] {
+            let told = serde_json::to_string(&other).unwrap();
+            assert_eq!(told.contains(r#""kv":"fp8""#), other.kv == PlanKv::Fp8, "{told}");
+            assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), other);
+            assert!(other.validate().is_ok());
+        }
         let mut hashed = both.clone();
         hashed[0].file =
             PlanEntry::hashed_file_name(both[0].tensorrt, "sm_110a", PlanRole::Decoder, &both[0].blake3);

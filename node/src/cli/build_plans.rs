@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use takt_engine::dir::{PlanCompute, PlanKv};
+use takt_engine::dir::{PlanActivations, PlanCompute, PlanKv};
 use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
     export::{Form, KvType},
@@ -35,6 +35,9 @@ pub(super) struct PlanArgs {
     /// The type of a plan's matrix products, and of a plain cache: bf16, or f16, which is finer and overflows above 65504 [default: bf16]
     #[arg(long, value_name = "TYPE", requires = "tensorrt", value_parser = compute)]
     plan_dtype: Option<PlanCompute>,
+    /// What fp8 and nvfp4 weights are multiplied with: plain (16 bits) or quantized (as the weights are, which is faster and less exact) [default: plain]
+    #[arg(long, value_name = "KIND", requires = "tensorrt", value_parser = activations)]
+    plan_activations: Option<PlanActivations>,
     /// Most device memory a layer may take beside its weights and values, in bytes, or as 512M or 2G [default: TensorRT's]
     #[arg(long, value_name = "BYTES", requires = "tensorrt", value_parser = bytes)]
     plan_workspace: Option<usize>,
@@ -63,6 +66,14 @@ fn compute(text: &str) -> Result<PlanCompute, String> {
         "bf16" => Ok(PlanCompute::Bf16),
         "f16" => Ok(PlanCompute::F16),
         _ => Err(format!("unknown type {text:?}: expected bf16 or f16")),
+    }
+}
+
+fn activations(text: &str) -> Result<PlanActivations, String> {
+    match text {
+        "plain" => Ok(PlanActivations::Plain),
+        "quantized" => Ok(PlanActivations::Quantized),
+        _ => Err(format!("unknown activations {text:?}: expected plain or quantized")),
     }
 }
 
@@ -96,6 +107,7 @@ impl PlanArgs {
             num_lanes: self.plan_lanes.unwrap_or(default.num_lanes),
             lane_capacity: self.plan_context,
             compute: self.plan_dtype.unwrap_or(default.compute),
+            activations: self.plan_activations.unwrap_or(default.activations),
             workspace_bytes: self.plan_workspace,
             effort: self.plan_effort,
             streams_weights: self.plan_streaming,
@@ -122,7 +134,8 @@ fn plan_json(plan: &PlanReport) -> Value {
     };
     json!({
         "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
-        "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute, "kv": entry.kv,
+        "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
+        "activations": entry.activations, "kv": entry.kv,
         "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
         "timed_in_green_context": entry.timed_in_green_context,
         "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
@@ -182,5 +195,6 @@ mod tests {
             assert!(bytes(text).is_err_and(|message| message.contains("512M")), "{text}");
         }
         assert!(compute("f32").is_err_and(|message| message.contains("bf16 or f16")));
+        assert!(activations("fp8").is_err_and(|message| message.contains("plain or quantized")));
     }
 }

@@ -84,7 +84,8 @@ impl Machine {
 pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
     let one = |plan: &InspectedPlan| {
         let mut facts = json!(plan.check.entry);
-        // Told of plans as well that were timed on the whole GPU, or have a plain cache, which have no such entry.
+        // Told of plans as well whose entries leave them out.
+        facts["activations"] = json!(plan.check.entry.activations);
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
         facts["kv"] = json!(plan.check.entry.kv);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
@@ -126,6 +127,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
     let mut traits = vec![format!("{} {lanes} of {} tokens", entry.num_lanes, entry.lane_capacity)];
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
     traits.push(format!("form {}", json!(entry.form).as_str().unwrap_or_default()));
+    traits.push(format!("activations {}", json!(entry.activations).as_str().unwrap_or_default()));
     traits.extend((entry.kv == PlanKv::Fp8).then(|| "fp8 cache".into()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
@@ -160,7 +162,7 @@ pub(super) fn timed_on(plan: &PlanEntry) -> String {
 
 #[cfg(test)]
 mod tests {
-    use takt_engine::dir::{PlanCompute, PlanForm, PlanRole};
+    use takt_engine::dir::{PlanActivations, PlanCompute, PlanForm, PlanRole};
 
     use super::*;
 
@@ -177,6 +179,7 @@ mod tests {
             weights_blake3: "0".repeat(64),
             form: PlanForm::Operators,
             compute: PlanCompute::F16,
+            activations: PlanActivations::Quantized,
             kv: PlanKv::Plain,
             num_lanes: 4,
             lane_capacity: 2048,
@@ -236,7 +239,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16, form operators, timed on the whole GPU, weights",
+            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",

@@ -99,6 +99,52 @@ fn a_plan_without_newer_operators_answers_as_on_the_processor() {
     assert_eq!(serde_json::from_str::<Value>(found["text"].as_str().unwrap()).unwrap(), line.answer);
 }
 
+#[test]
+fn a_plan_with_quantized_activations_answers_and_its_scores_say_what_they_cost() {
+    let Some((machine, int4)) = running() else { return };
+    let (source, dir) = (demo().display().to_string(), machine.path("fp8"));
+    let build = ["build", &source, "-o", &dir, "--weights", "fp8", "--json"];
+    succeed_json(build);
+    let (lanes, context) = (NUM_LANES.to_string(), CONTEXT.to_string());
+    let line = Line::read(0);
+    let scored = |backend: &str| {
+        let scored = machine.succeed(&["score", &dir, "--text", &line.user, "--json", "--backend", backend]);
+        scored["nll"].as_f64().unwrap()
+    };
+    let on_the_processor = scored("cpu");
+    let mut found = Vec::new();
+    for activations in ["plain", "quantized"] {
+        let args = ["build", &dir, "--tensorrt", "--plans-only", "--plan-activations", activations, "--json"];
+        let built =
+            machine.succeed(&[&args[..], &["--plan-lanes", &lanes, "--plan-context", &context]].concat());
+        assert_eq!(built["plans"]["plans"][0]["activations"], activations);
+        assert_eq!(machine.succeed(&["inspect", &dir, "--json"])["plans"][0]["activations"], activations);
+        let text = machine.takt(&["inspect", &dir], &[]);
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains(&format!(", activations {activations}, ")), "{text}");
+        found.push(scored("tensorrt"));
+    }
+    let [plain, quantized] = found[..] else { panic!("{found:?}") };
+    assert!((plain - on_the_processor).abs() < 5e-2, "{plain}, on the processor {on_the_processor}");
+    // Other products, and not far from those of 16 bits: 9.43 nats a token and 9.54 (2026-11-23).
+    assert!(plain != quantized && (quantized - plain).abs() < 0.2, "{plain} and {quantized}");
+    let answered = machine.succeed(&line.asked(&dir, "tensorrt"));
+    assert_eq!(serde_json::from_str::<Value>(answered["text"].as_str().unwrap()).unwrap(), line.answer);
+
+    // Where nothing would be quantized nothing is built.
+    let bf16 = machine.engine();
+    let args = ["build", &bf16, "--tensorrt", "--plans-only", "--plan-activations", "quantized"];
+    machine.fail(&args, &[], &["layers in bf16", "--weights nvfp4 or fp8", "--plan-activations"]);
+    // Of INT4 weights the output head alone has such products.
+    let args =
+        ["build", &copy_of_engine(int4, &machine.path("int4")), "--tensorrt", "--plans-only", "--json"];
+    let built = machine.succeed(&[&args[..], &["--plan-activations", "quantized"]].concat());
+    assert!(
+        built["plans"]["warnings"][0].as_str().unwrap().contains("int4 weights are multiplied with plain"),
+        "{built}"
+    );
+}
+
 /// An engine without its plans.
 fn copy_of_engine(dir: &str, to: &str) -> String {
     fs::create_dir(to).unwrap();

@@ -1,29 +1,37 @@
 //! The suite that every backend passes, over plans of both forms.
 
-use takt_engine::dir::PlanKv;
-use takt_engine_builder::export::Compute;
-use takt_tests::conformance::{self, BF16_PLAN, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, Subject};
+use takt_engine::{dir::PlanKv, quant::WeightKind};
+use takt_engine_builder::export::{Activations, Compute, KvType};
+use takt_tests::conformance::{
+    self, BF16_PLAN, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, FP8_ACTIVATIONS_PLAN, NVFP4_ACTIVATIONS_PLAN,
+    Subject, Tier,
+};
 
-use crate::models::{FP8_CACHE, KINDS, MAX_TREE, Planned, emulated, options};
+use crate::models::{FP8_CACHE, KINDS, Kind, MAX_TREE, Planned, QUANTIZED, emulated, options};
 
 /// Holds a backend over `planned` to it.
-pub fn conforms(planned: &Planned, compute: Compute) {
+pub fn conforms(planned: &Planned, kind: Kind) {
     let mut backend = planned.open(&options()).unwrap();
-    let tier = match (compute, planned.entry.kv) {
-        (Compute::F16, PlanKv::Fp8) => F16_PLAN_OVER_E4M3_CACHE,
-        (Compute::F16, PlanKv::Plain) => F16_PLAN,
-        (_, PlanKv::Plain) => BF16_PLAN,
-        (_, PlanKv::Fp8) => panic!("no tier for an E4M3 cache beside {compute:?}"),
-    };
-    let backend = &mut backend;
     conformance::check(&mut Subject {
-        backend,
+        backend: &mut backend,
         weights: &planned.weights,
-        tier,
+        tier: tier(kind),
         max_tree: MAX_TREE,
         cache_scales: &planned.cache_scales,
         makes_lists: true,
     });
+}
+
+/// How exact a plan of `kind` is.
+fn tier(kind: Kind) -> Tier {
+    match (kind.activations, kind.weights, kind.compute, kind.kv) {
+        (Activations::Plain, _, Compute::F16, KvType::Fp8) => F16_PLAN_OVER_E4M3_CACHE,
+        (_, _, compute, KvType::Fp8) => panic!("no tier for an E4M3 cache beside {compute:?}"),
+        (Activations::Quantized, WeightKind::Fp8, ..) => FP8_ACTIVATIONS_PLAN,
+        (Activations::Quantized, WeightKind::Nvfp4, ..) => NVFP4_ACTIVATIONS_PLAN,
+        (_, _, Compute::F16, _) => F16_PLAN,
+        _ => BF16_PLAN,
+    }
 }
 
 #[test]
@@ -31,9 +39,22 @@ fn the_tensorrt_backend_does_what_every_backend_must() {
     emulated("conformance::the_tensorrt_backend_does_what_every_backend_must", |_, _, _| {
         for kind in &KINDS[1..3] {
             println!("{kind:?}");
-            conforms(&Planned::new(*kind), kind.compute);
+            conforms(&Planned::new(*kind), *kind);
         }
     });
+}
+
+#[test]
+fn with_quantized_activations_it_does_all_of_that_as_near_as_they_let_it() {
+    emulated(
+        "conformance::with_quantized_activations_it_does_all_of_that_as_near_as_they_let_it",
+        |_, _, _| {
+            for kind in QUANTIZED {
+                println!("{kind:?}");
+                conforms(&Planned::new(kind), kind);
+            }
+        },
+    );
 }
 
 #[test]
@@ -41,6 +62,6 @@ fn a_plan_with_a_cache_of_8_bits_does_what_every_backend_must() {
     emulated("conformance::a_plan_with_a_cache_of_8_bits_does_what_every_backend_must", |_, _, _| {
         let planned = Planned::new(FP8_CACHE);
         assert_eq!((planned.entry.kv, planned.cache_scales.len()), (PlanKv::Fp8, planned.spec.num_layers));
-        conforms(&planned, FP8_CACHE.compute);
+        conforms(&planned, FP8_CACHE);
     });
 }

@@ -9,7 +9,7 @@ use takt_engine::{
 use takt_engine_builder::export::Compute;
 use takt_tests::backends::{self, relative_errors, run_slices};
 
-use crate::models::{FP8_CACHE, KINDS, MAX_TREE, Planned, emulated, options, tokens, usual};
+use crate::models::{FP8_CACHE, KINDS, MAX_TREE, Planned, QUANTIZED, emulated, options, tokens};
 
 /// How far products in 16 bits may be from the CPU's in 32: random models amplify their noise.
 pub fn bound(compute: Compute) -> f64 {
@@ -119,12 +119,14 @@ fn alone(backend: &mut TensorRtBackend, prompt: &[TokenId], slice_len: usize) ->
 fn slices_of_any_length_and_decode_steps_say_the_same() {
     emulated("forward::slices_of_any_length_and_decode_steps_say_the_same", |_, _, _| {
         // In a cache of 8 bits a token sees itself as those after it do.
-        for planned in [usual(), Planned::new(FP8_CACHE).into()] {
+        for kind in [KINDS[0], QUANTIZED[0], QUANTIZED[1], FP8_CACHE] {
+            let planned = Planned::new(kind);
             let prompt = tokens(&planned.spec, 60);
             let mut backend = planned.open(&options()).unwrap();
             let expected = alone(&mut backend, &prompt, 60);
             for slice_len in [1, 7, MAX_TREE, MAX_TREE + 1, 45] {
-                assert_eq!(alone(&mut backend, &prompt, slice_len), expected, "slices of {slice_len}");
+                let found = alone(&mut backend, &prompt, slice_len);
+                assert_eq!(found, expected, "{kind:?}: slices of {slice_len}");
             }
         }
     });
@@ -134,19 +136,21 @@ fn slices_of_any_length_and_decode_steps_say_the_same() {
 fn a_chain_of_proposals_says_what_the_same_tokens_say_one_by_one() {
     let test = "forward::a_chain_of_proposals_says_what_the_same_tokens_say_one_by_one";
     emulated(test, |_, _, _| {
-        let planned = usual();
-        let all = tokens(&planned.spec, 50);
-        let (prompt, chain) = all.split_at(50 - MAX_TREE);
-        let mut backend = planned.open(&options()).unwrap();
-        alone(&mut backend, prompt, 50);
-        let one_by_one = run_slices(&mut backend, LaneId(1), chain, 1);
-        backend.truncate(LaneId(1), prompt.len()).unwrap();
-        let mut plan = StepPlan::default();
-        let line: Vec<usize> = (0..chain.len()).map(|node: usize| node.saturating_sub(1)).collect();
-        plan.push_tree(LaneId(1), chain, &line);
-        assert_eq!(run(&mut backend, &plan), [one_by_one]);
-        assert_eq!(backend.committed_len(LaneId(1)), prompt.len());
-        backend.keep(LaneId(1), &[0, 1, 2]).unwrap();
-        assert_eq!(backend.committed_len(LaneId(1)), prompt.len() + 3);
+        for kind in [KINDS[0], QUANTIZED[0], QUANTIZED[1]] {
+            let planned = Planned::new(kind);
+            let all = tokens(&planned.spec, 50);
+            let (prompt, chain) = all.split_at(50 - MAX_TREE);
+            let mut backend = planned.open(&options()).unwrap();
+            alone(&mut backend, prompt, 50);
+            let one_by_one = run_slices(&mut backend, LaneId(1), chain, 1);
+            backend.truncate(LaneId(1), prompt.len()).unwrap();
+            let mut plan = StepPlan::default();
+            let line: Vec<usize> = (0..chain.len()).map(|node: usize| node.saturating_sub(1)).collect();
+            plan.push_tree(LaneId(1), chain, &line);
+            assert_eq!(run(&mut backend, &plan), [one_by_one], "{kind:?}");
+            assert_eq!(backend.committed_len(LaneId(1)), prompt.len());
+            backend.keep(LaneId(1), &[0, 1, 2]).unwrap();
+            assert_eq!(backend.committed_len(LaneId(1)), prompt.len() + 3);
+        }
     });
 }

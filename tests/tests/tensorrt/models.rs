@@ -12,13 +12,13 @@ use takt_engine::{
         cuda::{GpuOptions, kernels, usable_device},
         tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
     },
-    dir::{PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion, Quantization},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
 use takt_engine_builder::export::{
-    Compute, Dim, ExportOptions, Form, KvType, Port, Source, Variant, export_source,
+    Activations, Compute, Dim, ExportOptions, Form, KvType, Port, Source, Variant, export_source,
 };
 use takt_kernels_cu::driver::{
     context::{Context, Share},
@@ -149,6 +149,7 @@ pub struct Kind {
     pub form: Form,
     pub compute: Compute,
     pub weights: WeightKind,
+    pub activations: Activations,
     pub kv: KvType,
     pub has_windows: bool,
 }
@@ -158,6 +159,7 @@ pub const FP8_CACHE: Kind = Kind {
     form: Form::Primitives,
     compute: Compute::F16,
     weights: WeightKind::Bf16,
+    activations: Activations::Plain,
     kv: KvType::Fp8,
     has_windows: true,
 };
@@ -167,6 +169,7 @@ pub const KINDS: [Kind; 4] = [
         form: Form::Operators,
         compute: Compute::F16,
         weights: WeightKind::Fp8,
+        activations: Activations::Plain,
         kv: KvType::Plain,
         has_windows: false,
     },
@@ -174,6 +177,7 @@ pub const KINDS: [Kind; 4] = [
         form: Form::Primitives,
         compute: Compute::F16,
         weights: WeightKind::Bf16,
+        activations: Activations::Plain,
         kv: KvType::Plain,
         has_windows: false,
     },
@@ -181,6 +185,7 @@ pub const KINDS: [Kind; 4] = [
         form: Form::Operators,
         compute: Compute::Bf16,
         weights: WeightKind::Bf16,
+        activations: Activations::Plain,
         kv: KvType::Plain,
         has_windows: true,
     },
@@ -188,10 +193,28 @@ pub const KINDS: [Kind; 4] = [
         form: Form::Primitives,
         compute: Compute::F16,
         weights: WeightKind::Nvfp4,
+        activations: Activations::Plain,
         kv: KvType::Plain,
         has_windows: true,
     },
 ];
+
+/// Kinds whose activations are quantized as their weights are.
+pub const QUANTIZED: [Kind; 2] = [
+    Kind { activations: Activations::Quantized, ..KINDS[0] },
+    Kind { activations: Activations::Quantized, has_windows: false, ..KINDS[3] },
+];
+
+impl Kind {
+    /// The model: [`spec`], of one layer where activations have four bits, whose noise behind three would leave little to see.
+    pub fn spec(self) -> DecoderSpec {
+        let spec = spec(self.has_windows);
+        match (self.activations, self.weights) {
+            (Activations::Quantized, WeightKind::Nvfp4) => DecoderSpec { num_layers: 1, ..spec },
+            _ => spec,
+        }
+    }
+}
 
 /// `form`, or the one that an older TensorRT reads.
 pub fn form_here(form: Form) -> Form {
@@ -208,14 +231,14 @@ pub fn spec(has_windows: bool) -> DecoderSpec {
 impl Planned {
     /// Exports a random model and builds its plan, as whoever follows the contract would.
     pub fn new(kind: Kind) -> Self {
-        let spec = spec(kind.has_windows);
+        let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         Self::of(kind, spec, weights, PlanFlags::default())
     }
 
     /// The same with lanes of `capacity` tokens.
     pub fn holding(kind: Kind, capacity: usize) -> Self {
-        let spec = DecoderSpec { max_context: capacity, ..spec(kind.has_windows) };
+        let spec = DecoderSpec { max_context: capacity, ..kind.spec() };
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         Self::of(kind, spec, weights, PlanFlags::default())
     }
@@ -250,6 +273,7 @@ impl Planned {
             target: place.target.parse().unwrap(),
             form: Some(kind.form),
             compute: kind.compute,
+            activations: kind.activations,
             kv: Some(kind.kv),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
@@ -311,6 +335,10 @@ fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry
             Form::Primitives => PlanForm::Primitives,
         },
         compute: if kind.compute == Compute::F16 { PlanCompute::F16 } else { PlanCompute::Bf16 },
+        activations: match kind.activations {
+            Activations::Plain => PlanActivations::Plain,
+            Activations::Quantized => PlanActivations::Quantized,
+        },
         kv: if kind.kv == KvType::Fp8 { PlanKv::Fp8 } else { PlanKv::Plain },
         num_lanes: NUM_LANES,
         lane_capacity: capacity,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{Manifest, PlanCompute},
+    dir::{Manifest, PlanActivations, PlanCompute},
     quant::WeightKind,
 };
 use takt_engine_builder::{
@@ -69,6 +69,7 @@ fn options_become_what_tensorrt_is_asked_for() {
             lane_capacity: Some(100),
             kv: None,
             compute: PlanCompute::F16,
+            activations: PlanActivations::Plain,
             workspace_bytes: Some(5 << 20),
             effort: Some(1),
             streams_weights: true,

@@ -18,7 +18,7 @@ use takt_tests::{heldout, memory_weights::MemoryWeights};
 
 use crate::{
     conformance::conforms,
-    models::{FP8_CACHE, KINDS, Place, Planned, spec, tokens},
+    models::{FP8_CACHE, KINDS, Place, Planned, QUANTIZED, tokens},
 };
 
 /// Every 240th line: 10 of 2,400.
@@ -66,12 +66,12 @@ fn the_backend_does_with_nvidias_library_what_every_backend_must() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let mut num_checked = 0;
-    for kind in KINDS.into_iter().chain([FP8_CACHE]) {
-        let spec = spec(kind.has_windows);
+    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE]) {
+        let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         let place = Place::here(&gpu(scratch.path()));
         match Planned::at(place, kind, (spec, weights), PlanFlags::default()) {
-            Ok(planned) => conforms(&planned, kind.compute),
+            Ok(planned) => conforms(&planned, kind),
             // One of the forms and some formats of weights, as the machine is.
             Err(BuildError::Unsupported(fact)) => {
                 println!("{kind:?} is not for this machine: {fact}");

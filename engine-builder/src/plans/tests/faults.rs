@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use takt_engine::quant::WeightKind;
+use takt_engine::{dir::PlanActivations, quant::WeightKind};
 use takt_kernels_cu::Target as Gpu;
 use takt_tensorrt::TensorRtError;
 
@@ -42,7 +42,7 @@ fn whatever_fails_the_engine_is_as_it_was() {
             "plan of the decoder",
             "node 7 (TensorScatter)",
             "--plan-form primitives",
-            "`takt export ENGINE -o DIR --for tensorrt-10.16,sm_110 --form operators --variant eagle3`",
+            "`takt export ENGINE -o DIR --for tensorrt-10.16,sm_110 --form operators --dtype bf16 --activations plain --variant eagle3`",
         ]);
         compiler.fails(|_| {
             Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })
@@ -166,6 +166,23 @@ fn what_the_machine_does_not_take_is_refused_before_anything_is_done() {
         options,
         &["lanes of 1073741824 tokens", "made for 1 to"],
     );
+
+    let options = PlanOptions { activations: PlanActivations::Quantized, ..default };
+    let (_c, int4) = engine(WeightKind::Int4);
+    let (_d, bf16) = engine(WeightKind::Bf16);
+    // Formats are looked at first: what the machine does not take is no answer to which activations it would.
+    refused(&Compiler::new(10, 7), Gpu::Thor, &nvfp4, options, &["nvfp4", "10.8"]);
+    refused(&Compiler::new(10, 16), Gpu::Hopper, &nvfp4, options, &["nvfp4", "sm_100"]);
+    refused(&Compiler::new(10, 16), Gpu::Orin, &fp8, options, &["fp8", "sm_89"]);
+    for (compiler, gpu, works) in [
+        (Compiler::new(10, 16), Gpu::Thor, "build the engine with --weights nvfp4 or fp8, or leave out"),
+        (Compiler::new(10, 7), Gpu::Thor, "build the engine with --weights fp8, or leave out"),
+        (Compiler::new(10, 16), Gpu::Hopper, "build the engine with --weights fp8, or leave out"),
+        (Compiler::new(10, 16), Gpu::Orin, "it takes neither here, or leave out"),
+    ] {
+        refused(&compiler, gpu, &bf16, options, &["layers in bf16", works, "--plan-activations"]);
+    }
+    refused(&Compiler::new(10, 16), Gpu::Orin, &int4, options, &["int4", "blocks of 64 or 128"]);
 
     let unopened = |compiler: Compiler, options, fact: &str| {
         let message = compiler.plans(Gpu::Thor, options).unwrap_err().to_string();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     EngineError, Result,
-    dir::{PlanCompute, PlanEntry, PlanForm, PlanKv, PlanList, PlanRole, PlanVersion},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanList, PlanRole, PlanVersion},
     kv::KvKind,
 };
 
@@ -106,6 +106,9 @@ impl Wanted<'_> {
         if plan.compute == PlanCompute::F16 {
             command += " --plan-dtype f16";
         }
+        if plan.activations == PlanActivations::Quantized {
+            command += " --plan-activations quantized";
+        }
         if plan.streams_weights {
             command += " --plan-streaming";
         }
@@ -143,6 +146,7 @@ pub(super) mod tests {
             weights_blake3: "a".repeat(64),
             form: PlanForm::Operators,
             compute: PlanCompute::Bf16,
+            activations: PlanActivations::Plain,
             kv: PlanKv::Plain,
             num_lanes: 2,
             lane_capacity: 512,
@@ -188,6 +192,7 @@ pub(super) mod tests {
         let like = "`takt build engines/a --tensorrt --plans-only --plan-lanes";
         let finer = PlanEntry {
             compute: PlanCompute::F16,
+            activations: PlanActivations::Quantized,
             streams_weights: true,
             form: PlanForm::Primitives,
             device: "NVIDIA Thor sm_110 20 SMs".into(),
@@ -236,7 +241,7 @@ pub(super) mod tests {
                 list(&[finer]),
                 format!(
                     "other weights than the engine's and has 2 lanes, 8 are asked for and has lanes of 512 tokens, 8192 are asked for; {like} 8 \
-                     --plan-context 8192 --plan-dtype f16 --plan-streaming --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
+                     --plan-context 8192 --plan-dtype f16 --plan-activations quantized --plan-streaming --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
                 ),
             ),
             (

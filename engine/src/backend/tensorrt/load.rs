@@ -20,7 +20,7 @@ use crate::{
             room::{Needs, Room},
         },
     },
-    dir::{PlanCompute, PlanForm},
+    dir::{PlanActivations, PlanCompute, PlanForm},
     spec::DecoderSpec,
 };
 
@@ -115,11 +115,15 @@ pub(super) fn capabilities(
         PlanCompute::Bf16 => "bf16",
         PlanCompute::F16 => "f16",
     };
+    let activations = match entry.activations {
+        PlanActivations::Plain => "",
+        PlanActivations::Quantized => " with quantized activations",
+    };
     Capabilities {
         backend: "tensorrt",
         device: device.key(),
         kernels: format!(
-            "TensorRT {}, plan {} of {form} in {compute}, {} of {} multiprocessors",
+            "TensorRT {}, plan {} of {form} in {compute}{activations}, {} of {} multiprocessors",
             trt.version(),
             entry.blake3.get(..8).unwrap_or(&entry.blake3),
             context.num_sms(),

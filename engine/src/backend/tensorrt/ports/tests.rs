@@ -1,5 +1,5 @@
 use super::*;
-use crate::{dir::PlanRole, dir::PlanVersion, shapes::decoder_spec};
+use crate::{dir::PlanActivations, dir::PlanRole, dir::PlanVersion, shapes::decoder_spec};
 
 fn spec(windows: &[Option<usize>]) -> DecoderSpec {
     DecoderSpec {
@@ -22,6 +22,7 @@ fn entry(form: PlanForm, captured: &[usize]) -> PlanEntry {
         weights_blake3: "a".repeat(64),
         form,
         compute: PlanCompute::Bf16,
+        activations: PlanActivations::Plain,
         kv: PlanKv::Plain,
         num_lanes: 2,
         lane_capacity: 512,
