@@ -192,7 +192,7 @@ impl Writer<'_> {
         let factor = self.cache_factor(past, scale)?;
         let zero = self.fp8_zero()?;
         let new = self.graph.op("QuantizeLinear", present, &[new, &factor, &zero], &[]);
-        Ok([self.from_fp8_cache(past, &factor), self.from_fp8_cache(&new, &factor)])
+        Ok([self.read_fp8(past, &factor), self.read_fp8(&new, &factor)])
     }
 
     /// The first layer's past keys as products take them, before any layer is written: a shape is asked of those, since runtimes lack that of 8 bits.
@@ -200,7 +200,7 @@ impl Writer<'_> {
         match self.cache_scales.first() {
             Some(&[scale, _]) => {
                 let factor = self.cache_factor(&past, scale)?;
-                Ok(self.from_fp8_cache(&past, &factor))
+                Ok(self.read_fp8(&past, &factor))
             }
             None => Ok(past),
         }
@@ -216,7 +216,7 @@ impl Writer<'_> {
     }
 
     /// `codes` times `factor`, made once.
-    fn from_fp8_cache(&mut self, codes: &str, factor: &str) -> Value {
+    fn read_fp8(&mut self, codes: &str, factor: &str) -> Value {
         let name = format!("{codes}.from_fp8");
         match self.graph.knows(&name) {
             true => name,
