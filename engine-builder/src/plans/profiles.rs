@@ -9,6 +9,9 @@
 //! With S rows of a lane's cache: in the form `operators` the cache is `[batch, G, S, d]`, of which `kv` rows, 1 to S, are looked at. In the form
 //! `primitives` all of it is `past`, S in every profile, since the mask decides what is seen and a length that is known is faster; `kv` is
 //! S + sequence.
+//!
+//! A plan that takes other weights has one profile, `any`, since TensorRT gives it no more: from the smallest to the largest of the three, chosen for a
+//! decode step of one lane, which a loop waits for most.
 
 use takt_tensorrt::{build::Profile, tensor::ShapeRange};
 
@@ -34,6 +37,8 @@ pub(super) struct Extents {
     pub max_prefill: usize,
     /// Most rows of a lane in a verification.
     pub max_tree: usize,
+    /// One profile for everything.
+    pub is_single: bool,
 }
 
 /// Smallest, usual and largest.
@@ -52,6 +57,11 @@ impl Extents {
         // One lane is what a robot's loop waits for, however many there may be.
         let lanes = [1, 1, self.num_lanes];
         let tree = [1, USUAL_TREE.min(self.max_tree), self.max_tree];
+        if self.is_single {
+            let longest = self.max_prefill.max(self.max_tree);
+            let any = Steps { batch: lanes, sequence: [1, 1, longest], logits: [1, 1, self.max_tree] };
+            return Ok(vec![self.profile("any", &any, inputs)?]);
+        }
         let prefill = Steps {
             batch: [1; 3],
             sequence: [1, USUAL_SLICE.min(self.max_prefill), self.max_prefill],

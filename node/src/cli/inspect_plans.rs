@@ -86,6 +86,7 @@ pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
         let mut facts = json!(plan.check.entry);
         // Told of plans as well whose entries leave them out.
         facts["activations"] = json!(plan.check.entry.activations);
+        facts["refittable"] = json!(plan.check.entry.refittable);
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
         facts["intact"] = json!(fault.is_none());
@@ -129,6 +130,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
     traits.push(format!("activations {}", json!(entry.activations).as_str().unwrap_or_default()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
+    traits.extend(entry.refittable.is_some().then(|| "takes other weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
     let here = plan
         .obstacle
@@ -186,6 +188,7 @@ mod tests {
             captured: Vec::new(),
             stripped: false,
             streams_weights: true,
+            refittable: Some("c".repeat(64)),
             timed_in_green_context: None,
         }
     }
@@ -236,7 +239,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, weights",
+            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, takes other weights, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",
