@@ -249,18 +249,12 @@ impl Engine {
     }
 }
 
-/// The plan of an engine, which says what it computes with and has a cache of its own format.
+/// The plan of an engine, which says what it computes with and what its cache holds.
 fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<(Option<DraftManifest>, Box<dyn Backend>)> {
-    if let Some(kv) = options.kv.filter(|&kv| kv != KvKind::Bf16) {
-        return Err(EngineError::Unsupported(format!(
-            "a {kv} KV cache with TensorRT: a plan's cache has the 16 bits of its products; leave --kv out, or use --backend cuda"
-        )));
-    }
-    let recorded = dir.manifest().quantization.kv;
-    if options.kv.is_none() && recorded != KvKind::Bf16 {
-        tracing::warn!(
-            "the engine asks for a {recorded} KV cache; a TensorRT plan's has 16 bits, which takes more memory"
-        );
+    if options.kv == Some(KvKind::Int8) {
+        return Err(EngineError::Unsupported(
+            "an int8 KV cache with TensorRT: a plan's cache has the 16 bits of its products, or is fp8; leave --kv out, or use --backend cuda".into(),
+        ));
     }
     if options.gpu.weights == GpuWeights::Mapped {
         tracing::warn!(
@@ -268,8 +262,12 @@ fn load_plan(dir: &EngineDir, options: &EngineOptions) -> Result<(Option<DraftMa
         );
     }
     let head = dir.draft().filter(|_| options.speculation);
-    let mut backend =
-        tensorrt::open(dir, &options.gpu, head.is_some(), |share| options.tensorrt_options(share))?;
+    let asked = tensorrt::Asked { head: head.is_some(), kv: options.kv };
+    let mut backend = tensorrt::open(dir, &options.gpu, asked, |share| options.tensorrt_options(share))?;
+    let (recorded, has) = (dir.manifest().quantization.kv, backend.capabilities().kv);
+    if options.kv.is_none() && recorded != has {
+        tracing::warn!("the engine asks for a {recorded} KV cache, the TensorRT plan's is {has}");
+    }
     let Some(head) = head else { return Ok((None, Box::new(backend))) };
     let manifest = head.manifest();
     if !backend.puts_out(&manifest.spec.captured) {

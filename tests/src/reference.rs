@@ -16,12 +16,47 @@ use crate::memory_weights::MemoryWeights;
 
 type Rows = Vec<Vec<f64>>;
 
-/// Logits of every position, `[num_tokens][vocab_size]`, over a cache of format `kv`.
+/// What keys and values are rounded to.
+#[derive(Debug, Clone, Copy)]
+pub enum Stored<'a> {
+    /// As an engine's own cache: each head's key or value has a scale.
+    ByRow(KvKind),
+    /// E4M3 with a scale for all keys of a layer, and one for its values.
+    ByLayer(&'a [[f32; 2]]),
+}
+
+impl From<KvKind> for Stored<'_> {
+    fn from(kv: KvKind) -> Self {
+        Self::ByRow(kv)
+    }
+}
+
+impl Stored<'_> {
+    /// What storing and reading makes of a head's key (0) or value (1).
+    fn round(self, (layer, what): (usize, usize), head: &mut [f64]) {
+        match self {
+            Self::ByRow(kv) => round(kv, head),
+            Self::ByLayer(scales) => {
+                let scale = f64::from(scales[layer][what]);
+                let code = |value: f64| e4m3::encode((value / scale) as f32);
+                head.iter_mut().for_each(|v| *v = f64::from(e4m3::decode(code(*v))) * scale);
+            }
+        }
+    }
+}
+
+/// Logits of every position, `[num_tokens][vocab_size]`, over a cache that holds what is `stored`.
 ///
 /// # Panics
 /// When a tensor is missing.
 #[must_use]
-pub fn logits(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, tokens: &[TokenId]) -> Rows {
+pub fn logits<'s>(
+    spec: &DecoderSpec,
+    weights: &MemoryWeights,
+    stored: impl Into<Stored<'s>>,
+    tokens: &[TokenId],
+) -> Rows {
+    let stored = stored.into();
     let embedding = weights.values("model.embed_tokens");
     let hidden = spec.hidden_size;
     let mut x: Rows = tokens
@@ -31,7 +66,7 @@ pub fn logits(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, tokens: &
     for layer in 0..spec.num_layers {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let normed = norm_rows(spec, weights, &name("input_layernorm.weight"), &x);
-        let attended = attention(spec, weights, kv, (layer, &normed));
+        let attended = attention(spec, weights, stored, (layer, &normed));
         let delta = linear(weights, &name("self_attn.o_proj"), spec.o_bias, &attended);
         add(&mut x, &delta);
         let normed = norm_rows(spec, weights, &name("post_attention_layernorm.weight"), &x);
@@ -49,7 +84,12 @@ pub fn logits(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, tokens: &
     linear(weights, "lm_head", false, &norm_rows(spec, weights, "model.norm.weight", &x))
 }
 
-fn attention(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, (layer, x): (usize, &Rows)) -> Rows {
+fn attention(
+    spec: &DecoderSpec,
+    weights: &MemoryWeights,
+    stored: Stored<'_>,
+    (layer, x): (usize, &Rows),
+) -> Rows {
     let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
     let d = spec.head_dim;
     let prepare = |projection: &str, norm: &str| -> Vec<Rows> {
@@ -70,8 +110,8 @@ fn attention(spec: &DecoderSpec, weights: &MemoryWeights, kv: KvKind, (layer, x)
     };
     let (q, mut k) = (prepare("q_proj", "q_norm.weight"), prepare("k_proj", "k_norm.weight"));
     let mut v = linear(weights, &name("v_proj"), spec.qkv_bias, x);
-    k.iter_mut().flatten().for_each(|head| round(kv, head));
-    v.iter_mut().for_each(|row| row.chunks_mut(d).for_each(|head| round(kv, head)));
+    k.iter_mut().flatten().for_each(|head| stored.round((layer, 0), head));
+    v.iter_mut().for_each(|row| row.chunks_mut(d).for_each(|head| stored.round((layer, 1), head)));
     let group = spec.num_q_heads / spec.num_kv_heads;
     (0..x.len())
         .map(|at| {

@@ -15,7 +15,14 @@ fn conforms(
 ) {
     let model = MemoryWeights::random(spec, weights, WeightKind::Bf16, 5);
     let mut backend = open(spec, &model, &options(kv, arithmetic));
-    check(&mut Subject { backend: &mut backend, weights: &model, tier, max_tree: 64, makes_lists: false });
+    check(&mut Subject {
+        backend: &mut backend,
+        weights: &model,
+        tier,
+        max_tree: 64,
+        cache_scales: &[],
+        makes_lists: false,
+    });
 }
 
 #[test]

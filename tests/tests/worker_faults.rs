@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -19,13 +19,13 @@ use takt_engine::{
     engine::Engine,
     kv::{LaneId, SnapshotId},
     spec::DecoderSpec,
-    step::{StepOutput, StepPlan},
+    step::{LogitsWanted, StepOutput, StepPlan},
     text::Text,
 };
 use takt_node::{
     calibrate::Effort,
     request::{Event, Prompt, Reply, Request, RequestId, Status},
-    scheduler::class::Class,
+    scheduler::{class::Class, cost_table::SectionKind},
     worker::{Opened, Worker, WorkerOptions},
 };
 use takt_tests::worker_bench::{Bench, engine_dir, engine_options, finish};
@@ -113,6 +113,8 @@ fn who_loses_a_lane_and_cannot_be_put_aside_is_answered_and_nobody_else_fails() 
 struct Losable {
     inner: Box<dyn Backend>,
     is_lost: Arc<AtomicBool>,
+    /// Sections that were asked for logits: whatever only fills a lane is none.
+    num_sections: Arc<AtomicUsize>,
     /// Told when it is being given up.
     blocked: Sender<()>,
     /// Until it is.
@@ -147,6 +149,8 @@ impl Backend for Losable {
     }
 
     fn run_step(&mut self, plan: &StepPlan) -> Result<StepOutput<'_>> {
+        let counts = plan.segments.iter().any(|segment| segment.logits != LogitsWanted::None);
+        self.num_sections.fetch_add(usize::from(counts), Ordering::SeqCst);
         self.alive()?.run_step(plan)
     }
 
@@ -182,6 +186,7 @@ impl Backend for Losable {
 /// A worker on a backend that can be lost, and the test's side of it.
 struct Losing {
     is_lost: Arc<AtomicBool>,
+    num_sections: Arc<AtomicUsize>,
     blocked: Receiver<()>,
     release: Sender<()>,
     /// Told when the engine is being opened again, which then waits for `open`.
@@ -196,7 +201,8 @@ impl Losing {
         let ((blocked_in, blocked), (release, released)) = (bounded(1), bounded(0));
         let ((reopening_in, reopening), (open, opened)) = (bounded(1), bounded::<()>(0));
         let is_lost = Arc::new(AtomicBool::new(false));
-        let (lost, mut num_opened) = (Arc::clone(&is_lost), 0);
+        let num_sections = Arc::new(AtomicUsize::new(0));
+        let (lost, sections, mut num_opened) = (Arc::clone(&is_lost), Arc::clone(&num_sections), 0);
         let opener = move || {
             num_opened += 1;
             if num_opened > 1 {
@@ -207,6 +213,7 @@ impl Losing {
             let backend = Box::new(Losable {
                 inner: engine.backend,
                 is_lost: Arc::clone(&lost),
+                num_sections: Arc::clone(&sections),
                 blocked: blocked_in.clone(),
                 released: released.clone(),
             });
@@ -215,7 +222,7 @@ impl Losing {
         };
         let options = WorkerOptions { process_end, effort: Effort::LEAST, ..WorkerOptions::default() };
         let worker = Worker::spawn(Box::new(opener), options).unwrap();
-        Self { worker, is_lost, blocked, release, reopening, open }
+        Self { worker, is_lost, num_sections, blocked, release, reopening, open }
     }
 
     fn answer(&self) -> Reply {
@@ -264,6 +271,26 @@ fn giving_a_lost_engine_up_has_seconds_and_opening_it_again_has_minutes() {
     losing.open.send(()).unwrap();
     let again = losing.answer();
     assert_eq!((again.status, again.token_ids), (Status::Complete, expected.token_ids));
+}
+
+#[test]
+fn an_engine_that_is_opened_again_is_not_measured_again() {
+    let losing = Losing::spawn(never());
+    let sections = || losing.num_sections.swap(0, Ordering::SeqCst);
+    let grid = losing.worker.facts().costs.grid().clone();
+    let num_sizes: usize = SectionKind::ALL.iter().map(|&kind| grid.sizes(kind).len()).sum();
+    let measured = sections();
+    assert!(measured > 2 * num_sizes, "{measured} sections for {num_sizes} sizes");
+    let before = losing.answer();
+    let answered = sections();
+    losing.lose();
+    losing.release.send(()).unwrap();
+    losing.reopening.recv().unwrap();
+    sections();
+    losing.open.send(()).unwrap();
+    let again = losing.answer();
+    assert_eq!((again.status, again.token_ids), (before.status, before.token_ids));
+    assert_eq!(sections() - answered, num_sizes, "each kind and size once");
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl Bounds {
 }
 
 /// How much longer a vector can get when it is rounded as what weights of `kind` are multiplied with.
-fn margin(kind: WeightKind) -> f32 {
+pub(super) fn margin(kind: WeightKind) -> f32 {
     match kind {
         WeightKind::Nvfp4 => NVFP4_MARGIN,
         _ => FP8_MARGIN,
@@ -85,7 +85,7 @@ pub(super) fn element_bound(weights: &[f32]) -> f32 {
 }
 
 /// Largest element of `W·(w ∘ x) + b` for `‖x‖ ≤ √K`.
-fn rows_bound(matrix: &MatrixView<'_>, bias: &[f32], weights: &[f32]) -> f32 {
+pub(super) fn rows_bound(matrix: &MatrixView<'_>, bias: &[f32], weights: &[f32]) -> f32 {
     let radius = (weights.len() as f32).sqrt();
     let mut row = vec![0.0; matrix.num_cols];
     (0..matrix.num_rows).fold(0.0, |max: f32, idx| {
@@ -119,7 +119,7 @@ fn weighted(row: &mut [f32], weights: &[f32]) -> f32 {
 }
 
 /// The smallest power of two that takes `bound` into E4M3's range: exact in every type, and in a float's code exact as well.
-fn fp8_scale(bound: f32) -> f32 {
+pub(super) fn fp8_scale(bound: f32) -> f32 {
     let mut scale = 1.0f32;
     while scale * e4m3::MAX < bound && scale < 1e30 {
         scale *= 2.0;
@@ -154,24 +154,34 @@ impl Writer<'_> {
     }
 
     fn through_fp8(&mut self, x: &str, scale: f32) -> Result<Value> {
-        let raw = match self.compute.element() {
-            ElementType::F16 => half::f16::from_f32(scale).to_le_bytes().to_vec(),
-            ElementType::Bf16 => half::bf16::from_f32(scale).to_le_bytes().to_vec(),
-            _ => scale.to_le_bytes().to_vec(),
-        };
         let largest_f16 = half::f16::MAX.to_f32();
         if self.compute == Compute::F16 && !(1.0 / largest_f16..=largest_f16).contains(&scale) {
             return Err(BuildError::Unsupported(format!(
                 "quantized activations in f16: {x} takes a scale of {scale:e}, beyond that type; use bf16 (--dtype, of plans --plan-dtype), or plain activations"
             )));
         }
-        let scale = self.graph.constant(&format!("{x}.scale"), self.compute.element(), &[], &raw)?;
-        let zero = "fp8.zero";
-        if !self.graph.knows(zero) {
-            self.graph.constant(zero, ElementType::F8E4M3, &[], &[0])?;
-        }
-        let codes = self.graph.op("QuantizeLinear", &format!("{x}.fp8"), &[x, &scale, zero], &[]);
+        let (scale, zero) = (self.scale_of_compute(&format!("{x}.scale"), scale)?, self.fp8_zero()?);
+        let codes = self.graph.op("QuantizeLinear", &format!("{x}.fp8"), &[x, &scale, &zero], &[]);
         Ok(self.graph.op("DequantizeLinear", &format!("{x}.from_fp8"), &[&codes, &scale], &[]))
+    }
+
+    /// One scale, a power of two, in the type that is computed in.
+    pub(super) fn scale_of_compute(&mut self, name: &str, scale: f32) -> Result<Value> {
+        let raw = match self.compute.element() {
+            ElementType::F16 => half::f16::from_f32(scale).to_le_bytes().to_vec(),
+            ElementType::Bf16 => half::bf16::from_f32(scale).to_le_bytes().to_vec(),
+            _ => scale.to_le_bytes().to_vec(),
+        };
+        self.graph.constant(name, self.compute.element(), &[], &raw)
+    }
+
+    /// The zero point that says E4M3, made once.
+    pub(super) fn fp8_zero(&mut self) -> Result<Value> {
+        let zero = "fp8.zero";
+        match self.graph.knows(zero) {
+            true => Ok(zero.to_owned()),
+            false => self.graph.constant(zero, ElementType::F8E4M3, &[], &[0]),
+        }
     }
 
     /// Blocks of 16 along the last axis, their scales found while running.

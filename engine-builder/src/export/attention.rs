@@ -21,8 +21,8 @@ pub(super) fn cache_names(layer_idx: usize) -> [[String; 2]; 2] {
 }
 
 impl Writer<'_> {
-    /// Declares the inputs of the cache; returns where the first layer's keys come in.
-    pub(super) fn cache_inputs(&mut self) -> Value {
+    /// Declares the inputs of the cache; returns where the first layer's keys come in, as products take them.
+    pub(super) fn cache_inputs(&mut self) -> Result<Value> {
         let rows: Dim = match self.form {
             Form::Operators => self.capacity.into(),
             Form::Primitives => "past".into(),
@@ -34,12 +34,12 @@ impl Writer<'_> {
         for layer_idx in 0..self.spec.num_layers {
             for [past, _] in cache_names(layer_idx) {
                 let shape = self.cache_shape(rows.clone());
-                let port = Port::new(past, self.compute.element(), &shape);
+                let port = Port::new(past, self.kv.element(self.compute), &shape);
                 self.graph.input(port);
             }
         }
         let [[first, _], _] = cache_names(0);
-        first
+        self.first_past(first)
     }
 
     fn cache_shape(&self, rows: Dim) -> [Dim; 4] {
@@ -56,8 +56,9 @@ impl Writer<'_> {
         visibility: &Visibility,
     ) -> Result<Value> {
         let mut cached = Vec::with_capacity(2);
-        for ([past, present], new) in cache_names(layer_idx).iter().zip(new) {
-            cached.push(self.update_cache(past, present, new, visibility)?);
+        let scales = self.cache_scales.get(layer_idx).map_or([None; 2], |scales| scales.map(Some));
+        for ((names, new), scale) in cache_names(layer_idx).iter().zip(new).zip(scales) {
+            cached.push(self.update_cache(names, new, scale, visibility)?);
         }
         let mask = visibility.mask(self.spec.window(layer_idx));
         match self.form {
@@ -71,14 +72,15 @@ impl Writer<'_> {
         }
     }
 
-    /// The layer's rows that may be seen, the new ones among them.
+    /// The layer's rows that may be seen, the new ones among them, in the type that is computed in; a cache of 8 bits has a `scale`.
     fn update_cache(
         &mut self,
-        past: &str,
-        present: &str,
+        names: &[String; 2],
         new: &str,
+        scale: Option<f32>,
         visibility: &Visibility,
     ) -> Result<Value> {
+        let [past, present] = names;
         let rows = format!("{present}.rows");
         let (value, len): (Value, Dim) = match self.form {
             Form::Operators => {
@@ -91,13 +93,16 @@ impl Writer<'_> {
                 (self.slice_to(&rows, &updated, 2, &visibility.kv_len)?, self.capacity.into())
             }
             Form::Primitives => {
-                let new = self.graph.op("Identity", present, &[new], &[]);
+                let [past, new] = match scale {
+                    Some(scale) => self.through_fp8_cache(names, new, scale)?,
+                    None => [past.clone(), self.graph.op("Identity", present, &[new], &[])],
+                };
                 let axis = [("axis", Attribute::Int(2))];
-                (self.graph.op("Concat", &rows, &[past, &new], &axis), "sequence".into())
+                (self.graph.op("Concat", &rows, &[&past, &new], &axis), "sequence".into())
             }
         };
         let shape = self.cache_shape(len);
-        self.graph.output(Port::new(present, self.compute.element(), &shape));
+        self.graph.output(Port::new(present, self.kv.element(self.compute), &shape));
         Ok(value)
     }
 

@@ -22,6 +22,9 @@
 //! | `features` | `[batch, sequence, 3·H]` | eagle3 variant: the residual streams the head takes |
 //! | `next_hidden` | `[batch, sequence, h]` | draft head: what is fed back |
 //!
+//! A cache in E4M3 (`kv` is `fp8`, form `primitives`) has the codes of `value / scale`, with a scale for each layer's keys and one for its values
+//! (`cache_scales`); new rows come out as codes. A code of zero is zero.
+//!
 //! For TensorRT: networks are strongly typed, models are parsed by path, and attention layers want `setDecomposable(true)`, for which the
 //! standard's operator has no attribute. Weights of a draft head may lie in its target's data.
 //!
@@ -41,6 +44,7 @@ use takt_engine::{
 use super::{
     attention::cache_names,
     graph::Finished,
+    kv::KvType,
     options::{Activations, Compute, Variant},
     port::{Dim, Port},
     target::{Form, Target},
@@ -69,11 +73,13 @@ pub struct Contract {
     pub target: Target,
     /// How operators are written.
     pub form: Form,
-    /// The type of products and of the cache.
+    /// The type of products, and of a plain cache.
     pub compute: Compute,
+    /// What the decoder's keys and values are stored as; a draft head's are plain.
+    pub kv: KvType,
     /// What quantized weights are multiplied with.
     pub activations: Activations,
-    /// Formats of the weights. The cache has the type of products, whatever the engine says.
+    /// Formats of the engine. The models' cache is as [`Self::kv`] says.
     pub quantization: Quantization,
     /// Which queries see which keys.
     pub variant: Variant,
@@ -104,6 +110,9 @@ pub struct Model {
     pub inputs: Vec<Port>,
     /// What comes out.
     pub outputs: Vec<Port>,
+    /// Of each layer's keys and values in an E4M3 cache: what a code is multiplied by. Empty for a plain one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cache_scales: Vec<[f32; 2]>,
     /// Inputs and outputs that must be in the same memory.
     pub aliases: Vec<[String; 2]>,
     /// Shapes a plan is to be optimized for.
@@ -217,7 +226,12 @@ pub(super) struct ModelFacts {
 }
 
 impl Model {
-    pub(super) fn new(facts: &ModelFacts, finished: Finished, extents: Extents) -> Self {
+    pub(super) fn new(
+        facts: &ModelFacts,
+        finished: Finished,
+        cache_scales: Vec<[f32; 2]>,
+        extents: Extents,
+    ) -> Self {
         let step = if facts.role == "draft" { "draft" } else { "decode" };
         Self {
             role: facts.role,
@@ -226,6 +240,7 @@ impl Model {
             data_bytes: finished.data_bytes,
             opset: facts.opset,
             lm_head: facts.lm_head,
+            cache_scales,
             aliases: aliases(extents.form, facts.num_layers),
             profiles: extents.profiles(&finished.inputs, step),
             inputs: finished.inputs,

@@ -39,7 +39,8 @@ impl Writer<'_> {
     /// Writes the whole decoder.
     pub(super) fn decoder(&mut self, decoder: &DecoderInputs) -> Result<()> {
         let (ids, positions) = self.token_inputs();
-        let first_past = self.cache_inputs();
+        self.find_cache_scales()?;
+        let first_past = self.cache_inputs()?;
         let visibility = self.visibility(decoder.variant, &positions, &first_past)?;
         let rotation = self.rotation(&positions, self.capacity)?;
         let mut stream = self.embed(&ids)?;

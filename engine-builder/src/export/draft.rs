@@ -34,7 +34,7 @@ impl Writer<'_> {
         let (ids, positions) = self.token_inputs();
         let features = self.float_input(FEATURES, head.features_len());
         let hidden = self.float_input(HIDDEN, head.hidden_size);
-        let first_past = self.cache_inputs();
+        let first_past = self.cache_inputs()?;
         let visibility = self.visibility(Variant::Eagle3, &positions, &first_past)?;
         let rotation = self.rotation(&positions, self.capacity)?;
         let embedded = self.embed(&ids)?;

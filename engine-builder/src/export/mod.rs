@@ -2,11 +2,11 @@
 //!
 //! 1. `target`: who reads them, and what that reader takes. `options`: what is wanted.
 //! 2. `graph`, `port`, `data_file`: a graph under construction; its large constants in a file beside it, streamed from the mapped engine.
-//! 3. `writer`: what the parts are written with. `linear`, `norm`, `rotary`, `mask`, `attention`, `activation`: those parts.
+//! 3. `writer`: what the parts are written with. `linear`, `norm`, `rotary`, `mask`, `attention`, `activation`, `kv`: those parts.
 //! 4. `plan`: what will be written, checked first. `layer`, `decoder`, `draft`: the equations of [`DecoderSpec`] and of [`takt_engine::draft::DraftSpec`], in their order.
 //! 5. `contract`: names, shapes, types and profiles of all inputs and outputs, for whoever builds plans.
 //!
-//! Matrix products are in one type of 16 bits; the residual stream, norms, rotations, gates and logits are in 32.
+//! Matrix products are in one type of 16 bits, and so is the cache, or it has 8; the residual stream, norms, rotations, gates and logits are in 32.
 
 mod activation;
 mod attention;
@@ -15,6 +15,7 @@ mod data_file;
 mod decoder;
 mod draft;
 mod graph;
+mod kv;
 mod layer;
 mod linear;
 mod mask;
@@ -37,6 +38,8 @@ use takt_engine::{
 };
 
 pub use contract::{CONTRACT_FILE, CONTRACT_VERSION, Contract, Model, Profile, ProfileInput};
+pub use kv::KvType;
+pub(crate) use kv::{WantedCache, cache_note, choose_cache};
 pub use options::{Activations, Compute, ExportOptions, Variant};
 pub use port::{Dim, ElementType, Port};
 pub use target::{Form, NamedWeights, Runtime, Target, TensorRtVersion};

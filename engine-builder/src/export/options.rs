@@ -5,11 +5,12 @@ use std::{str::FromStr, sync::atomic::AtomicBool};
 use serde::Serialize;
 
 use super::{
+    kv::KvType,
     port::ElementType,
     target::{Form, Target},
 };
 
-/// The type of matrix products and of the cache; everything between products is in 32 bits.
+/// The type of matrix products, and of a plain cache; everything between products is in 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
@@ -123,12 +124,14 @@ impl FromStr for Variant {
 pub struct ExportOptions<'a> {
     /// Who reads it.
     pub target: Target,
-    /// How operators are written; the newest form that the target takes by default.
+    /// How operators are written; by default the newest form that the target takes, and primitives for a cache of 8 bits that is asked for.
     pub form: Option<Form>,
     /// The type that is computed in.
     pub compute: Compute,
     /// What quantized weights are multiplied with.
     pub activations: Activations,
+    /// What the decoder's keys and values are stored as; the engine's own by default, as far as target and form take it. A head's are plain.
+    pub kv: Option<KvType>,
     /// Trees and features; by default where the engine has a draft head.
     pub variant: Option<Variant>,
     /// Tokens a lane holds; the model's context by default, at most [`takt_engine::engine::DEFAULT_LANE_CAPACITY`].

@@ -4,7 +4,6 @@ use takt_engine::{
     dir::{Part, Quantization, parts},
     draft::DraftManifest,
     engine::DEFAULT_LANE_CAPACITY,
-    kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
@@ -16,6 +15,7 @@ use super::{
     decoder::DecoderInputs,
     draft::draft_capacity,
     graph::{Graph, Placed},
+    kv::{KvType, WantedCache, cache_note, choose_cache},
     linear::check_int4,
     options::{Activations, ExportOptions, Variant},
     target::{Form, NamedWeights},
@@ -29,15 +29,21 @@ pub(super) struct Plan<'a> {
     source: &'a Source<'a>,
     options: &'a ExportOptions<'a>,
     form: Form,
+    kv: KvType,
     variant: Variant,
     capacity: usize,
+}
+
+fn wanted_cache(source: &Source<'_>, options: &ExportOptions<'_>) -> WantedCache {
+    WantedCache { kv: options.kv, form: options.form, of_engine: source.quantization.kv }
 }
 
 impl<'a> Plan<'a> {
     /// Checks that all of it can be.
     pub(super) fn new(source: &'a Source<'a>, options: &'a ExportOptions<'a>) -> Result<Self> {
         source.spec.validate()?;
-        let form = options.form.unwrap_or_else(|| options.target.newest_form());
+        let wanted = wanted_cache(source, options);
+        let (form, kv) = choose_cache(&options.target, options.target.newest_form(), wanted)?;
         options.target.check_form(form)?;
         let default = if source.draft.is_some() { Variant::Eagle3 } else { Variant::Plain };
         let variant = options.variant.unwrap_or(default);
@@ -54,7 +60,7 @@ impl<'a> Plan<'a> {
         if options.num_lanes == Some(0) {
             return Err(BuildError::Unsupported("0 lanes: at least 1 is needed".into()));
         }
-        Ok(Self { source, options, form, variant, capacity })
+        Ok(Self { source, options, form, kv, variant, capacity })
     }
 
     /// Writes all models into the folder, and says what they are.
@@ -75,6 +81,7 @@ impl<'a> Plan<'a> {
             target: self.options.target,
             form: self.form,
             compute: self.options.compute,
+            kv: self.kv,
             activations: self.options.activations,
             quantization: self.source.quantization,
             variant: self.variant,
@@ -110,7 +117,7 @@ impl<'a> Plan<'a> {
             num_layers: source.spec.num_layers,
         };
         let mut writer = self.writer(staging, source.spec, &tensors, &facts, progress)?;
-        writer.capacity = self.capacity;
+        (writer.capacity, writer.kv) = (self.capacity, self.kv);
         writer.head_is_embedding = source.spec.tied_embeddings && quantization.lm_head == WeightKind::Bf16;
         writer.report.total = num_constants(&parts(source.spec, &quantization));
         writer.decoder(&inputs)?;
@@ -163,6 +170,8 @@ impl<'a> Plan<'a> {
             form: self.form,
             compute: self.options.compute,
             activations: self.options.activations,
+            kv: KvType::Plain,
+            cache_scales: Vec::new(),
             capacity: 0,
             head_is_embedding: false,
             embedding_beside: None,
@@ -182,20 +191,16 @@ impl<'a> Plan<'a> {
             ("takt.target", self.options.target.to_string()),
             ("takt.contract", format!("{CONTRACT_FILE}, version {CONTRACT_VERSION}")),
         ];
+        let scales = writer.cache_scales;
         let finished = writer.graph.finish(facts.opset, &properties)?;
         staging.write(facts.file, &finished.model)?;
-        Ok(Model::new(facts, finished, extents))
+        Ok(Model::new(facts, finished, scales, extents))
     }
 
     /// What the user should know.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let (kv, compute) = (self.source.quantization.kv, self.options.compute.name());
-        if kv.name() != compute && kv != KvKind::Bf16 {
-            warnings.push(format!(
-                "the engine's cache is {kv}; the models' is {compute}: caches of 8 bits are not exported"
-            ));
-        }
+        let wanted = wanted_cache(self.source, self.options);
+        let mut warnings = Vec::from_iter(cache_note(&self.options.target, (self.form, self.kv), wanted));
         let quantized = matches!(self.source.quantization.weights, WeightKind::Fp8 | WeightKind::Nvfp4);
         if self.options.activations == Activations::Quantized && !quantized {
             let kind = self.source.quantization.weights;

@@ -7,6 +7,7 @@ use takt_engine::spec::DecoderSpec;
 use super::{
     ExportProgress,
     graph::{Attribute, Graph, Placed, Value},
+    kv::KvType,
     options::{Activations, Compute},
     target::{Form, Target},
     tensors::Tensors,
@@ -23,6 +24,10 @@ pub(super) struct Writer<'a> {
     pub form: Form,
     pub compute: Compute,
     pub activations: Activations,
+    /// What keys and values are stored as.
+    pub kv: KvType,
+    /// Of each layer's keys and values in a cache of 8 bits; none otherwise.
+    pub cache_scales: Vec<[f32; 2]>,
     /// Tokens a lane of the cache holds.
     pub capacity: usize,
     /// The output head is the embedding's own tensor.

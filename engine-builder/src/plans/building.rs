@@ -9,7 +9,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{Manifest, PlanEntry, PlanForm, PlanRole, blake3_hex},
+    dir::{Manifest, PlanEntry, PlanForm, PlanKv, PlanRole, blake3_hex},
     draft::{DRAFT_MANIFEST_FILE, DraftManifest},
     engine::DEFAULT_STEP_TOKENS,
 };
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     BuildError, Progress, Result, Stage,
-    export::{Contract, ExportProgress, Form, Model, export},
+    export::{Contract, ExportProgress, Form, KvType, Model, export},
     report::{PlanReport, TimingCacheUse},
     staging::io_error,
 };
@@ -53,7 +53,7 @@ pub(super) fn build_all(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Built> {
     let folder = place.staging().join(MODELS_FOLDER);
-    let mut options = plans.export_options(&manifest.spec)?;
+    let mut options = plans.export_options(&manifest.spec, manifest.quantization.kv)?;
     options.cancelled = cancelled;
     let mut report = |at: ExportProgress<'_>| {
         let item = format!("{}: {}", at.file, at.item);
@@ -78,7 +78,9 @@ pub(super) fn build_all(
         cache,
         cancelled,
     };
-    let mut built = Built { plans: Vec::new(), warnings: exported.warnings };
+    let note = plans.cache_note(manifest.quantization.kv)?;
+    let warnings = exported.warnings.into_iter().chain(note).collect();
+    let mut built = Built { plans: Vec::new(), warnings };
     for model in &exported.contract.models {
         built.plans.push(site.build(model, progress)?);
     }
@@ -223,6 +225,10 @@ impl Site<'_> {
             },
             compute: plans.options.compute,
             activations: plans.options.activations,
+            kv: match self.contract.kv {
+                KvType::Plain => PlanKv::Plain,
+                KvType::Fp8 => PlanKv::Fp8,
+            },
             num_lanes: extents.num_lanes,
             lane_capacity: plans.lane_capacity(&self.manifest.spec)?,
             lane_rows: extents.lane_rows,

@@ -6,6 +6,7 @@ use takt_engine::{
     backend::cuda::usable_device,
     dir::{PlanActivations, PlanEntry, PlanVersion, Quantization},
     engine::{DEFAULT_LANE_CAPACITY, MAX_TREE_NODES},
+    kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
@@ -18,13 +19,18 @@ use takt_tensorrt::{
 use super::{PlanOptions, green::Green};
 use crate::{
     BuildError, Result,
-    export::{ExportOptions, Form, Runtime, Target, TensorRtVersion, Variant, check_formats},
+    export::{
+        ExportOptions, Form, KvType, Runtime, Target, TensorRtVersion, Variant, WantedCache, cache_note,
+        check_formats, choose_cache,
+    },
 };
 
 /// Rows of a lane beyond its tokens, for the tokens that pad shorter lanes and those between lanes: as many as a tree has nodes, its root included.
 pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
-/// A lane's rows are a multiple of so many: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
-const ROW_STEP: usize = 8;
+/// A lane's rows are a multiple of so many bytes: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
+const ROW_STEP_BYTES: usize = 16;
+/// Rows of a cache of 8 bits are moved in words of so many values.
+const FP8_WORD: usize = 16;
 
 /// A plan that was made of a model.
 pub(super) struct Compiled {
@@ -119,7 +125,7 @@ impl DevicePlans {
         options.check()?;
         let plans = Self { compiler, gpu, device, options, timing_folder, green: None };
         plans.target()?;
-        plans.form()?;
+        plans.cache(KvKind::Bf16)?;
         Ok(plans)
     }
 
@@ -156,7 +162,7 @@ impl DevicePlans {
     /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
-        check_formats(spec, quantization, None, &self.export_options(spec)?)?;
+        check_formats(spec, quantization, None, &self.export_options(spec, quantization.kv)?)?;
         self.check_activations(quantization)
     }
 
@@ -202,16 +208,33 @@ impl DevicePlans {
 
     /// How the models are written that plans are built from: with the mask as an input whatever the engine has, so that trees of any drafter can be
     /// verified.
-    pub(super) fn export_options(&self, spec: &DecoderSpec) -> Result<ExportOptions<'static>> {
+    pub(super) fn export_options(
+        &self,
+        spec: &DecoderSpec,
+        of_engine: KvKind,
+    ) -> Result<ExportOptions<'static>> {
         let capacity = self.lane_capacity(spec)?;
+        let (form, kv) = self.cache(of_engine)?;
+        let value_bytes = match kv {
+            KvType::Plain => 2,
+            KvType::Fp8 => 1,
+        };
+        if kv == KvType::Fp8 && !spec.head_dim.is_multiple_of(FP8_WORD) {
+            return Err(BuildError::Unsupported(format!(
+                "plans with an fp8 cache for heads of {}: their rows are moved {FP8_WORD} values at a time; use --plan-kv plain",
+                spec.head_dim
+            )));
+        }
+        let row_step = ROW_STEP_BYTES / value_bytes;
         Ok(ExportOptions {
             target: self.target()?,
-            form: Some(self.form()?),
+            form: Some(form),
+            kv: Some(kv),
             compute: self.options.export_compute(),
             activations: self.options.export_activations(),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
-            padding_rows: (capacity + PADDING_ROWS).next_multiple_of(ROW_STEP) - capacity,
+            padding_rows: (capacity + PADDING_ROWS).next_multiple_of(row_step) - capacity,
             num_lanes: Some(self.options.num_lanes),
             // The backend runs a head by its own kernels.
             decoder_only: true,
@@ -226,24 +249,36 @@ impl DevicePlans {
         Ok(Target { runtime: Runtime::TensorRt(version), sm: Some(self.gpu.sm()) })
     }
 
-    /// The form that is asked for, or the newest that TensorRT takes and that its headers know: through older ones its attention layers cannot be told that
-    /// they may be taken apart.
-    fn form(&self) -> Result<Form> {
+    /// The newest form that TensorRT takes and that its headers know: through older ones its attention layers cannot be told that they may be taken apart.
+    fn newest_form(&self) -> Result<Form> {
         let Version { major, minor, .. } = self.compiler.header_version();
-        let headers = TensorRtVersion { major, minor };
-        let newest = match headers < TensorRtVersion::FIRST_OPERATORS {
-            true => Form::Primitives,
-            false => self.target()?.newest_form(),
-        };
-        match (self.options.form, newest) {
-            (Some(Form::Operators), Form::Primitives) => Err(BuildError::Unsupported(format!(
+        match (TensorRtVersion { major, minor }) < TensorRtVersion::FIRST_OPERATORS {
+            true => Ok(Form::Primitives),
+            false => Ok(self.target()?.newest_form()),
+        }
+    }
+
+    /// The form and the cache that are asked for, or those that are best of an engine whose own is `of_engine`.
+    fn cache(&self, of_engine: KvKind) -> Result<(Form, KvType)> {
+        let newest = self.newest_form()?;
+        if (self.options.form, newest) == (Some(Form::Operators), Form::Primitives) {
+            return Err(BuildError::Unsupported(format!(
                 "plans of form operators: they take TensorRT {first} or later and a takt built with its headers, this is {} with the headers of {}; leave out --plan-form",
                 self.version(),
                 self.compiler.header_version(),
                 first = TensorRtVersion::FIRST_OPERATORS
-            ))),
-            (asked, newest) => Ok(asked.unwrap_or(newest)),
+            )));
         }
+        choose_cache(&self.target()?, newest, self.wanted_cache(of_engine))
+    }
+
+    fn wanted_cache(&self, of_engine: KvKind) -> WantedCache {
+        WantedCache { kv: self.options.kv, form: self.options.form, of_engine }
+    }
+
+    /// What the user should know of a cache that is not the engine's.
+    pub(super) fn cache_note(&self, of_engine: KvKind) -> Result<Option<String>> {
+        Ok(cache_note(&self.target()?, self.cache(of_engine)?, self.wanted_cache(of_engine)))
     }
 
     /// Whether it builds a plan for the machine that `plan` is for.

@@ -4,7 +4,7 @@ use takt_engine::dir::{PlanActivations, PlanCompute};
 
 use crate::{
     BuildError, Result,
-    export::{Activations, Compute, Form},
+    export::{Activations, Compute, Form, KvType},
 };
 
 /// Most lanes of a plan, as of a backend.
@@ -21,10 +21,12 @@ pub struct PlanOptions {
     pub num_lanes: usize,
     /// Tokens a lane holds; the model's context by default, at most [`takt_engine::engine::DEFAULT_LANE_CAPACITY`].
     pub lane_capacity: Option<usize>,
-    /// The type of matrix products and of the cache.
+    /// The type of matrix products, and of a plain cache.
     pub compute: PlanCompute,
     /// What FP8 and NVFP4 weights are multiplied with.
     pub activations: PlanActivations,
+    /// What keys and values are stored as; the engine's own by default, as far as form and GPU take it.
+    pub kv: Option<KvType>,
     /// Most device memory a layer may take beside its weights and values, in bytes; TensorRT's choice by default.
     pub workspace_bytes: Option<usize>,
     /// How long TensorRT searches, 0 to 5; its choice by default.
@@ -35,7 +37,7 @@ pub struct PlanOptions {
     /// Percent of the multiprocessors that the plans will run on, in a green context: kernels are timed in such a one. All of them, without one, by
     /// default.
     pub sm_share: Option<u8>,
-    /// How the model is written that TensorRT reads; in the newest form it takes by default.
+    /// How the model is written that TensorRT reads; by default in the newest form it takes, and in primitives for a cache of 8 bits that is asked for.
     pub form: Option<Form>,
 }
 
@@ -46,6 +48,7 @@ impl Default for PlanOptions {
             lane_capacity: None,
             compute: PlanCompute::Bf16,
             activations: PlanActivations::Plain,
+            kv: None,
             workspace_bytes: None,
             effort: None,
             streams_weights: false,

@@ -2,9 +2,12 @@
 
     python check.py EXPORT CASE reference|onnxruntime
     python check.py EXPORT - file
+    python check.py EXPORT PLAIN codes
 
 EXPORT is a folder of `takt export`; CASE has `case.json` (the steps) and `expected.safetensors` (the CPU backend's numbers). Prints one JSON object:
-the largest relative error of each quantity, or `{"unsupported": …}` when the runtime has no kernel for an operator. With `file` nothing is run, the files alone are looked at.
+the largest relative error of each quantity, or `{"unsupported": …}` when the runtime has no kernel for an operator. With `file` nothing is run, the files alone are looked at. With `codes` the keys
+and values that EXPORT stores in 8 bits are held, code by code, against those of PLAIN, an export of the same engine with a cache in 32 bits; then with scales
+that are far too small, so that most saturate.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f8e4m3": ml_dtypes.float8_e4m3fn}
 PAGE = 4096
 
 
@@ -62,7 +65,7 @@ class Runner:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.call, self.limits = session.run, {}
+            self.call, self.limits = lambda names, feeds: run_onnxruntime(session, names, feeds), {}
         else:
             model = onnx.load(path)
             self.limits = activation_limits(model)
@@ -84,6 +87,27 @@ class Runner:
         return outputs
 
 
+def run_onnxruntime(session, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """NumPy has no 8-bit floats: onnxruntime is given their codes, with what they are, and gives codes back."""
+    import onnxruntime
+
+    fp8 = onnx.TensorProto.FLOAT8E4M3FN
+    if all(value.dtype != ml_dtypes.float8_e4m3fn for value in feeds.values()):
+        return session.run(names, feeds)
+    of = onnxruntime.OrtValue
+    values = {
+        name: of.ortvalue_from_numpy_with_onnx_type(value.view(np.uint8), fp8)
+        if value.dtype == ml_dtypes.float8_e4m3fn
+        else of.ortvalue_from_numpy(value)
+        for name, value in feeds.items()
+    }
+    found = session.run_with_ort_values(names, values)
+    return [
+        value.numpy().view(ml_dtypes.float8_e4m3fn) if "float8e4m3fn" in value.data_type() else value.numpy()
+        for value in found
+    ]
+
+
 def activation_limits(model: onnx.ModelProto) -> dict[str, float]:
     """What is quantized while running, and the largest value its scale takes."""
     scales = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -103,9 +127,12 @@ class Cache:
         names = [port["name"] for port in model["inputs"] if port["name"].startswith("past_key_values.")]
         shapes = {port["name"]: port["shape"] for port in model["inputs"]}
         self.capacity = shapes[names[0]][2] if self.in_place else contract["capacity"] + 128
-        dtype = FLOATS[contract["compute"]]
+        types = {port["name"]: FLOATS[port["type"]] for port in model["inputs"] if port["name"] in names}
+        assert set(types.values()) == {FLOATS["f8e4m3" if model.get("cache_scales") else contract["compute"]]}
+        # The largest number of 8 bits is 448.
         self.rows = {
-            name: np.full((num_lanes, shapes[name][1], self.capacity, shapes[name][3]), 1000, dtype) for name in names
+            name: np.full((num_lanes, shapes[name][1], self.capacity, shapes[name][3]), 448 if model.get("cache_scales") else 1000, dtype)
+            for name, dtype in types.items()
         }
         self.lens = [0] * num_lanes
 
@@ -264,12 +291,44 @@ def check_file(folder: Path, facts: dict) -> None:
             ends[name] = offset + length
 
 
+def check_codes(folder: Path, plain: Path, contract: dict) -> None:
+    """What the first layer stores is the nearest code of each key and value, and the largest one beyond that."""
+    facts, rng = contract["models"][0], np.random.default_rng(1)
+    plain_facts = json.loads((plain / "export.json").read_text())["models"][0]
+    ids = rng.integers(1, 40, (2, 9))
+    for shrunk in (1, 64):
+        model = onnx.load(folder / facts["file"], load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("past_key_values.") and tensor.name.endswith(".scale"):
+                tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) / np.float32(shrunk)).tobytes()
+        onnx.save(model, folder / "changed.onnx")
+        for runtime in ("reference", "onnxruntime"):
+            found = first_rows(Runner(folder, facts | {"file": "changed.onnx"}, runtime), contract, ids)
+            expected = first_rows(Runner(plain, plain_facts, runtime), contract, ids)
+            for name, scale in zip(("present.0.key", "present.0.value"), facts["cache_scales"][0]):
+                values = expected[name] / np.float32(scale / shrunk)
+                saturated = np.abs(values) > 448
+                assert saturated.mean() > 0.3 if shrunk > 1 else not saturated.any(), (name, saturated.mean())
+                codes = np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+                assert (found[name].view(np.uint8) == codes.view(np.uint8)).all(), (name, runtime, shrunk)
+
+
+def first_rows(runner: Runner, contract: dict, ids: np.ndarray) -> dict[str, np.ndarray]:
+    cache = Cache(contract, runner.facts, len(ids))
+    tokens, chain = [list(row) for row in ids], [max(node - 1, 0) for node in range(ids.shape[1])]
+    return runner.run(inputs_of(runner, cache, list(range(len(ids))), tokens, [chain] * len(ids)))
+
+
 def main() -> None:
     folder, case_folder, runtime = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     contract = json.loads((folder / "export.json").read_text())
     if runtime == "file":
         for facts in contract["models"]:
             check_file(folder, facts)
+        print(json.dumps({}))
+        return
+    if runtime == "codes":
+        check_codes(folder, case_folder, contract)
         print(json.dumps({}))
         return
     case = json.loads((case_folder / "case.json").read_text())

@@ -22,7 +22,7 @@ use takt_engine::{
 use takt_engine_builder::{
     BuildOptions,
     draft::DraftOptions,
-    export::{Activations, Compute, ExportOptions, Form, Source, Variant, export, export_source},
+    export::{Activations, Compute, ExportOptions, Form, KvType, Source, Variant, export, export_source},
 };
 
 use case::{Head, engine, fixtures, scratch};
@@ -34,6 +34,11 @@ const EXACT: f64 = 1e-3;
 const HALF: f64 = 1e-2;
 /// Of those in brain floats.
 const BRAIN: f64 = 8e-2;
+
+/// Of a cache in E4M3, random models: nothing evens out what each value is rounded by.
+const RANDOM_E4M3: f64 = 0.3;
+/// Of a cache in E4M3, a trained model.
+const TRAINED_E4M3: f64 = 0.1;
 
 /// What an export is and must come to.
 struct Case<'a> {
@@ -191,6 +196,59 @@ fn quantized_activations_stay_near() {
             let runtimes = if kind == WeightKind::Fp8 { &BOTH[..] } else { &BOTH[..1] };
             all_hold(&case.check(runtimes));
         }
+    }
+}
+
+/// Keys and values rounded by up to 1/16 of themselves, where the CPU's are not: with norms of heads, biases, a factor of the rotation, windows, trees and
+/// a draft head, whose own cache stays plain. That none of them saturates is checked as well.
+#[test]
+fn a_cache_of_8_bits_stays_near() {
+    for (source, bound) in [
+        ("hf/tiny-llama", RANDOM_E4M3),
+        ("hf/tiny-qwen2", RANDOM_E4M3),
+        ("hf/tiny-qwen3", RANDOM_E4M3),
+        ("families/llama-biases", RANDOM_E4M3),
+        ("families/qwen3-yarn", RANDOM_E4M3),
+        ("../../models/takt-demo", TRAINED_E4M3),
+    ] {
+        let mut case = Case::new(source, WeightKind::Bf16, Form::Primitives);
+        (case.export.kv, case.bound) = (Some(KvType::Fp8), bound);
+        all_hold(&case.check(&BOTH));
+    }
+    let mut windows = Case::new("families/mistral-window", WeightKind::Fp8, Form::Primitives);
+    (windows.export.kv, windows.export.variant) = (Some(KvType::Fp8), Some(Variant::Eagle3));
+    windows.bound = RANDOM_E4M3;
+    all_hold(&windows.check(&BOTH));
+    for compute in [Compute::F16, Compute::Bf16] {
+        let mut case = Case::new("hf/tiny-llama", WeightKind::Bf16, Form::Primitives);
+        (case.export.compute, case.export.kv, case.bound) = (compute, Some(KvType::Fp8), RANDOM_E4M3);
+        case.check_as_known();
+    }
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/takt-demo");
+    let head = demo.join("eagle3");
+    let mut drafting = Case::new("../../models/takt-demo", WeightKind::Int4, Form::Primitives);
+    drafting.build.draft = Some(DraftOptions { folder: &head, prompts: None, measures: false });
+    (drafting.export.kv, drafting.bound) = (Some(KvType::Fp8), TRAINED_E4M3);
+    all_hold(&drafting.check(&BOTH));
+}
+
+/// Code by code: each key and value is rounded to the nearest number, and to 448 beyond it.
+#[test]
+fn a_cache_of_8_bits_holds_the_nearest_codes_and_saturates() {
+    let Some(python) = python::python() else { return };
+    for source in ["hf/tiny-qwen2", "hf/tiny-qwen3"] {
+        let folder = scratch();
+        let engine = engine(folder.path(), &fixtures().join(source), &BuildOptions::new(WeightKind::Bf16));
+        let written = |name: &str, kv| {
+            let out = folder.path().join(name);
+            let options = ExportOptions {
+                kv: Some(kv),
+                ..Case::new(source, WeightKind::Bf16, Form::Primitives).export
+            };
+            export(&engine, &out, &options, &mut |_| {}).unwrap();
+            out
+        };
+        python::check(python, &written("fp8", KvType::Fp8), &written("plain", KvType::Plain), "codes");
     }
 }
 

@@ -7,11 +7,11 @@ use std::{
 };
 
 use serde_json::Value;
-use takt_engine::{dir::EngineDir, quant::WeightKind, spec::DecoderSpec};
+use takt_engine::{dir::EngineDir, kv::KvKind, quant::WeightKind, spec::DecoderSpec};
 use takt_engine_builder::{
     BuildError, BuildOptions, build,
     draft::DraftOptions,
-    export::{Activations, Compute, ExportOptions, Form, Variant, export},
+    export::{Activations, Compute, ExportOptions, Form, KvType, Variant, export},
 };
 
 use crate::case::{engine, fixtures, scratch};
@@ -154,6 +154,57 @@ fn what_a_target_lacks_is_refused_with_what_works() {
     let int4 = made("hf/tiny-qwen3", &BuildOptions::new(WeightKind::Int4));
     // Its output head is fp8 unless something else is asked for.
     int4.refused(&for_target("tensorrt-10.3,sm_87"), &["the output head in fp8", "--lm-head int4 or bf16"]);
+}
+
+#[test]
+fn a_cache_of_8_bits_is_in_the_contract_and_refused_where_it_cannot_be() {
+    let plain = made("hf/tiny-qwen3", &BuildOptions::new(WeightKind::Bf16));
+    let fp8 = |target| ExportOptions { kv: Some(KvType::Fp8), force: true, ..for_target(target) };
+    let operators = ExportOptions { form: Some(Form::Operators), ..fp8("tensorrt-11.4") };
+    plain.refused(&operators, &["an fp8 cache in form operators", "form primitives, or a plain cache"]);
+    plain.refused(&fp8("tensorrt-10.16,sm_87"), &["an fp8 cache for", "from sm_89 on", "use a plain one"]);
+    let found = contract(&plain.export(&fp8("tensorrt-10.16,sm_110a")).unwrap());
+    assert_eq!((&found["form"], &found["kv"]), (&"primitives".into(), &"fp8".into()));
+    let model = &found["models"][0];
+    let num_layers = EngineDir::open(&plain.engine).unwrap().manifest().spec.num_layers;
+    let scales = model["cache_scales"].as_array().unwrap();
+    assert_eq!(scales.len(), num_layers);
+    for scale in scales.iter().flat_map(|pair| pair.as_array().unwrap()) {
+        let scale = scale.as_f64().unwrap();
+        assert!(scale > 0.0 && scale.log2().fract() == 0.0, "{scale}");
+    }
+    for ports in ["inputs", "outputs"] {
+        let is_cache = |port: &&Value| port["name"].as_str().unwrap().contains('.');
+        let ports: Vec<_> = model[ports].as_array().unwrap().iter().filter(is_cache).collect();
+        assert_eq!(ports.len(), 2 * num_layers);
+        assert!(ports.iter().all(|port| port["type"] == "f8e4m3"), "{ports:?}");
+    }
+    let again = |out: &Path| fs::read(out.join("model.onnx")).unwrap();
+    let first = again(&plain.out());
+    assert!(first == again(&plain.export(&fp8("tensorrt-10.16,sm_110a")).unwrap()), "another export");
+}
+
+/// Unless something is asked for: the cache of the engine, where target and form take it, and a note where they do not.
+#[test]
+fn a_cache_of_8_bits_is_the_engines_own_where_it_can_be() {
+    let options = BuildOptions { kv: Some(KvKind::Fp8), ..BuildOptions::new(WeightKind::Bf16) };
+    let made = made("hf/tiny-llama", &options);
+    let noted = |options: ExportOptions<'_>| {
+        let report =
+            export(&made.engine, &made.out(), &ExportOptions { force: true, ..options }, &mut |_| {});
+        let report = report.unwrap();
+        (report.contract.form, report.contract.kv, report.warnings.join("; "))
+    };
+    let (form, kv, notes) = noted(for_target("tensorrt-10.13,sm_110"));
+    assert_eq!((form, kv, notes.as_str()), (Form::Primitives, KvType::Fp8, ""));
+    let (form, kv, notes) = noted(for_target("tensorrt-10.16,sm_110"));
+    assert_eq!((form, kv), (Form::Operators, KvType::Plain));
+    assert!(notes.contains("the engine's cache is fp8") && notes.contains("primitives has"), "{notes}");
+    let (form, kv, notes) = noted(for_target("tensorrt-10.3,sm_87"));
+    assert_eq!((form, kv), (Form::Primitives, KvType::Plain));
+    assert!(notes.contains("from sm_89 on"), "{notes}");
+    let plain = ExportOptions { kv: Some(KvType::Plain), ..for_target("tensorrt-10.13") };
+    assert_eq!(noted(plain), (Form::Primitives, KvType::Plain, String::new()));
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub use layout::{
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, PLANS_SCHEMA_VERSION, Quantization, SCHEMA_VERSION};
 pub use plan_file::{PlanCheck, PlanFile};
 pub use plan_list::{ForeignPlan, PlanList};
-pub use plans::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion};
+pub use plans::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion};
 pub(crate) use unchecked::UncheckedDir;
 pub use verify::{FileCheck, blake3_hex};
 pub use weights::safetensors_header;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{PLANS_FOLDER, manifest::is_blake3};
+use crate::kv::KvKind;
 
 /// Digits of a plan's BLAKE3 in its name.
 const SHOWN_DIGITS: usize = 8;
@@ -40,11 +41,14 @@ pub struct PlanEntry {
     pub weights_blake3: String,
     /// How the cache goes in and out.
     pub form: PlanForm,
-    /// The type of products and of the cache.
+    /// The type of products, and of a plain cache.
     pub compute: PlanCompute,
     /// What quantized weights are multiplied with.
     #[serde(default, skip_serializing_if = "PlanActivations::is_plain")]
     pub activations: PlanActivations,
+    /// What keys and values are stored as.
+    #[serde(default, skip_serializing_if = "PlanKv::is_plain")]
+    pub kv: PlanKv,
     /// Most lanes of a batch.
     pub num_lanes: usize,
     /// Tokens one lane holds.
@@ -100,7 +104,7 @@ pub enum PlanForm {
     Primitives,
 }
 
-/// The type of a plan's products and of its cache.
+/// The type of a plan's products, and of a plain cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PlanCompute {
@@ -122,6 +126,41 @@ pub enum PlanActivations {
 }
 
 impl PlanActivations {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+}
+
+/// What a plan's cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanKv {
+    /// Values in the type of products, 16 bits.
+    #[default]
+    Plain,
+    /// E4M3 codes; what they are multiplied by is in the plan. Form `primitives` alone has that.
+    Fp8,
+}
+
+impl PlanKv {
+    /// Bytes of a value.
+    #[must_use]
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Self::Plain => 2,
+            Self::Fp8 => 1,
+        }
+    }
+
+    /// As engines name it.
+    #[must_use]
+    pub fn kind(self) -> KvKind {
+        match self {
+            Self::Plain => KvKind::Bf16,
+            Self::Fp8 => KvKind::Fp8,
+        }
+    }
+
     fn is_plain(&self) -> bool {
         *self == Self::Plain
     }
@@ -212,6 +251,9 @@ impl PlanEntry {
     /// That nothing is computed with numbers that no plan has: whoever runs a plan reckons other sizes from them.
     pub(crate) fn check_sizes(&self) -> Result<(), String> {
         let file = &self.file;
+        if self.kv == PlanKv::Fp8 && self.form == PlanForm::Operators {
+            return Err(format!("plan {file:?} updates a cache of fp8 in its place: no plan does"));
+        }
         let extents = [self.num_lanes, self.lane_capacity, self.lane_rows, self.max_prefill, self.max_tree];
         if self.size_bytes == 0 || extents.contains(&0) || self.timed_in_green_context == Some(0) {
             return Err(format!("plan {file:?} has a size of 0: no plan has"));
@@ -268,6 +310,7 @@ pub(super) mod tests {
             form: PlanForm::Operators,
             compute: PlanCompute::Bf16,
             activations: PlanActivations::Plain,
+            kv: PlanKv::Plain,
             num_lanes: 2,
             lane_capacity: 100,
             lane_rows: 165,
@@ -291,16 +334,21 @@ pub(super) mod tests {
         let both = [entry(PlanRole::Decoder), other];
         let json = serde_json::to_string(&both).unwrap();
         assert!(json.contains(r#""tensorrt":"10.16""#) && !json.contains("stripped"), "{json}");
-        assert!(!json.contains("green") && !json.contains("activations"), "{json}");
+        for absent in ["green", "activations", "kv"] {
+            assert!(!json.contains(absent), "{json}");
+        }
         assert_eq!(serde_json::from_str::<Vec<PlanEntry>>(&json).unwrap(), both);
         assert!(both.iter().all(|plan| plan.validate().is_ok()));
         for other in [
             PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() },
             PlanEntry { activations: PlanActivations::Quantized, ..both[0].clone() },
             PlanEntry { refittable: Some("a".repeat(64)), ..both[0].clone() },
+            PlanEntry { kv: PlanKv::Fp8, form: PlanForm::Primitives, ..both[0].clone() },
         ] {
             let told = serde_json::to_string(&other).unwrap();
+            assert_eq!(told.contains(r#""kv":"fp8""#), other.kv == PlanKv::Fp8, "{told}");
             assert_eq!(serde_json::from_str::<PlanEntry>(&told).unwrap(), other);
+            assert!(other.validate().is_ok());
         }
         let mut hashed = both.clone();
         hashed[0].file =
@@ -318,7 +366,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 19] = [
+        let damages: [(Damage, &str); 20] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -329,6 +377,7 @@ pub(super) mod tests {
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
             (|it| it.refittable = Some(String::new()), "BLAKE3 of the model"),
             (|it| it.size_bytes = 0, "size of 0"),
+            (|it| it.kv = PlanKv::Fp8, "updates a cache of fp8 in its place"),
             (|it| it.num_lanes = 0, "size of 0"),
             (|it| it.timed_in_green_context = Some(0), "size of 0"),
             (|it| it.lane_rows = 164, "rows for tokens and trees"),

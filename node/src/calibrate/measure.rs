@@ -40,6 +40,8 @@ impl Effort {
         Self { num_samples: 400, most: Duration::from_secs(600), idle_gap: Duration::ZERO };
     /// Only to touch every page a section uses.
     pub const LEAST: Self = Self { num_samples: MIN_SAMPLES, most: Duration::ZERO, idle_gap: Duration::ZERO };
+    /// Each section once, at the shortest context: nothing is measured.
+    pub const TOUCH: Self = Self { num_samples: 0, most: Duration::ZERO, idle_gap: Duration::ZERO };
     /// A node that starts without a table.
     pub const BRIEF: Self =
         Self { num_samples: 24, most: Duration::from_millis(1500), idle_gap: Duration::ZERO };

@@ -2,10 +2,10 @@
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use takt_engine::dir::{PlanActivations, PlanCompute};
+use takt_engine::dir::{PlanActivations, PlanCompute, PlanKv};
 use takt_engine_builder::{
     PlanReport, PlansReport, TimingCacheUse,
-    export::Form,
+    export::{Form, KvType},
     plans::{DevicePlans, PlanOptions},
 };
 use takt_tensorrt::build::Profile;
@@ -32,7 +32,7 @@ pub(super) struct PlanArgs {
     /// Tokens a lane of a plan holds [default: the model's context, at most 4096]
     #[arg(long, value_name = "N", requires = "tensorrt")]
     plan_context: Option<usize>,
-    /// The type of a plan's matrix products and of its cache: bf16, or f16, which is finer and overflows above 65504 [default: bf16]
+    /// The type of a plan's matrix products, and of a plain cache: bf16, or f16, which is finer and overflows above 65504 [default: bf16]
     #[arg(long, value_name = "TYPE", requires = "tensorrt", value_parser = compute)]
     plan_dtype: Option<PlanCompute>,
     /// What fp8 and nvfp4 weights are multiplied with: plain (16 bits) or quantized (as the weights are, which is faster and less exact) [default: plain]
@@ -55,6 +55,10 @@ pub(super) struct PlanArgs {
     /// [default: operators where it has them]
     #[arg(long, value_name = "FORM", requires = "tensorrt")]
     plan_form: Option<Form>,
+    /// What a plan's cache holds: plain (the 16 bits of its products), or fp8, half of that, in form primitives on GPUs from sm_89 on
+    /// [default: as the engine's, where form and GPU take it]
+    #[arg(long, value_name = "KIND", requires = "tensorrt")]
+    plan_kv: Option<KvType>,
 }
 
 fn compute(text: &str) -> Result<PlanCompute, String> {
@@ -109,6 +113,7 @@ impl PlanArgs {
             streams_weights: self.plan_streaming,
             sm_share: self.plan_sm_share,
             form: self.plan_form,
+            kv: self.plan_kv,
         }
     }
 }
@@ -130,7 +135,7 @@ fn plan_json(plan: &PlanReport) -> Value {
     json!({
         "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
         "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
-        "activations": entry.activations,
+        "activations": entry.activations, "kv": entry.kv,
         "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
         "timed_in_green_context": entry.timed_in_green_context,
         "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
@@ -158,11 +163,12 @@ pub(super) fn plans_text(report: &PlansReport) -> String {
             num_lanes => format!("{num_lanes} lanes"),
         };
         text += &format!(
-            "{:<10} {}: {}, {lanes} of {} tokens, {}, {:.1} s, {measured}\n",
+            "{:<10} {}: {}, {lanes} of {} tokens{}, {}, {:.1} s, {measured}\n",
             entry.role.to_string(),
             entry.file,
             paint::bytes(entry.size_bytes),
             entry.lane_capacity,
+            if entry.kv == PlanKv::Fp8 { " in fp8" } else { "" },
             timed_on(entry),
             plan.seconds,
         );

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use takt_engine_builder::{
     BuildError,
     export::{
-        Activations, Compute, Contract, ExportOptions, ExportProgress, ExportReport, Form, Model, Target,
-        Variant, export,
+        Activations, Compute, Contract, ExportOptions, ExportProgress, ExportReport, Form, KvType, Model,
+        Target, Variant, export,
     },
 };
 
@@ -34,12 +34,16 @@ pub(super) struct ExportArgs {
     /// How operators are written: operators (opset 24) or primitives (opset 20 to 23) [default: operators where the target has them]
     #[arg(long, value_name = "FORM")]
     form: Option<Form>,
-    /// The type of matrix products and of the cache: bf16, f16, f32
+    /// The type of matrix products, and of a plain cache: bf16, f16, f32
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     dtype: Compute,
     /// What fp8 and nvfp4 weights are multiplied with: plain (16 bits) or quantized (as the weights are)
     #[arg(long, value_name = "KIND", default_value = "plain")]
     activations: Activations,
+    /// What keys and values are stored as: plain (the type of products) or fp8 (form primitives, GPUs from sm_89 on) [default: as the engine's, where form
+    /// and target take it]
+    #[arg(long, value_name = "KIND")]
+    kv: Option<KvType>,
     /// plain (text), or eagle3 (trees of proposals: mask as input, features as output) [default: eagle3 where the engine has a draft head]
     #[arg(long, value_name = "VARIANT")]
     variant: Option<Variant>,
@@ -66,6 +70,7 @@ pub(super) fn run(args: &ExportArgs, interrupt: &Interrupt) -> Result<ExitCode, 
         form: args.form,
         compute: args.dtype,
         activations: args.activations,
+        kv: args.kv,
         variant: args.variant,
         max_context: args.max_context,
         padding_rows: 0,
@@ -121,12 +126,13 @@ fn as_text(args: &ExportArgs, report: &ExportReport, seconds: f64) -> String {
         text += &format!("{} {warning}\n", paint::yellow("note:"));
     }
     text += &format!(
-        "{} {}: {} for {}, products in {}, cache of {} tokens a lane, {} in {seconds:.1} s\n",
+        "{} {}: {} for {}, products in {}, {} cache of {} tokens a lane, {} in {seconds:.1} s\n",
         paint::green("✓"),
         paint::bold(&args.output.display().to_string()),
         contract.form.name(),
         contract.target,
         contract.compute.name(),
+        contract.kv.name(),
         contract.capacity,
         paint::bytes(report.total_bytes),
     );

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use takt_engine::{
     backend::cuda::usable_device,
-    dir::{ForeignPlan, Manifest, PlanCheck, PlanEntry, PlanVersion},
+    dir::{ForeignPlan, Manifest, PlanCheck, PlanEntry, PlanKv, PlanVersion},
 };
 use takt_kernels_cu::Target;
 use takt_tensorrt::{TensorRt, Version};
@@ -88,6 +88,7 @@ pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
         facts["activations"] = json!(plan.check.entry.activations);
         facts["refittable"] = json!(plan.check.entry.refittable);
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
+        facts["kv"] = json!(plan.check.entry.kv);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
         facts["intact"] = json!(fault.is_none());
         facts["fault"] = json!(fault);
@@ -128,6 +129,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
     traits.push(json!(entry.compute).as_str().unwrap_or_default().to_owned());
     traits.push(format!("form {}", json!(entry.form).as_str().unwrap_or_default()));
     traits.push(format!("activations {}", json!(entry.activations).as_str().unwrap_or_default()));
+    traits.extend((entry.kv == PlanKv::Fp8).then(|| "fp8 cache".into()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
     traits.extend(entry.refittable.is_some().then(|| "takes other weights".into()));
@@ -180,6 +182,7 @@ mod tests {
             form: PlanForm::Operators,
             compute: PlanCompute::F16,
             activations: PlanActivations::Quantized,
+            kv: PlanKv::Plain,
             num_lanes: 4,
             lane_capacity: 2048,
             lane_rows: 2113,

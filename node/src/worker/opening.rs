@@ -72,8 +72,28 @@ pub struct Facts {
     pub desk: Arc<Desk>,
 }
 
+/// What a worker whose engine failed leaves to the one that takes its place.
+pub(super) struct Leftover {
+    desk: Arc<Desk>,
+    /// How often promises had been withdrawn.
+    num_withdrawals: u64,
+    /// What sections cost, where that still holds.
+    costs: Option<CostTable>,
+}
+
+impl Leftover {
+    pub(super) fn of(core: &WorkerCore) -> Self {
+        let desk = Arc::clone(core.desk());
+        let num_withdrawals = desk.num_withdrawals();
+        // What it learnt since may be of a device that was failing.
+        let costs = desk.is_trusted().then(|| core.costs().calibrated());
+        Self { desk, num_withdrawals, costs }
+    }
+}
+
 /// Opens an engine and gets the worker ready for it: costs are measured, as long as the worker `is_wanted`, and the draft head is asked for its record.
-/// Requests that wait at `desk` go on to it.
+/// In the place of another nothing is measured that it knew, so that requests wait for little more than the engine: each kind of section runs once.
+/// Requests that wait at its desk go on to this one.
 ///
 /// # Errors
 /// Those of `opener`; [`EngineError::Interrupted`] where the worker is not wanted any more.
@@ -81,7 +101,7 @@ pub(super) fn open(
     opener: &mut Opener,
     options: &WorkerOptions,
     is_wanted: impl Fn() -> bool,
-    desk: Option<Arc<Desk>>,
+    leftover: Option<Leftover>,
 ) -> Result<(WorkerCore, Facts), EngineError> {
     let Opened { mut backend, text, manifest, draft, costs } = opener()?;
     if options.realtime.lock_memory {
@@ -95,15 +115,26 @@ pub(super) fn open(
     let grid = grid_of(backend.as_ref(), options.max_prefill_slice_tokens);
     let costs = costs.filter(|costs| costs.grid == grid);
     let has_stored_costs = costs.is_some();
-    // Measured in any case: it touches every page a section uses.
-    let effort = if has_stored_costs { Effort::LEAST } else { options.effort };
-    let effort = Effort { idle_gap: options.gpu_manners(&facts).idle_gap, ..effort };
-    // Both before measuring: what changes meanwhile is noticed afterwards.
+    // Before measuring: what changes meanwhile is noticed afterwards.
     let device_key = DeviceKey::new(&facts, &options.system_root);
-    let desk = desk.map(|desk| (Arc::clone(&desk), desk.num_withdrawals()));
+    let (mut desk, mut known) = (None, costs.map(|costs| costs.table()));
+    // Measured in any case: it touches every page a section uses.
+    let mut effort = if has_stored_costs { Effort::LEAST } else { options.effort };
+    if let Some(leftover) = leftover {
+        let still_known = leftover.costs.filter(|costs| *costs.grid() == grid);
+        let num_withdrawals = match still_known {
+            Some(_) => leftover.num_withdrawals,
+            None => leftover.desk.num_withdrawals(),
+        };
+        desk = Some((leftover.desk, num_withdrawals));
+        if still_known.is_some() {
+            (known, effort) = (still_known, Effort::TOUCH);
+        }
+    }
+    let effort = Effort { idle_gap: options.gpu_manners(&facts).idle_gap, ..effort };
     let measured = measure(backend.as_mut(), &clock, &grid, effort, |_| is_wanted())?;
     let measured = measured.ok_or(EngineError::Interrupted)?;
-    let table = costs.map_or_else(|| CostTable::new(grid, &measured), |costs| costs.table());
+    let table = known.unwrap_or_else(|| CostTable::new(grid, &measured));
     let decode = SectionShape { kind: SectionKind::Decode, size: 1, context_len: 1 };
     let decode_step = table.typical(decode);
     let shortest = table.bound(decode);

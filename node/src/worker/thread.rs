@@ -17,7 +17,7 @@ use super::{
     WorkerCore, WorkerOptions,
     asker::{Asker, Outcome},
     heartbeat::Heartbeat,
-    opening::{Facts, Opener, open},
+    opening::{Facts, Leftover, Opener, open},
     watch::Watch,
 };
 use crate::{
@@ -214,6 +214,7 @@ fn work(
     ready: &Sender<Result<Facts, EngineError>>,
 ) {
     let refused = rt::apply(&options.realtime);
+    let (clock, started) = (MonotonicClock, MonotonicClock.now());
     let mut core = match open(&mut opener, options, || channels.are_open(), None) {
         Ok((core, facts)) => {
             let _ = ready.send(Ok(Facts { refused, ..facts }));
@@ -224,11 +225,12 @@ fn work(
             return;
         }
     };
-    let mut num_failures = 0;
+    let (opening, mut num_failures) = (clock.now().saturating_duration_since(started), 0);
     let reason = loop {
         match serve(&mut core, channels, &mut num_failures) {
             End::ShutDown => break None,
             End::Failed(reason) => {
+                let failed = clock.now();
                 num_failures += 1;
                 tracing::error!(reason, num_failures, "the engine failed");
                 let last = (num_failures >= MAX_FAILURES)
@@ -236,7 +238,7 @@ fn work(
                 if let Some(reason) = &last {
                     answer_unread(&channels.requests, Some(reason)); // they need not wait for the teardown
                 }
-                let desk = Arc::clone(core.desk());
+                let leftover = Leftover::of(&core);
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
                 channels.heart.beat(TEARDOWN_ALLOWANCE);
@@ -248,10 +250,17 @@ fn work(
                 if !channels.are_open() {
                     break None;
                 }
-                let reopened = open(&mut opener, options, || channels.are_open(), Some(desk));
+                let reopened = open(&mut opener, options, || channels.are_open(), Some(leftover));
                 channels.is_reopening.store(false, Ordering::SeqCst);
                 match reopened {
-                    Ok((reopened, _)) => core = reopened,
+                    Ok((reopened, _)) => {
+                        core = reopened;
+                        tracing::info!(
+                            "the engine is open again {:.2} s after it failed; opening took {:.2} s at the start",
+                            clock.now().saturating_duration_since(failed).as_secs_f64(),
+                            opening.as_secs_f64()
+                        );
+                    }
                     Err(EngineError::Interrupted) => break None,
                     Err(error) => break Some(format!("{reason}; opening the engine again failed: {error}")),
                 }

@@ -9,7 +9,11 @@ use takt_engine::{
 };
 
 use super::{Subject, Tier};
-use crate::{backends::relative_errors, memory_weights::uniform, reference};
+use crate::{
+    backends::relative_errors,
+    memory_weights::uniform,
+    reference::{self, Stored},
+};
 
 /// What a lane is told in a step.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +37,7 @@ pub struct Conversation<'a> {
     pub backend: &'a mut dyn Backend,
     subject: (&'a crate::memory_weights::MemoryWeights, &'a DecoderSpec),
     tier: Tier,
+    stored: Stored<'a>,
     /// Most nodes of a tree.
     pub max_tree: usize,
     /// Whether a list comes wherever one is asked for.
@@ -58,6 +63,10 @@ impl<'a> Conversation<'a> {
         let num_lanes = subject.backend.capabilities().num_lanes;
         Self {
             subject: (subject.weights, spec),
+            stored: match subject.cache_scales {
+                [] => Stored::ByRow(subject.backend.capabilities().kv),
+                scales => Stored::ByLayer(scales),
+            },
             tier: subject.tier,
             max_tree: subject.max_tree,
             makes_lists: subject.makes_lists,
@@ -143,7 +152,7 @@ impl<'a> Conversation<'a> {
     }
 
     fn expected(&self, tokens: &[TokenId]) -> Vec<Vec<f64>> {
-        reference::logits(self.subject.1, self.subject.0, self.backend.capabilities().kv, tokens)
+        reference::logits(self.subject.1, self.subject.0, self.stored, tokens)
     }
 
     #[track_caller]

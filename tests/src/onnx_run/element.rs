@@ -165,6 +165,23 @@ fn e4m3(code: u8) -> f32 {
     if code & 0x7f == 0x7f { f32::NAN } else { small(code, 3, 4) }
 }
 
+/// The code of `value`, a number of E4M3: the inverse of reading it.
+pub(super) fn e4m3_code(value: f32) -> u8 {
+    let sign = if value.is_sign_negative() { 0x80 } else { 0 };
+    let magnitude = value.abs();
+    // Codes ascend with what they say; 0x7f says no number.
+    let (mut low, mut high) = (0, 0x7f);
+    while low < high {
+        let middle = (low + high) / 2;
+        if e4m3(middle) < magnitude {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    sign | if magnitude.is_nan() { 0x7f } else { low }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +204,16 @@ mod tests {
             [7.0, 0.0, -8.0, -1.0]
         );
         assert_eq!(Element::I4.float_at(byte(0x8f), 1), -8.0);
+    }
+
+    #[test]
+    fn every_number_of_8_bits_has_its_code() {
+        for code in 0..=u8::MAX {
+            assert_eq!(e4m3_code(e4m3(code)) & 0x7f, code & 0x7f, "{code:#x}");
+            if code & 0x7f != 0x7f {
+                assert_eq!(e4m3_code(e4m3(code)), code);
+            }
+        }
     }
 
     #[test]

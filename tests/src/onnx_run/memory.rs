@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::{
     Result, RunError,
-    element::Element,
+    element::{Element, e4m3_code},
     tensor::{Data, Tensor, num_elements},
 };
 
@@ -90,6 +90,9 @@ impl<'a> Binding<'a> {
         }
         match &tensor.data {
             Data::Floats(values) if self.is_plain_float() => self.write_floats(0, values),
+            Data::Floats(values) if self.element == Element::E4M3 => {
+                self.bytes.iter().zip(values).for_each(|(cell, &value)| cell.set(e4m3_code(value)));
+            }
             Data::Ints(values) if self.element == Element::I64 => {
                 let bytes = values.iter().flat_map(|value| value.to_le_bytes());
                 self.bytes.iter().zip(bytes).for_each(|(cell, byte)| cell.set(byte));

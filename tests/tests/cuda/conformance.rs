@@ -11,7 +11,14 @@ use crate::models::{on_device, open, options, spec};
 fn conforms(spec: &DecoderSpec, weights: WeightKind, kv: KvKind, tier: Tier) {
     let model = MemoryWeights::random(spec, weights, WeightKind::Bf16, 5);
     let mut backend = open(spec, &model, &options(kv)).unwrap();
-    check(&mut Subject { backend: &mut backend, weights: &model, tier, max_tree: 64, makes_lists: true });
+    check(&mut Subject {
+        backend: &mut backend,
+        weights: &model,
+        tier,
+        max_tree: 64,
+        cache_scales: &[],
+        makes_lists: true,
+    });
 }
 
 #[test]

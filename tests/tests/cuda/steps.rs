@@ -17,18 +17,33 @@ fn a_step_is_one_graph_and_one_event_and_allocates_nothing() {
         let model = MemoryWeights::random(&spec, WeightKind::Nvfp4, WeightKind::Nvfp4, 1);
         let mut backend = open(&spec, &model, &options(KvKind::Fp8)).unwrap();
         run_slices(&mut backend, LaneId(0), &tokens(&spec, 20), 20);
+        // What serving meets: a decode step and a prompt, a tree, a prompt beside a lane that decodes, a tree beside one, decoding together. Nothing
+        // of it was run before.
+        let runs: [&[(usize, usize, bool)]; 6] = [
+            &[(0, 1, false)],
+            &[(0, 5, false)],
+            &[(0, 6, true)],
+            &[(0, 1, false), (1, 7, false)],
+            &[(0, 1, false), (1, 3, true)],
+            &[(0, 1, false), (1, 1, false)],
+        ];
         let mut plan = StepPlan::default();
-        for num_tokens in [1, 5] {
+        for run in runs {
             plan.clear();
-            plan.push(LaneId(0), &tokens(&spec, num_tokens), LogitsWanted::Last);
+            for &(lane, num_tokens, is_tree) in run {
+                match is_tree {
+                    true => plan.push_tree(LaneId(lane), &tokens(&spec, num_tokens), &vec![0; num_tokens]),
+                    false => plan.push(LaneId(lane), &tokens(&spec, num_tokens), LogitsWanted::Last),
+                }
+            }
             let before = device.report();
             backend.run_step(&plan).unwrap();
             let calls = device.report().calls_since(&before);
             let count = |name: &str| calls.get(name).copied().unwrap_or(0);
-            assert_eq!((count("cuGraphLaunch"), count("cuEventRecord")), (1, 1), "{calls:?}");
+            assert_eq!((count("cuGraphLaunch"), count("cuEventRecord")), (1, 1), "{run:?}: {calls:?}");
             let usual =
                 ["cuGraphLaunch", "cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuEventQuery", "cuCtxSetCurrent"];
-            assert!(calls.keys().all(|name| usual.contains(&name.as_str())), "{calls:?}");
+            assert!(calls.keys().all(|name| usual.contains(&name.as_str())), "{run:?}: {calls:?}");
         }
     });
 }

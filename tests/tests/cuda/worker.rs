@@ -106,12 +106,22 @@ fn a_device_that_fails_or_hangs_fails_the_open_requests_and_the_next_is_answered
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("engine");
         build_demo(&dir);
-        let worker = worker(dir, Duration::from_secs(3));
+        let (unopened, worker) = (device.report(), worker(dir, Duration::from_secs(3)));
+        let opened = device.report();
         let expected = reply(&ask(&worker));
         assert_eq!(expected.status, Status::Complete, "{expected:?}");
         assert!(!expected.token_ids.is_empty());
+        let answered = device.report();
         device.fail_launch(100);
         fails_and_recovers(device, &worker, &expected, "the device failed in");
+        // Opening again is what opening was, not more: as much is loaded, captured, allocated and copied, once.
+        let (first, again) = (opened.calls_since(&unopened), device.report().calls_since(&answered));
+        for name in
+            ["cuModuleLoadData", "cuGraphInstantiateWithFlags", "cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2"]
+        {
+            assert_ne!(first.get(name), None, "{name}");
+            assert_eq!(again.get(name), first.get(name), "{name}: {again:?}, at first {first:?}");
+        }
         device.hang_launch(100);
         fails_and_recovers(device, &worker, &expected, "did not finish within");
         worker.shut_down();

@@ -99,10 +99,12 @@ impl Case<'_> {
     }
 
     pub fn name(&self) -> String {
-        let ExportOptions { form, compute, variant, activations, .. } = self.export;
+        let ExportOptions { form, compute, variant, activations, kv, .. } = self.export;
         let source = self.source.file_name().unwrap().to_string_lossy();
         let (form, variant) = (form.unwrap().name(), variant.unwrap().name());
-        format!("{source} {} {form} {} {variant} {}", self.build.weights, compute.name(), activations.name())
+        let kv = kv.unwrap_or_default().name();
+        let (weights, compute, activations) = (self.build.weights, compute.name(), activations.name());
+        format!("{source} {weights} {form} {compute} {variant} {activations}, {kv} cache")
     }
 }
 

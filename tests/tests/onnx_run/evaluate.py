@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "BOOL": np.bool_}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "BOOL": np.bool_,
+          "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

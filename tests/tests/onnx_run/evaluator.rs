@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use serde_json::Value;
 use takt_engine::quant::WeightKind;
-use takt_engine_builder::export::{Activations, Compute, Form, Variant};
+use takt_engine_builder::export::{Activations, Compute, Form, KvType, Variant};
 use takt_tests::onnx_run::Element;
 
 use crate::{case::Case, python::python, section::Buffer};
@@ -18,6 +18,8 @@ const HALF: f64 = 3e-3;
 const BRAIN: f64 = 2e-2;
 /// Of quantized activations: where a value falls on the other side of a code's boundary.
 const CODES: f64 = 5e-2;
+/// Of codes that come out: where a key falls on the other side of its code's boundary, the largest one's neighbour is up to an eighth away.
+const NEXT_CODE: f64 = 0.125;
 
 /// Writes what went through a model and came out.
 fn write(path: &Path, recorded: &[(String, Buffer)]) {
@@ -27,6 +29,7 @@ fn write(path: &Path, recorded: &[(String, Buffer)]) {
         Element::Bf16 => Dtype::BF16,
         Element::I64 => Dtype::I64,
         Element::Bool => Dtype::BOOL,
+        Element::E4M3 => Dtype::F8_E4M3,
         other => panic!("{other:?}"),
     };
     let views = recorded.iter().map(|(name, buffer)| {
@@ -74,6 +77,15 @@ fn every_run_is_what_onnx_says() {
                 check(&case, bound);
             }
         }
+    }
+    for (source, compute, variant) in [
+        ("hf/tiny-qwen2", Compute::F32, Variant::Plain),
+        ("families/mistral-window", Compute::F16, Variant::Eagle3),
+        ("../../models/takt-demo", Compute::Bf16, Variant::Eagle3),
+    ] {
+        let mut case = Case::new(source, WeightKind::Bf16, Form::Primitives, variant);
+        (case.export.compute, case.export.kv) = (compute, Some(KvType::Fp8));
+        check(&case, NEXT_CODE);
     }
     for kind in [WeightKind::Fp8, WeightKind::Nvfp4] {
         let mut case = Case::new("../../models/takt-demo", kind, Form::Operators, Variant::Plain);

@@ -14,6 +14,7 @@ fn element(port: &Port) -> Element {
         ElementType::Bf16 => Element::Bf16,
         ElementType::I64 => Element::I64,
         ElementType::Bool => Element::Bool,
+        ElementType::F8E4M3 => Element::E4M3,
         other => panic!("{}: {other:?}", port.name),
     }
 }

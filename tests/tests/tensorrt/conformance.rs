@@ -1,32 +1,35 @@
 //! The suite that every backend passes, over plans of both forms.
 
-use takt_engine::quant::WeightKind;
-use takt_engine_builder::export::{Activations, Compute};
+use takt_engine::{dir::PlanKv, quant::WeightKind};
+use takt_engine_builder::export::{Activations, Compute, KvType};
 use takt_tests::conformance::{
-    self, BF16_PLAN, F16_PLAN, FP8_ACTIVATIONS_PLAN, NVFP4_ACTIVATIONS_PLAN, Subject, Tier,
+    self, BF16_PLAN, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, FP8_ACTIVATIONS_PLAN, NVFP4_ACTIVATIONS_PLAN,
+    Subject, Tier,
 };
 
-use crate::models::{KINDS, Kind, MAX_TREE, Planned, QUANTIZED, emulated, options};
+use crate::models::{FP8_CACHE, KINDS, Kind, MAX_TREE, Planned, QUANTIZED, emulated, options};
 
 /// Holds a backend over `planned` to it.
 pub fn conforms(planned: &Planned, kind: Kind) {
     let mut backend = planned.open(&options()).unwrap();
-    let backend = &mut backend;
     conformance::check(&mut Subject {
-        backend,
+        backend: &mut backend,
         weights: &planned.weights,
         tier: tier(kind),
         max_tree: MAX_TREE,
+        cache_scales: &planned.cache_scales,
         makes_lists: true,
     });
 }
 
 /// How exact a plan of `kind` is.
 fn tier(kind: Kind) -> Tier {
-    match (kind.activations, kind.weights, kind.compute) {
-        (Activations::Quantized, WeightKind::Fp8, _) => FP8_ACTIVATIONS_PLAN,
-        (Activations::Quantized, WeightKind::Nvfp4, _) => NVFP4_ACTIVATIONS_PLAN,
-        (_, _, Compute::F16) => F16_PLAN,
+    match (kind.activations, kind.weights, kind.compute, kind.kv) {
+        (Activations::Plain, _, Compute::F16, KvType::Fp8) => F16_PLAN_OVER_E4M3_CACHE,
+        (_, _, compute, KvType::Fp8) => panic!("no tier for an E4M3 cache beside {compute:?}"),
+        (Activations::Quantized, WeightKind::Fp8, ..) => FP8_ACTIVATIONS_PLAN,
+        (Activations::Quantized, WeightKind::Nvfp4, ..) => NVFP4_ACTIVATIONS_PLAN,
+        (_, _, Compute::F16, _) => F16_PLAN,
         _ => BF16_PLAN,
     }
 }
@@ -52,4 +55,13 @@ fn with_quantized_activations_it_does_all_of_that_as_near_as_they_let_it() {
             }
         },
     );
+}
+
+#[test]
+fn a_plan_with_a_cache_of_8_bits_does_what_every_backend_must() {
+    emulated("conformance::a_plan_with_a_cache_of_8_bits_does_what_every_backend_must", |_, _, _| {
+        let planned = Planned::new(FP8_CACHE);
+        assert_eq!((planned.entry.kv, planned.cache_scales.len()), (PlanKv::Fp8, planned.spec.num_layers));
+        conforms(&planned, FP8_CACHE);
+    });
 }

@@ -12,13 +12,13 @@ use takt_engine::{
         cuda::{GpuOptions, kernels, usable_device},
         tensorrt::{SerializedPlan, TensorRtBackend, TensorRtOptions, kernel_sources},
     },
-    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanRole, PlanVersion, Quantization},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanRole, PlanVersion, Quantization},
     kv::KvKind,
     quant::WeightKind,
     spec::DecoderSpec,
 };
 use takt_engine_builder::export::{
-    Activations, Compute, Dim, ExportOptions, Form, Port, Source, Variant, export_source,
+    Activations, Compute, Dim, ExportOptions, Form, KvType, Port, Source, Variant, export_source,
 };
 use takt_kernels_cu::driver::{
     context::{Context, Share},
@@ -101,6 +101,8 @@ pub struct Planned {
     pub spec: DecoderSpec,
     pub weights: MemoryWeights,
     pub entry: PlanEntry,
+    /// Of an E4M3 cache, as the contract tells them.
+    pub cache_scales: Vec<[f32; 2]>,
     pub bytes: Vec<u8>,
     images: Vec<Vec<u8>>,
 }
@@ -148,8 +150,19 @@ pub struct Kind {
     pub compute: Compute,
     pub weights: WeightKind,
     pub activations: Activations,
+    pub kv: KvType,
     pub has_windows: bool,
 }
+
+/// Keys and values in 8 bits, which is no weights' kind: a plan of its own.
+pub const FP8_CACHE: Kind = Kind {
+    form: Form::Primitives,
+    compute: Compute::F16,
+    weights: WeightKind::Bf16,
+    activations: Activations::Plain,
+    kv: KvType::Fp8,
+    has_windows: true,
+};
 
 pub const KINDS: [Kind; 4] = [
     Kind {
@@ -157,6 +170,7 @@ pub const KINDS: [Kind; 4] = [
         compute: Compute::F16,
         weights: WeightKind::Fp8,
         activations: Activations::Plain,
+        kv: KvType::Plain,
         has_windows: false,
     },
     Kind {
@@ -164,6 +178,7 @@ pub const KINDS: [Kind; 4] = [
         compute: Compute::F16,
         weights: WeightKind::Bf16,
         activations: Activations::Plain,
+        kv: KvType::Plain,
         has_windows: false,
     },
     Kind {
@@ -171,6 +186,7 @@ pub const KINDS: [Kind; 4] = [
         compute: Compute::Bf16,
         weights: WeightKind::Bf16,
         activations: Activations::Plain,
+        kv: KvType::Plain,
         has_windows: true,
     },
     Kind {
@@ -178,6 +194,7 @@ pub const KINDS: [Kind; 4] = [
         compute: Compute::F16,
         weights: WeightKind::Nvfp4,
         activations: Activations::Plain,
+        kv: KvType::Plain,
         has_windows: true,
     },
 ];
@@ -257,6 +274,7 @@ impl Planned {
             form: Some(kind.form),
             compute: kind.compute,
             activations: kind.activations,
+            kv: Some(kind.kv),
             variant: Some(Variant::Eagle3),
             max_context: Some(capacity),
             padding_rows: MAX_TREE,
@@ -281,7 +299,8 @@ impl Planned {
             device: place.device,
             ..entry(kind, capacity, &bytes, &trt)
         };
-        Ok(Self { spec, weights, entry, bytes, images: place.images })
+        let cache_scales = model.cache_scales.clone();
+        Ok(Self { spec, weights, entry, cache_scales, bytes, images: place.images })
     }
 
     /// A backend in a context of its own.
@@ -320,6 +339,7 @@ fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry
             Activations::Plain => PlanActivations::Plain,
             Activations::Quantized => PlanActivations::Quantized,
         },
+        kv: if kind.kv == KvType::Fp8 { PlanKv::Fp8 } else { PlanKv::Plain },
         num_lanes: NUM_LANES,
         lane_capacity: capacity,
         lane_rows: capacity + MAX_TREE,

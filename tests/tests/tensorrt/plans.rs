@@ -67,6 +67,7 @@ fn options_become_what_tensorrt_is_asked_for() {
         let options = PlanOptions {
             num_lanes: 3,
             lane_capacity: Some(100),
+            kv: None,
             compute: PlanCompute::F16,
             activations: PlanActivations::Plain,
             workspace_bytes: Some(5 << 20),

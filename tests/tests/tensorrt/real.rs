@@ -18,7 +18,7 @@ use takt_tests::{heldout, memory_weights::MemoryWeights};
 
 use crate::{
     conformance::conforms,
-    models::{KINDS, Place, Planned, QUANTIZED, tokens},
+    models::{FP8_CACHE, KINDS, Place, Planned, QUANTIZED, tokens},
 };
 
 /// Every 240th line: 10 of 2,400.
@@ -66,7 +66,7 @@ fn the_backend_does_with_nvidias_library_what_every_backend_must() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let mut num_checked = 0;
-    for kind in KINDS.into_iter().chain(QUANTIZED) {
+    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE]) {
         let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         let place = Place::here(&gpu(scratch.path()));

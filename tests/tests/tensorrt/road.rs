@@ -10,8 +10,9 @@ use takt_eagle_spec::tree::TreeShape;
 use takt_engine::{
     Engine, EngineOptions,
     backend::{cpu::ActivationArithmetic, cuda::GpuOptions},
-    dir::{Manifest, PlanCompute},
+    dir::{Manifest, PlanCompute, PlanKv},
     engine::BackendKind,
+    kv::KvKind,
     quant::WeightKind,
     score::score,
     sequence::SequenceOptions,
@@ -19,7 +20,7 @@ use takt_engine::{
 };
 use takt_engine_builder::{
     BuildOptions, build,
-    export::Form,
+    export::{Form, KvType},
     plans::{DevicePlans, PlanOptions, add_plans},
 };
 use takt_kernels_cu::Target;
@@ -200,6 +201,57 @@ fn every_checkpoint_scores_a_text_through_its_plan_as_on_the_processor() {
             let expected = score(road.on_cpu().backend.as_mut(), &tokens).unwrap().nll.unwrap();
             println!("{source} {kind} {form:?}: {found}, on the processor {expected}");
             assert!((found - expected).abs() < bound, "{source} {kind}: {found}, {expected}");
+        }
+    });
+}
+
+/// An engine whose own cache is E4M3, in plans of the form that can have such a one: by itself, and where it is asked for.
+#[test]
+fn an_engine_with_a_cache_of_8_bits_gets_a_plan_with_one_and_scores_as_on_the_processor() {
+    let test = "road::an_engine_with_a_cache_of_8_bits_gets_a_plan_with_one_and_scores_as_on_the_processor";
+    on_thor(test, |_, _| {
+        let road = Road { folder: tempfile::tempdir().unwrap() };
+        let how = BuildOptions { kv: Some(KvKind::Fp8), ..BuildOptions::new(WeightKind::Fp8) };
+        build(&demo(), &road.engine(), &how, &mut |_| {}).unwrap();
+        let plans = |form, kv| {
+            let capacity = Some(road.capacity());
+            let options = PlanOptions {
+                num_lanes: NUM_LANES,
+                lane_capacity: capacity,
+                form,
+                kv,
+                ..PlanOptions::default()
+            };
+            let report =
+                add_plans(&road.engine(), &DevicePlans::open(options, None).unwrap(), None, &mut |_| {})
+                    .unwrap();
+            (report.plans[0].entry.kv, report.warnings.join("; "))
+        };
+        let lines = heldout::read(&demo().join("eval/heldout.jsonl"), 2 * STRIDE).unwrap();
+        let expected = answers(&mut road.on_cpu(), &lines).0;
+        let mut lanes = Vec::new();
+        for (form, kv, has, said) in [
+            (None, Some(KvType::Plain), PlanKv::Plain, ""),
+            (Some(Form::Primitives), None, PlanKv::Fp8, ""),
+            (None, Some(KvType::Fp8), PlanKv::Fp8, ""),
+        ] {
+            assert_eq!(plans(form, kv), (has, said.into()));
+            let mut engine = road.open();
+            let facts = engine.backend.capabilities().clone();
+            assert_eq!(facts.kv, has.kind());
+            lanes.push(facts.kv_bytes);
+            assert_eq!(answers(&mut engine, &lines).0, expected);
+        }
+        // Rows are a multiple of 16 rather than 8: not quite half.
+        assert!(lanes[1] == lanes[2] && lanes[1] * 2 <= lanes[0] + lanes[0] / 20, "{lanes:?}");
+        let asked = EngineOptions { kv: Some(KvKind::Fp8), ..Road::options() };
+        assert_eq!(Engine::open(&road.engine(), &asked).unwrap().backend.capabilities().kv, KvKind::Fp8);
+        let other = road.refusal(&EngineOptions { kv: Some(KvKind::Bf16), ..Road::options() });
+        assert!(other.contains("has a fp8 KV cache") && other.contains("--plan-kv plain"), "{other}");
+        if form_here(Form::Operators) == Form::Operators {
+            let (has, said) = plans(None, None);
+            assert_eq!(has, PlanKv::Plain);
+            assert!(said.contains("the engine's cache is fp8") && said.contains("primitives has"), "{said}");
         }
     });
 }

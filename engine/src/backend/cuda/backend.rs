@@ -23,7 +23,7 @@ use super::{
     options::CudaOptions,
     room::{Needs, Room},
     rows::StepRows,
-    shape::{ShapeLimits, StepShape},
+    shape::{ShapeLimits, StepShape, sizes},
     weights::DeviceModel,
     workspace::Workspace,
 };
@@ -131,6 +131,8 @@ impl CudaBackend {
     fn capture_usual(&mut self) -> Result<()> {
         let usual = StepShape::usual(self.limits);
         self.rows.make_room(usual.len());
+        // Beside them those of texts that are scored, which are captured when they come.
+        self.graphs.make_room(usual.len() + sizes(self.limits.max_tokens).len());
         for shape in usual {
             self.capture_shape(shape)?;
             self.rows.capture_usual(&self.stream, &mut self.kernels, 0..shape.num_logits)?;

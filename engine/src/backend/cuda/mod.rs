@@ -18,7 +18,8 @@
 //! Lanes, rows of logits, their lists, captured graphs and room are shared with the other backend on GPUs: `backend::device`.
 //!
 //! Architecture invariant: a step is one graph, one more for its lists of likeliest tokens, one more where a draft head reads along, and one wait,
-//! and allocates nothing once its shape was captured. The usual shapes, with the lists of greedy decoding and of forms, are captured when the backend is opened, others (trees, prompts beside decoding lanes) the first time they come, which takes milliseconds.
+//! and allocates nothing once its shape was captured. All shapes that serving meets are captured when the
+//! backend is opened, with the lists of greedy decoding and of forms; those of texts that are scored the first time they come, which takes milliseconds.
 
 use super::device::{captures, lanes, lists, room, rows};
 

@@ -50,6 +50,8 @@ struct Snapshot {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::backend) struct LaneSizes {
     pub format: KvFormat,
+    /// F32 scales lie beside the rows; whoever reads rows that are scaled without has the scales.
+    pub has_scales: bool,
     pub num_lanes: usize,
     /// Tokens one lane holds.
     pub capacity: usize,
@@ -65,7 +67,7 @@ impl LaneSizes {
             KvKind::Fp8 => KvFormat::Fp8,
             KvKind::Int8 => KvFormat::Int8,
         };
-        Self { format, num_lanes, capacity, rows: capacity }
+        Self { format, has_scales: format.has_scales(), num_lanes, capacity, rows: capacity }
     }
 }
 
@@ -99,7 +101,7 @@ impl LaneLayout {
     }
 
     fn scale_bytes(&self) -> usize {
-        if self.sizes.format.has_scales() {
+        if self.sizes.has_scales {
             (self.layer_rows() * size_of::<f32>()).next_multiple_of(ALIGNMENT)
         } else {
             0
@@ -150,7 +152,7 @@ impl DeviceLanes {
         let mut addresses = Vec::new();
         for layer_idx in 0..layout.num_layers {
             for (idx, offset) in layout.layer(layer_idx).into_iter().enumerate() {
-                let address = if idx < 2 || layout.sizes.format.has_scales() {
+                let address = if idx < 2 || layout.sizes.has_scales {
                     buffer.address().offset(offset)?
                 } else {
                     DeviceAddress::NULL
@@ -180,7 +182,7 @@ impl DeviceLanes {
         let layout = &self.layout;
         let [keys, values, key_scales, value_scales] = layout.layer(layer_idx);
         let scale = |offset| {
-            if layout.sizes.format.has_scales() {
+            if layout.sizes.has_scales {
                 self.buffer.address().offset(offset)
             } else {
                 Ok(DeviceAddress::NULL)
@@ -267,9 +269,9 @@ impl DeviceLanes {
         self.book.check_committed(lane, len)?;
         let num_rows = 2 * self.layout.num_layers * self.layout.num_kv_heads * len;
         let row_bytes = (num_rows * self.layout.row_bytes()).next_multiple_of(ALIGNMENT);
-        let scale_bytes = if self.layout.sizes.format.has_scales() { num_rows * size_of::<f32>() } else { 0 };
+        let scale_bytes = if self.layout.sizes.has_scales { num_rows * size_of::<f32>() } else { 0 };
         let rows = DeviceBuffer::new(stream.context(), row_bytes + scale_bytes, "a prefix snapshot")?;
-        let scales = self.layout.sizes.format.has_scales().then_some(row_bytes);
+        let scales = self.layout.sizes.has_scales.then_some(row_bytes);
         let snapshot = Snapshot { len, rows, scales };
         self.copy(stream, kernels, lane, &snapshot, Direction::Save)?;
         let id = SnapshotId(self.next_snapshot);

@@ -135,7 +135,7 @@ impl TensorRtBackend {
         for token in padding::candidates(self.spec.vocab_size) {
             self.padding = token;
             self.run_usual()?;
-            if padding::is_harmless(&self.padding_rows()?, self.entry.compute) {
+            if padding::is_harmless(&self.padding_rows()?, &self.entry) {
                 return Ok(());
             }
         }

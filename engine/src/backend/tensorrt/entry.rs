@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::{
     EngineError, Result,
-    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanList, PlanRole, PlanVersion},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanList, PlanRole, PlanVersion},
+    kv::KvKind,
 };
 
 /// What a plan has to be.
@@ -21,6 +22,8 @@ pub(super) struct Wanted<'a> {
     pub num_lanes: usize,
     /// `None` for the plan's own.
     pub lane_capacity: Option<usize>,
+    /// `None` for the plan's own.
+    pub kv: Option<KvKind>,
 }
 
 impl Wanted<'_> {
@@ -70,6 +73,10 @@ impl Wanted<'_> {
             smaller.push(format!("max_context = {has}"));
             shorter = format!(", or give --max-context {has}");
         }
+        let has = plan.kv.kind();
+        if let Some(asked) = self.kv.filter(|&asked| asked != has) {
+            faults.push(format!("has a {has} KV cache, {asked} is asked for"));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -111,6 +118,11 @@ impl Wanted<'_> {
         if plan.form == PlanForm::Primitives {
             command += " --plan-form primitives";
         }
+        match self.kv.unwrap_or(plan.kv.kind()) {
+            KvKind::Fp8 => command += " --plan-kv fp8",
+            _ if plan.kv == PlanKv::Fp8 => command += " --plan-kv plain",
+            _ => {}
+        }
         if let (Some(timed), Some(all)) = (plan.timed_in_green_context, plan.device_num_sms()) {
             command += &format!(" --plan-sm-share {}", (u64::from(timed) * 100).div_ceil(u64::from(all)));
         }
@@ -138,6 +150,7 @@ pub(super) mod tests {
             form: PlanForm::Operators,
             compute: PlanCompute::Bf16,
             activations: PlanActivations::Plain,
+            kv: PlanKv::Plain,
             num_lanes: 2,
             lane_capacity: 512,
             lane_rows: 577,
@@ -162,6 +175,7 @@ pub(super) mod tests {
             weights_blake3: &weights,
             num_lanes: 2,
             lane_capacity: None,
+            kv: None,
         };
         let plans = [
             plan(15, "sm_110a", PlanRole::Decoder),
@@ -190,7 +204,26 @@ pub(super) mod tests {
             timed_in_green_context: Some(7),
             ..plans[3].clone()
         };
+        let small = PlanEntry { kv: PlanKv::Fp8, form: PlanForm::Primitives, ..plans[3].clone() };
+        let asking = |kv| Wanted { kv: Some(kv), ..wanted };
+        assert!(asking(KvKind::Bf16).choose(&all).is_ok());
+        assert!(asking(KvKind::Fp8).choose(&list(std::slice::from_ref(&small))).is_ok());
         for (wanted, plans, said) in [
+            (
+                asking(KvKind::Fp8),
+                all.clone(),
+                format!("has a bf16 KV cache, fp8 is asked for; {like} 2 --plan-context 512 --plan-kv fp8` builds another"),
+            ),
+            (
+                asking(KvKind::Bf16),
+                list(std::slice::from_ref(&small)),
+                format!("has a fp8 KV cache, bf16 is asked for; {like} 2 --plan-context 512 --plan-form primitives --plan-kv plain` builds another"),
+            ),
+            (
+                Wanted { num_lanes: 3, ..wanted },
+                list(&[small]),
+                format!("{like} 3 --plan-context 512 --plan-form primitives --plan-kv fp8` builds another; or set lanes = 2"),
+            ),
             (
                 wanted,
                 list(&[]),

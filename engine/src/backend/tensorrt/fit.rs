@@ -35,8 +35,10 @@ pub(super) fn check_kv(sizes: &Sizes, entry: &PlanEntry, options: &TensorRtOptio
     match options.max_kv_bytes.filter(|&most| kv as u64 > most) {
         None => Ok(()),
         Some(max_bytes) => Err(EngineError::Capacity(format!(
-            "the 16-bit KV cache of {} lanes x {} rows, which the plan fixes, takes {kv} bytes, {max_bytes} are allowed",
-            options.num_lanes, entry.lane_rows
+            "the {}-bit KV cache of {} lanes x {} rows, which the plan fixes, takes {kv} bytes, {max_bytes} are allowed",
+            8 * entry.kv.element_bytes(),
+            options.num_lanes,
+            entry.lane_rows
         ))),
     }
 }

@@ -21,7 +21,6 @@ use crate::{
         },
     },
     dir::{PlanActivations, PlanCompute, PlanForm},
-    kv::KvKind,
     spec::DecoderSpec,
 };
 
@@ -136,7 +135,7 @@ pub(super) fn capabilities(
         max_logits_rows: options.max_logits_rows,
         num_threads: 1,
         multiprocessors: Some(Multiprocessors { used: context.num_sms(), all: device.num_sms }),
-        kv: KvKind::Bf16,
+        kv: entry.kv.kind(),
         weight_bytes_per_step: file.weight_bytes_per_step,
         kv_bytes: lanes.num_bytes(),
     }

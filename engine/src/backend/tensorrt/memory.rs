@@ -20,9 +20,6 @@ use crate::{
     spec::DecoderSpec,
 };
 
-/// Bytes of a value of the cache.
-pub(super) const CACHE_BYTES: usize = 2;
-
 /// Where everything lies that executions read and write.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -35,6 +32,8 @@ pub(super) struct Memory {
     pub lane_rows: usize,
     /// `[G, d]` of a row.
     pub row_shape: [usize; 2],
+    /// Of one of its values.
+    pub value_bytes: usize,
     /// A section's input.
     pub input: DeviceAddress,
     /// F32 `[places, V]`.
@@ -85,6 +84,7 @@ impl Memory {
             lane_bytes: sizes.lane_bytes,
             lane_rows: sizes.limits.lane_rows,
             row_shape: [spec.num_kv_heads, spec.head_dim],
+            value_bytes: sizes.value_bytes,
             input: buffer(sizes.input_bytes, "what a step is about")?,
             logits: buffer(sizes.logits_bytes, "logits")?,
             logits_row_bytes: spec.vocab_size * size_of::<f32>(),
@@ -98,9 +98,9 @@ impl Memory {
         })
     }
 
-    /// Bytes of one tensor of new rows with this many tokens of all lanes together.
-    pub(super) fn present_bytes(spec: &DecoderSpec, num_tokens: usize) -> usize {
-        (num_tokens * spec.kv_dim() * CACHE_BYTES).next_multiple_of(ALIGNMENT)
+    /// Bytes of one tensor of new rows with this many tokens of all lanes together, `value_bytes` a value.
+    pub(super) fn present_bytes(spec: &DecoderSpec, num_tokens: usize, value_bytes: usize) -> usize {
+        (num_tokens * spec.kv_dim() * value_bytes).next_multiple_of(ALIGNMENT)
     }
 
     /// What does not change from section to section of these lanes.
@@ -161,7 +161,7 @@ impl Memory {
         start: usize,
     ) -> Result<Vec<(DeviceAddress, usize)>> {
         let [num_kv_heads, head_dim] = self.row_shape;
-        let row_bytes = head_dim * CACHE_BYTES;
+        let row_bytes = head_dim * self.value_bytes;
         let mut rows = Vec::new();
         for (tensor, cache) in self.cache.iter().enumerate() {
             for head in 0..shape.num_lanes * num_kv_heads {

@@ -46,6 +46,6 @@ mod sizes;
 mod usual;
 
 pub use backend::{SerializedPlan, TensorRtBackend};
-pub(crate) use open::open;
+pub(crate) use open::{Asked, open};
 pub use open::{kernel_sources, plan_for_this_machine};
 pub use options::TensorRtOptions;

@@ -17,6 +17,7 @@ use crate::{
     EngineError, Result,
     backend::cuda::{self, GpuOptions},
     dir::{EngineDir, Manifest, Part, PlanEntry, PlanFile, PlanRole, PlanVersion, Role, lay_out, parts},
+    kv::KvKind,
 };
 
 /// The kernels beside a plan: rows of the cache moved and appended, lists of the likeliest tokens.
@@ -37,7 +38,16 @@ pub fn plan_for_this_machine(manifest: &Manifest) -> Option<&PlanEntry> {
     manifest.plan(version, target.name(), PlanRole::Decoder)
 }
 
-/// Opens the plan of `dir` that is for the first device there are kernels for; a draft head may be attached if `wants_head`.
+/// What is asked of a plan beside its size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// A draft head may be attached.
+    pub head: bool,
+    /// The cache; `None` for the plan's own.
+    pub kv: Option<KvKind>,
+}
+
+/// Opens the plan of `dir` that is for the first device there are kernels for.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] without a driver, a device or kernels for it, TensorRT, or a plan for them, with what to do;
@@ -45,7 +55,7 @@ pub fn plan_for_this_machine(manifest: &Manifest) -> Option<&PlanEntry> {
 pub(crate) fn open(
     dir: &EngineDir,
     gpu: &GpuOptions,
-    wants_head: bool,
+    asked: Asked,
     options: impl FnOnce(Share) -> TensorRtOptions,
 ) -> Result<TensorRtBackend> {
     let trt = TensorRt::open()?;
@@ -61,13 +71,14 @@ pub(crate) fn open(
         weights_blake3: manifest.plan_weights(PlanRole::Decoder).unwrap_or_default(),
         num_lanes: options.num_lanes,
         lane_capacity: options.lane_capacity,
+        kv: asked.kv,
     };
     let entry = wanted.choose(&manifest.plans)?;
     if let Some(note) = of_another_board(entry, &device.key()) {
         tracing::warn!("{note}");
     }
     // A head runs through our own kernels, which are then all needed.
-    let sources = if wants_head { SOURCES.to_vec() } else { kernel_sources() };
+    let sources = if asked.head { SOURCES.to_vec() } else { kernel_sources() };
     let kernels = cuda::kernels(&sources, &device, target, Some(dir.path()), gpu)?;
     let context = context(&device, options.share, entry)?;
     let plan = read(dir.path(), entry)?;

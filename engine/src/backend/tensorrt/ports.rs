@@ -5,7 +5,7 @@ use takt_tensorrt::tensor::{DataType, TensorInfo};
 use super::input::InputFacts;
 use crate::{
     EngineError, Result,
-    dir::{PlanCompute, PlanEntry, PlanForm},
+    dir::{PlanCompute, PlanEntry, PlanForm, PlanKv},
     spec::DecoderSpec,
 };
 
@@ -94,9 +94,10 @@ fn expected(
         types,
         shape: shape.to_vec(),
     };
-    let element: &[DataType] = match entry.compute {
-        PlanCompute::Bf16 => &[DataType::Bf16],
-        PlanCompute::F16 => &[DataType::F16],
+    let element: &[DataType] = match (entry.kv, entry.compute) {
+        (PlanKv::Fp8, _) => &[DataType::F8E4M3],
+        (PlanKv::Plain, PlanCompute::Bf16) => &[DataType::Bf16],
+        (PlanKv::Plain, PlanCompute::F16) => &[DataType::F16],
     };
     let mut all = vec![
         port(INPUT_IDS, true, INTEGERS, &[Free; 2]),

@@ -6,7 +6,7 @@ use takt_tensorrt::{runtime::Plan, tensor::ShapeRange};
 use super::{
     batch::{BatchLimits, Profile, SectionShape},
     input::{ALIGNMENT, InputFacts, InputLayout},
-    memory::{CACHE_BYTES, Memory},
+    memory::Memory,
     options::TensorRtOptions,
     ports::{INPUT_IDS, LOGITS_ROWS, MASK},
 };
@@ -17,7 +17,7 @@ use crate::{
         lists::ListRoom,
         rows::{RowLimits, StepRows},
     },
-    dir::{PlanEntry, PlanForm},
+    dir::{PlanEntry, PlanForm, PlanKv},
     spec::DecoderSpec,
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Sizes {
     pub limits: BatchLimits,
     pub rows: RowLimits,
     pub lanes: LaneLayout,
+    /// Of a value of the cache.
+    pub value_bytes: usize,
     /// From a lane's keys to the next one's.
     pub lane_bytes: usize,
     /// Rows of logits and of features, new rows that are appended: bytes on the device.
@@ -74,14 +76,19 @@ impl Sizes {
             max_places: limits.num_logits_places(),
         };
         let lane_capacity = options.lane_capacity.unwrap_or(entry.lane_capacity);
+        let value_bytes = entry.kv.element_bytes();
         let lanes = LaneSizes {
-            // Of 16 bits without scales; which 16 bits nobody asks who moves rows.
-            format: KvFormat::Bf16,
+            // Which 16 bits, and what codes of 8 are multiplied by, nobody asks who moves rows.
+            format: match entry.kv {
+                PlanKv::Plain => KvFormat::Bf16,
+                PlanKv::Fp8 => KvFormat::Fp8,
+            },
+            has_scales: false,
             num_lanes: options.num_lanes,
             capacity: lane_capacity,
             rows: entry.lane_rows,
         };
-        let lane_bytes = spec.kv_dim() * entry.lane_rows * CACHE_BYTES;
+        let lane_bytes = spec.kv_dim() * entry.lane_rows * value_bytes;
         if options.num_lanes > 1 && !lane_bytes.is_multiple_of(ALIGNMENT) {
             return Err(EngineError::Unsupported(format!(
                 "lanes of {} rows take {lane_bytes} bytes a layer, of which TensorRT takes multiples of {ALIGNMENT}: use one lane, or build the plan \
@@ -99,10 +106,15 @@ impl Sizes {
             limits,
             rows,
             lanes: LaneLayout::new(spec, lanes),
+            value_bytes,
             lane_bytes,
             logits_bytes: limits.num_logits_places() * spec.vocab_size * size_of::<f32>(),
             features_bytes: limits.num_feature_places() * features_len * size_of::<f32>(),
-            present_bytes: if limits.appends { Memory::present_bytes(spec, most_tokens) } else { 0 },
+            present_bytes: if limits.appends {
+                Memory::present_bytes(spec, most_tokens, value_bytes)
+            } else {
+                0
+            },
             list_bytes: ListRoom::num_bytes(limits.num_logits_places(), spec.vocab_size)?,
             pinned,
             input_bytes: input.into_iter().max().unwrap_or(0),

@@ -23,6 +23,7 @@ fn entry(form: PlanForm, captured: &[usize]) -> PlanEntry {
         form,
         compute: PlanCompute::Bf16,
         activations: PlanActivations::Plain,
+        kv: PlanKv::Plain,
         num_lanes: 2,
         lane_capacity: 512,
         lane_rows: 577,
@@ -65,8 +66,9 @@ fn tensors(spec: &DecoderSpec, entry: &PlanEntry, integers: DataType) -> Vec<Ten
     }
     for (layer, what) in (0..2).flat_map(|layer| [(layer, "key"), (layer, "value")]) {
         let shape = [None, Some(8), rows, Some(64)];
-        all.push(tensor(&format!("past_key_values.{layer}.{what}"), true, DataType::Bf16, &shape));
-        all.push(tensor(&format!("present.{layer}.{what}"), false, DataType::Bf16, &shape));
+        let element = if entry.kv == PlanKv::Fp8 { DataType::F8E4M3 } else { DataType::Bf16 };
+        all.push(tensor(&format!("past_key_values.{layer}.{what}"), true, element, &shape));
+        all.push(tensor(&format!("present.{layer}.{what}"), false, element, &shape));
     }
     all
 }
@@ -87,6 +89,20 @@ fn plans_of_both_forms_are_taken_as_they_are() {
         assert_eq!(ports.features_len, captured.len() * spec.hidden_size);
         assert_eq!(ports.cache[3], ["past_key_values.1.value", "present.1.value"]);
     }
+}
+
+#[test]
+fn a_cache_of_8_bits_is_one_where_the_entry_says_so() {
+    let (spec, plain) = (spec(&[]), entry(PlanForm::Primitives, &[]));
+    let fp8 = PlanEntry { kv: PlanKv::Fp8, ..plain.clone() };
+    let ports = |of: &PlanEntry, entry: &PlanEntry| {
+        Ports::new(&tensors(&spec, of, DataType::I64), &spec, entry).map_err(|error| error.to_string())
+    };
+    assert!(ports(&fp8, &fp8).is_ok());
+    let said = "\"past_key_values.0.key\" Bf16 [any, 8, any, 64], expected an input F8E4M3 [any, 8, any, 64]";
+    assert!(ports(&plain, &fp8).unwrap_err().contains(said));
+    let said = "\"past_key_values.0.key\" F8E4M3 [any, 8, any, 64], expected an input Bf16 [any, 8, any, 64]";
+    assert!(ports(&fp8, &plain).unwrap_err().contains(said));
 }
 
 type Damage = fn(&mut Vec<TensorInfo>);
