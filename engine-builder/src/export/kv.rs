@@ -7,7 +7,7 @@
 use std::str::FromStr;
 
 use serde::Serialize;
-use takt_engine::{kv::KvKind, quant::e4m3, spec::DecoderSpec};
+use takt_engine::{dir::PlanKv, kv::KvKind, quant::e4m3, spec::DecoderSpec};
 
 use super::{
     activation::{element_bound, fp8_scale, margin, rows_bound},
@@ -50,6 +50,15 @@ impl KvType {
         match self {
             Self::Plain => compute.element(),
             Self::Fp8 => ElementType::F8E4M3,
+        }
+    }
+}
+
+impl From<PlanKv> for KvType {
+    fn from(kv: PlanKv) -> Self {
+        match kv {
+            PlanKv::Plain => Self::Plain,
+            PlanKv::Fp8 => Self::Fp8,
         }
     }
 }

@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn extents(form: Form) -> Extents {
-        Extents { form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65 }
+        Extents { form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65, is_single: false }
     }
 
     fn range(profile: &Profile, name: &str) -> [Vec<usize>; 3] {
@@ -181,6 +181,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_plan_that_takes_other_weights_has_one_profile_for_everything() {
+        let inputs = [
+            port("input_ids", &["batch".into(), "sequence".into()]),
+            port("attention_mask", &["batch".into(), "sequence".into(), "kv".into()]),
+            port("logits_rows", &["batch".into(), "logits".into()]),
+            port("past", &["batch".into(), 2.into(), "past".into(), 64.into()]),
+        ];
+        let single = |form, max_prefill| {
+            let extents = Extents { is_single: true, max_prefill, ..extents(form) };
+            let profiles = extents.profiles(&inputs).unwrap();
+            let [any] = &profiles[..] else { panic!("{profiles:?}") };
+            any.clone()
+        };
+        let any = single(Form::Operators, 256);
+        assert_eq!(range(&any, "input_ids"), [vec![1, 1], vec![1, 1], vec![4, 256]]);
+        assert_eq!(range(&any, "logits_rows"), [vec![1, 1], vec![1, 1], vec![4, 65]]);
+        assert_eq!(range(&any, "attention_mask"), [vec![1, 1, 1], vec![1, 1, 512], vec![4, 256, 1089]]);
+        // Slices may be shorter than trees.
+        let any = single(Form::Primitives, 32);
+        assert_eq!(range(&any, "attention_mask"), [vec![1, 1, 1090], vec![1, 1, 1090], vec![4, 65, 1154]]);
+        assert_eq!(range(&any, "past"), [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![4, 2, 1089, 64]]);
     }
 
     #[test]
