@@ -1,10 +1,11 @@
-//! Rows of logits as a step hands them out: whole, or a short list of the likeliest tokens with the rest left where it was computed.
+//! Rows of logits as a step hands them out: whole; or a short list of the likeliest tokens, or the token that was chosen by them, with the rest left where it
+//! was computed.
 //!
-//! A list is a shortcut and nothing else: whoever cannot choose by it fetches the row, and chooses by that.
+//! Lists and choices are shortcuts and nothing else: whoever cannot choose by a list, or is not who was chosen for, fetches the row, and chooses by that.
 
 use std::{fmt::Debug, ops::Range};
 
-use crate::{Result, TokenId};
+use crate::{Result, TokenId, sampler::SamplerState};
 
 /// Longest list that is asked for; a sampler that keeps more tokens gets whole rows.
 pub const MAX_LIST_LEN: usize = 64;
@@ -44,6 +45,15 @@ impl<'a> Likeliest<'a> {
     }
 }
 
+/// A token that a backend chose by a row in a sampler's place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// The one that the sampler chooses by the whole row.
+    pub token: TokenId,
+    /// The sampler before it chooses it.
+    pub sampler: SamplerState,
+}
+
 /// Where a step's rows are: what a backend has of them, and how the others are had.
 pub trait RowSource: Debug {
     /// The whole rows `[rows.len(), vocab_size]`, where all of them are here.
@@ -51,6 +61,13 @@ pub trait RowSource: Debug {
 
     /// The likeliest tokens of a row, where there is such a list; `None` for a row with broken logits.
     fn list(&self, row: usize) -> Option<Likeliest<'_>>;
+
+    /// What was chosen by a row, where that was asked for ([`crate::step::Detail::Chosen`]) and is done here: of a tree's rows those of the path that
+    /// the choices make. `None` for a row with broken logits.
+    fn choice(&self, row: usize) -> Option<Choice> {
+        let _ = row;
+        None
+    }
 
     /// Brings a whole row `[vocab_size]` here, over whatever was there. The permit says that nobody looks at a row that is here.
     ///
@@ -95,6 +112,15 @@ impl<'a> LogitsRow<'a> {
         match self.place {
             Place::Here(_) => None,
             Place::Behind(source, row) => source.list(row),
+        }
+    }
+
+    /// The token that was chosen by it, where one was.
+    #[must_use]
+    pub fn choice(&self) -> Option<Choice> {
+        match self.place {
+            Place::Here(_) => None,
+            Place::Behind(source, row) => source.choice(row),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     EngineError, Result, TokenId,
     kv::LaneId,
     rows::{LogitsRow, RowSource},
+    sampler::SamplerState,
 };
 
 /// Which positions of a segment the caller wants logits of.
@@ -21,7 +22,7 @@ pub enum LogitsWanted {
 
 /// How much of each of its logits rows a segment is handed with the step. The rest of a row can always be had, one row at a time
 /// ([`LogitsRow::whole`]), for as long as the step's output is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Detail {
     /// All of them.
     Whole,
@@ -29,10 +30,14 @@ pub enum Detail {
     Likeliest(usize),
     /// Nothing: whoever looks at a row fetches it. For trees, of whose rows few are looked at.
     OnDemand,
+    /// No row, but what a sampler in this state chooses: by the last row; of a tree by the root's, and on by those of the children that hold what was
+    /// chosen, for as long as there are such ([`LogitsRow::choice`]). A backend that does not choose hands out what [`SamplerState::detail`] asks for, or
+    /// more, and of trees may hand out nothing. Either way a row that has no choice can be chosen by.
+    Chosen(SamplerState),
 }
 
 /// Tokens of one lane after its committed ones: consecutive, and committed by the step; or a tree of proposals.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
     /// The lane; at most one segment a lane in a plan.
     pub lane: LaneId,

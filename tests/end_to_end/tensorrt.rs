@@ -111,6 +111,8 @@ fn options_of_plans_want_each_other() {
             vec!["plain or quantized"],
         ),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-form", "onnx"], vec!["operators or primitives"]),
+        (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-kv", "int8"], vec!["plain or fp8"]),
+        (vec!["build", "a", "-o", "b", "--plan-kv", "fp8"], vec!["--tensorrt"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-effort", "6"], vec!["0..=5"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-workspace", "2T"], vec!["512M"]),
     ] {

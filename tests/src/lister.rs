@@ -1,4 +1,5 @@
-//! Hands a backend's rows out as a GPU does: lists where those are enough, by a full sort, and whole rows only to who fetches them.
+//! Hands a backend's rows out as a GPU does: choices where it is to choose, lists where those are enough, by a full sort, and whole rows only to who fetches
+//! them.
 
 use std::{
     ops::Range,
@@ -11,8 +12,8 @@ use std::{
 use takt_engine::{
     EngineError, Result, TokenId,
     backend::Backend,
-    rows::{FetchPermit, Likeliest, RowSource},
-    step::{Detail, StepOutput, StepPlan},
+    rows::{Choice, FetchPermit, Likeliest, RowSource},
+    step::{Detail, Segment, StepOutput, StepPlan},
 };
 
 /// The rows of the last step.
@@ -20,6 +21,8 @@ use takt_engine::{
 pub struct Lister {
     /// Rows listed, and rows fetched after all.
     pub counts: Arc<[AtomicUsize; 2]>,
+    /// Chooses where that is asked for.
+    chooses: bool,
     plan: StepPlan,
     rows: Vec<Row>,
     first_row: Vec<usize>,
@@ -32,6 +35,7 @@ struct Row {
     detail: Detail,
     tokens: Vec<TokenId>,
     values: Vec<f32>,
+    choice: Option<Choice>,
 }
 
 impl Row {
@@ -43,11 +47,17 @@ impl Row {
         sorted.retain(|(_, logit)| logit.is_finite());
         sorted.truncate(len);
         let (tokens, values) = sorted.into_iter().unzip();
-        Self { logits: logits.to_vec(), detail, tokens, values }
+        Self { logits: logits.to_vec(), detail, tokens, values, choice: None }
     }
 }
 
 impl Lister {
+    /// One that chooses as well, where that is asked for.
+    #[must_use]
+    pub fn choosing() -> Self {
+        Self { chooses: true, ..Self::default() }
+    }
+
     /// Runs `plan` on `inner` and hands out no more of it than it asks for.
     ///
     /// # Errors
@@ -62,9 +72,14 @@ impl Lister {
         self.rows.clear();
         self.first_row.clear();
         for (idx, segment) in plan.segments.iter().enumerate() {
-            self.first_row.push(self.rows.len());
+            let first_row = self.rows.len();
+            self.first_row.push(first_row);
             let logits = output.segment_logits(idx).expect("whole rows");
-            self.rows.extend(logits.chunks(output.vocab_size()).map(|row| Row::new(row, segment.detail)));
+            let detail = handed_out(segment, output.vocab_size(), self.chooses);
+            self.rows.extend(logits.chunks(output.vocab_size()).map(|row| Row::new(row, detail)));
+            if self.chooses {
+                choose(plan, segment, &mut self.rows[first_row..]);
+            }
         }
         self.first_row.push(self.rows.len());
         let listed = self.rows.iter().filter(|row| matches!(row.detail, Detail::Likeliest(_))).count();
@@ -72,6 +87,34 @@ impl Lister {
         self.features = output.features().to_vec();
         let vocab_size = output.vocab_size();
         Ok(StepOutput::new(self, &self.first_row, vocab_size, &self.features))
+    }
+}
+
+/// How much of a segment's rows comes with the step.
+fn handed_out(segment: &Segment, vocab_size: usize, chooses: bool) -> Detail {
+    match segment.detail {
+        Detail::Chosen(_) if chooses => Detail::OnDemand,
+        Detail::Chosen(sampler) => match sampler.detail(vocab_size) {
+            Detail::Whole if segment.is_tree => Detail::OnDemand,
+            detail => detail,
+        },
+        detail => detail,
+    }
+}
+
+/// Walks down the tree of `segment`, or chooses by its last row.
+fn choose(plan: &StepPlan, segment: &Segment, rows: &mut [Row]) {
+    let (Detail::Chosen(state), false) = (segment.detail, rows.is_empty()) else { return };
+    let (tokens, parents) = (&plan.tokens[segment.tokens.clone()], &plan.parents[segment.tokens.clone()]);
+    let mut sampler = state.sampler();
+    let mut node = if segment.is_tree { 0 } else { rows.len() - 1 };
+    loop {
+        let before = sampler.state();
+        let Ok(token) = sampler.sample(&rows[node].logits) else { return };
+        rows[node].choice = Some(Choice { token, sampler: before });
+        let is_next = |&child: &usize| segment.is_tree && parents[child] == node && tokens[child] == token;
+        let Some(child) = (node + 1..rows.len()).find(is_next) else { return };
+        node = child;
     }
 }
 
@@ -87,6 +130,10 @@ impl RowSource for Lister {
         let Detail::Likeliest(len) = row.detail else { return None };
         let is_broken = row.logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY);
         (!is_broken).then(|| Likeliest::new(&row.tokens, &row.values, len))
+    }
+
+    fn choice(&self, row: usize) -> Option<Choice> {
+        self.rows.get(row)?.choice
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {

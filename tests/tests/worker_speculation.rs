@@ -237,6 +237,28 @@ fn lists_of_the_likeliest_change_no_answer_and_leave_few_rows_to_be_fetched() {
 }
 
 #[test]
+fn a_backend_that_chooses_gives_every_answer_and_nobody_fetches_a_row() {
+    let form = Form { spec: GrammarSpec::JsonSchema(schema()), closing: ClosingPolicy::Declared };
+    for drafting in [Drafting::Off, Drafting::Head] {
+        for form in [None, Some(&form)] {
+            let mut all = demands(100);
+            mixed(&mut all, form);
+            if form.is_some() {
+                // Beside those that the backend chooses for.
+                all.iter_mut().step_by(3).for_each(|demand| demand.form = None);
+            }
+            let whole = answers(&mut bench("demo", 3, drafting), &all);
+            let lister = Lister::choosing();
+            let counts = lister.counts.clone();
+            let chosen = answers(&mut bench_with_rows("demo", 3, drafting, Some(lister)), &all);
+            assert_eq!(said(&chosen), said(&whole), "{drafting:?}, a form: {}", form.is_some());
+            let [num_listed, num_fetched] = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
+            assert_eq!((num_listed > 0, num_fetched > 0), (form.is_some(), form.is_some()), "{drafting:?}");
+        }
+    }
+}
+
+#[test]
 fn lanes_that_are_taken_away_and_requests_that_are_cancelled_leave_every_other_answer_alone() {
     let all = demands(90);
     let plain = answers(&mut bench("demo", 1, Drafting::Off), &all);

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::rows::{FetchPermit, RowSource};
+use crate::rows::{FetchPermit, MAX_LIST_LEN, RowSource};
 
 /// A row with its list: by a full sort, as the definition says.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ proptest! {
 fn asked(sampler: &Sampler, vocab_size: usize) -> Option<usize> {
     match sampler.detail(vocab_size) {
         Detail::Likeliest(len) => Some(len),
-        Detail::Whole | Detail::OnDemand => None,
+        _ => None,
     }
 }
 

@@ -10,12 +10,14 @@ mod list_tests;
 mod params;
 mod random;
 mod shortlist;
+mod state;
 
 pub use params::SamplingParams;
+pub use state::SamplerState;
 
 use crate::{
     EngineError, Result, TokenId,
-    rows::{Likeliest, LogitsRow, MAX_LIST_LEN},
+    rows::{Likeliest, LogitsRow},
     step::Detail,
 };
 use random::SplitMix64;
@@ -67,22 +69,21 @@ impl Sampler {
         token.map_or_else(|| first_equal(logits, largest), Ok)
     }
 
-    /// What it needs of a row of `vocab_size` logits.
+    /// What it needs of a row of `vocab_size` logits where nobody chooses in its place.
     #[must_use]
     pub fn detail(&self, vocab_size: usize) -> Detail {
-        match self.params.top_k {
-            _ if self.is_greedy() => Detail::Likeliest(1),
-            // Of a list of one token 0 and −0 are the same, and here they are not.
-            Some(k) if k < vocab_size && k <= MAX_LIST_LEN => Detail::Likeliest(k.max(2)),
-            _ => Detail::Whole,
-        }
+        self.state().detail(vocab_size)
     }
 
-    /// The token that [`Self::sample`] chooses by the whole row; by the row's list where that decides it.
+    /// The token that [`Self::sample`] chooses by the whole row: the one that the backend chose in its place, where it did; by the row's list, where that
+    /// decides it.
     ///
     /// # Errors
     /// As [`Self::sample`], and when the row cannot be fetched.
     pub fn sample_row(&mut self, row: &mut LogitsRow<'_>) -> Result<TokenId> {
+        if let Some(token) = row.choice().and_then(|choice| self.take(choice)) {
+            return Ok(token);
+        }
         let listed = row.list().and_then(|list| self.sample_list(list, row.vocab_size(), |_| true));
         listed.map_or_else(|| self.sample(row.whole()?), Ok)
     }

@@ -13,7 +13,6 @@ impl SplitMix64 {
     }
 
     /// Advances with every number.
-    #[cfg(test)]
     pub fn state(&self) -> u64 {
         self.state
     }

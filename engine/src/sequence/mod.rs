@@ -181,14 +181,16 @@ impl Sequence {
         len
     }
 
-    /// What [`Self::advance_by`] needs of a row, as a rule.
+    /// What [`Self::advance_by`] needs of a row, as a rule: nothing where the backend chooses.
     #[must_use]
     pub fn detail(&self) -> Detail {
+        // Masks are known here only.
+        let Some(bound) = &self.bound else { return Detail::Chosen(self.sampler.state()) };
         match self.sampler.detail(self.limits.vocab_size) {
             // Steered the last time, it will be now.
-            _ if self.bound.as_ref().is_some_and(Bound::is_steered) => Detail::Whole,
+            _ if bound.is_steered() => Detail::Whole,
             // The likeliest of all may not be allowed; that none of so many is happens, and then the row is fetched.
-            Detail::Likeliest(_) if self.bound.is_some() => Detail::Likeliest(MAX_LIST_LEN),
+            Detail::Likeliest(_) => Detail::Likeliest(MAX_LIST_LEN),
             detail => detail,
         }
     }
@@ -252,7 +254,8 @@ impl Sequence {
         self.advance_by(logits.into())
     }
 
-    /// Chooses the next token by the row of logits of the last one: by its list, where that decides. Allocates nothing but the growth of a text
+    /// Chooses the next token by the row of logits of the last one: what the backend chose by it in this sequence's place, where it did; by its list,
+    /// where that decides. Allocates nothing but the growth of a text
     /// longer than foreseen, and what a grammar's mask takes.
     ///
     /// # Errors

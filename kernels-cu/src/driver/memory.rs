@@ -142,6 +142,13 @@ impl MappedBuffer {
         unsafe { slice::from_raw_parts(self.host.cast(), self.num_bytes / size_of::<u32>()) }
     }
 
+    /// [`Self::words`] with a sign.
+    #[must_use]
+    pub fn integers(&self) -> &[i32] {
+        // SAFETY: as in `floats`; any bits are an I32 value.
+        unsafe { slice::from_raw_parts(self.host.cast(), self.num_bytes / size_of::<i32>()) }
+    }
+
     /// As the host sees it, to write. The device must not be reading: the caller has waited for the step before.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.part_mut(0..self.num_bytes)

@@ -13,7 +13,7 @@ use takt_engine::{
         cpu::{ThreadPool, kernels::ReadProbe},
     },
     kv::LaneId,
-    sampler::{Sampler, SamplingParams},
+    sampler::{Sampler, SamplerState, SamplingParams},
     step::{Detail, LogitsWanted, StepOutput, StepPlan},
 };
 
@@ -105,7 +105,7 @@ pub fn prefill(
             let wanted = if slice_end == prompt_len { LogitsWanted::Last } else { LogitsWanted::None };
             plan.clear();
             plan.push(lane, &prompt[slice_start..slice_end], wanted);
-            plan.last_needs(Detail::Likeliest(1));
+            plan.last_needs(Detail::Chosen(SamplerState::default()));
             let mut output = backend.run_step(&plan)?;
             if wanted == LogitsWanted::Last {
                 black_box(likeliest(&mut output)?);
@@ -183,7 +183,7 @@ pub fn read_bandwidth(num_threads: usize) -> Result<f64, EngineError> {
 fn step(backend: &mut dyn Backend, plan: &mut StepPlan, token: TokenId) -> Result<TokenId, EngineError> {
     plan.clear();
     plan.push(LaneId(0), &[token], LogitsWanted::Last);
-    plan.last_needs(Detail::Likeliest(1));
+    plan.last_needs(Detail::Chosen(SamplerState::default()));
     likeliest(&mut backend.run_step(plan)?)
 }
 

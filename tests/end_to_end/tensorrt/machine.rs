@@ -17,7 +17,7 @@ use super::cubins;
 use crate::{emulator::driver::EmulatedDevice, harness::*, standin::Built};
 
 /// The files of kernels that run beside a plan.
-const SOURCES: [&str; 3] = ["kv_append.cu", "kv_compact.cu", "logits.cu"];
+const SOURCES: [&str; 4] = ["accept.cu", "kv_append.cu", "kv_compact.cu", "logits.cu"];
 
 /// A Thor with the TensorRT that this takt was compiled for.
 pub struct Machine {

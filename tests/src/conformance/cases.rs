@@ -9,11 +9,12 @@ use takt_engine::{
 use super::{
     Conversation,
     Said::{Tokens, Tree},
+    choices::choices,
 };
 
 type Case = fn(&mut Conversation<'_>);
 
-pub(super) const ALL: [(&str, Case); 7] = [
+pub(super) const ALL: [(&str, Case); 8] = [
     ("a prompt in slices of any length", slices),
     ("lanes side by side", side_by_side),
     ("trees, and paths that are kept", trees),
@@ -21,6 +22,7 @@ pub(super) const ALL: [(&str, Case); 7] = [
     ("a lane to its last token", last_token),
     ("plans that do not hold", refusals),
     ("lists of the likeliest tokens", lists),
+    ("tokens chosen in the host's place", choices),
 ];
 
 /// Three branches of 10 nodes, and its longest path.

@@ -40,7 +40,7 @@ pub struct Conversation<'a> {
     stored: Stored<'a>,
     /// Most nodes of a tree.
     pub max_tree: usize,
-    /// Whether a list comes wherever one is asked for.
+    /// Whether a list, or a choice, comes wherever one is asked for.
     pub makes_lists: bool,
     name: &'static str,
     lanes: Vec<Vec<TokenId>>,

@@ -4,6 +4,7 @@
 //! to what they were told ([`Conversation`]). What one backend promises beyond that is in its own suite.
 
 mod cases;
+mod choices;
 mod conversation;
 
 use takt_engine::{backend::Backend, spec::DecoderSpec};
@@ -62,7 +63,7 @@ pub struct Subject<'a> {
     pub max_tree: usize,
     /// Of an E4M3 cache with a scale for each layer's keys and one for its values; empty for any other.
     pub cache_scales: &'a [[f32; 2]],
-    /// Whether a list of the likeliest comes wherever one is asked for; the others hand out whole rows.
+    /// Whether a list of the likeliest, or a choice, comes wherever one is asked for; the others hand out whole rows.
     pub makes_lists: bool,
 }
 

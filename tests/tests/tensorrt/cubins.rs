@@ -6,7 +6,8 @@ use takt_engine::backend::tensorrt::kernel_sources;
 use takt_kernels_cu::{Target, cache::Cache, compiler::CompilerVersion, image::Image};
 
 /// The kernels beside a plan.
-const KERNELS: [&str; 5] = ["kv_append", "kv_compact", "kv_snapshot", "logits_slices", "logits_combine"];
+const KERNELS: [&str; 6] =
+    ["accept_trees", "kv_append", "kv_compact", "kv_snapshot", "logits_slices", "logits_combine"];
 /// `e_machine` of CUDA.
 const EM_CUDA: u16 = 190;
 const HEADER_LEN: usize = 64;

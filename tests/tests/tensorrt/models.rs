@@ -51,7 +51,7 @@ pub const MAX_PREFILL: usize = 32;
 const NUM_LANES: usize = 3;
 
 /// The kernels that run beside a plan.
-pub const SOURCES: [&str; 3] = ["kv_append.cu", "kv_compact.cu", "logits.cu"];
+pub const SOURCES: [&str; 4] = ["accept.cu", "kv_append.cu", "kv_compact.cu", "logits.cu"];
 
 /// An Orin.
 pub fn orin(test: &'static str) -> EmulatedDevice {

@@ -251,8 +251,12 @@ impl Arena {
                 .extend(blocks.map(|start| Block { tokens: start..tokens.end.min(start + block_len), lane }));
             self.first_row.push(self.logits_tokens.len());
             self.logits_tokens.extend(tokens.end - num_logits_rows(segment)..tokens.end);
-            // Within a form, too, the likeliest of all is mostly the choice.
-            self.wants_largest |= matches!(segment.detail, Detail::Likeliest(_));
+            self.wants_largest |= match segment.detail {
+                // Within a form, too, the likeliest of all is mostly the choice.
+                Detail::Likeliest(_) => true,
+                Detail::Chosen(sampler) => sampler.params().is_greedy(),
+                Detail::Whole | Detail::OnDemand => false,
+            };
         }
         self.first_row.push(self.logits_tokens.len());
         self.num_rows = self.places.len();

@@ -32,7 +32,7 @@ use crate::{
     backend::{Backend, Capabilities, Multiprocessors, plan_check::check_plan},
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
-    rows::{FetchPermit, Likeliest, RowSource},
+    rows::{Choice, FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
     weights::WeightSource,
@@ -228,7 +228,7 @@ impl Backend for CudaBackend {
         self.input.write(plan, shape, self.lanes.book())?;
         self.capture_shape(shape)?;
         self.rows.want(plan.segments.iter(), 0..shape.num_logits);
-        self.rows.prepare(&self.stream, &mut self.kernels)?;
+        self.rows.prepare(&self.stream, &mut self.kernels, plan)?;
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         self.lanes.follow_step(plan, &mut self.input, &mut host)?;
         let ran = self.run_graph(plan, shape);
@@ -347,6 +347,10 @@ impl RowSource for CudaBackend {
 
     fn list(&self, row: usize) -> Option<Likeliest<'_>> {
         self.rows.list(row)
+    }
+
+    fn choice(&self, row: usize) -> Option<Choice> {
+        self.rows.choice(row)
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {

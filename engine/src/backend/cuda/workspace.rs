@@ -20,7 +20,7 @@ pub(super) struct WorkspaceLayout {
     last: usize,
     last_normed: usize,
     logits: usize,
-    lists: [usize; 3],
+    lists: [usize; 4],
     partial_out: usize,
     partial_state: usize,
     num_bytes: usize,
@@ -128,6 +128,7 @@ impl WorkspaceLayout {
                 keys: at(self.lists[0])?,
                 sums: at(self.lists[1])?,
                 results: at(self.lists[2])?,
+                choices: at(self.lists[3])?,
             },
             partial: (at(self.partial_out)?, at(self.partial_state)?),
         })

@@ -5,7 +5,8 @@
 //!          [R] U32 status | [R, k] U32 tokens, NO_TOKEN behind the last | [R, k] F32 logits | [R] F32 log-sum-exp, which stays
 //! ```
 //!
-//! A step has a list for each run of rows that lie together, whose places do not meet. A graph of its own for each first row, number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits.
+//! A step has a list for each run of rows that lie together, whose places do not meet. A graph of its own for each first row, number of rows R and length k, of which those that were not run for longest give way: a step's graph does not depend on what its caller wants of the logits. Where tokens
+//! are chosen by the lists ([`super::choices`]), that is in the same graph, and lists that nobody else asked for stay on the device.
 
 use std::ops::Range;
 
@@ -17,11 +18,15 @@ use takt_kernels_cu::{
     },
 };
 
-use super::captures::Captures;
+use super::{
+    captures::Captures,
+    choices::{Asked, ChoiceShape, Choices, Run},
+};
 use crate::{
     Result, TokenId,
     backend::plan_check::num_logits_rows,
     rows::{Likeliest, MAX_LIST_LEN},
+    sampler::SamplerState,
     step::{Detail, Segment},
 };
 
@@ -29,8 +34,8 @@ use crate::{
 pub(in crate::backend) const MAX_LISTS: usize = 67;
 /// Lengths that lists are rounded up to. Finding the likeliest takes a pass over what a block holds for each, so they are few but not one.
 const LENS: [usize; 5] = [1, 8, 16, 32, MAX_LIST_LEN];
-/// How many of them are usual.
-const USUAL_LENS: usize = 2;
+/// Graphs of a run of rows that are usual.
+const NUM_USUAL: usize = 3;
 /// In place of a token where a row has no more; the kernel writes −1.
 const NO_TOKEN: TokenId = TokenId::MAX;
 
@@ -41,9 +46,30 @@ pub(in crate::backend) struct ListShape {
     pub first_row: usize,
     pub num_rows: usize,
     pub len: usize,
+    /// Whether the lists come to the host.
+    pub travels: bool,
+    /// What is chosen by them.
+    pub choice: Option<ChoiceShape>,
 }
 
 impl ListShape {
+    /// Lists of `len` of `rows`, which travel.
+    fn travelling(rows: Range<usize>, len: usize) -> Self {
+        Self { first_row: rows.start, num_rows: rows.len(), len, travels: true, choice: None }
+    }
+
+    /// Lists of one of `rows`, by which a token is chosen for each of at most `max_segments` samplers.
+    fn choosing(rows: Range<usize>, max_segments: usize, is_wide: bool) -> Self {
+        let choice = Some(ChoiceShape::of_tokens(rows.len().min(max_segments), is_wide));
+        Self { first_row: rows.start, num_rows: rows.len(), len: 1, travels: false, choice }
+    }
+
+    /// What is chosen, where something is.
+    pub(super) fn run(self) -> Option<Run> {
+        let Self { first_row, num_rows, .. } = self;
+        self.choice.map(|shape| Run { first_row, num_rows, shape })
+    }
+
     /// Bytes of what travels.
     fn num_bytes(self) -> usize {
         self.num_rows * (1 + 2 * self.len) * size_of::<u32>()
@@ -70,18 +96,20 @@ pub(in crate::backend) struct ListRoom {
     pub sums: DeviceAddress,
     /// See the top of this file.
     pub results: DeviceAddress,
+    /// See the top of [`super::choices`].
+    pub choices: DeviceAddress,
 }
 
 impl ListRoom {
-    /// Bytes of its three buffers.
-    pub(in crate::backend) fn num_bytes(max_rows: usize, vocab_size: usize) -> Result<[usize; 3]> {
+    /// Bytes of its four buffers.
+    pub(in crate::backend) fn num_bytes(max_rows: usize, vocab_size: usize) -> Result<[usize; 4]> {
         let len = max_len(vocab_size);
         let none = DeviceAddress::NULL;
-        let room = Self { keys: none, sums: none, results: none };
-        let largest = ListShape { first_row: 0, num_rows: max_rows, len };
+        let room = Self { keys: none, sums: none, results: none, choices: none };
+        let largest = ListShape::travelling(0..max_rows, len);
         let (keys, sums) = room.logits(none, vocab_size, largest)?.scratch_lens()?;
         let results = largest.num_bytes() + largest.num_rows * size_of::<f32>();
-        Ok([keys * size_of::<u64>(), sums * size_of::<f32>(), results])
+        Ok([keys * size_of::<u64>(), sums * size_of::<f32>(), results, Choices::num_bytes(max_rows)])
     }
 
     fn logits(&self, logits: DeviceAddress, vocab_size: usize, shape: ListShape) -> Result<Logits> {
@@ -138,63 +166,99 @@ impl Lists {
     /// Bytes of pinned memory.
     pub(in crate::backend) fn pinned_bytes(max_rows: usize, vocab_size: usize) -> usize {
         let len = max_len(vocab_size);
-        ListShape { first_row: max_rows, num_rows: 0, len }.start(len) * size_of::<u32>()
+        ListShape::travelling(max_rows..max_rows, len).start(len) * size_of::<u32>()
     }
 
-    /// How long the lists are that `segments` need; `None` where they need none. Who asks for a longer one than there is fetches rows.
-    pub(in crate::backend) fn len_of<'a>(
+    /// What the lists of `rows` are that `segments`, of `max_segments` at most, need; `None` where they need none. Who asks for a longer one than there is
+    /// fetches rows.
+    pub(in crate::backend) fn shape_of<'a>(
         &self,
         segments: impl Iterator<Item = &'a Segment>,
-    ) -> Option<usize> {
+        rows: Range<usize>,
+        max_segments: usize,
+    ) -> Option<ListShape> {
         let max_len = max_len(self.vocab_size);
-        let asked = segments.filter(|segment| num_logits_rows(segment) > 0);
-        let asked = asked.filter_map(|segment| match segment.detail {
-            Detail::Likeliest(len) if len <= max_len => Some(len.max(1)),
+        let (mut longest, mut travels, mut asked) = (0, false, Asked::default());
+        for segment in segments.filter(|segment| num_logits_rows(segment) > 0) {
+            match segment.detail {
+                Detail::Likeliest(len) if len <= max_len => {
+                    (longest, travels) = (longest.max(len).max(1), true);
+                }
+                Detail::Chosen(sampler) => {
+                    if let Some(len) = self.len_for(&sampler) {
+                        asked.add(segment, false);
+                        longest = longest.max(len);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let rounded = LENS.into_iter().find(|&len| len >= longest);
+        let len = rounded.map_or(max_len, |len| len.min(max_len));
+        let choice = asked.shape(rows.len(), max_segments);
+        (longest > 0).then_some(ListShape { len, travels, choice, ..ListShape::travelling(rows, len) })
+    }
+
+    /// How long a list `sampler` is chosen for by; `None` where none is enough.
+    pub(super) fn len_for(&self, sampler: &SamplerState) -> Option<usize> {
+        match sampler.detail(self.vocab_size) {
+            Detail::Likeliest(len) if len <= max_len(self.vocab_size) => Some(len),
             _ => None,
-        });
-        let longest = asked.max()?;
-        Some(LENS.into_iter().find(|&len| len >= longest).map_or(max_len, |len| len.min(max_len)))
+        }
     }
 
     /// Has room for the usual lists of as many runs of rows: none gives way to another of them.
     pub(in crate::backend) fn make_room(&mut self, num_runs: usize) {
-        self.graphs.make_room(USUAL_LENS * num_runs);
+        self.graphs.make_room(NUM_USUAL * num_runs);
     }
 
-    /// Captures the shortest lists of `rows` and the longest, unless they are there: greedy decoding's and forms'.
-    pub(in crate::backend) fn capture_usual(
+    /// Captures what is usual of `rows`, unless it is there: tokens chosen greedily and by whole rows, for at most `max_segments` at a time, and forms'
+    /// lists.
+    pub(super) fn capture_usual(
         &mut self,
         stream: &Stream,
         kernels: &mut Kernels,
-        rows: Range<usize>,
+        (rows, max_segments): (Range<usize>, usize),
+        choices: &Choices,
     ) -> Result<()> {
-        let usual: [usize; USUAL_LENS] = [1, max_len(self.vocab_size)];
-        for len in usual {
-            let shape = ListShape { first_row: rows.start, num_rows: rows.len(), len };
-            self.capture(stream, kernels, shape)?;
-        }
-        Ok(())
+        let usual = self.usual(rows, max_segments);
+        usual.into_iter().try_for_each(|shape| self.capture(stream, kernels, shape, choices))
+    }
+
+    /// What is usual of `rows`.
+    pub(super) fn usual(&self, rows: Range<usize>, max_segments: usize) -> [ListShape; NUM_USUAL] {
+        [
+            ListShape::choosing(rows.clone(), max_segments, false),
+            ListShape::choosing(rows.clone(), max_segments, true),
+            ListShape::travelling(rows, max_len(self.vocab_size)),
+        ]
     }
 
     /// Captures the graph of `shape`, unless it is there.
-    pub(in crate::backend) fn capture(
+    pub(super) fn capture(
         &mut self,
         stream: &Stream,
         kernels: &mut Kernels,
         shape: ListShape,
+        choices: &Choices,
     ) -> Result<()> {
         if self.graphs.keeps(shape) {
             return Ok(());
         }
         let first = self.logits.offset(shape.first_row * self.vocab_size * size_of::<f32>())?;
-        let launches = self.room.logits(first, self.vocab_size, shape)?.launches()?;
+        let logits = self.room.logits(first, self.vocab_size, shape)?;
+        let choosing = shape.run().map(|run| choices.choosing(run, &logits)).transpose()?;
+        let launches = logits.launches()?;
         stream.context().make_current()?;
-        launches.iter().try_for_each(|launch| kernels.prepare(launch))?;
+        let all = || launches.iter().chain(choosing.iter().map(|choosing| &choosing.launch));
+        all().try_for_each(|launch| kernels.prepare(launch))?;
         let at = shape.start(max_len(self.vocab_size)) * size_of::<u32>();
         let found = self.room.results.offset(at)?;
         let graph = stream.capture(|stream| {
-            launches.iter().try_for_each(|launch| stream.launch(kernels, launch))?;
-            stream.fetch_to(found, &self.results, at, shape.num_bytes())
+            choosing.iter().try_for_each(|choosing| choices.send(stream, choosing))?;
+            all().try_for_each(|launch| stream.launch(kernels, launch))?;
+            choosing.iter().try_for_each(|choosing| choices.bring(stream, choosing))?;
+            if shape.travels { stream.fetch_to(found, &self.results, at, shape.num_bytes()) } else { Ok(()) }
         })?;
         self.graphs.insert(shape, graph);
         Ok(())
@@ -218,7 +282,8 @@ impl Lists {
     /// The list of row `row` of those on the device; `None` without one, or when the row has no logits to choose by: then the whole row says what is wrong with it.
     pub(in crate::backend) fn row(&self, row: usize) -> Option<Likeliest<'_>> {
         let within = |shape: &ListShape| row.checked_sub(shape.first_row).filter(|&row| row < shape.num_rows);
-        let (shape, row) = self.found.iter().find_map(|shape| Some((*shape, within(shape)?)))?;
+        let mut here = self.found.iter().filter(|shape| shape.travels);
+        let (shape, row) = here.find_map(|shape| Some((*shape, within(shape)?)))?;
         let [status, tokens, values, _] = shape.words(max_len(self.vocab_size));
         let words = self.results.words();
         if words.get(status + row) != Some(&0) {

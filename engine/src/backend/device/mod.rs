@@ -6,10 +6,12 @@
 //! | [`lanes`] | keys and values in device memory, and snapshots of them |
 //! | [`rows`] | a step's rows of logits: what of them comes to the host |
 //! | [`lists`] | the likeliest tokens of the rows, which travel instead |
+//! | [`choices`] | tokens chosen behind the lists, which travel instead of those |
 //! | [`captures`] | captured graphs by shape, and how long each takes |
 //! | [`error`] | the driver's errors as the engine's |
 
 pub(super) mod captures;
+mod choices;
 mod error;
 pub(super) mod lanes;
 pub(super) mod lists;

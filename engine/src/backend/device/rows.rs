@@ -9,12 +9,13 @@ use takt_kernels_cu::{
 
 use super::{
     captures,
+    choices::Choices,
     lists::{ListRoom, ListShape, Lists, MAX_LISTS},
 };
 use crate::{
     Result,
     backend::{no_row, plan_check::num_logits_rows},
-    rows::Likeliest,
+    rows::{Choice, Likeliest},
     step::{Detail, Segment, StepPlan},
 };
 
@@ -39,6 +40,8 @@ impl RowLimits {
 #[derive(Debug)]
 pub(in crate::backend) struct StepRows {
     lists: Lists,
+    choices: Choices,
+    max_segments: usize,
     /// Of the step that is about to run.
     wanted: Vec<ListShape>,
     /// Where the step leaves them, F32 `[P, V]`.
@@ -61,21 +64,25 @@ impl StepRows {
         (on_device, vocab_size): (DeviceAddress, usize),
         room: ListRoom,
     ) -> Result<Self> {
+        let RowLimits { max_segments, max_rows, max_places } = limits;
         Ok(Self {
-            lists: Lists::new(context, limits.max_places, (on_device, vocab_size), room)?,
+            lists: Lists::new(context, max_places, (on_device, vocab_size), room)?,
+            choices: Choices::new(context, max_segments, (max_rows, max_places), room.choices)?,
+            max_segments,
             wanted: Vec::with_capacity(MAX_LISTS),
             on_device,
             logits: MappedBuffer::new(context, limits.logits_bytes(vocab_size), "logits")?,
             vocab_size,
-            first_row: Vec::with_capacity(limits.max_segments + 1),
-            places: Vec::with_capacity(limits.max_rows),
-            whole: Vec::with_capacity(limits.max_rows),
+            first_row: Vec::with_capacity(max_segments + 1),
+            places: Vec::with_capacity(max_rows),
+            whole: Vec::with_capacity(max_rows),
         })
     }
 
     /// Bytes of pinned memory.
     pub(in crate::backend) fn pinned_bytes(limits: RowLimits, vocab_size: usize) -> usize {
-        limits.logits_bytes(vocab_size) + Lists::pinned_bytes(limits.max_places, vocab_size)
+        let choices = Choices::num_bytes(limits.max_places);
+        limits.logits_bytes(vocab_size) + Lists::pinned_bytes(limits.max_places, vocab_size) + choices
     }
 
     /// Notes which rows `plan` wants, each in its order on the device, and returns how many; nothing of the step before is left.
@@ -83,17 +90,27 @@ impl StepRows {
         self.first_row.clear();
         self.whole.clear();
         self.lists.forget();
+        self.choices.lay_out(plan);
         self.wanted.clear();
         let mut num_rows = 0;
         for segment in &plan.segments {
             self.first_row.push(num_rows);
             num_rows += num_logits_rows(segment);
-            self.whole.resize(num_rows, segment.detail == Detail::Whole);
+            self.whole.resize(num_rows, self.is_whole(segment));
         }
         self.first_row.push(num_rows);
         self.places.clear();
         self.places.extend(0..num_rows);
         num_rows
+    }
+
+    /// Whether its rows come with the step: those of somebody who is chosen for, but cannot be, too.
+    fn is_whole(&self, segment: &Segment) -> bool {
+        match segment.detail {
+            Detail::Whole => true,
+            Detail::Chosen(sampler) => !segment.is_tree && self.lists.len_for(&sampler).is_none(),
+            Detail::Likeliest(_) | Detail::OnDemand => false,
+        }
     }
 
     /// Row `row` of those that were laid out is `place` on the device.
@@ -103,13 +120,13 @@ impl StepRows {
         }
     }
 
-    /// Has room for what greedy decoding and forms ask of as many runs of rows.
+    /// Has room for what decoding and forms usually ask of as many runs of rows.
     pub(in crate::backend) fn make_room(&mut self, num_runs: usize) {
         self.lists.make_room(num_runs);
     }
 
-    /// Captures what greedy decoding and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured when it first
-    /// comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
+    /// Captures what decoding, greedily or by whole rows, and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured
+    /// when it first comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
     pub(in crate::backend) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -119,13 +136,17 @@ impl StepRows {
         if rows.is_empty() {
             return Ok(());
         }
-        self.lists.capture_usual(stream, kernels, rows)
+        self.lists.capture_usual(stream, kernels, (rows, self.max_segments), &self.choices)
     }
 
     /// Puts what greedy decoding asks of the rows `rows`, which was captured, into the stream, for nobody: the first time that a graph runs the
     /// driver's function is looked up, which allocates.
     pub(in crate::backend) fn rehearse(&mut self, stream: &Stream, rows: Range<usize>) -> Result<()> {
-        self.lists.find(stream, &[ListShape { first_row: rows.start, num_rows: rows.len(), len: 1 }])?;
+        for shape in self.lists.usual(rows, self.max_segments) {
+            // All of them pad.
+            shape.run().into_iter().for_each(|run| self.choices.begin(run));
+            self.lists.find(stream, &[shape])?;
+        }
         self.lists.forget();
         Ok(())
     }
@@ -137,21 +158,50 @@ impl StepRows {
         segments: impl Iterator<Item = &'a Segment>,
         rows: Range<usize>,
     ) {
-        if let Some(len) = self.lists.len_of(segments) {
-            self.wanted.push(ListShape { first_row: rows.start, num_rows: rows.len(), len });
-        }
+        self.wanted.extend(self.lists.shape_of(segments, rows, self.max_segments));
     }
 
-    /// Captures what is wanted, unless that is there.
-    pub(in crate::backend) fn prepare(&mut self, stream: &Stream, kernels: &mut Kernels) -> Result<()> {
-        self.wanted.iter().try_for_each(|&shape| self.lists.capture(stream, kernels, shape))
+    /// Captures what is wanted for `plan`, unless that is there, and writes what is to be chosen. The step before must be done.
+    pub(in crate::backend) fn prepare(
+        &mut self,
+        stream: &Stream,
+        kernels: &mut Kernels,
+        plan: &StepPlan,
+    ) -> Result<()> {
+        for &shape in &self.wanted {
+            self.lists.capture(stream, kernels, shape, &self.choices)?;
+        }
+        self.wanted.iter().filter_map(|shape| shape.run()).for_each(|run| self.choices.begin(run));
+        for (idx, segment) in plan.segments.iter().enumerate() {
+            self.ask(plan, idx, segment);
+        }
+        Ok(())
+    }
+
+    /// Asks for the choice of segment `idx` of `plan`, where it wants one.
+    fn ask(&mut self, plan: &StepPlan, idx: usize, segment: &Segment) {
+        let (Detail::Chosen(sampler), Some(&[start, end])) =
+            (segment.detail, self.first_row.get(idx..idx + 2).and_then(|rows| rows.first_chunk()))
+        else {
+            return;
+        };
+        // Down a tree by all of its rows, else by the last.
+        let rows = if segment.is_tree { start..end } else { end.saturating_sub(1).max(start)..end };
+        let Some(&place) = self.places.get(rows.start).filter(|_| !rows.is_empty()) else { return };
+        if self.lists.len_for(&sampler).is_none() {
+            return;
+        }
+        let mut runs = self.wanted.iter().filter_map(|shape| shape.run());
+        let Some(run) = runs.find(|run| run.rows().contains(&place)) else { return };
+        let parents = if segment.is_tree { &plan.parents[segment.tokens.clone()] } else { &[0] };
+        self.choices.ask(run, sampler, (rows, place), parents);
     }
 
     /// Brings what `plan` wants with the step, in the stream's order.
     pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
         self.lists.find(stream, &self.wanted)?;
-        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
-            if segment.detail == Detail::Whole && rows[0] < rows[1] {
+        for rows in self.first_row.windows(2) {
+            if rows[0] < rows[1] && self.whole[rows[0]] {
                 self.copy(stream, rows[0]..rows[1])?;
             }
         }
@@ -188,6 +238,11 @@ impl StepRows {
     /// The list of row `row`, if there is one.
     pub(in crate::backend) fn list(&self, row: usize) -> Option<Likeliest<'_>> {
         self.lists.row(*self.places.get(row)?)
+    }
+
+    /// What was chosen by row `row`, if something was.
+    pub(in crate::backend) fn choice(&self, row: usize) -> Option<Choice> {
+        self.choices.row(row)
     }
 
     /// Brings row `row` and waits for it, within `limit`. The caller sees to it that nobody looks at a row meanwhile.

@@ -37,7 +37,7 @@ use crate::{
     dir::PlanEntry,
     draft::{DraftFacts, DraftOutput, DraftPlan, DraftSource, DraftSpec},
     kv::{LaneId, SnapshotId},
-    rows::{FetchPermit, Likeliest, RowSource},
+    rows::{Choice, FetchPermit, Likeliest, RowSource},
     spec::DecoderSpec,
     step::{StepOutput, StepPlan},
 };
@@ -280,7 +280,7 @@ impl Backend for TensorRtBackend {
             self.batch.logits_places(plan, idx, |row, place| self.rows.put(first + row, place));
         }
         self.batch.listed(plan, |segments, rows| self.rows.want(segments, rows));
-        self.rows.prepare(&self.stream, &mut self.kernels)?;
+        self.rows.prepare(&self.stream, &mut self.kernels, plan)?;
         self.lead_features(plan)?;
         let ran = self.run_sections(plan);
         self.lanes.end_step(plan, ran)?;
@@ -355,6 +355,10 @@ impl RowSource for TensorRtBackend {
 
     fn list(&self, row: usize) -> Option<Likeliest<'_>> {
         self.rows.list(row)
+    }
+
+    fn choice(&self, row: usize) -> Option<Choice> {
+        self.rows.choice(row)
     }
 
     fn fetch(&self, row: usize, _: FetchPermit) -> Result<&[f32]> {

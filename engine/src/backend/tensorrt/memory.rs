@@ -73,12 +73,13 @@ impl Memory {
             buffers.push(buffer);
             Ok(address)
         };
-        let [keys, sums, results] = sizes.list_bytes;
+        let [keys, sums, results, choices] = sizes.list_bytes;
         Ok(Self {
             lists: ListRoom {
                 keys: buffer(keys, "lists of tokens")?,
                 sums: buffer(sums, "lists of tokens")?,
                 results: buffer(results, "lists of tokens")?,
+                choices: buffer(choices, "choices of tokens")?,
             },
             cache: cache_addresses(lanes, spec)?,
             lane_bytes: sizes.lane_bytes,

@@ -20,8 +20,8 @@ use crate::{
     kv::KvKind,
 };
 
-/// The kernels beside a plan: rows of the cache moved and appended, lists of the likeliest tokens.
-const BESIDE_PLANS: [&str; 3] = ["kv_append", "kv_compact", "logits"];
+/// The kernels beside a plan: rows of the cache moved and appended, lists of the likeliest tokens, tokens chosen by them.
+const BESIDE_PLANS: [&str; 4] = ["accept", "kv_append", "kv_compact", "logits"];
 
 /// The sources of the kernels that run beside a plan.
 #[must_use]

@@ -39,8 +39,8 @@ pub(super) struct Sizes {
     pub features_bytes: usize,
     /// Of one tensor of new rows; 0 where they are not appended.
     pub present_bytes: usize,
-    /// Of the lists' three buffers.
-    pub list_bytes: [usize; 3],
+    /// Of the lists' four buffers.
+    pub list_bytes: [usize; 4],
     /// Where decode sections, verify sections and runs of tokens have what they are about in pinned memory, and where that ends.
     pub pinned: [usize; 4],
     /// What the largest section is about.

@@ -10,6 +10,7 @@ use takt_engine::{
     EngineError, TokenId,
     backend::Backend,
     kv::LaneId,
+    sampler::SamplerState,
     step::{Detail, LogitsWanted, StepPlan},
 };
 
@@ -192,7 +193,7 @@ impl Bench<'_> {
             let is_last = self.backend.committed_len(LANE) + slice.len() == len;
             self.plan.clear();
             self.plan.push(LANE, slice, if is_last { LogitsWanted::Last } else { LogitsWanted::None });
-            self.plan.last_needs(Detail::Likeliest(1));
+            self.plan.last_needs(Detail::Chosen(SamplerState::default()));
             black_box(self.backend.run_step(&self.plan)?.num_rows(0));
         }
         Ok(started.elapsed())
@@ -200,7 +201,7 @@ impl Bench<'_> {
 
     fn run(&mut self) -> Result<Duration, EngineError> {
         // As greedy decoding and its rounds ask for it.
-        self.plan.last_needs(Detail::Likeliest(1));
+        self.plan.last_needs(Detail::Chosen(SamplerState::default()));
         let started = Instant::now();
         black_box(self.backend.run_step(&self.plan)?.num_rows(0));
         Ok(started.elapsed())

@@ -14,7 +14,7 @@ use takt_engine::{
     backend::Backend,
     kv::{LaneId, SnapshotId},
     sampler::{Sampler, SamplingParams},
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 
 use super::{
@@ -147,7 +147,7 @@ impl<'a> Player<'a> {
             let wanted = if idx + 1 == num_slices { LogitsWanted::Last } else { LogitsWanted::None };
             self.plan.clear();
             self.plan.push(LANE, slice, wanted);
-            self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+            self.plan.last_needs(Detail::Chosen(self.sampler.state()));
             let mut output = self.backend.run_step(&self.plan)?;
             if wanted == LogitsWanted::Last {
                 first = self.sampler.sample_row(&mut output.last_row(0)?)?;
@@ -306,7 +306,7 @@ impl<'a> Player<'a> {
         } else {
             self.plan.push(LANE, &tree.tokens, LogitsWanted::Last);
         }
-        self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+        self.plan.last_needs(Detail::Chosen(self.sampler.state()));
         let mut output = self.backend.run_step(&self.plan)?;
         let (history, sampler) = (&mut self.history, &mut self.sampler);
         let choose = |node: usize| {

@@ -12,7 +12,7 @@ use takt_engine::{
     backend::Backend,
     kv::SnapshotId,
     sampler::{Sampler, SamplingParams},
-    step::{LogitsWanted, StepPlan},
+    step::{Detail, LogitsWanted, StepPlan},
 };
 
 use super::{
@@ -185,13 +185,16 @@ impl<'a> Bench<'a> {
         } else {
             self.plan.push(LANE, &tree.tokens, LogitsWanted::Last);
         }
-        self.plan.last_needs(self.sampler.detail(self.backend.spec().vocab_size));
+        self.plan.last_needs(Detail::Chosen(self.sampler.state()));
         let mut output = self.backend.run_step(&self.plan)?;
         let (sampler, random, mut chosen) = (&mut self.sampler, &mut self.random, 0);
+        // The path here is drawn, and not the one that the backend may have walked while it chose.
+        let has_walked = output.row(0, 0)?.choice().is_some();
         let choose = |node: usize| {
-            // As in a real round, where each accepted node's logits are searched.
-            let mut row = output.row(0, node)?;
-            chosen = sampler.sample_row(&mut row)?;
+            // As in a real round, where each accepted node's logits are searched, unless that was done.
+            if node == 0 || !has_walked {
+                chosen = sampler.sample_row(&mut output.row(0, node)?)?;
+            }
             Ok::<_, EngineError>(Some(draw(tree, node, random).unwrap_or(OTHER)))
         };
         walk(tree, choose, &mut self.path)?;
