@@ -216,9 +216,8 @@ fn a_plan_that_takes_other_weights_runs_with_those_of_a_tuned_model_without_bein
     assert!(!is_near(base_plan, new_plan), "{base_plan} {new_plan}: other weights say something else");
 
     // A model of another kind, and a plan that takes none.
-    let other = fixture("hf/tiny-qwen3").display().to_string();
-    let args = [&["build", &other, "-o", &machine.path("other")][..], &build, &["--plan-refit-from", &base]]
-        .concat();
+    let (other, dir) = (fixture("hf/tiny-qwen3").display().to_string(), machine.path("other"));
+    let args = [&["build", &other, "-o", &dir][..], &build, &["--plan-refit-from", &base]].concat();
     machine.fail(&args, &[], &["another architecture", "without --plan-refit-from"]);
     machine.succeed(&["build", &base, "--tensorrt", "--plans-only", "--json"]);
     let args = ["build", &new, "--tensorrt", "--plans-only", "--plan-refit-from", &base];
