@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 use takt_engine::{
+    dir::PlanKv,
     kv::KvKind,
     quant::{WeightKind, e4m3},
     spec::DecoderSpec,
@@ -54,6 +55,15 @@ impl KvType {
         match self {
             Self::Plain => compute.element(),
             Self::Fp8 => ElementType::F8E4M3,
+        }
+    }
+}
+
+impl From<PlanKv> for KvType {
+    fn from(kv: PlanKv) -> Self {
+        match kv {
+            PlanKv::Plain => Self::Plain,
+            PlanKv::Fp8 => Self::Fp8,
         }
     }
 }

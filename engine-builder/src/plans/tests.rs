@@ -1,6 +1,7 @@
 //! Whole builds by a compiler that is none: what gets into an engine.
 
 mod faults;
+mod refit;
 
 use std::{
     cell::RefCell,
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 
 use super::{
     device::{Compiled, PlanCompiler},
+    refit::LoadedPlan,
     *,
 };
 use crate::{
@@ -47,6 +49,7 @@ struct Compiler {
     asked: Rc<RefCell<Vec<Asked>>>,
     /// Goes into every plan, so that two of one model may differ.
     salt: Rc<RefCell<u8>>,
+    refits: Rc<refit::Refits>,
 }
 
 /// What a plan was asked with.
@@ -58,6 +61,7 @@ struct Asked {
     timing_cache: Vec<u8>,
     /// The model's file.
     model: Vec<u8>,
+    is_refittable: bool,
 }
 
 impl std::fmt::Debug for Compiler {
@@ -97,7 +101,11 @@ impl PlanCompiler for Compiler {
             profiles: request.profiles.to_vec(),
             timing_cache: request.timing_cache.to_vec(),
             model: fs::read(request.onnx).unwrap(),
+            is_refittable: request.flags.refittable,
         });
+        if request.flags.refittable {
+            self.refits.saw(request.onnx);
+        }
         let salt = *self.salt.borrow();
         Ok(Compiled {
             plan: Box::new(format!("{salt} {:?} {:?}", request.onnx.file_name(), request.profiles)),
@@ -105,6 +113,11 @@ impl PlanCompiler for Compiler {
             used_timing_cache: request.timing_cache.starts_with(b"+"),
             warnings: (0..50).map(|idx| format!("layer {}", idx / 2)).collect(),
         })
+    }
+
+    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>> {
+        assert!(!plan.is_empty());
+        refit::load(&self.refits)
     }
 }
 
@@ -116,6 +129,7 @@ impl Compiler {
             mishap: Rc::default(),
             asked: Rc::default(),
             salt: Rc::default(),
+            refits: Rc::default(),
         }
     }
 
