@@ -5,131 +5,119 @@
 // sequential rejection of Leviathan et al. (arXiv 2211.17192) and SpecInfer (arXiv 2305.09781) with q = 1, and token for token the plain
 // output of the same seed. A decode step is a tree of one node.
 //
-// Choosing is the host sampler's, bit for bit: the likeliest token, or one drawn from a shortlist of at most 64 (top-k, then top-p and min-p)
-// with F64 arithmetic from basic operations, each rounded by itself, and one number of the lane's SplitMix64 stream a node. A sampler
-// without top-k, or with a larger one, sums up the whole vocabulary in order: its rows are for the host.
+// Choosing is the host sampler's, bit for bit: the likeliest token, or one drawn, with one number of a SplitMix64 stream a node, from what
+// top-k, top-p and min-p leave, in the order of ids. By the row's list where top-k is within it, else by the whole row.
 //
-// One warp a tree. Bound by latency: a few dependent reads a node.
+// One block a tree. By lists a warp is enough, bound by latency: a few dependent reads a node. By whole rows a block of 1,024 threads does
+// what one multiprocessor can; a block of one warp would give the same tokens, later. All warps walk alike.
 
+#include "common/row_choice.cuh"
+#include "common/token_weight.cuh"
 #include "common/types.cuh"
 #include "common/warp.cuh"
 
-// Outside the unnamed namespace, where NVRTC puts the number of its process into the name: no two builds would give the same bytes.
-constexpr int MAX_TOP_K = 64;
-
 namespace {
 
-// How a lane chooses; 24 bytes, as launch/accept.rs lays them out.
+// How tokens are chosen; 32 bytes, as launch/accept.rs lays them out.
 struct Sampler {
-    // 0 is greedy.
-    float temperature;
+    // log2(e) / temperature; 0 is greedy.
+    float scale;
+    // 0 keeps all.
     int top_k;
-    float top_p;
-    float min_p;
-    // Of the random stream; advances by one number for each node.
-    unsigned long long state;
+    // In 2^−53.
+    u64 top_p;
+    u64 min_weight;
+    // Of the random stream, before the root's token.
+    u64 random;
 };
 
+constexpr u64 ALL = 1ull << 53;
+
 // First word of a result.
-enum Status { ACCEPTED = 0, BROKEN_LOGITS = 1, NOTHING_FINITE = 2, NO_SHORTLIST = 3 };
+enum Status { ACCEPTED = 0, BROKEN_LOGITS = 1, NOTHING_FINITE = 2 };
 
-#if defined(TAKT_EMULATED)
-__device__ __forceinline__ double add(double a, double b) { return a + b; }
-__device__ __forceinline__ double multiply(double a, double b) { return a * b; }
-__device__ __forceinline__ double divide(double a, double b) { return a / b; }
-#else
-// Not contracted to fused operations.
-__device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
-__device__ __forceinline__ double multiply(double a, double b) { return __dmul_rn(a, b); }
-__device__ __forceinline__ double divide(double a, double b) { return __ddiv_rn(a, b); }
-#endif
-
-__device__ __forceinline__ double from_bits(unsigned long long bits) {
-#if defined(TAKT_EMULATED)
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-#else
-    return __longlong_as_double((long long)bits);
-#endif
-}
-
-// e^x for x ≤ 0, within 2 units in the last place; 0 below −708. As the host computes it.
-__device__ double exp_nonpositive(double x) {
-    if (x < -708.0) return 0.0;
-    // x = k·ln 2 + r with |r| ≤ ln 2 / 2; k times the upper part of ln 2 is exact.
-    double k = floor(add(multiply(x, from_bits(0x3ff71547652b82feull)), 0.5));
-    double r = add(add(x, -multiply(k, from_bits(0x3fe62e42fee00000ull))), -multiply(k, from_bits(0x3dea39ef35793c76ull)));
-    double e_to_r = 1.0;
-#pragma unroll 1
-    for (int n = 13; n >= 1; n--) e_to_r = add(1.0, divide(multiply(e_to_r, r), double(n)));
-    return multiply(e_to_r, from_bits((unsigned long long)((long long)k + 1023) << 52));
-}
-
-// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): uniform in [0, 1), on a grid of 2^−53.
-__device__ __forceinline__ double next_unit(unsigned long long& state) {
-    state += 0x9e3779b97f4a7c15ull;
-    unsigned long long z = state;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return multiply(double((z ^ z >> 31) >> 11), 0x1p-53);
-}
-
-// A row's likeliest tokens, largest logit first.
-struct Shortlist {
-    const int* tokens;
-    const float* logits;
+// A row's likeliest tokens, largest logit first: those at `lane_idx()` and 32 behind it, −1 where there is none.
+struct List {
+    int token[2];
+    float logit[2];
     int len;
+
+    __device__ __forceinline__ List(const int* tokens, const float* logits, int k) : len(0) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int idx = half * WARP_SIZE + lane_idx();
+            token[half] = idx < k ? tokens[idx] : -1;
+            logit[half] = idx < k ? logits[idx] : 0.0f;
+            len += __popc(__ballot_sync(FULL_MASK, token[half] >= 0));
+        }
+    }
+
+    __device__ __forceinline__ float largest() const { return __shfl_sync(FULL_MASK, logit[0], 0); }
+    __device__ __forceinline__ float smallest() const {
+        return __shfl_sync(FULL_MASK, len > WARP_SIZE ? logit[1] : logit[0], max(len - 1, 0) % WARP_SIZE);
+    }
 };
 
 // The lowest id of those that equal the largest: −0 equals 0 here, though it comes after it in the list.
-__device__ __forceinline__ int likeliest(const Shortlist& list) {
-    int token = list.tokens[0];
-    for (int idx = 1; idx < list.len && list.logits[idx] == list.logits[0]; idx++) token = min(token, list.tokens[idx]);
-    return token;
+__device__ __forceinline__ int likeliest(const List& list) {
+    int found = NO_LAST_TOKEN;
+    float largest = list.largest();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (list.token[half] >= 0 && list.logit[half] == largest) found = min(found, list.token[half]);
+    }
+#pragma unroll
+    for (int distance = WARP_SIZE / 2; distance > 0; distance /= 2) found = min(found, __shfl_xor_sync(FULL_MASK, found, distance));
+    return found;
 }
 
-// How many of the first `len` weights reach `top_p` of their sum.
-__device__ __forceinline__ int reaching(const double* weights, int len, double top_p) {
-    double total = 0.0, reached = 0.0;
-    for (int idx = 0; idx < len; idx++) total = add(total, weights[idx]);
-    for (int idx = 0; idx < len; idx++) {
-        reached = add(reached, weights[idx]);
-        if (reached >= multiply(top_p, total)) return idx + 1;
-    }
-    return len;
-}
-
-// Index at `unit` of the weights' sum, of those that are at least `min_p`; the first has weight 1.
-__device__ __forceinline__ int pick(const double* weights, int len, double min_p, double unit) {
-    double total = 0.0;
-    for (int idx = 0; idx < len; idx++) {
-        if (weights[idx] >= min_p) total = add(total, weights[idx]);
-    }
-    double rest = multiply(unit, total);
-    int last = 0;
-    for (int idx = 0; idx < len; idx++) {
-        if (!(weights[idx] >= min_p)) continue;
-        rest = add(rest, -weights[idx]);
-        if (rest < 0.0) return idx;
-        // Rounding may leave a crumb beyond the last token that has any weight.
-        if (weights[idx] > 0.0) last = idx;
-    }
-    return last;
-}
-
-// The next token after the row, the same in every lane. `weights` is shared memory of the warp.
-__device__ __forceinline__ int choose(const Shortlist& list, Sampler& sampler, double* weights) {
-    if (sampler.temperature == 0.0f) return likeliest(list);
+// The token at which `number` points of the first `top_k` of the list.
+__device__ __forceinline__ int choose_of_list(const List& list, const Sampler& sampler, u64 number) {
+    Weigher weigher = {list.largest(), sampler.scale};
     int len = min(list.len, sampler.top_k);
-    __syncwarp();
-    for (int idx = lane_idx(); idx < len; idx += WARP_SIZE) {
-        double below = add(double(list.logits[idx]), -double(list.logits[0]));
-        weights[idx] = exp_nonpositive(divide(below, double(sampler.temperature)));
+    u64 weight[2], upto[2], before[2] = {0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        weight[half] = half * WARP_SIZE + lane_idx() < len ? weigher.weight(list.logit[half]) : 0;
     }
-    __syncwarp();
-    if (sampler.top_p < 1.0f) len = reaching(weights, len, double(sampler.top_p));
-    return list.tokens[pick(weights, len, double(sampler.min_p), next_unit(sampler.state))];
+    upto[0] = warp_sum_upto(weight[0]);
+    upto[1] = warp_sum_upto(weight[1]) + __shfl_sync(FULL_MASK, upto[0], WARP_SIZE - 1);
+    u64 total = __shfl_sync(FULL_MASK, upto[1], WARP_SIZE - 1), goal = sampler.top_p < ALL ? goal_of(sampler.top_p, total) : total;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (upto[half] - weight[half] >= goal || weight[half] < sampler.min_weight) weight[half] = 0;
+    }
+    u64 point = point_of(number, warp_sum_u64(weight[0] + weight[1]));
+    // What has lower ids.
+#pragma unroll 1
+    for (int idx = 0; idx < len; idx++) {
+        int lane = idx % WARP_SIZE;
+        bool is_second = idx >= WARP_SIZE;
+        int token = __shfl_sync(FULL_MASK, is_second ? list.token[1] : list.token[0], lane);
+        u64 other = __shfl_sync(FULL_MASK, is_second ? weight[1] : weight[0], lane);
+        if (token < list.token[0]) before[0] += other;
+        if (token < list.token[1]) before[1] += other;
+    }
+    unsigned first = __ballot_sync(FULL_MASK, before[0] <= point && point - before[0] < weight[0]);
+    unsigned second = __ballot_sync(FULL_MASK, before[1] <= point && point - before[1] < weight[1]);
+    int lane = __ffs(int(first != 0 ? first : second)) - 1;
+    return __shfl_sync(FULL_MASK, first != 0 ? list.token[0] : list.token[1], max(lane, 0));
+}
+
+// The token at which `number` points of the whole row.
+__device__ __forceinline__ int choose_of_row(const float* logits, int vocab_size, float largest, const Sampler& sampler, u64 number,
+                                             RowScratch& scratch) {
+    Row row = {logits, vocab_size, {largest, sampler.scale}, 0, 0xffffffffu, NO_LAST_TOKEN, 1, false};
+    // One place in the program for both filters.
+#pragma unroll 1
+    for (int filter = 0; filter < 2; filter++) {
+        bool by_number = filter == 0;
+        if (by_number ? sampler.top_k == 0 : sampler.top_p >= ALL) continue;
+        keep_likeliest(row, by_number, by_number ? u64(sampler.top_k) : sampler.top_p, scratch);
+    }
+    row.min_weight = max(row.min_weight, sampler.min_weight);
+    u64 total = sum_parts(row, 0, vocab_size, scratch);
+    return token_at(row, point_of(number, total), scratch);
 }
 
 // The first child of `node` that holds `token`, -1 for none; nodes are numbered after their parents.
@@ -145,58 +133,51 @@ __device__ __forceinline__ int find_child(const int* tokens, const int* parents,
 
 }  // namespace
 
-// Grid: num_trees. Block: 32 threads.
-// trees[num_trees]: {lane (-1 for padding), first token, nodes, first row of logits}. tokens, parents (within the tree; the root's is 0) and
-// rows (of the cache) [num_tokens]. top_tokens, top_logits [_, k] and status [_] by row of logits, from logits_combine. samplers and
-// committed_lens by lane: both advance. results[num_trees, 4 + max_path]: status, nodes of the path, token chosen after it (-1 on an
-// error), new committed length, then the path's nodes. moves: for kv_compact. A path ends after max_path nodes at the latest. On an error
-// nothing is committed, and the path ends with the node whose logits were broken.
-extern "C" __global__ void __launch_bounds__(32, 16)
-    accept_trees(const int4* trees, const int* tokens, const int* parents, const int* rows, const int* top_tokens,
-                 const float* top_logits, const uint32_t* status, Sampler* samplers, int* committed_lens, int* results, int* moves,
-                 int k, int max_path) {
-    __shared__ double weights[MAX_TOP_K];
+// Grid: num_trees. Block: 32 threads, or 1024 where a sampler chooses by whole rows.
+// trees[num_trees]: {sampler (-1 for padding), first token, nodes, first row of logits}. tokens and parents (within the tree; the root's is
+// 0) [num_tokens]. logits [_, vocab_size]; top_tokens, top_logits [_, k] and status [_] by row of logits, from logits_combine.
+// results[num_trees, 3 + max_path]: status, nodes of the path, token chosen after it (-1 on an error), then the path's nodes; of padding
+// nothing. A path ends after max_path nodes at the latest; on an error it ends with the node whose logits were broken.
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    accept_trees(const int4* trees, const Sampler* samplers, const int* tokens, const int* parents, const float* logits,
+                 const int* top_tokens, const float* top_logits, const uint32_t* status, int* results, int vocab_size, int k,
+                 int max_path) {
+    __shared__ RowScratch scratch;
     release_next_kernel();
     await_previous_kernel();
     int4 tree = trees[blockIdx.x];
-    int lane = tree.x, first = tree.y, num_nodes = tree.z;
-    int* result = results + (long long)blockIdx.x * (4 + max_path);
-    int* move = moves + (long long)blockIdx.x * (3 + max_path);
-    bool writes = lane_idx() == 0;
-    if (lane < 0 || num_nodes <= 0) {
-        if (writes) move[0] = -1;
-        return;
-    }
-    Sampler sampler = samplers[lane];
-    bool has_shortlist = sampler.temperature == 0.0f || (sampler.top_k >= 1 && sampler.top_k <= min(k, MAX_TOP_K));
-    int outcome = has_shortlist ? ACCEPTED : NO_SHORTLIST;
-    int node = 0, path_len = 0, token = -1;
-    while (outcome == ACCEPTED) {
-        if (writes) {
-            result[4 + path_len] = node;
-            move[3 + path_len] = rows[first + node];
-        }
+    int first = tree.y, num_nodes = tree.z;
+    int* result = results + (long long)blockIdx.x * (3 + max_path);
+    bool writes = threadIdx.x == 0;
+    if (tree.x < 0 || num_nodes <= 0) return;
+    Sampler sampler = samplers[tree.x];
+    // In a list of one token 0 and −0 are the same, and for a top-k they are not.
+    bool has_list = sampler.top_k >= 1 && sampler.top_k <= k && k > 1;
+    int outcome = ACCEPTED, node = 0, path_len = 0, token = -1;
+    for (;;) {
+        if (writes) result[3 + path_len] = node;
         path_len++;
         long long row = tree.w + node;
         if (status[row] != 0) {
             outcome = (status[row] & 1) != 0 ? BROKEN_LOGITS : NOTHING_FINITE;
             break;
         }
-        Shortlist list = {top_tokens + row * k, top_logits + row * k, 0};
-        while (list.len < min(k, MAX_TOP_K) && list.tokens[list.len] >= 0) list.len++;
-        token = choose(list, sampler, weights);
+        List list(top_tokens + row * k, top_logits + row * k, k);
+        const float* row_logits = logits + row * vocab_size;
+        if (sampler.scale == 0.0f) {
+            // A list that ends among zeros does not show every −0.
+            bool is_cut = list.len == k && k > 1 && list.largest() == 0.0f && list.smallest() == 0.0f;
+            token = is_cut ? first_equal(row_logits, vocab_size, 0.0f, scratch) : likeliest(list);
+        } else if (has_list) {
+            token = choose_of_list(list, sampler, next_number(sampler.random));
+        } else {
+            token = choose_of_row(row_logits, vocab_size, list.largest(), sampler, next_number(sampler.random), scratch);
+        }
         node = path_len < max_path ? find_child(tokens + first, parents + first, num_nodes, node, token) : -1;
         if (node < 0) break;
     }
     if (!writes) return;
-    int committed_len = committed_lens[lane], num_kept = outcome == ACCEPTED ? path_len : 0;
     result[0] = outcome;
     result[1] = path_len;
     result[2] = outcome == ACCEPTED ? token : -1;
-    result[3] = committed_len + num_kept;
-    move[0] = lane;
-    move[1] = num_kept;
-    move[2] = committed_len;
-    samplers[lane].state = sampler.state;
-    committed_lens[lane] = committed_len + num_kept;
 }

@@ -11,7 +11,6 @@ use takt_engine::sampler::{Sampler, SamplingParams};
 use takt_kernels_cu::launch::{
     DeviceAddress,
     accept::{Accept, Acceptance, Outcome, RESULT_HEADER, SamplerState, Tree},
-    kv_compact::MOVE_HEADER,
     logits::{Logits, LogitsOutput, LogitsScratch},
 };
 
@@ -34,7 +33,7 @@ impl Numbers {
     }
 }
 
-/// A tree of one lane with the target's logits of its nodes.
+/// A tree of one sampler with the target's logits of its nodes.
 #[derive(Debug, Clone)]
 struct LaneTree {
     lane: usize,
@@ -91,7 +90,6 @@ fn row(numbers: &mut Numbers) -> Vec<f32> {
 #[derive(Debug)]
 struct Round {
     results: Vec<i32>,
-    moves: Vec<i32>,
 }
 
 impl Round {
@@ -99,38 +97,34 @@ impl Round {
         let width = RESULT_HEADER + MAX_PATH;
         Acceptance::read(&self.results[tree * width..(tree + 1) * width]).unwrap()
     }
-
-    fn moved(&self, tree: usize) -> &[i32] {
-        &self.moves[tree * (MOVE_HEADER + MAX_PATH)..][..MOVE_HEADER + MAX_PATH]
-    }
 }
 
-/// One verify round of all trees; the first is padding's. Rows of the cache are 100 · lane and what follows.
-fn run(trees: &[LaneTree], k: usize, samplers: &Buffer<SamplerState>, committed_lens: &Buffer<i32>) -> Round {
-    let mut table = vec![Tree { lane: -1, first_token: 0, num_nodes: 1, first_row: 0 }];
-    let (mut tokens, mut parents, mut rows) = (vec![-1; 2], vec![-1; 2], vec![-1; 2]);
+/// One verify round of all trees, by lists of `k`, each tree by the sampler that it names; the first is padding's.
+fn run(trees: &[LaneTree], k: usize, samplers: &[SamplerState], is_wide: bool) -> Round {
+    let vocab_size = trees[0].logits[0].len();
+    let mut table = vec![Tree { sampler: -1, first_token: 0, num_nodes: 1, first_row: 0 }];
+    let (mut tokens, mut parents) = (vec![-1; 2], vec![-1; 2]);
     let mut logits = Vec::new();
     for tree in trees {
         let as_i32 = |value: usize| i32::try_from(value).unwrap();
         table.push(Tree {
-            lane: as_i32(tree.lane),
+            sampler: as_i32(tree.lane),
             first_token: as_i32(tokens.len()),
             num_nodes: as_i32(tree.tokens.len()),
-            first_row: as_i32(logits.len() / VOCAB),
+            first_row: as_i32(logits.len() / vocab_size),
         });
         tokens.extend(&tree.tokens);
         parents.extend(&tree.parents);
-        rows.extend((0..tree.tokens.len()).map(|node| as_i32(100 * tree.lane + node)));
         logits.extend(tree.logits.concat());
     }
-    let num_rows = logits.len() / VOCAB;
+    let num_rows = logits.len() / vocab_size;
     let (logits, table) = (Buffer::from_slice(&logits), Buffer::from_slice(&table));
-    let (tokens, parents, rows) =
-        (Buffer::from_slice(&tokens), Buffer::from_slice(&parents), Buffer::from_slice(&rows));
+    let (tokens, parents) = (Buffer::from_slice(&tokens), Buffer::from_slice(&parents));
+    let samplers = Buffer::from_slice(samplers);
     let (top, values) = (Buffer::filled(num_rows * k, -7), Buffer::filled(num_rows * k, f32::NAN));
     let (sums, status) = (Buffer::filled(num_rows, 0.0_f32), Buffer::filled(num_rows, 9_u32));
     let (keys, slice_sums) = (Buffer::filled(num_rows * k, 0_u64), Buffer::filled(num_rows * 2, 0.0_f32));
-    let output = LogitsOutput {
+    let lists = LogitsOutput {
         tokens: top.address(),
         values: values.address(),
         log_sum_exp: sums.address(),
@@ -140,46 +134,70 @@ fn run(trees: &[LaneTree], k: usize, samplers: &Buffer<SamplerState>, committed_
         logits: logits.address(),
         masks: None,
         scratch: LogitsScratch { keys: keys.address(), sums: slice_sums.address() },
-        output,
+        output: lists,
         num_rows,
-        vocab_size: VOCAB,
+        vocab_size,
         k,
     };
     let num_trees = trees.len() + 1;
     let results = Buffer::filled(num_trees * (RESULT_HEADER + MAX_PATH), -9);
-    let moves = Buffer::filled(num_trees * (MOVE_HEADER + MAX_PATH), -9);
     let accept = Accept {
         trees: table.address(),
+        samplers: samplers.address(),
         tokens: tokens.address(),
         parents: parents.address(),
-        rows: rows.address(),
-        logits: output,
+        logits: logits.address(),
+        vocab_size,
+        lists,
         k,
-        samplers: samplers.address(),
-        committed_lens: committed_lens.address(),
+        is_wide,
         results: results.address(),
-        moves: moves.address(),
         num_trees,
         max_path: MAX_PATH,
     };
     for launch in of_rows.launches().unwrap().iter().chain([&accept.launch().unwrap()]) {
         emulator().unwrap().launch(launch).unwrap();
     }
-    Round { results: results.to_vec(), moves: moves.to_vec() }
+    let results = results.to_vec();
+    assert_eq!(results[..RESULT_HEADER + MAX_PATH], [-9; RESULT_HEADER + MAX_PATH], "padding has no result");
+    Round { results }
 }
 
-fn state(params: &SamplingParams) -> SamplerState {
+/// As the kernel reads it.
+fn state(sampler: &Sampler) -> SamplerState {
+    let state = sampler.state();
     SamplerState {
-        temperature: params.temperature,
-        top_k: params.top_k.map_or(0, |top_k| i32::try_from(top_k).unwrap()),
-        top_p: params.top_p,
-        min_p: params.min_p,
-        random: params.seed,
+        scale: state.scale(),
+        top_k: state.params().top_k.map_or(0, |top_k| i32::try_from(top_k).unwrap()),
+        top_p: state.top_p(),
+        min_weight: state.min_weight(),
+        random: state.random(),
+    }
+}
+
+fn token_of(sampler: &mut Sampler, row: &[f32]) -> i32 {
+    i32::try_from(sampler.sample(row).unwrap()).unwrap()
+}
+
+/// A tree of nothing but a root.
+fn root(lane: usize, logits: Vec<f32>) -> LaneTree {
+    LaneTree { lane, tokens: vec![1], parents: vec![0], logits: vec![logits] }
+}
+
+/// The tokens that the device chooses by `logits`, for each of `params` one, are the host's.
+fn agree(logits: &[f32], params: &[SamplingParams], k: usize, is_wide: bool) {
+    let mut host: Vec<_> = params.iter().map(|params| Sampler::new(params).unwrap()).collect();
+    let samplers: Vec<_> = host.iter().map(state).collect();
+    let trees: Vec<_> = (0..params.len()).map(|lane| root(lane, logits.to_vec())).collect();
+    let round = run(&trees, k, &samplers, is_wide);
+    for (lane, sampler) in host.iter_mut().enumerate() {
+        let found = round.of(lane + 1).token;
+        assert_eq!(found, Some(token_of(sampler, logits)), "{:?}, {} logits", params[lane], logits.len());
     }
 }
 
 #[test]
-fn rounds_of_several_lanes_say_what_the_hosts_samplers_say() {
+fn rounds_of_several_samplers_say_what_the_hosts_say() {
     if emulator().is_none() {
         return;
     }
@@ -192,38 +210,29 @@ fn rounds_of_several_lanes_say_what_the_hosts_samplers_say() {
         SamplingParams { temperature: 2.0, top_k: Some(7), top_p: 0.9, min_p: 0.3, seed: 4 },
         SamplingParams { temperature: 1e-3, top_k: Some(1), seed: 5, ..base },
         SamplingParams { temperature: 60.0, top_k: Some(8), top_p: 1e-6, seed: 6, ..base },
+        SamplingParams { temperature: 0.4, seed: 7, ..base },
+        SamplingParams { temperature: 0.8, top_p: 0.6, seed: 8, ..base },
+        SamplingParams { temperature: 0.5, top_k: Some(30), top_p: 0.9, min_p: 0.05, seed: 9 },
     ];
     let mut host: Vec<_> = params.iter().map(|params| Sampler::new(params).unwrap()).collect();
-    let samplers = Buffer::from_slice(&params.each_ref().map(state));
-    let committed_lens = Buffer::from_slice(&[10; 7]);
-    let mut lens = [10; 7];
     let (mut numbers, mut accepted) = (Numbers(1), 0);
     for round in 0..12 {
         let trees: Vec<_> = (0..params.len())
             .map(|lane| LaneTree::random(lane, if round % 4 == 0 { 70 } else { 20 }, &mut numbers))
             .collect();
-        let found = run(&trees, 8, &samplers, &committed_lens);
-        assert_eq!(found.moved(0)[0], -1, "padding moves nothing");
+        let samplers: Vec<_> = host.iter().map(state).collect();
+        let found = run(&trees, 8, &samplers, round % 2 == 0);
         for (idx, tree) in trees.iter().enumerate() {
             let sampler = &mut host[tree.lane];
-            let (path, token) = tree.walk(|row| i32::try_from(sampler.sample(row).unwrap()).unwrap());
-            let kept = i32::try_from(path.len()).unwrap();
-            let acceptance = found.of(idx + 1);
-            let committed_len = lens[tree.lane] + kept;
-            let wanted =
-                Acceptance { outcome: Outcome::Accepted, path: &path, token: Some(token), committed_len };
-            assert_eq!(acceptance, wanted, "round {round}, {:?}", params[idx]);
-            let moved = found.moved(idx + 1);
-            let lane = i32::try_from(tree.lane).unwrap();
-            assert_eq!(moved[..MOVE_HEADER], [lane, kept, lens[tree.lane]]);
-            let rows: Vec<i32> = path.iter().map(|node| 100 * lane + node).collect();
-            assert_eq!(moved[MOVE_HEADER..MOVE_HEADER + path.len()], rows);
-            lens[tree.lane] = committed_len;
+            let before = sampler.state();
+            let (path, token) = tree.walk(|row| token_of(sampler, row));
+            let wanted = Acceptance { outcome: Outcome::Accepted, path: &path, token: Some(token) };
+            assert_eq!(found.of(idx + 1), wanted, "round {round}, {:?}", params[idx]);
+            assert_eq!(sampler.state(), before.after(path.len()), "a number a node");
             accepted += path.len() - 1;
         }
     }
-    assert_eq!(committed_lens.to_vec(), lens);
-    assert!(accepted > 40, "the walk goes down: {accepted} nodes");
+    assert!(accepted > 60, "the walk goes down: {accepted} nodes");
 }
 
 #[test]
@@ -233,39 +242,108 @@ fn the_longest_list_gives_the_hosts_draws() {
     }
     let params = SamplingParams { temperature: 1.5, top_k: Some(64), top_p: 0.97, min_p: 0.01, seed: 77 };
     let mut host = Sampler::new(&params).unwrap();
-    let (samplers, lens) = (Buffer::from_slice(&[state(&params)]), Buffer::from_slice(&[0]));
     let mut numbers = Numbers(5);
     for _ in 0..10 {
         let tree = LaneTree::random(0, 20, &mut numbers);
-        let round = run(std::slice::from_ref(&tree), 64, &samplers, &lens);
-        let (path, token) = tree.walk(|row| i32::try_from(host.sample(row).unwrap()).unwrap());
+        let round = run(std::slice::from_ref(&tree), 64, &[state(&host)], false);
+        let (path, token) = tree.walk(|row| token_of(&mut host, row));
         assert_eq!((round.of(1).path, round.of(1).token), (&path[..], Some(token)));
     }
 }
 
-/// Sums that reach a threshold exactly, where every comparison counts.
+/// Sums that reach a threshold exactly, where every comparison counts: by lists, and by whole rows.
 #[test]
 fn ties_of_weights_and_thresholds_fall_as_on_the_host() {
     if emulator().is_none() {
         return;
     }
     let base = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
-    for params in [
-        SamplingParams { top_k: Some(4), top_p: 0.5, seed: 1, ..base },
-        SamplingParams { top_k: Some(8), top_p: 0.25, seed: 2, ..base },
-        SamplingParams { top_k: Some(8), min_p: 1.0, seed: 3, ..base },
+    let mut logits = vec![-1.0; VOCAB];
+    logits[20..40].fill(2.0);
+    for filters in [
+        SamplingParams { top_k: Some(4), top_p: 0.5, ..base },
+        SamplingParams { top_k: Some(8), top_p: 0.25, ..base },
+        SamplingParams { top_k: Some(8), min_p: 1.0, ..base },
+        SamplingParams { top_k: Some(13), ..base },
+        SamplingParams { top_k: Some(25), top_p: 0.5, ..base },
+        SamplingParams { top_k: Some(16), top_p: 0.999, ..base },
+        SamplingParams { top_p: 0.25, ..base },
+        SamplingParams { min_p: 1.0, ..base },
     ] {
-        let mut host = Sampler::new(&params).unwrap();
-        let (samplers, lens) = (Buffer::from_slice(&[state(&params)]), Buffer::from_slice(&[0]));
-        let mut logits = vec![-1.0; VOCAB];
-        logits[20..40].fill(2.0);
-        let tree = LaneTree { lane: 0, tokens: vec![1], parents: vec![0], logits: vec![logits] };
-        for _ in 0..12 {
-            let round = run(std::slice::from_ref(&tree), 8, &samplers, &lens);
-            let token = i32::try_from(host.sample(&tree.logits[0]).unwrap()).unwrap();
-            assert_eq!(round.of(1).token, Some(token), "{params:?}");
+        let params: Vec<_> = (0..12).map(|seed| SamplingParams { seed, ..filters }).collect();
+        agree(&logits, &params, 8, true);
+        agree(&logits, &params, 8, false);
+    }
+}
+
+/// Rows of odd lengths, with ties, both zeros, excluded tokens and tokens that weigh nothing.
+#[test]
+fn whole_rows_give_the_hosts_draws() {
+    if emulator().is_none() {
+        return;
+    }
+    let base = SamplingParams { temperature: 0.8, ..SamplingParams::default() };
+    let mut numbers = Numbers(11);
+    for (idx, vocab_size) in [1, 2, 31, 33, 64, 100, 1023, 1025, 2500, 4095].into_iter().enumerate() {
+        let kinds: [fn(&mut Numbers, usize) -> f32; 4] = [
+            |numbers, _| numbers.below(1 << 20) as f32 / 65_536.0 - 8.0,
+            |numbers, _| [0.0, -0.0, 0.25, -0.25][numbers.below(4)],
+            |numbers, token| if token % 7 == 3 { f32::NEG_INFINITY } else { numbers.below(64) as f32 - 50.0 },
+            |numbers, _| (numbers.below(40_000) as f32 - 20_000.0) * 1e-9,
+        ];
+        for (kind, logit) in kinds.into_iter().enumerate() {
+            let mut logits: Vec<f32> = (0..vocab_size).map(|token| logit(&mut numbers, token)).collect();
+            logits[vocab_size / 2] = 0.0;
+            let seed = u64::try_from(idx * 4 + kind).unwrap();
+            let params = [
+                SamplingParams { seed, ..base },
+                SamplingParams { seed, top_p: 0.9, ..base },
+                SamplingParams { seed, top_p: 1e-6, ..base },
+                SamplingParams { seed, top_p: 0.3, temperature: 5.0, ..base },
+                SamplingParams { seed, min_p: 0.4, temperature: 2.0, ..base },
+                SamplingParams { seed, top_k: Some(1), ..base },
+                SamplingParams { seed, top_k: Some(vocab_size), ..base },
+                SamplingParams { seed, top_k: Some(vocab_size.div_ceil(2)), temperature: 9.0, ..base },
+                SamplingParams {
+                    seed,
+                    top_k: Some(vocab_size.div_ceil(3)),
+                    top_p: 0.7,
+                    min_p: 0.1,
+                    temperature: 3.0,
+                },
+                SamplingParams { seed, temperature: 1e-30, ..base },
+                SamplingParams { seed, top_p: 0.5, temperature: f32::MAX, ..base },
+                SamplingParams::default(),
+            ];
+            agree(&logits, &params, 1, true);
+            agree(&logits, &params, 8.min(vocab_size), kind != 0);
         }
     }
+}
+
+#[test]
+fn what_only_a_few_tokens_of_a_row_decide_is_chosen() {
+    if emulator().is_none() {
+        return;
+    }
+    let base = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    let params = [
+        base,
+        SamplingParams { top_p: 0.5, ..base },
+        SamplingParams { top_k: Some(70), ..base },
+        SamplingParams::default(),
+    ];
+    let mut logits = vec![f32::NEG_INFINITY; 333];
+    logits[331] = -3e38;
+    agree(&logits, &params, 1, true);
+    logits[7] = 3e38;
+    agree(&logits, &params, 4, true);
+    // 70 times 0 after a −0: the greedy list does not show that one.
+    let mut logits = vec![0.0; 90];
+    logits[..20].fill(-1.0);
+    logits[5] = -0.0;
+    agree(&logits, &params, 64, true);
+    agree(&logits, &params, 64, false);
 }
 
 #[test]
@@ -282,72 +360,65 @@ fn a_path_ends_at_its_longest() {
         tree.parents.push(i32::try_from(node).unwrap());
         tree.logits.push(row(&mut numbers));
     }
-    let samplers = Buffer::from_slice(&[state(&SamplingParams::default())]);
-    let round = run(std::slice::from_ref(&tree), 1, &samplers, &Buffer::from_slice(&[3]));
+    let greedy = Sampler::new(&SamplingParams::default()).unwrap();
+    let round = run(std::slice::from_ref(&tree), 1, &[state(&greedy)], false);
     let acceptance = round.of(1);
     assert_eq!(acceptance.path, (0..9).collect::<Vec<i32>>());
-    assert_eq!((acceptance.token, acceptance.committed_len), (Some(tree.tokens[MAX_PATH]), 12));
+    assert_eq!(acceptance.token, Some(tree.tokens[MAX_PATH]));
 }
 
 #[test]
-fn what_cannot_be_chosen_is_told_and_commits_nothing() {
+fn what_cannot_be_chosen_by_is_told() {
     if emulator().is_none() {
         return;
     }
     let base = SamplingParams::default();
-    let samplers = [
+    for params in [
         base,
-        base,
-        SamplingParams { temperature: 1.0, ..base },
-        SamplingParams { temperature: 1.0, top_k: Some(9), ..base },
-    ];
-    let samplers = Buffer::from_slice(&samplers.each_ref().map(state));
-    let lens = Buffer::from_slice(&[5; 4]);
-    let mut trees: Vec<_> = (0..4)
-        .map(|lane| LaneTree {
-            lane,
-            tokens: vec![1, 2],
-            parents: vec![0, 0],
-            logits: vec![vec![0.0; VOCAB], vec![1.0; VOCAB]],
-        })
-        .collect();
-    // The child of lane 0 is accepted, and broken.
-    trees[0].logits[0][2] = 1.0;
-    trees[0].logits[1][50] = f32::NAN;
-    trees[1].logits[0].fill(f32::NEG_INFINITY);
-    let round = run(&trees, 8, &samplers, &lens);
-    let wanted: [(Outcome, &[i32]); 4] = [
-        (Outcome::BrokenLogits, &[0, 1]),
-        (Outcome::NothingFinite, &[0]),
-        (Outcome::NoShortlist, &[]),
-        (Outcome::NoShortlist, &[]),
-    ];
-    for (idx, (outcome, path)) in wanted.into_iter().enumerate() {
-        let wanted = Acceptance { outcome, path, token: None, committed_len: 5 };
-        assert_eq!(round.of(idx + 1), wanted);
-        assert_eq!(round.moved(idx + 1)[1], 0, "nothing is moved");
+        SamplingParams { temperature: 1e-3, ..base },
+        SamplingParams { temperature: 1e-3, top_k: Some(8), ..base },
+    ] {
+        let samplers = [state(&Sampler::new(&params).unwrap())];
+        let mut trees: Vec<_> = (0..3)
+            .map(|_| LaneTree {
+                lane: 0,
+                tokens: vec![1, 2],
+                parents: vec![0, 0],
+                logits: vec![vec![0.0; VOCAB], vec![1.0; VOCAB]],
+            })
+            .collect();
+        // The child of the first is accepted, and broken.
+        trees[0].logits[0][2] = 1.0;
+        trees[0].logits[1][50] = f32::NAN;
+        trees[1].logits[0].fill(f32::NEG_INFINITY);
+        trees[2].logits[0][99] = f32::INFINITY;
+        let round = run(&trees, 8, &samplers, true);
+        let wanted: [(Outcome, &[i32]); 3] =
+            [(Outcome::BrokenLogits, &[0, 1]), (Outcome::NothingFinite, &[0]), (Outcome::BrokenLogits, &[0])];
+        for (idx, (outcome, path)) in wanted.into_iter().enumerate() {
+            assert_eq!(round.of(idx + 1), Acceptance { outcome, path, token: None }, "{params:?}");
+        }
     }
-    assert_eq!(lens.to_vec(), [5; 4]);
 }
 
 #[test]
 fn what_is_no_result_is_not_read_and_odd_launches_are_refused() {
-    assert_eq!(Acceptance::read(&[0, 1, 2]), None);
-    assert_eq!(Acceptance::read(&[9, 0, 0, 0]), None);
-    assert_eq!(Acceptance::read(&[0, 2, 7, 8, 0]), None);
-    assert_eq!(Acceptance::read(&[0, -1, 7, 8, 0]), None);
+    assert_eq!(Acceptance::read(&[0, 1]), None);
+    assert_eq!(Acceptance::read(&[9, 0, 0]), None);
+    assert_eq!(Acceptance::read(&[0, 2, 7, 0]), None);
+    assert_eq!(Acceptance::read(&[0, -1, 7, 0]), None);
     let at = DeviceAddress(256);
     let good = Accept {
         trees: at,
+        samplers: at,
         tokens: at,
         parents: at,
-        rows: at,
-        logits: LogitsOutput { tokens: at, values: at, log_sum_exp: at, status: at },
+        logits: at,
+        vocab_size: 100,
+        lists: LogitsOutput { tokens: at, values: at, log_sum_exp: at, status: at },
         k: 1,
-        samplers: at,
-        committed_lens: at,
+        is_wide: false,
         results: at,
-        moves: at,
         num_trees: 1,
         max_path: 8,
     };
@@ -355,6 +426,8 @@ fn what_is_no_result_is_not_read_and_odd_launches_are_refused() {
     let error = |accept: Accept| accept.launch().unwrap_err().to_string();
     assert_eq!(error(Accept { num_trees: 0, ..good }), "trees: 0, expected at least 1");
     assert_eq!(error(Accept { k: 65, ..good }), "tokens of a list: 65, expected at most 64");
-    assert_eq!(size_of::<SamplerState>(), 24);
+    let error_text = "logits of a row: 1048576, expected at most 1048575";
+    assert_eq!(error(Accept { vocab_size: 1 << 20, ..good }), error_text);
+    assert_eq!(size_of::<SamplerState>(), 32);
     assert_eq!(size_of::<Tree>(), 16);
 }

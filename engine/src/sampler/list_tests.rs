@@ -131,7 +131,7 @@ proptest! {
     #[test]
     fn what_a_sampler_asks_for_is_enough(params in params(), seed in any::<u64>(), vocab_size in 2_usize..400) {
         let mut random = SplitMix64::new(seed);
-        let logits: Vec<f32> = (0..vocab_size).map(|_| random.next_unit() as f32 - 0.5).collect();
+        let logits: Vec<f32> = (0..vocab_size).map(|_| random.next_u53() as f32 / (1_u64 << 53) as f32 - 0.5).collect();
         let mut sampler = Sampler::new(&params).unwrap();
         if let Some(list_len) = asked(&sampler, vocab_size) {
             prop_assert!(list_len <= MAX_LIST_LEN);

@@ -1,16 +1,16 @@
 //! From logits to a token.
 //!
 //! Temperature, top-k, top-p and min-p narrow the vocabulary to a **shortlist** in that order, each on the renormalized rest of the one
-//! before, as transformers' logits warpers do; then one number of the request's own random stream picks from it. Arithmetic is F64 from basic
-//! operations, so the same logits and seed give the same tokens on every platform.
+//! before, as transformers' logits warpers do; then one number of the request's own random stream picks from it, in the order of the tokens' ids.
+//! Probabilities are integers, so the same logits and seed give the same tokens on every platform, in whatever order somebody adds up.
 
-mod exponential;
 #[cfg(test)]
 mod list_tests;
 mod params;
 mod random;
 mod shortlist;
 mod state;
+mod weight;
 
 pub use params::SamplingParams;
 pub use state::SamplerState;
@@ -50,7 +50,7 @@ impl Sampler {
     /// Sets memory aside for logits of `vocab_size` tokens, so that [`Self::sample`] allocates nothing.
     pub fn reserve(&mut self, vocab_size: usize) {
         if !self.params.is_greedy() {
-            self.shortlist.reserve(vocab_size, self.params.top_k);
+            self.shortlist.reserve(vocab_size, &self.params);
         }
     }
 
@@ -64,8 +64,7 @@ impl Sampler {
         if self.params.is_greedy() {
             return first_equal(logits, largest);
         }
-        self.shortlist.fill(logits, largest, &self.params);
-        let token = self.shortlist.pick(self.random.next_unit());
+        let token = self.shortlist.choose(logits, largest, &self.params, self.random.next_u53());
         token.map_or_else(|| first_equal(logits, largest), Ok)
     }
 
@@ -105,7 +104,7 @@ impl Sampler {
             return None;
         }
         self.shortlist.narrow(&self.params);
-        self.shortlist.pick(self.random.next_unit())
+        self.shortlist.pick(self.random.next_u53())
     }
 }
 

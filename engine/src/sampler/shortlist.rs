@@ -2,18 +2,20 @@
 
 use std::cmp::Ordering;
 
-use super::{SamplingParams, exponential::exp_nonpositive};
+use super::{
+    SamplingParams,
+    weight::{self, NUM_BINS, Weigher},
+};
 use crate::{TokenId, rows::Likeliest};
 
-/// Tokens sorted at a time when looking for the top-p set; it is usually far smaller.
-const FIRST_BATCH: usize = 128;
+/// Tokens that are looked at together: their sum is kept, and what has none of the largest is passed over.
+const CHUNK: usize = 256;
 
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     logit: f32,
     token: TokenId,
-    /// Probability relative to the most likely token's.
-    weight: f64,
+    weight: u64,
 }
 
 impl Candidate {
@@ -27,37 +29,76 @@ impl Candidate {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shortlist {
     candidates: Vec<Candidate>,
+    /// Weight of each chunk of a row of which no token is left out before.
+    chunks: Vec<u64>,
+    /// Weight of each bin of likelihood.
+    bins: Vec<u64>,
 }
 
 impl Shortlist {
-    /// Sets memory aside for what [`Self::fill`] holds at most.
-    pub fn reserve(&mut self, vocab_size: usize, top_k: Option<usize>) {
-        let capacity = top_k.map_or(vocab_size, |k| buffer_len(k).min(vocab_size));
-        self.candidates.reserve(capacity.saturating_sub(self.candidates.len()));
-    }
-
-    /// Applies all filters to `logits` `[vocab_size]`, of which `largest` is the largest, and finite.
-    pub fn fill(&mut self, logits: &[f32], largest: f32, params: &SamplingParams) {
+    /// Sets memory aside for what [`Self::choose`] holds at most.
+    pub fn reserve(&mut self, vocab_size: usize, params: &SamplingParams) {
+        let num_candidates = match params.top_k {
+            Some(k) => buffer_len(k).min(vocab_size),
+            None if params.top_p < 1.0 => vocab_size,
+            None => 0,
+        };
         self.candidates.clear();
-        match params.top_k {
-            Some(k) if k < logits.len() => self.collect_top_k(logits, k),
-            _ => self.candidates.extend(finite(logits)),
-        }
-        self.weigh(largest, params);
+        self.candidates.reserve(num_candidates);
+        self.chunks.clear();
+        self.chunks.reserve(vocab_size.div_ceil(CHUNK));
+        self.bins.clear();
+        self.bins.reserve(NUM_BINS);
     }
 
-    /// The first `k` of a list that are `allowed`: what [`Self::fill`] takes of the row for a top-k of `k`, if the list is long enough.
+    /// The token of `logits` `[vocab_size]`, of which `largest` is the largest and finite, at which `number`, of 53 bits, points when all filters are
+    /// applied.
+    pub fn choose(
+        &mut self,
+        logits: &[f32],
+        largest: f32,
+        params: &SamplingParams,
+        number: u64,
+    ) -> Option<TokenId> {
+        let weigher = Weigher::new(largest, weight::scale(params.temperature));
+        match params.top_k {
+            Some(k) if k < logits.len() => {
+                self.collect_top_k(logits, k);
+                self.narrow(params);
+            }
+            _ if params.top_p < 1.0 => {
+                self.collect_top_p(logits, weigher, weight::fraction(params.top_p));
+                self.drop_unlikely(params);
+            }
+            _ if params.min_p > 0.0 => {
+                let bar = weight::min_weight(params.min_p);
+                let kept = |logit| Some(weigher.weight(logit)).filter(|&weight| weight >= bar).unwrap_or(0);
+                return self.pick_of_row(logits, kept, number);
+            }
+            _ => return self.pick_of_row(logits, |logit| weigher.weight(logit), number),
+        }
+        self.pick(number)
+    }
+
+    /// The first `k` of a list that are `allowed`: what [`Self::choose`] takes of the row for a top-k of `k`, if the list is long enough.
     pub fn gather(&mut self, list: Likeliest<'_>, k: usize, allowed: impl Fn(TokenId) -> bool) {
         self.candidates.clear();
         let allowed = list.entries().filter(|&(token, _)| allowed(token));
-        self.candidates.extend(allowed.map(|(token, logit)| Candidate { logit, token, weight: 0.0 }).take(k));
+        self.candidates.extend(allowed.map(|(token, logit)| Candidate { logit, token, weight: 0 }).take(k));
     }
 
-    /// Applies the filters after top-k to what [`Self::gather`] found.
+    /// Applies the filters after top-k to its tokens, likeliest first; those that are left are in the order of their ids.
     pub fn narrow(&mut self, params: &SamplingParams) {
-        if let Some(&Candidate { logit, .. }) = self.candidates.first() {
-            self.weigh(logit, params);
+        let Some(&Candidate { logit: largest, .. }) = self.candidates.first() else { return };
+        let weigher = Weigher::new(largest, weight::scale(params.temperature));
+        self.candidates.iter_mut().for_each(|candidate| candidate.weight = weigher.weight(candidate.logit));
+        if params.top_p < 1.0 {
+            let goal = weight::goal(weight::fraction(params.top_p), self.weight());
+            let num_kept = reaching(&self.candidates, goal);
+            self.candidates.truncate(num_kept);
         }
+        self.drop_unlikely(params);
+        self.candidates.sort_unstable_by_key(|candidate| candidate.token);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -68,46 +109,54 @@ impl Shortlist {
         self.candidates.len()
     }
 
-    fn weigh(&mut self, largest: f32, params: &SamplingParams) {
-        for candidate in &mut self.candidates {
-            let scaled = (f64::from(candidate.logit) - f64::from(largest)) / f64::from(params.temperature);
-            candidate.weight = exp_nonpositive(scaled);
-        }
-        if params.top_p < 1.0 {
-            self.keep_top_p(f64::from(params.top_p));
-        }
-        if params.min_p > 0.0 {
-            // The most likely token has weight 1.
-            self.candidates.retain(|candidate| candidate.weight >= f64::from(params.min_p));
-        }
+    /// The token at which `number`, of 53 bits, points; `None` for an empty list.
+    pub fn pick(&self, number: u64) -> Option<TokenId> {
+        let mut rest = weight::point(number, self.weight());
+        let mut candidates = self.candidates.iter();
+        candidates.find(|candidate| is_at(&mut rest, candidate.weight)).map(|candidate| candidate.token)
     }
 
-    /// The token at `unit` in `[0, 1)` of the total weight; `None` for an empty list.
-    pub fn pick(&self, unit: f64) -> Option<TokenId> {
-        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
-        let mut rest = unit * total;
-        for candidate in &self.candidates {
-            rest -= candidate.weight;
-            if rest < 0.0 {
-                return Some(candidate.token);
-            }
-        }
-        // Rounding left a crumb beyond the last token that has any weight.
-        self.candidates.iter().rev().find(|candidate| candidate.weight > 0.0).map(|candidate| candidate.token)
+    /// The same of a whole row, of which a token counts by what `kept` gives for its logit.
+    fn pick_of_row(&mut self, logits: &[f32], kept: impl Fn(f32) -> u64, number: u64) -> Option<TokenId> {
+        self.chunks.clear();
+        let chunks = logits.chunks(CHUNK);
+        self.chunks.extend(chunks.map(|chunk| chunk.iter().map(|&logit| kept(logit)).sum::<u64>()));
+        let mut rest =
+            weight::point(number, self.chunks.iter().fold(0, |sum, &part| sum.saturating_add(part)));
+        let chunk = self.chunks.iter().position(|&part| is_at(&mut rest, part))?;
+        let start = chunk * CHUNK;
+        let within = logits[start..].iter().position(|&logit| is_at(&mut rest, kept(logit)))?;
+        TokenId::try_from(start + within).ok()
+    }
+
+    fn weight(&self) -> u64 {
+        self.candidates.iter().fold(0, |sum, candidate| sum.saturating_add(candidate.weight))
+    }
+
+    fn drop_unlikely(&mut self, params: &SamplingParams) {
+        let bar = weight::min_weight(params.min_p);
+        self.candidates.retain(|candidate| candidate.weight >= bar);
     }
 
     /// The k largest, sorted: candidates gather in a buffer that is cut back to k whenever it is full, which also raises the bar.
     fn collect_top_k(&mut self, logits: &[f32], k: usize) {
+        self.candidates.clear();
         let mut bar = f32::NEG_INFINITY;
-        for candidate in finite(logits) {
-            // Ids ascend, so a token equal to the k-th loses the tie.
-            if candidate.logit.total_cmp(&bar).is_le() && self.candidates.len() >= k {
+        for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+            if is_below(chunk, bar) {
                 continue;
             }
-            self.candidates.push(candidate);
-            if self.candidates.len() == buffer_len(k) {
-                self.cut_to(k);
-                bar = self.candidates[k - 1].logit;
+            for (token, &logit) in (first..).zip(chunk) {
+                // Ids ascend, so a token equal to the k-th loses the tie.
+                let is_beyond = logit.total_cmp(&bar).is_le() && self.candidates.len() >= k;
+                if is_beyond || logit == f32::NEG_INFINITY {
+                    continue;
+                }
+                self.candidates.push(Candidate { logit, token, weight: 0 });
+                if self.candidates.len() == buffer_len(k) {
+                    self.cut_to(k);
+                    bar = self.candidates[k - 1].logit;
+                }
             }
         }
         self.cut_to(k);
@@ -122,40 +171,81 @@ impl Shortlist {
         }
     }
 
-    /// Keeps the most likely tokens up to and including the one that reaches `top_p` of the weight; leaves them sorted.
-    fn keep_top_p(&mut self, top_p: f64) {
-        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
-        let (mut sorted_len, mut batch, mut reached) = (0, FIRST_BATCH, 0.0);
-        while sorted_len < self.candidates.len() {
-            let rest = &mut self.candidates[sorted_len..];
-            let batch_len = batch.min(rest.len());
-            if batch_len < rest.len() {
-                rest.select_nth_unstable_by(batch_len - 1, Candidate::order);
+    /// The most likely tokens up to and including the one that reaches `fraction` · 2⁻⁵³ of the row's weight, in the order of their ids. One bin of
+    /// likelihood has the last of them: what is before it is in, and only its own tokens are sorted.
+    fn collect_top_p(&mut self, logits: &[f32], weigher: Weigher, fraction: u64) {
+        let total = self.fill_bins(logits, weigher);
+        let goal = weight::goal(fraction, total);
+        let (mut last, mut before) = (0, 0);
+        while last + 1 < NUM_BINS && self.bins[last] < goal - before {
+            (last, before) = (last + 1, before + self.bins[last]);
+        }
+        self.candidates.clear();
+        self.candidates.extend(
+            (0..)
+                .zip(logits)
+                .filter(|&(_, &logit)| weigher.bin(logit) == last)
+                .map(|(token, &logit)| Candidate { logit, token, weight: weigher.weight(logit) }),
+        );
+        self.candidates.sort_unstable_by(Candidate::order);
+        let num_kept = reaching(&self.candidates, goal - before);
+        let Some(&cut) = self.candidates[..num_kept].last() else { return };
+        self.candidates.clear();
+        for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+            if is_below(chunk, cut.logit) {
+                continue;
             }
-            rest[..batch_len].sort_unstable_by(Candidate::order);
-            for at in sorted_len..sorted_len + batch_len {
-                reached += self.candidates[at].weight;
-                if reached >= top_p * total {
-                    self.candidates.truncate(at + 1);
-                    return;
-                }
-            }
-            (sorted_len, batch) = (sorted_len + batch_len, batch * 4);
+            let candidates =
+                (first..).zip(chunk).map(|(token, &logit)| Candidate { logit, token, weight: 0 });
+            let kept = candidates.filter(|candidate| candidate.order(&cut).is_le());
+            self.candidates.extend(kept.map(|kept| Candidate { weight: weigher.weight(kept.logit), ..kept }));
         }
     }
+
+    /// Weighs every bin, and returns the weight of all.
+    fn fill_bins(&mut self, logits: &[f32], weigher: Weigher) -> u64 {
+        self.bins.clear();
+        self.bins.resize(NUM_BINS, 0);
+        let (mut total, mut weights, mut places) = (0_u64, [0; CHUNK], [0_usize; CHUNK]);
+        for chunk in logits.chunks(CHUNK) {
+            // Apart from the scattered sums, so that the compiler may use SIMD.
+            for ((weight, place), &logit) in weights.iter_mut().zip(&mut places).zip(chunk) {
+                (*weight, *place) = (weigher.weight(logit), weigher.bin(logit));
+            }
+            for (&weight, &place) in weights.iter().zip(&places).take(chunk.len()) {
+                self.bins[place] = self.bins[place].saturating_add(weight);
+                total = total.saturating_add(weight);
+            }
+        }
+        total
+    }
+}
+
+/// Whether what `rest` points at lies within the next `weight`; else it points past it.
+fn is_at(rest: &mut u64, weight: u64) -> bool {
+    let past = rest.checked_sub(weight);
+    *rest = past.unwrap_or(*rest);
+    past.is_none()
+}
+
+/// How many of the candidates, likeliest first, reach `goal`: at least one.
+fn reaching(candidates: &[Candidate], goal: u64) -> usize {
+    let mut missing = goal;
+    let last = candidates.iter().position(|candidate| {
+        missing = missing.saturating_sub(candidate.weight);
+        missing == 0
+    });
+    last.map_or(candidates.len(), |last| last + 1)
+}
+
+/// Whether all logits are smaller than `bar`. No branches, so that the compiler may use SIMD.
+fn is_below(logits: &[f32], bar: f32) -> bool {
+    logits.iter().fold(true, |is_below, &logit| is_below & (logit < bar))
 }
 
 /// Length of the buffer that top-k candidates gather in.
 fn buffer_len(k: usize) -> usize {
     k.saturating_mul(2).max(64)
-}
-
-fn finite(logits: &[f32]) -> impl Iterator<Item = Candidate> + '_ {
-    (0..).zip(logits).filter(|(_, logit)| logit.is_finite()).map(|(token, &logit)| Candidate {
-        logit,
-        token,
-        weight: 0.0,
-    })
 }
 
 #[cfg(test)]
@@ -165,25 +255,47 @@ mod tests {
     use super::*;
 
     /// `(token, probability)` by token.
-    fn distribution(shortlist: &Shortlist) -> Vec<(TokenId, f64)> {
-        let total: f64 = shortlist.candidates.iter().map(|candidate| candidate.weight).sum();
-        let mut entries: Vec<_> = shortlist
-            .candidates
-            .iter()
-            .map(|candidate| (candidate.token, candidate.weight / total))
-            .collect();
-        entries.sort_by_key(|entry| entry.0);
-        entries
+    fn distribution(logits: &[f32], params: &SamplingParams) -> Vec<(TokenId, f64)> {
+        let kept = by_definition(logits, params);
+        let total: u64 = kept.iter().map(|entry| entry.1).sum();
+        let kept = kept.into_iter().filter(|entry| entry.1 > 0);
+        kept.map(|(token, weight)| (token, weight as f64 / total as f64)).collect()
     }
 
-    fn fill(logits: &[f32], params: &SamplingParams) -> Shortlist {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    /// `(token, weight)` by token, of those that the filters leave: everything sorted, prefix by prefix.
+    fn by_definition(logits: &[f32], params: &SamplingParams) -> Vec<(TokenId, u64)> {
+        let weigher = Weigher::new(largest(logits), weight::scale(params.temperature));
+        let mut sorted: Vec<_> = logits.iter().copied().zip(0..).collect();
+        sorted.sort_by(|a: &(f32, TokenId), b| b.0.total_cmp(&a.0));
+        sorted.truncate(params.top_k.unwrap_or(usize::MAX));
+        let mut kept: Vec<_> =
+            sorted.into_iter().map(|(logit, token)| (token, weigher.weight(logit))).collect();
+        let total: u64 = kept.iter().map(|entry| entry.1).sum();
+        let reaches = |len: &usize| {
+            let reached: u64 = kept[..*len].iter().map(|entry| entry.1).sum();
+            u128::from(reached) << 53 >= u128::from(weight::fraction(params.top_p)) * u128::from(total)
+        };
+        let num_kept = (1..kept.len()).find(reaches).filter(|_| params.top_p < 1.0);
+        kept.truncate(num_kept.unwrap_or(kept.len()));
+        kept.retain(|entry| entry.1 as f64 >= f64::from(params.min_p) * (1_u64 << 44) as f64);
+        kept.sort_unstable();
+        kept
+    }
+
+    fn largest(logits: &[f32]) -> f32 {
+        logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// Without memory beyond what was set aside.
+    fn choose(logits: &[f32], params: &SamplingParams, number: u64) -> Option<TokenId> {
         let mut shortlist = Shortlist::default();
-        shortlist.reserve(logits.len(), params.top_k);
-        let capacity = shortlist.candidates.capacity();
-        shortlist.fill(logits, largest, params);
-        assert_eq!(shortlist.candidates.capacity(), capacity, "allocated after reserving");
-        shortlist
+        shortlist.reserve(logits.len(), params);
+        let capacities =
+            |of: &Shortlist| [of.candidates.capacity(), of.chunks.capacity(), of.bins.capacity()];
+        let reserved = capacities(&shortlist);
+        let token = shortlist.choose(logits, largest(logits), params, number);
+        assert_eq!(capacities(&shortlist), reserved, "allocated after reserving");
+        token
     }
 
     #[derive(serde::Deserialize)]
@@ -204,7 +316,7 @@ mod tests {
         let golden: Golden = serde_json::from_str(include_str!("golden_transformers.json")).unwrap();
         assert!(golden.cases.len() > 20);
         for case in golden.cases {
-            let ours = distribution(&fill(&golden.logits, &case.params));
+            let ours = distribution(&golden.logits, &case.params);
             let tokens: Vec<_> = ours.iter().map(|entry| entry.0).collect();
             assert_eq!(tokens, case.tokens, "{:?}", case.params);
             for ((_, ours), theirs) in ours.iter().zip(case.probabilities) {
@@ -214,45 +326,48 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(600))]
+
+        /// Of rows with many ties, with few, and with tokens that weigh nothing or are excluded.
         #[test]
-        fn filters_leave_what_a_full_sort_leaves(
-            logits in prop::collection::vec((-40_i8..40).prop_map(|step| f32::from(step) / 8.0), 1..600),
-            top_k in prop::option::of(1_usize..300),
-            top_p in 0.05_f32..=1.0,
-            min_p in 0.0_f32..0.5,
+        fn the_token_is_the_one_that_the_definition_gives(
+            steps in prop::collection::vec(-40_i16..40, 1..600),
+            (step, excluded, shift) in (prop_oneof![Just(0.125_f32), Just(0.37), Just(3.0)], any::<bool>(), -9_i16..9),
+            temperature in prop_oneof![Just(1.3_f32), Just(0.7), Just(1e-30), Just(1e30), Just(f32::MAX)],
+            top_k in prop::option::of(1_usize..700),
+            top_p in prop_oneof![Just(1.0_f32), 0.05_f32..=1.0, Just(1e-6), Just(1e-45), Just(0.5)],
+            min_p in prop_oneof![Just(0.0_f32), 0.0_f32..0.5, Just(1.0)],
+            numbers in prop::collection::vec(0_u64..1 << 53, 4),
         ) {
-            let params = SamplingParams { temperature: 1.3, top_k, top_p, min_p, seed: 0 };
-            let ours: Vec<_> = distribution(&fill(&logits, &params)).iter().map(|entry| entry.0).collect();
-            prop_assert_eq!(ours, by_full_sort(&logits, &params));
+            let logit = |steps: i16| if excluded && steps < -20 { f32::NEG_INFINITY } else { f32::from(steps + shift) * step };
+            let mut logits: Vec<f32> = steps.into_iter().map(logit).collect();
+            logits[0] = -0.0;
+            let params = SamplingParams { temperature, top_k, top_p, min_p, seed: 0 };
+            let kept = by_definition(&logits, &params);
+            let total: u64 = kept.iter().map(|entry| entry.1).sum();
+            for number in numbers.into_iter().chain([0, (1 << 53) - 1]) {
+                let mut rest = (u128::from(number) * u128::from(total)) >> 53;
+                let wanted = kept.iter().find(|entry| {
+                    let is_here = rest < u128::from(entry.1);
+                    rest = rest.saturating_sub(u128::from(entry.1));
+                    is_here
+                });
+                prop_assert_eq!(choose(&logits, &params, number), wanted.map(|entry| entry.0));
+            }
         }
     }
 
-    /// The same by the definition: everything sorted, prefix by prefix.
-    fn by_full_sort(logits: &[f32], params: &SamplingParams) -> Vec<TokenId> {
-        let mut sorted: Vec<_> = logits.iter().copied().zip(0..).collect();
-        sorted.sort_by(|a: &(f32, TokenId), b| b.0.total_cmp(&a.0));
-        sorted.truncate(params.top_k.unwrap_or(usize::MAX));
-        let weight = |logit: f32| (f64::from(logit) / f64::from(params.temperature)).exp();
-        let total: f64 = sorted.iter().map(|entry| weight(entry.0)).sum();
-        let num_kept = (1..sorted.len())
-            .find(|&len| {
-                sorted[..len].iter().map(|entry| weight(entry.0)).sum::<f64>()
-                    >= f64::from(params.top_p) * total
-            })
-            .filter(|_| params.top_p < 1.0);
-        sorted.truncate(num_kept.unwrap_or(sorted.len()));
-        let bar = f64::from(params.min_p) * weight(sorted[0].0);
-        let mut tokens: Vec<_> =
-            sorted.iter().filter(|entry| weight(entry.0) >= bar).map(|entry| entry.1).collect();
-        tokens.sort_unstable();
-        tokens
-    }
-
     #[test]
-    fn the_end_of_the_unit_interval_still_picks_a_token() {
-        let shortlist =
-            fill(&[0.0, 1.0, -900.0], &SamplingParams { temperature: 1.0, ..SamplingParams::default() });
-        assert_eq!(shortlist.pick(1.0), Some(1));
-        assert_eq!(shortlist.pick(0.0), Some(0));
+    fn a_row_of_nothing_but_ties_may_be_longer_than_any_vocabulary() {
+        let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        let logits = vec![1.5; 1 << 19];
+        assert_eq!(choose(&logits, &params, 0), Some(0));
+        assert_eq!(choose(&logits, &params, (1 << 53) - 1), Some((1 << 19) - 1));
+        assert_eq!(
+            choose(&logits, &SamplingParams { top_p: 0.5, ..params }, (1 << 53) - 1),
+            Some((1 << 18) - 1)
+        );
+        // Twice the sum that 64 bits hold: the last tokens are not drawn, but no sum wraps.
+        assert_eq!(choose(&vec![1.5; 1 << 21], &params, (1 << 53) - 1), Some((1 << 20) - 1));
     }
 }

@@ -1,6 +1,6 @@
 //! A sampler as whoever chooses in its place sees it: what it chooses by, and where its random stream is.
 
-use super::{Sampler, SamplingParams, Shortlist, SplitMix64};
+use super::{Sampler, SamplingParams, Shortlist, SplitMix64, weight};
 use crate::{
     TokenId,
     rows::{Choice, MAX_LIST_LEN},
@@ -25,6 +25,24 @@ impl SamplerState {
     #[must_use]
     pub fn random(&self) -> u64 {
         self.random
+    }
+
+    /// By which differences of logits are multiplied, for powers of two; 0 is greedy.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        if self.params.is_greedy() { 0.0 } else { weight::scale(self.params.temperature) }
+    }
+
+    /// Top-p in units of 2⁻⁵³.
+    #[must_use]
+    pub fn top_p(&self) -> u64 {
+        weight::fraction(self.params.top_p)
+    }
+
+    /// Least weight that min-p keeps, of a largest weight of 2⁴⁴.
+    #[must_use]
+    pub fn min_weight(&self) -> u64 {
+        weight::min_weight(self.params.min_p)
     }
 
     /// After `num_tokens` more: each draws one number, a greedy choice none.

@@ -38,7 +38,7 @@ const SAMPLER_BYTES: usize = size_of::<accept::SamplerState>();
 const WORD_BYTES: usize = size_of::<i32>();
 /// Of a run with as many trees as rows, which is the most.
 const ROW_BYTES: usize = (TREE_BYTES + SAMPLER_BYTES + 2 * WORD_BYTES).next_multiple_of(16);
-const RESULT_WORDS: usize = RESULT_HEADER + MAX_PATH + 3 + MAX_PATH + 1;
+const RESULT_WORDS: usize = RESULT_HEADER + MAX_PATH;
 
 /// What is chosen of a run of rows, as far as a graph depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -212,20 +212,11 @@ impl Choices {
         let [samplers, tokens, all_parents, num_bytes] = run.fields();
         let mut words = Words { bytes: self.input.part_mut(run.start()..run.start() + num_bytes) };
         words.put(idx * TREE_BYTES, [idx, root, rows.len(), root].map(word));
-        let params = sampler.params();
-        let floats = [params.temperature, params.top_p, params.min_p].map(f32::to_bits);
-        let random = sampler.random();
-        words.put(
-            samplers + idx * SAMPLER_BYTES,
-            [
-                floats[0],
-                word(params.top_k.unwrap_or(0)),
-                floats[1],
-                floats[2],
-                random as u32,
-                (random >> 32) as u32,
-            ],
-        );
+        let (top_p, min_weight, random) = (sampler.top_p(), sampler.min_weight(), sampler.random());
+        let scale_and_top_k = [sampler.scale().to_bits(), word(sampler.params().top_k.unwrap_or(0))];
+        let wide =
+            [top_p, min_weight, random].into_iter().flat_map(|wide| [wide as u32, (wide >> 32) as u32]);
+        words.put(samplers + idx * SAMPLER_BYTES, scale_and_top_k.into_iter().chain(wide));
         words.put(tokens + root * WORD_BYTES, self.tokens[rows.clone()].iter().copied());
         words.put(all_parents + root * WORD_BYTES, parents.iter().map(|&parent| word(parent)));
         self.asking.push(Asking { sampler, rows, run: run.first_row, result: run.result(idx) });
@@ -237,18 +228,17 @@ impl Choices {
         let start = input.offset(run.start())?;
         let [samplers, tokens, parents, _] = run.fields();
         let results = results.offset(run.result(0).start * WORD_BYTES)?;
-        let moves = results.offset(run.shape.num_trees * run.result_len() * WORD_BYTES)?;
         let accept = Accept {
             trees: start,
             samplers: start.offset(samplers)?,
             tokens: start.offset(tokens)?,
             parents: start.offset(parents)?,
-            rows: start.offset(tokens)?,
-            logits: logits.output,
+            logits: logits.logits,
+            vocab_size: logits.vocab_size,
+            lists: logits.output,
             k: logits.k,
+            is_wide: run.shape.is_wide,
             results,
-            moves,
-            committed_lens: moves.offset(run.shape.num_trees * (3 + run.shape.max_path) * WORD_BYTES)?,
             num_trees: run.shape.num_trees,
             max_path: run.shape.max_path,
         };
