@@ -93,6 +93,8 @@ pub enum TimingCacheUse {
     Used,
     /// Everything was measured, and is kept for the next time.
     New,
+    /// Nothing was measured: a plan that was there was given other weights.
+    Refitted,
 }
 
 /// One tensor's loss.

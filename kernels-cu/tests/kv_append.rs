@@ -38,6 +38,8 @@ struct Case {
 fn new_rows_go_behind_their_lanes_and_padding_goes_nowhere() {
     let Some(emulator) = Emulator::of(&["kv_append.cu"]) else { return };
     let cases = [
+        // The least there is: 16 values of a byte.
+        Case { row_bytes: 16, num_tokens: 3, first_lane: 1, places: &[[2, 3], [6, 1]] },
         Case { row_bytes: 32, num_tokens: 1, first_lane: 0, places: &[[7, 1]] },
         Case { row_bytes: 256, num_tokens: 5, first_lane: 1, places: &[[0, 5], [14, 5], [3, 0]] },
         Case { row_bytes: 144, num_tokens: 7, first_lane: 0, places: &[[4, 2], [9, 0], [0, 7], [12, 6]] },

@@ -392,6 +392,8 @@ int32_t engine_set_weight_budget(takt_trt_engine* engine, int64_t num_bytes) noe
 
 int32_t engine_is_refittable(takt_trt_engine* engine) noexcept { return real(engine)->isRefittable(); }
 
+takt_trt_memory* engine_serialize(takt_trt_engine* engine) noexcept { return opaque(real(engine)->serialize()); }
+
 takt_trt_context* engine_context(takt_trt_engine* engine) noexcept {
     return opaque(real(engine)->createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
 }
@@ -522,6 +524,7 @@ constexpr takt_trt_api TABLE = {
     engine_weight_budget,
     engine_set_weight_budget,
     engine_is_refittable,
+    engine_serialize,
     engine_context,
     destroy<takt_trt_engine>,
 

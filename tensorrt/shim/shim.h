@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define TAKT_TRT_ABI 2
+#define TAKT_TRT_ABI 3
 
 // Objects. A null pointer is what TensorRT gave for a failure; what failed was told to the recorder or the logger.
 typedef struct takt_trt_logger takt_trt_logger;       // nvinfer1::ILogger, ours
@@ -154,6 +154,7 @@ typedef struct takt_trt_api {
     int64_t (*engine_weight_budget)(takt_trt_engine*);
     int32_t (*engine_set_weight_budget)(takt_trt_engine*, int64_t num_bytes);
     int32_t (*engine_is_refittable)(takt_trt_engine*);
+    takt_trt_memory* (*engine_serialize)(takt_trt_engine*);
     takt_trt_context* (*engine_context)(takt_trt_engine*);  // its scratch memory is the caller's
     void (*engine_destroy)(takt_trt_engine*);
 

@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_void};
 
 /// `TAKT_TRT_ABI`.
-const ABI: u32 = 2;
+const ABI: u32 = 3;
 
 /// Types whose objects are only known by address.
 macro_rules! opaque {
@@ -166,6 +166,7 @@ api! {
     engine_weight_budget: fn(*mut EngineObject) -> i64;
     engine_set_weight_budget: fn(*mut EngineObject, i64) -> i32;
     engine_is_refittable: fn(*mut EngineObject) -> i32;
+    engine_serialize: fn(*mut EngineObject) -> *mut MemoryObject;
     engine_context: fn(*mut EngineObject) -> *mut ContextObject;
     engine_destroy: fn(*mut EngineObject);
 

@@ -102,7 +102,7 @@ unsafe impl Sync for PlanBytes {}
 
 impl PlanBytes {
     /// `None` when it holds nothing.
-    fn new(trt: &TensorRt, memory: Owned<MemoryObject>) -> Option<Self> {
+    pub(crate) fn new(trt: &TensorRt, memory: Owned<MemoryObject>) -> Option<Self> {
         // SAFETY: alive; both only ask.
         let (bytes, num_bytes) =
             unsafe { ((trt.api().memory_bytes)(memory.get()), (trt.api().memory_num_bytes)(memory.get())) };

@@ -3,7 +3,7 @@
 //! | module | concept |
 //! |---|---|
 //! | `plan` | a plan in device memory: what goes in and comes out, its profiles, memory and weights |
-//! | `refit` | weights for a plan without them |
+//! | `refit` | weights that a plan is given, and the plan with them |
 //! | `execution` | a plan in one profile, with its memory and shapes |
 //!
 //! Architecture invariant: an execution holds its plan, and a plan the runtime and the CUDA context it was loaded in, so that they are destroyed in

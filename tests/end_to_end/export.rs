@@ -28,6 +28,18 @@ fn an_engine_is_exported_with_its_contract() {
     );
     let bytes: u64 = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(made["bytes"], bytes);
+    let text = succeed([
+        "export",
+        engine(),
+        "-o",
+        &out,
+        "--for",
+        "tensorrt-10.16,sm_110a",
+        "--kv",
+        "fp8",
+        "--force",
+    ]);
+    assert!(text.contains("primitives for") && text.contains("fp8 cache of"), "{text}");
     let text = succeed(["export", engine(), "-o", &out, "--for", "onnx", "--force"]);
     assert!(text.contains("model.onnx") && text.contains("operators for onnx"), "{text}");
 }
@@ -42,6 +54,12 @@ fn exports_that_cannot_be_are_refused_with_what_to_do() {
         1,
         &["10.15", "--form primitives"],
     );
+    fail(
+        ["export", engine(), "-o", &out, "--for", "tensorrt-10.3,sm_87", "--kv", "fp8"],
+        1,
+        &["an fp8 cache", "from sm_89 on"],
+    );
+    fail(["export", engine(), "-o", &out, "--kv", "int8"], 2, &["plain or fp8"]);
     fail(["export", engine(), "-o", &out, "--for", "trt"], 2, &["tensorrt-10.16"]);
     fail(["export", engine(), "-o", &out, "--for", "onnx,orin"], 2, &["sm_87 (Orin)"]);
     fail(["export", engine(), "-o", &out, "--max-context", "99999999"], 1, &["the model was made for"]);

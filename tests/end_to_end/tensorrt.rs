@@ -88,6 +88,15 @@ fn options_of_plans_want_each_other() {
         (vec!["build", "a", "--tensorrt", "--plans-only", "--weights", "int4"], vec!["cannot be used with"]),
         (vec!["build", "a", "--tensorrt", "--plans-only", "--for", "sm_87"], vec!["cannot be used with"]),
         (vec!["build", "a", "-o", "b", "--plan-lanes", "4"], vec!["--tensorrt"]),
+        (vec!["build", "a", "-o", "b", "--plan-refit"], vec!["--tensorrt"]),
+        (
+            vec!["build", "a", "--tensorrt", "--plans-only", "--plan-refit-from", "b", "--plan-lanes", "2"],
+            vec!["cannot be used with"],
+        ),
+        (
+            vec!["build", "a", "--tensorrt", "--plans-only", "--plan-refit-from", "b", "--plan-kv", "plain"],
+            vec!["cannot be used with"],
+        ),
         (vec!["build", "a", "-o", "b", "--plan-sm-share", "50"], vec!["--tensorrt"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-sm-share", "0"], vec!["1..=100"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-sm-share", "101"], vec!["1..=100"]),
@@ -102,6 +111,8 @@ fn options_of_plans_want_each_other() {
             vec!["plain or quantized"],
         ),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-form", "onnx"], vec!["operators or primitives"]),
+        (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-kv", "int8"], vec!["plain or fp8"]),
+        (vec!["build", "a", "-o", "b", "--plan-kv", "fp8"], vec!["--tensorrt"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-effort", "6"], vec!["0..=5"]),
         (vec!["build", "a", "-o", "b", "--tensorrt", "--plan-workspace", "2T"], vec!["512M"]),
     ] {

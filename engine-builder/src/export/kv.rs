@@ -7,7 +7,12 @@
 use std::str::FromStr;
 
 use serde::Serialize;
-use takt_engine::{kv::KvKind, quant::e4m3, spec::DecoderSpec};
+use takt_engine::{
+    dir::PlanKv,
+    kv::KvKind,
+    quant::{WeightKind, e4m3},
+    spec::DecoderSpec,
+};
 
 use super::{
     activation::{element_bound, fp8_scale, margin, rows_bound},
@@ -19,9 +24,9 @@ use super::{
 };
 use crate::{BuildError, Result};
 
-/// Keys and values that are smaller than this times E4M3's smallest number are nothing in 16 bits, too.
-const SMALLEST_SCALE: f32 = 1.0 / 16_384.0;
-/// 448 times a larger one is past what F16 holds.
+/// The smallest scale beside products in F16: its least code is twice that type's least number.
+const SMALLEST_F16_SCALE: f32 = 1.0 / 16_384.0;
+/// The largest: 448 times a larger one is past what the type holds.
 const LARGEST_F16_SCALE: f32 = 128.0;
 
 /// What keys and values of the cache are stored as.
@@ -54,6 +59,15 @@ impl KvType {
     }
 }
 
+impl From<PlanKv> for KvType {
+    fn from(kv: PlanKv) -> Self {
+        match kv {
+            PlanKv::Plain => Self::Plain,
+            PlanKv::Fp8 => Self::Fp8,
+        }
+    }
+}
+
 impl FromStr for KvType {
     type Err = String;
 
@@ -70,7 +84,7 @@ impl FromStr for KvType {
 pub(crate) struct WantedCache {
     /// `None` for what the engine has, as far as target and form take it.
     pub kv: Option<KvType>,
-    /// `None` for the newest that the target takes; without the cache's update where that is asked to be of 8 bits.
+    /// `None` for the newest that the target takes, or primitives for a cache of 8 bits that is asked for.
     pub form: Option<Form>,
     /// The engine's own.
     pub of_engine: KvKind,
@@ -104,7 +118,7 @@ pub(crate) fn choose_cache(target: &Target, newest: Form, wanted: WantedCache) -
 
 /// Why the target has no cache in E4M3: for the reason it has no such weights.
 fn fault_of_fp8(target: &Target) -> Option<String> {
-    target.fault_of(takt_engine::quant::WeightKind::Fp8)
+    target.fault_of(WeightKind::Fp8)
 }
 
 /// What the user should know of a cache that is not as the engine's is.
@@ -142,16 +156,17 @@ impl Writer<'_> {
         let norm = self.tensors.vector(&format!("{prefix}.input_layernorm.weight"))?;
         let values = self.projection_bound(&format!("{prefix}.self_attn.v_proj"), &norm)?;
         let keys = self.key_bound(prefix, &norm)?;
-        let scales = [keys, values].map(|bound| fp8_scale(bound).max(SMALLEST_SCALE));
-        if self.compute == Compute::F16 {
-            if let Some(scale) = scales.iter().find(|scale| **scale > LARGEST_F16_SCALE) {
-                return Err(BuildError::Unsupported(format!(
-                    "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, with which {} is past 65,504; use bf16, or a plain cache",
-                    e4m3::MAX
-                )));
-            }
+        let scales = [keys, values].map(fp8_scale);
+        if self.compute != Compute::F16 {
+            return Ok(scales);
         }
-        Ok(scales)
+        match scales.iter().find(|scale| **scale > LARGEST_F16_SCALE) {
+            None => Ok(scales.map(|scale| scale.max(SMALLEST_F16_SCALE))),
+            Some(scale) => Err(BuildError::Unsupported(format!(
+                "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, and {} times that is past 65,504; use bf16, or a plain cache",
+                e4m3::MAX
+            ))),
+        }
     }
 
     /// The largest magnitude of a rotated key: a rotation takes no element past the length of its pair.
@@ -187,7 +202,7 @@ impl Writer<'_> {
         let factor = self.cache_factor(past, scale)?;
         let zero = self.fp8_zero()?;
         let new = self.graph.op("QuantizeLinear", present, &[new, &factor, &zero], &[]);
-        Ok([self.from_fp8_cache(past, &factor), self.from_fp8_cache(&new, &factor)])
+        Ok([self.read_fp8(past, &factor), self.read_fp8(&new, &factor)])
     }
 
     /// The first layer's past keys as products take them, before any layer is written: a shape is asked of those, since runtimes lack that of 8 bits.
@@ -195,7 +210,7 @@ impl Writer<'_> {
         match self.cache_scales.first() {
             Some(&[scale, _]) => {
                 let factor = self.cache_factor(&past, scale)?;
-                Ok(self.from_fp8_cache(&past, &factor))
+                Ok(self.read_fp8(&past, &factor))
             }
             None => Ok(past),
         }
@@ -211,7 +226,7 @@ impl Writer<'_> {
     }
 
     /// `codes` times `factor`, made once.
-    fn from_fp8_cache(&mut self, codes: &str, factor: &str) -> Value {
+    fn read_fp8(&mut self, codes: &str, factor: &str) -> Value {
         let name = format!("{codes}.from_fp8");
         match self.graph.knows(&name) {
             true => name,

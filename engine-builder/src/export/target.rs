@@ -10,7 +10,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Serialize, Serializer};
-use takt_engine::quant::WeightKind;
+use takt_engine::{dir::PlanForm, quant::WeightKind};
 
 use crate::{BuildError, Result};
 
@@ -86,6 +86,15 @@ impl Form {
             Self::Primitives if kinds.contains(&WeightKind::Nvfp4) => 23,
             Self::Primitives if kinds.contains(&WeightKind::Int4) => 21,
             Self::Primitives => 20,
+        }
+    }
+}
+
+impl From<PlanForm> for Form {
+    fn from(form: PlanForm) -> Self {
+        match form {
+            PlanForm::Operators => Self::Operators,
+            PlanForm::Primitives => Self::Primitives,
         }
     }
 }

@@ -37,6 +37,9 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use dtype::Dtype;
+pub(crate) use model_file::ModelFile;
+
 use crate::{BuildError, Result, checkpoint::Checkpoint};
 
 /// Opens the decoder in `path`: an `.onnx` file, or a folder with `model.onnx`; tokenizer, chat template and generation

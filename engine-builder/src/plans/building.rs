@@ -24,7 +24,9 @@ use super::{
     green::Green,
     place::Place,
     profiles::Extents,
+    refit::Pattern,
     timing_cache::TimingCache,
+    weights::ModelWeights,
 };
 use crate::{
     BuildError, Progress, Result, Stage,
@@ -111,13 +113,27 @@ impl Site<'_> {
         let role = PlanRole::Decoder;
         let extents = self.extents()?;
         let profiles = extents.profiles(&model.inputs)?;
+        let onnx = self.folder.join(model.file);
+        if let Some(pattern) = &self.plans.pattern {
+            let entry = self.refit(pattern, &onnx, progress)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let timing_cache = TimingCacheUse::Refitted;
+            return Ok((
+                entry.clone(),
+                PlanReport { entry, profiles, timing_cache, seconds, warnings: Vec::new() },
+            ));
+        }
         let (timings, note) = self.cache.read();
         let mut notes = Vec::from_iter(note);
         let options = &self.plans.options;
         let request = PlanRequest {
-            onnx: &self.folder.join(model.file),
+            onnx: &onnx,
             profiles: &profiles,
-            flags: PlanFlags { weight_streaming: options.streams_weights, ..PlanFlags::default() },
+            flags: PlanFlags {
+                refittable: options.is_refittable,
+                weight_streaming: options.streams_weights,
+                ..PlanFlags::default()
+            },
             workspace_bytes: options.workspace_bytes,
             optimization_level: options.effort,
             timing_cache: &timings,
@@ -126,7 +142,12 @@ impl Site<'_> {
         let built = self.run(&request, role, progress)?;
         let timing_cache = timing_cache_use(&timings, &built, &mut notes);
         notes.extend(self.cache.write(&built.timing_cache));
-        let entry = self.entry(role, &extents, &built)?;
+        let mut entry = self.entry(role, &extents, &built)?;
+        if options.is_refittable {
+            let (rest, note) = self.look_at_weights(role, &onnx, &built, progress)?;
+            entry.refittable = Some(rest);
+            notes.extend(note);
+        }
         self.place.write(&entry, (*built.plan).as_ref())?;
         let report = PlanReport {
             entry: entry.clone(),
@@ -168,10 +189,88 @@ impl Site<'_> {
         Ok(built)
     }
 
+    /// BLAKE3 of what a plan that was just built does not take anew of its model, and a note where that is much.
+    fn look_at_weights(
+        &self,
+        role: PlanRole,
+        onnx: &Path,
+        built: &Compiled,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(String, Option<String>)> {
+        let failure = |source| self.failure(role, source);
+        self.step(role, "which weights it takes", (0, 1), progress)?;
+        let plan = self.plans.compiler.load((*built.plan).as_ref()).map_err(failure)?;
+        let (taken, model) = (plan.weights().map_err(failure)?, ModelWeights::open(onnx)?);
+        let others = model.large_others(&taken);
+        let note = others.first().map(|first| {
+            format!(
+                "of {} large constants TensorRT takes no other values, as of {first:?}: the plan is given no weights that differ in them",
+                others.len()
+            )
+        });
+        Ok((model.rest_blake3(&taken)?, note))
+    }
+
+    /// The plan of another engine with this one's weights, in the hidden folder.
+    fn refit(
+        &self,
+        pattern: &Pattern,
+        onnx: &Path,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<PlanEntry> {
+        let role = pattern.entry.role;
+        let failure = |source| self.failure(role, source);
+        self.step(role, "loading the plan of the other engine", (0, 2), progress)?;
+        let mut load = |bytes: &[u8]| {
+            let plan = self.plans.compiler.load(bytes).map_err(failure)?;
+            self.step(role, "giving it weights", (1, 2), progress)?;
+            Ok(plan)
+        };
+        let plan = pattern.refit(&ModelWeights::open(onnx)?, &mut load, &failure)?;
+        self.step(role, "writing it", (2, 2), progress)?;
+        let bytes = (*plan).as_ref();
+        let blake3 = blake3_hex(bytes);
+        let entry = PlanEntry {
+            file: PlanEntry::hashed_file_name(pattern.entry.tensorrt, &pattern.entry.sm, role, &blake3),
+            size_bytes: bytes.len() as u64,
+            blake3,
+            weights_blake3: self.weights_blake3(role)?,
+            ..pattern.entry.clone()
+        };
+        self.place.write(&entry, bytes)?;
+        Ok(entry)
+    }
+
+    /// Tells of a step, unless the build is cancelled.
+    fn step(
+        &self,
+        role: PlanRole,
+        what: &str,
+        (done, total): (usize, usize),
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<()> {
+        let item = format!("{role}: {what}");
+        progress(Progress { stage: Stage::Plans, item: &item, done, total, bytes: 0 });
+        match self.cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            true => Err(BuildError::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// Of the engine.
+    fn weights_blake3(&self, role: PlanRole) -> Result<String> {
+        let missing =
+            || BuildError::Unsupported(format!("a plan of the {role}, which the engine does not list"));
+        Ok(self.manifest.plan_weights(role).ok_or_else(missing)?.into())
+    }
+
     /// An error with what to do about it.
     fn failure(&self, role: PlanRole, source: TensorRtError) -> BuildError {
         let advice = match &source {
             TensorRtError::Cancelled => return BuildError::Cancelled,
+            TensorRtError::Failed { .. } | TensorRtError::OutOfMemory { .. } if self.plans.pattern.is_some() => {
+                "build a plan of its own, without --plan-refit-from, or end what else uses the GPU's memory".into()
+            }
             TensorRtError::OutOfMemory { .. } => {
                 "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
             }
@@ -200,6 +299,7 @@ impl Site<'_> {
             lane_rows: self.contract.capacity,
             max_prefill: DEFAULT_STEP_TOKENS.min(capacity),
             max_tree: PADDING_ROWS,
+            is_single: self.plans.options.is_refittable,
         })
     }
 
@@ -208,8 +308,6 @@ impl Site<'_> {
         let bytes = (*built.plan).as_ref();
         let blake3 = blake3_hex(bytes);
         let sm = plans.sm();
-        let missing =
-            || BuildError::Unsupported(format!("a plan of the {role}, which the engine does not list"));
         Ok(PlanEntry {
             file: PlanEntry::hashed_file_name(plans.plan_version(), &sm, role, &blake3),
             size_bytes: bytes.len() as u64,
@@ -218,7 +316,7 @@ impl Site<'_> {
             tensorrt: plans.plan_version(),
             sm,
             device: plans.device(),
-            weights_blake3: self.manifest.plan_weights(role).ok_or_else(missing)?.into(),
+            weights_blake3: self.weights_blake3(role)?,
             form: match extents.form {
                 Form::Operators => PlanForm::Operators,
                 Form::Primitives => PlanForm::Primitives,
@@ -237,6 +335,7 @@ impl Site<'_> {
             captured: self.captured.clone(),
             stripped: false,
             streams_weights: plans.options.streams_weights,
+            refittable: None,
             timed_in_green_context: plans.green.as_ref().map(Green::num_sms),
         })
     }

@@ -1,6 +1,10 @@
 //! With what plans are built, and for which machine: found before anything is done, so that a machine that cannot build one is told at once.
 
-use std::{fmt, ops::ControlFlow, path::PathBuf};
+use std::{
+    fmt,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use takt_engine::{
     backend::cuda::usable_device,
@@ -10,13 +14,25 @@ use takt_engine::{
     quant::WeightKind,
     spec::DecoderSpec,
 };
-use takt_kernels_cu::{Target as Gpu, driver::device};
+use takt_kernels_cu::{
+    Target as Gpu,
+    driver::{
+        context::{Context, Share},
+        device::{self, Device},
+    },
+};
 use takt_tensorrt::{
     TensorRt, TensorRtError, Version,
     build::{BuildProgress, BuiltPlan, PlanRequest, build_plan},
+    runtime::{Plan, Weights},
+    tensor::DataType,
 };
 
-use super::{PlanOptions, green::Green};
+use super::{
+    PlanOptions,
+    green::Green,
+    refit::{LoadedPlan, Pattern},
+};
 use crate::{
     BuildError, Result,
     export::{
@@ -52,6 +68,9 @@ pub(super) trait PlanCompiler: fmt::Debug {
         request: &PlanRequest<'_>,
         progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
     ) -> takt_tensorrt::Result<Compiled>;
+
+    /// Copies a plan that takes other weights to the device.
+    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>>;
 }
 
 impl PlanCompiler for TensorRt {
@@ -72,6 +91,27 @@ impl PlanCompiler for TensorRt {
             build_plan(self, request, progress)?;
         Ok(Compiled { plan: Box::new(plan), timing_cache, used_timing_cache, warnings })
     }
+
+    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>> {
+        let devices = device::probe()?;
+        // There was one when this was opened.
+        let first =
+            devices.first().ok_or_else(|| TensorRtError::Missing("there is no GPU any more".into()))?;
+        // Nothing runs in it: multiprocessors make no difference.
+        let (context, _) = Context::open(first, Share::None)?;
+        Ok(Box::new(Plan::load(self, &context, plan)?))
+    }
+}
+
+impl LoadedPlan for Plan {
+    fn weights(&self) -> takt_tensorrt::Result<Vec<Weights>> {
+        self.refittable_weights()
+    }
+
+    fn refit(&mut self, weights: &[(&str, DataType, &[u8])]) -> takt_tensorrt::Result<Box<dyn AsRef<[u8]>>> {
+        Self::refit(self, weights)?;
+        Ok(Box::new(self.serialize()?))
+    }
 }
 
 /// Plans to be built for this machine: with its TensorRT, for its GPU. Made before the engine, so that a machine without either is told at once and not
@@ -85,6 +125,8 @@ pub struct DevicePlans {
     pub(super) timing_folder: Option<PathBuf>,
     /// What kernels are timed in, where plans share the GPU.
     pub(super) green: Option<Green>,
+    /// The plan that is given other weights, instead of one that is built.
+    pub(super) pattern: Option<Pattern>,
 }
 
 impl DevicePlans {
@@ -98,20 +140,35 @@ impl DevicePlans {
         options.check()?;
         let trt = TensorRt::open()?;
         takt_tensorrt::probe().parser.map_err(TensorRtError::Missing)?;
-        let (gpu_facts, gpu) = usable_device()?;
-        let device = gpu_facts.key();
-        // TensorRT builds for the first device, and is asked for no other.
-        let first = device::probe().map_err(TensorRtError::Driver)?.first().map(device::Device::key);
-        if let Some(first) = first.filter(|first| *first != device) {
-            let fact = format!(
-                "plans for {device}: TensorRT builds on the first GPU, which is {first}; make the other the first with CUDA_VISIBLE_DEVICES"
-            );
-            return Err(BuildError::Unsupported(fact));
-        }
-        let version = trt.version();
+        let (gpu_facts, gpu) = first_device()?;
+        let (device, version) = (gpu_facts.key(), trt.version());
         let mut plans = Self::of(Box::new(trt), gpu, device, options, timing_folder)?;
         plans.green =
             options.sm_share.map(|percent| Green::open(&gpu_facts, version, percent)).transpose()?;
+        Ok(plans)
+    }
+
+    /// Opens TensorRT, and takes the plan that the engine directory `pattern` has for this machine: it is given the weights of an engine of the same
+    /// architecture and formats. What it can do it can do with other weights.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`BuildError::Unsupported`] where the engine has no plan for this machine that takes other weights, with what builds one.
+    pub fn open_refit(pattern: &Path) -> Result<Self> {
+        let trt = TensorRt::open()?;
+        let (gpu_facts, gpu) = first_device()?;
+        Self::refit_of(Box::new(trt), gpu, gpu_facts.key(), pattern)
+    }
+
+    pub(super) fn refit_of(
+        compiler: Box<dyn PlanCompiler>,
+        gpu: Gpu,
+        device: String,
+        pattern: &Path,
+    ) -> Result<Self> {
+        let Version { major, minor, .. } = compiler.version();
+        let pattern = Pattern::find(pattern, PlanVersion { major, minor }, gpu.name())?;
+        let mut plans = Self::of(compiler, gpu, device, pattern.options(), None)?;
+        plans.pattern = Some(pattern);
         Ok(plans)
     }
 
@@ -123,7 +180,7 @@ impl DevicePlans {
         timing_folder: Option<PathBuf>,
     ) -> Result<Self> {
         options.check()?;
-        let plans = Self { compiler, gpu, device, options, timing_folder, green: None };
+        let plans = Self { compiler, gpu, device, options, timing_folder, green: None, pattern: None };
         plans.target()?;
         plans.cache(KvKind::Bf16)?;
         Ok(plans)
@@ -162,6 +219,9 @@ impl DevicePlans {
     /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
+        if let Some(pattern) = &self.pattern {
+            pattern.check(spec, quantization)?;
+        }
         check_formats(spec, quantization, None, &self.export_options(spec, quantization.kv)?)?;
         self.check_activations(quantization)
     }
@@ -292,4 +352,19 @@ impl DevicePlans {
         let Version { major, minor, .. } = self.version();
         PlanVersion { major, minor }
     }
+}
+
+/// The GPU that plans are for.
+fn first_device() -> Result<(Device, Gpu)> {
+    let (gpu_facts, gpu) = usable_device()?;
+    let device = gpu_facts.key();
+    // TensorRT builds for the first device, and is asked for no other.
+    let first = device::probe().map_err(TensorRtError::Driver)?.first().map(device::Device::key);
+    if let Some(first) = first.filter(|first| *first != device) {
+        let fact = format!(
+            "plans for {device}: TensorRT builds on the first GPU, which is {first}; make the other the first with CUDA_VISIBLE_DEVICES"
+        );
+        return Err(BuildError::Unsupported(fact));
+    }
+    Ok((gpu_facts, gpu))
 }

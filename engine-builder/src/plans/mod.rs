@@ -5,7 +5,8 @@
 //! 2. `profiles`: shapes that a plan is optimized for, from the inputs of an exported model.
 //! 3. `building`: engine → ONNX in a hidden folder → plans in it. `timing_cache`: what TensorRT measured, kept for the next time. `space`: whether
 //!    there is room.
-//! 4. `place`: the hidden folder, and how plans get from there into the engine: all of them, or none.
+//! 4. `refit`: another engine's plan, given this one's weights; `weights`: which of a model's it takes.
+//! 5. `place`: the hidden folder, and how plans get from there into the engine: all of them, or none.
 
 mod building;
 mod device;
@@ -13,10 +14,12 @@ mod green;
 mod options;
 mod place;
 mod profiles;
+mod refit;
 mod space;
 #[cfg(test)]
 mod tests;
 mod timing_cache;
+mod weights;
 
 use std::{path::Path, sync::atomic::AtomicBool};
 

@@ -31,8 +31,10 @@ pub struct PlanOptions {
     pub workspace_bytes: Option<usize>,
     /// How long TensorRT searches, 0 to 5; its choice by default.
     pub effort: Option<u32>,
-    /// Weights may stay in the host's memory and be sent when they are needed. (That they can be given anew, or be left out, TensorRT offers for plans
-    /// of one profile alone.)
+    /// Plans that take other weights of the same model later, [`DevicePlans::open_refit`](super::DevicePlans::open_refit): with one profile for
+    /// everything, as TensorRT gives such a plan no more.
+    pub is_refittable: bool,
+    /// Weights may stay in the host's memory and be sent when they are needed.
     pub streams_weights: bool,
     /// Percent of the multiprocessors that the plans will run on, in a green context: kernels are timed in such a one. All of them, without one, by
     /// default.
@@ -51,6 +53,7 @@ impl Default for PlanOptions {
             kv: None,
             workspace_bytes: None,
             effort: None,
+            is_refittable: false,
             streams_weights: false,
             sm_share: None,
             form: None,

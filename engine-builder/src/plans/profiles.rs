@@ -9,6 +9,9 @@
 //! With S rows of a lane's cache: in the form `operators` the cache is `[batch, G, S, d]`, of which `kv` rows, 1 to S, are looked at. In the form
 //! `primitives` all of it is `past`, S in every profile, since the mask decides what is seen and a length that is known is faster; `kv` is
 //! S + sequence.
+//!
+//! A plan that takes other weights has one profile, `any`, since TensorRT gives it no more: from the smallest to the largest of the three, chosen for a
+//! decode step of one lane, which a loop waits for most.
 
 use takt_tensorrt::{build::Profile, tensor::ShapeRange};
 
@@ -34,6 +37,8 @@ pub(super) struct Extents {
     pub max_prefill: usize,
     /// Most rows of a lane in a verification.
     pub max_tree: usize,
+    /// One profile for everything.
+    pub is_single: bool,
 }
 
 /// Smallest, usual and largest.
@@ -52,6 +57,11 @@ impl Extents {
         // One lane is what a robot's loop waits for, however many there may be.
         let lanes = [1, 1, self.num_lanes];
         let tree = [1, USUAL_TREE.min(self.max_tree), self.max_tree];
+        if self.is_single {
+            let longest = self.max_prefill.max(self.max_tree);
+            let any = Steps { batch: lanes, sequence: [1, 1, longest], logits: [1, 1, self.max_tree] };
+            return Ok(vec![self.profile("any", &any, inputs)?]);
+        }
         let prefill = Steps {
             batch: [1; 3],
             sequence: [1, USUAL_SLICE.min(self.max_prefill), self.max_prefill],
@@ -110,7 +120,7 @@ mod tests {
     }
 
     fn extents(form: Form) -> Extents {
-        Extents { form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65 }
+        Extents { form, num_lanes: 4, lane_rows: 1089, max_prefill: 256, max_tree: 65, is_single: false }
     }
 
     fn range(profile: &Profile, name: &str) -> [Vec<usize>; 3] {
@@ -171,6 +181,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_plan_that_takes_other_weights_has_one_profile_for_everything() {
+        let inputs = [
+            port("input_ids", &["batch".into(), "sequence".into()]),
+            port("attention_mask", &["batch".into(), "sequence".into(), "kv".into()]),
+            port("logits_rows", &["batch".into(), "logits".into()]),
+            port("past", &["batch".into(), 2.into(), "past".into(), 64.into()]),
+        ];
+        let single = |form, max_prefill| {
+            let extents = Extents { is_single: true, max_prefill, ..extents(form) };
+            let profiles = extents.profiles(&inputs).unwrap();
+            let [any] = &profiles[..] else { panic!("{profiles:?}") };
+            any.clone()
+        };
+        let any = single(Form::Operators, 256);
+        assert_eq!(range(&any, "input_ids"), [vec![1, 1], vec![1, 1], vec![4, 256]]);
+        assert_eq!(range(&any, "logits_rows"), [vec![1, 1], vec![1, 1], vec![4, 65]]);
+        assert_eq!(range(&any, "attention_mask"), [vec![1, 1, 1], vec![1, 1, 512], vec![4, 256, 1089]]);
+        // Slices may be shorter than trees.
+        let any = single(Form::Primitives, 32);
+        assert_eq!(range(&any, "attention_mask"), [vec![1, 1, 1090], vec![1, 1, 1090], vec![4, 65, 1154]]);
+        assert_eq!(range(&any, "past"), [vec![1, 2, 1089, 64], vec![1, 2, 1089, 64], vec![4, 2, 1089, 64]]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whole builds by a compiler that is none: what gets into an engine.
 
 mod faults;
+mod refit;
 
 use std::{
     cell::RefCell,
@@ -12,7 +13,8 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{EngineDir, Manifest, PlanActivations, PlanCompute, PlanFile, PlanForm, PlanRole},
+    dir::{EngineDir, Manifest, PlanActivations, PlanCompute, PlanFile, PlanForm, PlanKv, PlanRole},
+    kv::KvKind,
     quant::WeightKind,
 };
 use takt_kernels_cu::Target as Gpu;
@@ -24,9 +26,15 @@ use tempfile::TempDir;
 
 use super::{
     device::{Compiled, PlanCompiler},
+    refit::LoadedPlan,
     *,
 };
-use crate::{BuildOptions, Progress, Stage, build, draft::DraftOptions, report::TimingCacheUse};
+use crate::{
+    BuildOptions, Progress, Stage, build,
+    draft::DraftOptions,
+    export::{Form, KvType},
+    report::TimingCacheUse,
+};
 
 /// What a compiler does instead of a plan.
 type Mishap = Box<dyn Fn(&PlanRequest<'_>) -> Option<TensorRtError>>;
@@ -41,6 +49,7 @@ struct Compiler {
     asked: Rc<RefCell<Vec<Asked>>>,
     /// Goes into every plan, so that two of one model may differ.
     salt: Rc<RefCell<u8>>,
+    refits: Rc<refit::Refits>,
 }
 
 /// What a plan was asked with.
@@ -52,6 +61,7 @@ struct Asked {
     timing_cache: Vec<u8>,
     /// The model's file.
     model: Vec<u8>,
+    is_refittable: bool,
 }
 
 impl std::fmt::Debug for Compiler {
@@ -91,7 +101,11 @@ impl PlanCompiler for Compiler {
             profiles: request.profiles.to_vec(),
             timing_cache: request.timing_cache.to_vec(),
             model: fs::read(request.onnx).unwrap(),
+            is_refittable: request.flags.refittable,
         });
+        if request.flags.refittable {
+            self.refits.saw(request.onnx);
+        }
         let salt = *self.salt.borrow();
         Ok(Compiled {
             plan: Box::new(format!("{salt} {:?} {:?}", request.onnx.file_name(), request.profiles)),
@@ -99,6 +113,11 @@ impl PlanCompiler for Compiler {
             used_timing_cache: request.timing_cache.starts_with(b"+"),
             warnings: (0..50).map(|idx| format!("layer {}", idx / 2)).collect(),
         })
+    }
+
+    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>> {
+        assert!(!plan.is_empty());
+        refit::load(&self.refits)
     }
 }
 
@@ -110,6 +129,7 @@ impl Compiler {
             mishap: Rc::default(),
             asked: Rc::default(),
             salt: Rc::default(),
+            refits: Rc::default(),
         }
     }
 
@@ -228,6 +248,40 @@ fn an_older_tensorrt_gets_primitives_and_an_engine_without_a_head_one_plan() {
     let (_, past) = plan.profiles[1].inputs.iter().find(|(name, _)| name == "past_key_values.0.key").unwrap();
     assert_eq!((past.min[2], past.max[2]), (rows, rows));
     assert!(plan.profiles[1].inputs.iter().any(|(name, _)| name == "kv_positions"));
+}
+
+/// An engine whose cache is FP8 gets plans that have one where they can, and a note where not.
+#[test]
+fn a_cache_of_8_bits_is_asked_for_or_the_engines_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine");
+    let how = BuildOptions { kv: Some(KvKind::Fp8), ..BuildOptions::new(WeightKind::Bf16) };
+    build(&fixture("hf/tiny-llama"), &path, &how, &mut |_| ()).unwrap();
+    let usual = PlanOptions { lane_capacity: Some(100), ..PlanOptions::default() };
+    let made = |compiler: Compiler, gpu, options| {
+        let report = add(&path, &compiler.plans(gpu, options).unwrap()).unwrap();
+        let entry = report.plans[0].entry.clone();
+        assert_eq!(
+            entry.kv,
+            Manifest::read(&path).unwrap().plan(entry.tensorrt, &entry.sm, entry.role).unwrap().kv
+        );
+        (entry.form, entry.kv, entry.lane_rows, report.warnings.join("; "))
+    };
+    let primitives = Some(Form::Primitives);
+    // 100 tokens and 65 rows for padding: a multiple of 16 rows, or of 8.
+    let fp8 = (PlanForm::Primitives, PlanKv::Fp8, 176, String::new());
+    assert_eq!(made(Compiler::new(10, 13), Gpu::Thor, usual), fp8);
+    assert_eq!(made(Compiler::new(10, 16), Gpu::Thor, PlanOptions { form: primitives, ..usual }), fp8);
+    assert_eq!(made(Compiler::new(10, 16), Gpu::Thor, PlanOptions { kv: Some(KvType::Fp8), ..usual }), fp8);
+    let plain = PlanOptions { kv: Some(KvType::Plain), ..usual };
+    let without = (PlanForm::Operators, PlanKv::Plain, 168, String::new());
+    assert_eq!(made(Compiler::new(10, 16), Gpu::Thor, plain), without);
+    let (form, kv, _, note) = made(Compiler::new(10, 16), Gpu::Thor, usual);
+    assert_eq!((form, kv), (PlanForm::Operators, PlanKv::Plain));
+    assert!(note.contains("the engine's cache is fp8") && note.contains("form primitives"), "{note}");
+    let (form, kv, _, note) = made(Compiler::new(10, 3), Gpu::Orin, usual);
+    assert_eq!((form, kv), (PlanForm::Primitives, PlanKv::Plain));
+    assert!(note.contains("from sm_89 on"), "{note}");
 }
 
 #[test]

@@ -182,6 +182,11 @@ fn a_cache_of_8_bits_is_in_the_contract_and_refused_where_it_cannot_be() {
     let again = |out: &Path| fs::read(out.join("model.onnx")).unwrap();
     let first = again(&plain.out());
     assert!(first == again(&plain.export(&fp8("tensorrt-10.16,sm_110a")).unwrap()), "another export");
+    // An engine's cache has other scales: such a model is none to read back.
+    let out = plain.export(&fp8("onnx")).unwrap();
+    let how = BuildOptions::new(WeightKind::Bf16);
+    let error = build(&out, &plain.folder.path().join("again"), &how, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("Linear"), "{error}");
 }
 
 /// Unless something is asked for: the cache of the engine, where target and form take it, and a note where they do not.

@@ -68,6 +68,10 @@ pub struct PlanEntry {
     /// Its weights may stay in the host's memory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub streams_weights: bool,
+    /// Of a plan that takes other weights: BLAKE3 of the model it was built from but for the weights that it takes. `None` for one that takes none.
+    /// Such a plan has one profile for everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refittable: Option<String>,
     /// Multiprocessors of the green context that its kernels were timed in; `None` for the whole device, without one. TensorRT's headers say that a
     /// plan may fail in a green context with fewer, and in any if it was timed in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +82,7 @@ pub struct PlanEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanRole {
-    /// The engine's decoder; profiles 0 prefill, 1 decode, 2 verify.
+    /// The engine's decoder; profiles 0 prefill, 1 decode, 2 verify, or one for all of them.
     Decoder,
 }
 
@@ -234,7 +238,9 @@ impl PlanEntry {
                 "plan {file:?}: its version, GPU, role and BLAKE3 make it {expected:?} or {hashed:?}"
             ));
         }
-        for (what, hash) in [("BLAKE3", &self.blake3), ("BLAKE3 of the weights", &self.weights_blake3)] {
+        let weights = [("BLAKE3", &self.blake3), ("BLAKE3 of the weights", &self.weights_blake3)];
+        let model = self.refittable.iter().map(|hash| ("BLAKE3 of the model", hash));
+        for (what, hash) in weights.into_iter().chain(model) {
             if !is_blake3(hash) {
                 return Err(format!("{what} of plan {file:?} is not 64 lower-case hexadecimal digits"));
             }
@@ -313,6 +319,7 @@ pub(super) mod tests {
             captured: vec![1, 2, 3],
             stripped: false,
             streams_weights: false,
+            refittable: None,
             timed_in_green_context: None,
         }
     }
@@ -335,6 +342,7 @@ pub(super) mod tests {
         for other in [
             PlanEntry { timed_in_green_context: Some(8), ..both[0].clone() },
             PlanEntry { activations: PlanActivations::Quantized, ..both[0].clone() },
+            PlanEntry { refittable: Some("a".repeat(64)), ..both[0].clone() },
             PlanEntry { kv: PlanKv::Fp8, form: PlanForm::Primitives, ..both[0].clone() },
         ] {
             let told = serde_json::to_string(&other).unwrap();
@@ -358,7 +366,7 @@ pub(super) mod tests {
     #[test]
     fn an_entry_that_does_not_hold_is_named_with_what_is_wrong() {
         type Damage = fn(&mut PlanEntry);
-        let damages: [(Damage, &str); 19] = [
+        let damages: [(Damage, &str); 20] = [
             (|it| it.file = "plans/../engine.json".into(), "make it"),
             (|it| it.file = "weights.safetensors".into(), "make it"),
             (|it| it.sm = "sm_110a/../..".into(), "expected one as in sm_110a"),
@@ -367,6 +375,7 @@ pub(super) mod tests {
             (|it| it.blake3 = "A".repeat(64), "BLAKE3 of plan"),
             (|it| it.file = "plans/trt-10.16-sm_110a.00000001.plan".into(), "sm_110a.00000000.plan"),
             (|it| it.weights_blake3.truncate(63), "BLAKE3 of the weights"),
+            (|it| it.refittable = Some(String::new()), "BLAKE3 of the model"),
             (|it| it.size_bytes = 0, "size of 0"),
             (|it| it.kv = PlanKv::Fp8, "updates a cache of fp8 in its place"),
             (|it| it.num_lanes = 0, "size of 0"),

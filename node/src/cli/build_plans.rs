@@ -1,5 +1,7 @@
 //! The options of `takt build` that are about TensorRT plans, and what it says of them.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Map, Value, json};
 use takt_engine::dir::{PlanActivations, PlanCompute, PlanKv};
@@ -47,6 +49,15 @@ pub(super) struct PlanArgs {
     /// Plans whose weights may stay in the host's memory, for models larger than the device's. On a Jetson the two are the same
     #[arg(long, requires = "tensorrt")]
     plan_streaming: bool,
+    /// Plans that take other weights of the same model later, by --plan-refit-from. They have one profile for everything, chosen for single tokens:
+    /// prompts and trees may be slower
+    #[arg(long, requires = "tensorrt")]
+    plan_refit: bool,
+    /// Give the plan of that engine directory, built with --plan-refit, this engine's weights, instead of building one: seconds instead of minutes. The
+    /// two have to be one model but for their weights, in the same formats; what the plan can do stays
+    #[arg(long, value_name = "DIR", requires = "tensorrt", conflicts_with_all = ["plan_refit", "plan_lanes", "plan_context", "plan_dtype",
+        "plan_activations", "plan_workspace", "plan_effort", "plan_streaming", "plan_sm_share", "plan_form", "plan_kv"])]
+    plan_refit_from: Option<PathBuf>,
     /// Percent of the GPU's multiprocessors that the plans will run on, as `[gpu] sm_share_percent`: kernels are timed in a green context of that share.
     /// Without it plans run on all of them. Takes TensorRT 10.16 and a driver of CUDA 13 or later
     #[arg(long, value_name = "PERCENT", requires = "tensorrt", value_parser = clap::value_parser!(u8).range(1..=100))]
@@ -97,6 +108,9 @@ impl PlanArgs {
         if !self.tensorrt {
             return Ok(None);
         }
+        if let Some(pattern) = &self.plan_refit_from {
+            return Ok(Some(DevicePlans::open_refit(pattern)?));
+        }
         let timings = cache_folder(TIMINGS_FOLDER, process_environment);
         Ok(Some(DevicePlans::open(self.options(), timings)?))
     }
@@ -110,6 +124,7 @@ impl PlanArgs {
             activations: self.plan_activations.unwrap_or(default.activations),
             workspace_bytes: self.plan_workspace,
             effort: self.plan_effort,
+            is_refittable: self.plan_refit,
             streams_weights: self.plan_streaming,
             sm_share: self.plan_sm_share,
             form: self.plan_form,
@@ -131,13 +146,14 @@ fn plan_json(plan: &PlanReport) -> Value {
     let timing_cache = match plan.timing_cache {
         TimingCacheUse::Used => "used",
         TimingCacheUse::New => "new",
+        TimingCacheUse::Refitted => "refitted",
     };
     json!({
         "role": entry.role, "file": entry.file, "bytes": entry.size_bytes, "blake3": entry.blake3,
         "tensorrt": entry.tensorrt, "sm": entry.sm, "form": entry.form, "dtype": entry.compute,
         "activations": entry.activations, "kv": entry.kv,
         "lanes": entry.num_lanes, "lane_capacity": entry.lane_capacity, "seconds": plan.seconds,
-        "timed_in_green_context": entry.timed_in_green_context,
+        "timed_in_green_context": entry.timed_in_green_context, "refittable": entry.refittable.is_some(),
         "profiles": plan.profiles.iter().map(profile_json).collect::<Vec<_>>(),
         "timing_cache": timing_cache, "warnings": plan.warnings,
     })
@@ -157,6 +173,7 @@ pub(super) fn plans_text(report: &PlansReport) -> String {
         let measured = match plan.timing_cache {
             TimingCacheUse::Used => "with earlier measurements",
             TimingCacheUse::New => "all measured anew",
+            TimingCacheUse::Refitted => "given other weights, nothing measured",
         };
         let lanes = match entry.num_lanes {
             1 => "1 lane".into(),

@@ -86,6 +86,7 @@ pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
         let mut facts = json!(plan.check.entry);
         // Told of plans as well whose entries leave them out.
         facts["activations"] = json!(plan.check.entry.activations);
+        facts["refittable"] = json!(plan.check.entry.refittable);
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
         facts["kv"] = json!(plan.check.entry.kv);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);
@@ -131,6 +132,7 @@ fn plan_text(plan: &InspectedPlan) -> String {
     traits.extend((entry.kv == PlanKv::Fp8).then(|| "fp8 cache".into()));
     traits.push(timed_on(entry));
     traits.extend(entry.stripped.then(|| "without weights".into()));
+    traits.extend(entry.refittable.is_some().then(|| "takes other weights".into()));
     traits.extend(entry.streams_weights.then(|| "weights may stay in the host's memory".into()));
     let here = plan
         .obstacle
@@ -189,6 +191,7 @@ mod tests {
             captured: Vec::new(),
             stripped: false,
             streams_weights: true,
+            refittable: Some("c".repeat(64)),
             timed_in_green_context: None,
         }
     }
@@ -239,7 +242,7 @@ mod tests {
         let text = plans_text(&plans);
         for words in [
             "decoder for TensorRT 10.16 on NVIDIA Thor",
-            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, weights",
+            "4 lanes of 2048 tokens, f16, form operators, activations quantized, timed on the whole GPU, takes other weights, weights",
             "runs here",
             "host's memory",
             "BLAKE3 is another",

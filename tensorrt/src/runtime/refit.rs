@@ -1,4 +1,4 @@
-//! Weights for a plan without them.
+//! Weights that a plan is given: those it was built without, or others.
 #![expect(unsafe_code, reason = "TensorRT is called through the shim")]
 
 use std::ffi::{CStr, CString, c_char};
@@ -7,6 +7,7 @@ use super::plan::{Inner, Plan};
 use crate::{
     Result, TensorRtError,
     api::RefitterObject,
+    build::PlanBytes,
     object::Owned,
     tensor::{DataType, to_name},
 };
@@ -107,6 +108,22 @@ impl Plan {
             return Err(watch.error("giving the plan weights", ""));
         }
         Ok(())
+    }
+
+    /// The plan as it is now, with the weights it was given, for [`load`](Self::load). As large as the plan was.
+    ///
+    /// # Errors
+    /// [`TensorRtError::Failed`], [`TensorRtError::OutOfMemory`].
+    pub fn serialize(&self) -> Result<PlanBytes> {
+        let inner = &self.inner;
+        inner.context.make_current()?;
+        let watch = inner.recorder.watch();
+        let engine = inner.engine();
+        // SAFETY: alive, and locked; the memory is the caller's and no part of the engine.
+        let memory =
+            unsafe { Owned::new((inner.api.engine_serialize)(engine.get()), inner.api.memory_destroy) };
+        let bytes = memory.and_then(|memory| PlanBytes::new(&inner.trt, memory));
+        bytes.ok_or_else(|| watch.error("writing the plan", ""))
     }
 }
 

@@ -97,6 +97,57 @@ fn a_stripped_plan_runs_once_it_has_its_weights_again() {
     });
 }
 
+#[test]
+fn a_plan_with_other_weights_is_written_and_read_back_with_them_and_takes_others_again() {
+    const TEST: &str =
+        "weights::a_plan_with_other_weights_is_written_and_read_back_with_them_and_takes_others_again";
+    on_device(TEST, |standin, trt, context| {
+        let refittable = PlanFlags { refittable: true, ..PlanFlags::default() };
+        let mut plan = loaded(trt, context, refittable);
+        let before = plan.serialize().unwrap().to_vec();
+        let (other, scale) = ([0x41; 32], 2_f32.to_le_bytes());
+        let weights = [("table", DataType::F32, &other[..]), ("scale", DataType::F32, &scale)];
+        for name in ["table", "scale"] {
+            assert!(plan.refittable_weights().unwrap().iter().any(|weights| weights.name == name), "{name}");
+        }
+        plan.refit(&weights).unwrap();
+        standin.clear();
+        let after = plan.serialize().unwrap();
+        assert!(standin.steps()[0].ends_with("::serialize()"), "{:?}", standin.steps());
+        assert!(after.len() == before.len() && after[..] != before[..]);
+        drop(plan);
+        let mut read = Plan::load(trt, context, &after).unwrap();
+        assert!(read.is_refittable() && read.serialize().unwrap()[..] == after[..]);
+        // With what it had at first it is what it was.
+        let (table, scale) = (table(), 1_f32.to_le_bytes());
+        read.refit(&[("table", DataType::F32, &table), ("scale", DataType::F32, &scale)]).unwrap();
+        assert!(read.serialize().unwrap()[..] == before[..]);
+        for how in [Failure::Error, Failure::OutOfMemory, Failure::Silent] {
+            standin.fail_any(1, how);
+            let error = read.serialize().expect_err("a failure went unseen");
+            standin.fail_any(0, how);
+            assert_eq!(
+                matches!(error, TensorRtError::OutOfMemory { .. }),
+                how == Failure::OutOfMemory,
+                "{error}"
+            );
+            assert!(error.to_string().contains("writing the plan"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_stripped_plan_without_its_weights_is_not_written() {
+    on_device("weights::a_stripped_plan_without_its_weights_is_not_written", |_, trt, context| {
+        let stripped = PlanFlags { stripped: true, ..PlanFlags::default() };
+        let error = loaded(trt, context, stripped).serialize().unwrap_err().to_string();
+        assert!(
+            error.contains("writing the plan") && error.contains("refitted before it is serialized"),
+            "{error}"
+        );
+    });
+}
+
 /// Runs it once in memory of its own.
 fn run(execution: &mut Execution, context: &Context, stream: &Stream, plan: &Plan) {
     let buffer = |what| DeviceBuffer::new(context, 1024, what).unwrap();

@@ -59,6 +59,25 @@ fn plans_are_built_into_an_engine_that_is_there_and_inspect_says_that_they_run_h
 }
 
 #[test]
+fn a_plan_with_a_cache_of_8_bits_is_built_and_told_of() {
+    let Some(machine) = Machine::new() else { return };
+    let engine = machine.engine();
+    let args = ["build", &engine, "--tensorrt", "--plans-only", "--plan-kv", "fp8", "--json"];
+    let built = machine.succeed(&args);
+    let plan = &built["plans"]["plans"][0];
+    assert_eq!((&plan["kv"], &plan["form"]), (&json!("fp8"), &json!("primitives")));
+    let inspected = machine.succeed(&["inspect", &engine, "--json"]);
+    assert_eq!(inspected["plans"][0]["kv"], "fp8");
+    let text = String::from_utf8(machine.takt(&["inspect", &engine], &[]).stdout).unwrap();
+    assert!(text.contains("fp8 cache"), "{text}");
+    let asked = ["generate", &engine, "--prompt", "status", "--backend", "tensorrt", "--kv", "bf16"];
+    machine.fail(&asked, &[], &["has a fp8 KV cache, bf16 is asked for", "--plan-kv plain"]);
+    let operators =
+        ["build", &engine, "--tensorrt", "--plans-only", "--plan-kv", "fp8", "--plan-form", "operators"];
+    machine.fail(&operators, &[], &["an fp8 cache in form operators"]);
+}
+
+#[test]
 fn an_engine_comes_with_its_plans_or_not_at_all() {
     let Some(machine) = Machine::new() else { return };
     let (source, dir) = (fixture("hf/tiny-llama").display().to_string(), machine.path("made/engine"));

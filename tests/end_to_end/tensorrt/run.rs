@@ -145,6 +145,85 @@ fn a_plan_with_quantized_activations_answers_and_its_scores_say_what_they_cost()
     );
 }
 
+/// A checkpoint with the architecture of the fixture and other numbers.
+fn tuned(machine: &Machine) -> String {
+    let checkpoint = machine.path("tuned-checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    for entry in fs::read_dir(fixture("hf/tiny-llama")).unwrap() {
+        let from = entry.unwrap().path();
+        let mut bytes = fs::read(&from).unwrap();
+        if from.extension().is_some_and(|extension| extension == "safetensors") {
+            let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+            // Signs of some numbers.
+            bytes[header..].iter_mut().skip(3).step_by(8).for_each(|byte| *byte ^= 0x80);
+        }
+        fs::write(Path::new(&checkpoint).join(from.file_name().unwrap()), bytes).unwrap();
+    }
+    checkpoint
+}
+
+#[test]
+fn a_plan_that_takes_other_weights_runs_with_those_of_a_tuned_model_without_being_built_again() {
+    let Some(mut machine) = Machine::running() else { return };
+    let record = machine.path("record");
+    let (source, base, new) =
+        (fixture("hf/tiny-llama").display().to_string(), machine.path("base"), machine.path("new"));
+    let build = ["--weights", "bf16", "--tensorrt", "--json"];
+    let args = [
+        &["build", &source, "-o", &base][..],
+        &build,
+        &["--plan-refit", "--plan-lanes", "2", "--plan-context", "64"],
+    ];
+    let built = machine.succeed(&args.concat());
+    let plan = &built["plans"]["plans"][0];
+    assert_eq!((&plan["refittable"], plan["profiles"].as_array().unwrap().len()), (&json!(true), 1));
+    let text = String::from_utf8(machine.takt(&["inspect", &base], &[]).stdout).unwrap();
+    assert!(text.contains("takes other weights"), "{text}");
+
+    machine.set("STANDIN_RECORD", &record);
+    let checkpoint = tuned(&machine);
+    let refitted = [&["build", &checkpoint, "-o", &new][..], &build, &["--plan-refit-from", &base]].concat();
+    // What fails leaves no engine.
+    let failing = ("STANDIN_FAIL", "IRefitter::refitCudaEngine:1");
+    machine.fail(
+        &refitted,
+        &[failing],
+        &["plan of the decoder", "giving the plan weights failed", "without --plan-refit-from"],
+    );
+    assert!(!Path::new(&new).exists());
+    let built = machine.succeed(&refitted);
+    let plan = &built["plans"]["plans"][0];
+    assert_eq!(
+        (&plan["timing_cache"], &plan["lanes"], &plan["lane_capacity"]),
+        (&json!("refitted"), &json!(2), &json!(64))
+    );
+    let calls = fs::read_to_string(&record).unwrap();
+    assert!(calls.contains("::refitCudaEngine(") && !calls.contains("buildSerializedNetwork("), "{calls}");
+    assert_eq!(machine.succeed(&["inspect", &new, "--json"])["plans"][0]["runs_here"], true);
+
+    let scored = |dir: &str, backend: &str| {
+        let args = ["score", dir, "--token-ids", "1,5,9,17,33,3,8", "--json", "--backend", backend];
+        machine.succeed(&args)["nll"].as_f64().unwrap()
+    };
+    let [base_cpu, base_plan, new_cpu, new_plan] =
+        [(&base, "cpu"), (&base, "tensorrt"), (&new, "cpu"), (&new, "tensorrt")]
+            .map(|(dir, backend)| scored(dir, backend));
+    let is_near = |a: f64, b: f64| (a - b).abs() < 5e-2;
+    assert!(
+        is_near(base_cpu, base_plan) && is_near(new_cpu, new_plan),
+        "{base_cpu} {base_plan} {new_cpu} {new_plan}"
+    );
+    assert!(!is_near(base_plan, new_plan), "{base_plan} {new_plan}: other weights say something else");
+
+    // A model of another kind, and a plan that takes none.
+    let (other, dir) = (fixture("hf/tiny-qwen3").display().to_string(), machine.path("other"));
+    let args = [&["build", &other, "-o", &dir][..], &build, &["--plan-refit-from", &base]].concat();
+    machine.fail(&args, &[], &["another architecture", "without --plan-refit-from"]);
+    machine.succeed(&["build", &base, "--tensorrt", "--plans-only", "--json"]);
+    let args = ["build", &new, "--tensorrt", "--plans-only", "--plan-refit-from", &base];
+    machine.fail(&args, &[], &["takes no other weights", "--plan-refit`"]);
+}
+
 /// An engine without its plans.
 fn copy_of_engine(dir: &str, to: &str) -> String {
     fs::create_dir(to).unwrap();

@@ -1,6 +1,9 @@
 //! The suite that every backend passes, over plans of both forms.
 
-use takt_engine::{dir::PlanKv, quant::WeightKind};
+use takt_engine::{
+    dir::{PlanEntry, PlanKv},
+    quant::WeightKind,
+};
 use takt_engine_builder::export::{Activations, Compute, KvType};
 use takt_tests::conformance::{
     self, BF16_PLAN, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, FP8_ACTIVATIONS_PLAN, NVFP4_ACTIVATIONS_PLAN,
@@ -42,6 +45,28 @@ fn the_tensorrt_backend_does_what_every_backend_must() {
             conforms(&Planned::new(*kind), *kind);
         }
     });
+}
+
+#[test]
+fn a_plan_with_one_profile_for_everything_does_what_every_backend_must() {
+    emulated(
+        "conformance::a_plan_with_one_profile_for_everything_does_what_every_backend_must",
+        |_, _, _| {
+            for kind in &KINDS[1..3] {
+                println!("{kind:?}");
+                let planned = Planned::refittable(*kind);
+                conforms(&planned, *kind);
+                // It is what the manifest says, or it is refused.
+                let entry = PlanEntry { refittable: None, ..planned.entry.clone() };
+                let error = planned.open_as(&entry, &options()).unwrap_err().to_string();
+                assert!(error.contains("has 1 profiles, expected 3: prefill, decode, verify"), "{error}");
+            }
+            let planned = Planned::new(KINDS[1]);
+            let entry = PlanEntry { refittable: Some("0".repeat(64)), ..planned.entry.clone() };
+            let error = planned.open_as(&entry, &options()).unwrap_err().to_string();
+            assert!(error.contains("has 3 profiles, expected 1: one for everything"), "{error}");
+        },
+    );
 }
 
 #[test]

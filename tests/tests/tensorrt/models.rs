@@ -236,6 +236,13 @@ impl Planned {
         Self::of(kind, spec, weights, PlanFlags::default())
     }
 
+    /// The same of a plan that takes other weights, and so has one profile.
+    pub fn refittable(kind: Kind) -> Self {
+        let spec = kind.spec();
+        let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
+        Self::of(kind, spec, weights, PlanFlags { refittable: true, ..PlanFlags::default() })
+    }
+
     /// The same with lanes of `capacity` tokens.
     pub fn holding(kind: Kind, capacity: usize) -> Self {
         let spec = DecoderSpec { max_context: capacity, ..kind.spec() };
@@ -285,7 +292,7 @@ impl Planned {
         let trt = TensorRt::open().unwrap();
         let request = PlanRequest {
             onnx: &out.join(model.file),
-            profiles: &profiles(&model.inputs, kind.form, capacity + MAX_TREE),
+            profiles: &profiles(&model.inputs, kind.form, capacity + MAX_TREE, flags.refittable),
             flags,
             workspace_bytes: None,
             optimization_level: None,
@@ -295,6 +302,7 @@ impl Planned {
         let bytes = build_plan(&trt, &request, &mut |_| ControlFlow::Continue(())).unwrap().plan.to_vec();
         let entry = PlanEntry {
             streams_weights: flags.weight_streaming,
+            refittable: flags.refittable.then(|| "0".repeat(64)),
             sm: place.sm,
             device: place.device,
             ..entry(kind, capacity, &bytes, &trt)
@@ -348,17 +356,21 @@ fn entry(kind: Kind, capacity: usize, bytes: &[u8], trt: &TensorRt) -> PlanEntry
         captured: Vec::new(),
         stripped: false,
         streams_weights: false,
+        refittable: None,
         timed_in_green_context: None,
     }
 }
 
-/// Prefill, decode, verify.
-fn profiles(inputs: &[Port], form: Form, lane_rows: usize) -> Vec<Profile> {
-    let steps = [
-        ("prefill", 1, MAX_PREFILL, 1),
-        ("decode", NUM_LANES, 1, 1),
-        ("verify", NUM_LANES, MAX_TREE, MAX_TREE),
-    ];
+/// Prefill, decode, verify; or one for all of them.
+fn profiles(inputs: &[Port], form: Form, lane_rows: usize, is_single: bool) -> Vec<Profile> {
+    let steps = match is_single {
+        true => vec![("any", NUM_LANES, MAX_PREFILL, MAX_TREE)],
+        false => vec![
+            ("prefill", 1, MAX_PREFILL, 1),
+            ("decode", NUM_LANES, 1, 1),
+            ("verify", NUM_LANES, MAX_TREE, MAX_TREE),
+        ],
+    };
     let range = |port: &Port, (batch, sequence, logits): (usize, usize, usize)| {
         let at = |which: usize| {
             let of = |most: usize| if which == 0 { 1 } else { most };
@@ -386,7 +398,7 @@ fn profiles(inputs: &[Port], form: Form, lane_rows: usize) -> Vec<Profile> {
             inputs: inputs.map(|port| range(port, (batch, sequence, logits))).collect(),
         }
     };
-    steps.map(profile).into()
+    steps.into_iter().map(profile).collect()
 }
 
 /// Three lanes.

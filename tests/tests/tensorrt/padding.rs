@@ -16,7 +16,7 @@ use takt_tests::{
 
 use crate::{
     forward::{assert_near, bound, talk},
-    models::{KINDS, Kind, Planned, emulated, options, spec, tokens},
+    models::{FP8_CACHE, KINDS, Kind, Place, Planned, emulated, options, spec, tokens},
 };
 
 /// A random model in which `overflows` says whether a token's values, in the first layer, are past what F16 holds: they are 30,000 times a part of the
@@ -68,6 +68,28 @@ fn a_token_past_what_f16_holds_pads_no_lane_and_harms_none() {
                 assert_near(found, expected, bound(kind.compute), &format!("{kind:?}: row {idx}"));
             }
         }
+    });
+}
+
+/// Keys and values in 8 bits saturate, and their scales are known: what they say again is within F16, or there is no such plan.
+#[test]
+fn a_cache_of_8_bits_past_what_f16_holds_is_refused_when_the_model_is_written() {
+    let test = "padding::a_cache_of_8_bits_past_what_f16_holds_is_refused_when_the_model_is_written";
+    emulated(test, |_, _, _| {
+        let spec = spec(false);
+        let planned = |compute| {
+            let kind = Kind { compute, has_windows: false, ..FP8_CACHE };
+            let model = (spec.clone(), model(&spec, |token| token == 0));
+            Planned::at(Place::stand_in(), kind, model, PlanFlags::default())
+        };
+        let error = planned(FP8_CACHE.compute).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("model.layers.0 takes a scale of") && error.contains("use bf16"), "{error}");
+        let in_bf16 = planned(KINDS[2].compute).unwrap();
+        assert!(in_bf16.cache_scales[0][1] * 448.0 > 65_504.0, "{:?}", in_bf16.cache_scales);
+        // Whatever pads is a number.
+        let mut backend = in_bf16.open(&options()).unwrap();
+        let said = talk(&mut backend, &tokens(&spec, 100));
+        assert!(said.iter().flatten().flatten().all(|logit| logit.is_finite()));
     });
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{Manifest, PlanActivations, PlanCompute},
+    dir::{Manifest, PlanActivations, PlanCompute, PlanFile},
     quant::WeightKind,
 };
 use takt_engine_builder::{
@@ -72,6 +72,7 @@ fn options_become_what_tensorrt_is_asked_for() {
             activations: PlanActivations::Plain,
             workspace_bytes: Some(5 << 20),
             effort: Some(1),
+            is_refittable: false,
             streams_weights: true,
             sm_share: None,
             form: None,
@@ -202,5 +203,136 @@ fn measurements_of_another_release_are_not_taken_and_a_note_says_so() {
         assert_eq!(second[0].timing_cache, TimingCacheUse::New);
         assert!(second[0].warnings.iter().any(|note| note.contains("did not take the measurements")));
         assert_eq!(build_with(patch + 1)[0].timing_cache, TimingCacheUse::Used);
+    });
+}
+
+/// The engine of the fixture in BF16, with other numbers where it is `tuned`.
+fn engine_of(tuned: bool) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, path) = (folder.path().join("checkpoint"), folder.path().join("engine"));
+    fs::create_dir(&checkpoint).unwrap();
+    for entry in fs::read_dir(fixtures().join("hf/tiny-llama")).unwrap() {
+        let from = entry.unwrap().path();
+        let mut bytes = fs::read(&from).unwrap();
+        if tuned && from.extension().is_some_and(|extension| extension == "safetensors") {
+            let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+            // Signs of some numbers.
+            bytes[header..].iter_mut().skip(3).step_by(8).for_each(|byte| *byte ^= 0x80);
+        }
+        fs::write(checkpoint.join(from.file_name().unwrap()), bytes).unwrap();
+    }
+    build(&checkpoint, &path, &BuildOptions::new(WeightKind::Bf16), &mut |_| {}).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn a_refit_is_asked_for_weight_by_weight_and_gives_the_plan_that_a_build_would() {
+    const TEST: &str = "plans::a_refit_is_asked_for_weight_by_weight_and_gives_the_plan_that_a_build_would";
+    on_the_stand_in(emulated(TEST), |_, standin, _| {
+        let ((_folder, engine), (_tuned, tuned)) = (engine_of(false), engine_of(true));
+        let options = PlanOptions { is_refittable: true, lane_capacity: Some(100), ..PlanOptions::default() };
+        standin.clear();
+        let built =
+            add_plans(&engine, &DevicePlans::open(options, None).unwrap(), None, &mut |_| {}).unwrap();
+        assert_eq!(calls(standin, "setFlag(kREFIT)").len(), 1, "{:?}", calls(standin, "setFlag"));
+        assert_eq!(calls(standin, "addOptimizationProfile(").len(), 1);
+        let names = calls(standin, "::getAllWeights(");
+        assert!(!names.is_empty(), "which weights it takes is asked when it is built");
+        assert!(calls(standin, "::setNamedWeights(").is_empty());
+
+        standin.clear();
+        let before = tree(&tuned);
+        let refitting = DevicePlans::open_refit(&engine).unwrap();
+        let report = add_plans(&tuned, &refitting, None, &mut |_| {}).unwrap();
+        assert!(calls(standin, "IBuilder").is_empty(), "nothing is built");
+        let steps = standin.steps();
+        let at = |what: &str| {
+            steps.iter().position(|call| call.contains(what)).unwrap_or_else(|| panic!("{what}: {steps:#?}"))
+        };
+        let last = |what: &str| steps.iter().rposition(|call| call.contains(what)).unwrap();
+        let order = [
+            at("::deserializeCudaEngine("),
+            at("::setNamedWeights("),
+            last("::setNamedWeights("),
+            at("::refitCudaEngine()"),
+            at("::serialize()"),
+        ];
+        assert!(order.is_sorted(), "{order:?} of {steps:#?}");
+        let asked = calls(standin, "::getMissingWeights(");
+        assert!(!asked.is_empty(), "{:#?}", standin.record());
+        let num_given = calls(standin, "::setNamedWeights(").len();
+        assert!(num_given > 20, "{num_given}");
+        assert_eq!(standin.alive(), [""; 0]);
+
+        // The stand-in's plans are their models: what is built of the tuned engine is what the refit gave.
+        let plan = |dir: &Path| {
+            let manifest = Manifest::read(dir).unwrap();
+            let entry = manifest.plans.iter().next().unwrap().clone();
+            let bytes = PlanFile::open(dir, &entry).unwrap().bytes().to_vec();
+            (entry, bytes)
+        };
+        let (refitted, bytes) = plan(&tuned);
+        assert_eq!(refitted, report.plans[0].entry);
+        let rebuilt =
+            add_plans(&tuned, &DevicePlans::open(options, None).unwrap(), None, &mut |_| {}).unwrap();
+        let (fresh, same) = plan(&tuned);
+        assert_eq!(fresh, rebuilt.plans[0].entry);
+        assert!(bytes == same && bytes != plan(&engine).1);
+        assert_eq!((&refitted.refittable, &refitted.blake3), (&fresh.refittable, &fresh.blake3));
+        assert_eq!(refitted.refittable, built.plans[0].entry.refittable);
+        // Nothing but the plan and the manifest is another.
+        let mut after = tree(&tuned);
+        after.retain(|path, _| !path.starts_with(tuned.join("plans")) && !path.ends_with("engine.json"));
+        assert!(after.iter().all(|(path, bytes)| before[path] == *bytes));
+    });
+}
+
+#[test]
+fn whichever_call_of_a_refit_fails_the_engine_is_as_it_was() {
+    const TEST: &str = "plans::whichever_call_of_a_refit_fails_the_engine_is_as_it_was";
+    on_the_stand_in(emulated(TEST), |_, standin, _| {
+        let ((_folder, engine), (_tuned, tuned)) = (engine_of(false), engine_of(true));
+        let options = PlanOptions { is_refittable: true, lane_capacity: Some(64), ..PlanOptions::default() };
+        add_plans(&engine, &DevicePlans::open(options, None).unwrap(), None, &mut |_| {}).unwrap();
+        let (before, pattern) = (tree(&tuned), tree(&engine));
+        let mut num_failed = 0;
+        for how in [Failure::Error, Failure::OutOfMemory, Failure::Silent] {
+            let mut n = 0;
+            loop {
+                n += 1;
+                let refitting = DevicePlans::open_refit(&engine).unwrap();
+                standin.fail_any(n, how);
+                let refitted = add_plans(&tuned, &refitting, None, &mut |_| {});
+                let has_failed = standin.has_failed();
+                standin.fail_any(0, how);
+                assert_eq!(standin.alive(), [""; 0], "{how:?} {n}");
+                assert!(tree(&engine) == pattern, "{how:?} {n}");
+                if !has_failed {
+                    refitted.unwrap();
+                    break;
+                }
+                num_failed += 1;
+                let error = refitted.expect_err("a failure went unseen").to_string();
+                assert!(
+                    error.contains("plan of the decoder") && error.contains("--plan-refit-from"),
+                    "{error}"
+                );
+                assert!(tree(&tuned) == before, "{how:?} {n}: {error}");
+            }
+            fs::remove_dir_all(&tuned).unwrap();
+            for (path, bytes) in &before {
+                match bytes {
+                    None => fs::create_dir_all(path).unwrap(),
+                    Some(bytes) => {
+                        fs::create_dir_all(path.parent().unwrap()).unwrap();
+                        fs::write(path, bytes).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(
+            num_failed > 60,
+            "{num_failed}: the runtime, the plan, a refitter, every weight, the refit, the new plan"
+        );
     });
 }

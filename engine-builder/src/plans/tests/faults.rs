@@ -15,7 +15,7 @@ use takt_tensorrt::TensorRtError;
 use super::{Compiler, add, engine, tree};
 use crate::{
     BuildError, Progress,
-    export::Form,
+    export::{Form, KvType},
     plans::{PlanOptions, add_plans, place},
 };
 
@@ -199,6 +199,12 @@ fn what_the_machine_does_not_take_is_refused_before_anything_is_done() {
     unopened(Compiler::new(10, 16), PlanOptions { num_lanes: 65, ..default }, "expected 1 to 64");
     unopened(Compiler::new(10, 16), PlanOptions { effort: Some(6), ..default }, "TensorRT has 0 to 5");
     unopened(Compiler::new(10, 16), PlanOptions { workspace_bytes: Some(0), ..default }, "0 bytes");
+
+    let kv = PlanOptions { kv: Some(KvType::Fp8), ..default };
+    let in_place = PlanOptions { form: Some(Form::Operators), ..kv };
+    unopened(Compiler::new(10, 16), in_place, "an fp8 cache in form operators");
+    let message = Compiler::new(10, 16).plans(Gpu::Orin, kv).unwrap_err().to_string();
+    assert!(message.contains("from sm_89 on") && message.contains("use a plain one"), "{message}");
 
     let plans = Compiler::new(10, 16).plans(Gpu::Thor, default).unwrap();
     let message = add(Path::new("nowhere"), &plans).unwrap_err().to_string();

@@ -24,12 +24,19 @@ use crate::{
     step::{LogitsWanted, Segment, StepPlan},
 };
 
-/// Profiles of a plan, by index.
+/// Profiles of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Profile {
     Prefill = 0,
     Decode = 1,
     Verify = 2,
+}
+
+impl Profile {
+    /// Its place in a plan of so many: one that takes other weights has a single profile, for everything.
+    pub(super) fn idx(self, num_profiles: usize) -> usize {
+        if num_profiles == 1 { 0 } else { self as usize }
+    }
 }
 
 /// What decides an execution: its profile, its lanes, the shapes of its tensors.

@@ -112,6 +112,9 @@ impl Wanted<'_> {
         if plan.streams_weights {
             command += " --plan-streaming";
         }
+        if plan.refittable.is_some() {
+            command += " --plan-refit";
+        }
         if plan.form == PlanForm::Primitives {
             command += " --plan-form primitives";
         }
@@ -156,6 +159,7 @@ pub(super) mod tests {
             captured: Vec::new(),
             stripped: false,
             streams_weights: false,
+            refittable: None,
             timed_in_green_context: None,
         }
     }
@@ -196,6 +200,7 @@ pub(super) mod tests {
             streams_weights: true,
             form: PlanForm::Primitives,
             device: "NVIDIA Thor sm_110 20 SMs".into(),
+            refittable: Some("c".repeat(64)),
             timed_in_green_context: Some(7),
             ..plans[3].clone()
         };
@@ -241,7 +246,7 @@ pub(super) mod tests {
                 list(&[finer]),
                 format!(
                     "other weights than the engine's and has 2 lanes, 8 are asked for and has lanes of 512 tokens, 8192 are asked for; {like} 8 \
-                     --plan-context 8192 --plan-dtype f16 --plan-activations quantized --plan-streaming --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
+                     --plan-context 8192 --plan-dtype f16 --plan-activations quantized --plan-streaming --plan-refit --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
                 ),
             ),
             (

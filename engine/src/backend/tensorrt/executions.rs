@@ -144,7 +144,7 @@ impl Executions {
 /// An execution for a section, which is ready to run.
 fn execution(host: &Host<'_>, ready: Ready<'_>) -> Result<Execution> {
     let SectionShape { profile, first_lane, num_lanes, .. } = ready.section.shape;
-    let mut execution = Execution::new(host.plan, profile as usize, host.stream)?;
+    let mut execution = Execution::new(host.plan, profile.idx(host.plan.num_profiles()), host.stream)?;
     host.memory.bind_lanes(&mut execution, first_lane)?;
     host.memory.set_cache_shapes(&mut execution, num_lanes)?;
     host.memory.bind_section(&mut execution, ready.section, ready.layout)?;

@@ -75,7 +75,7 @@ impl Loaded {
 
         let mut plan = Plan::load(trt, context, file.bytes).map_err(unloadable)?;
         let ports = Ports::new(plan.tensors(), spec, entry)?;
-        guessed.check_profiles(&plan)?;
+        guessed.check_profiles(&plan, entry)?;
         let sizes = Sizes::new(spec, entry, options, ports.input)?;
         if entry.streams_weights {
             stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)))?;

@@ -137,15 +137,20 @@ impl Sizes {
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] with what a profile has and what is expected.
-    pub(super) fn check_profiles(&self, plan: &Plan) -> Result<()> {
+    pub(super) fn check_profiles(&self, plan: &Plan, entry: &PlanEntry) -> Result<()> {
         let num_profiles = plan.num_profiles();
-        if num_profiles != 3 {
+        let (expected, what) = match entry.refittable {
+            // TensorRT gives no plan of several other weights.
+            Some(_) => (1, "one for everything, as it takes other weights"),
+            None => (3, "prefill, decode, verify"),
+        };
+        if num_profiles != expected {
             return Err(EngineError::Unsupported(format!(
-                "the TensorRT plan has {num_profiles} profiles, expected 3: prefill, decode, verify; build it again with this version"
+                "the TensorRT plan has {num_profiles} profiles, expected {expected}: {what}; build it again with this version"
             )));
         }
         for largest in largest(&self.limits) {
-            let profile = largest.profile as usize;
+            let profile = largest.profile.idx(num_profiles);
             let smallest = SectionShape {
                 num_lanes: 1,
                 sequence: 1,

@@ -88,6 +88,21 @@ Engine::Engine(Plan plan, Model model, const Object* runtime, const Voice& voice
     budget = on_getStreamableWeightsSize();
 }
 
+// With the weights it has now. A stripped plan's are written, too, once it has them, as TensorRT does unless it is told to leave them out.
+nvinfer1::IHostMemory* Engine::on_serialize() const noexcept {
+    loaded->check_current("ICudaEngine::serialize");
+    std::lock_guard<std::mutex> lock(loaded->mutex);
+    if (!loaded->has_weights) {
+        voice.error(ErrorCode::kINVALID_STATE, "ICudaEngine::serialize", "the plan is stripped: its weights have to be refitted before it is serialized");
+        return nullptr;
+    }
+    Plan plan = loaded->plan;
+    // Then the headers say that it is not refittable any more, without SerializationFlag::kINCLUDE_REFIT.
+    if (plan.stripped) plan.refittable = false;
+    plan.stripped = false;
+    return new Memory(write_plan(plan, loaded->model), voice);
+}
+
 char const* Engine::on_getIOTensorName(int32_t index) const noexcept {
     bool is_one = index >= 0 && index < int32_t(loaded->tensors.size());
     return is_one ? loaded->tensors[size_t(index)].port.name.c_str() : nullptr;

@@ -38,6 +38,7 @@ public:
 
     nvinfer1::IExecutionContext* on_createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy strategy) noexcept override;
     bool on_isRefittable() const noexcept override { return loaded->plan.refittable; }
+    nvinfer1::IHostMemory* on_serialize() const noexcept override;
     char const* on_getName() const noexcept override { return loaded->plan.name.c_str(); }
     int32_t on_getNbLayers() const noexcept override { return int32_t(loaded->model.nodes.size()); }
     int32_t on_getNbIOTensors() const noexcept override { return int32_t(loaded->tensors.size()); }

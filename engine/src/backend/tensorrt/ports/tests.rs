@@ -32,6 +32,7 @@ fn entry(form: PlanForm, captured: &[usize]) -> PlanEntry {
         captured: captured.to_vec(),
         stripped: false,
         streams_weights: false,
+        refittable: None,
         timed_in_green_context: None,
     }
 }
