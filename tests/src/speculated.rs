@@ -11,7 +11,7 @@ use takt_engine::{
     backend::Backend,
     kv::LaneId,
     sequence::{Sequence, SequenceLimits, SequenceOptions},
-    step::StepPlan,
+    step::{Detail, StepPlan},
 };
 
 const LANE: LaneId = LaneId(0);
@@ -48,6 +48,20 @@ pub fn answer(
     options: &SequenceOptions,
     method: Method,
 ) -> Result<Speculated> {
+    answer_with(backend, prompt, options, method, None)
+}
+
+/// [`answer`], of which every step asks for `detail`; for what the sequence asks for without.
+///
+/// # Errors
+/// Those of the backend and the sequence.
+pub fn answer_with(
+    backend: &mut dyn Backend,
+    prompt: &[TokenId],
+    options: &SequenceOptions,
+    method: Method,
+    detail: Option<Detail>,
+) -> Result<Speculated> {
     backend.truncate(LANE, 0)?;
     let mut sequence = Sequence::new(prompt, options, SequenceLimits::of(backend), None)?;
     let max_tokens = backend.capabilities().max_step_tokens;
@@ -58,6 +72,7 @@ pub fn answer(
         if sequence.is_prefilling() || method == Method::Plain {
             num_rounds += usize::from(!sequence.is_prefilling());
             let num_tokens = sequence.push_to(&mut plan, LANE, max_tokens);
+            detail.into_iter().for_each(|detail| plan.last_needs(detail));
             let mut output = backend.run_step(&plan)?;
             sequence.commit(num_tokens)?;
             if sequence.awaits_logits() {
@@ -74,7 +89,7 @@ pub fn answer(
             Method::Plain => continue,
         };
         plan.push_tree(LANE, &tree.tokens, &tree.parents);
-        plan.last_needs(sequence.tree_detail());
+        plan.last_needs(detail.unwrap_or_else(|| sequence.tree_detail()));
         let mut output = backend.run_step(&plan)?;
         let choose = |node: usize| {
             sequence.commit(1)?;

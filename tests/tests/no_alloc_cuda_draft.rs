@@ -14,6 +14,7 @@ use takt_engine::{
     dir::EngineDir,
     draft::{DraftPlan, DraftRow},
     kv::{KvKind, LaneId},
+    sampler::{Sampler, SamplerState, SamplingParams},
     step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::{
@@ -41,6 +42,8 @@ fn steady_rounds_on_the_device_allocate_nothing() {
         backend.attach_draft(&head.manifest().spec, head).unwrap();
         let mut plan = StepPlan::with_capacity(8, 3);
         let mut level = DraftPlan { rows: Vec::with_capacity(8), top_k: 4, wants_logits: false };
+        let hot = SamplingParams { temperature: 0.7, top_k: Some(20), ..SamplingParams::default() };
+        let sampled = Sampler::new(&hot).unwrap().state();
         let mut before = 0;
         for round in 0..2 * NUM_ROUNDS {
             if round == NUM_ROUNDS {
@@ -51,6 +54,7 @@ fn steady_rounds_on_the_device_allocate_nothing() {
                 for token in 0..9 {
                     plan.clear();
                     plan.push(lane, &[token], LogitsWanted::Last);
+                    plan.last_needs(Detail::Chosen(SamplerState::default()));
                     backend.run_step(&plan).unwrap();
                 }
             }
@@ -66,11 +70,12 @@ fn steady_rounds_on_the_device_allocate_nothing() {
             }
             plan.clear();
             plan.push_tree(LaneId(0), &[5, 6, 7], &[0, 0, 1]);
-            // A form's list, and a top-k's, which nobody captured before.
+            // A form's list, and what a top-k chooses, which nobody captured before.
             plan.last_needs(Detail::Likeliest(64));
             plan.push(LaneId(1), &[5], LogitsWanted::Last);
-            plan.last_needs(Detail::Likeliest(20));
-            backend.run_step(&plan).unwrap();
+            plan.last_needs(Detail::Chosen(sampled));
+            let mut output = backend.run_step(&plan).unwrap();
+            assert!(output.last_row(1).unwrap().choice().is_some());
             backend.keep(LaneId(0), &[0, 1, 2]).unwrap();
         }
         assert_eq!(num_allocations() - before, 0);

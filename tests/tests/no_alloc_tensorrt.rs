@@ -16,6 +16,7 @@ mod standin;
 use takt_engine::{
     backend::Backend,
     kv::LaneId,
+    sampler::SamplerState,
     step::{Detail, LogitsWanted, StepPlan},
 };
 use takt_tests::counting::{CountingAllocator, num_allocations};
@@ -40,14 +41,14 @@ fn decode_with_every_set_of_lanes(backend: &mut impl Backend, plan: &mut StepPla
         plan.clear();
         for lane in (0..3).filter(|lane| lanes >> lane & 1 == 1) {
             plan.push(LaneId(lane), &[3], LogitsWanted::Last);
-            plan.last_needs(Detail::Likeliest(1));
+            plan.last_needs(Detail::Chosen(SamplerState::default()));
         }
         backend.run_step(plan).unwrap();
     }
     assert_eq!(num_allocations() - before, 0);
     let calls = device.report().calls_since(&calls);
     assert_eq!(calls.get("cuStreamBeginCapture_v2"), None, "{calls:?}");
-    assert_eq!(calls["cuGraphLaunch"], 7 * 2, "a section and its lists: {calls:?}");
+    assert_eq!(calls["cuGraphLaunch"], 7 * 2, "a section, and what is chosen of it: {calls:?}");
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn decode_and_verify(backend: &mut impl Backend, plan: &mut StepPlan, kind: Kind
         plan.clear();
         plan.push(LaneId(0), &[3], LogitsWanted::Last);
         plan.push(LaneId(2), &[4], LogitsWanted::Last);
-        plan.last_needs(Detail::Likeliest(1));
+        plan.last_needs(Detail::Chosen(SamplerState::default()));
         backend.run_step(plan).unwrap();
         plan.clear();
         plan.push_tree(LaneId(0), &[5, 6, 7], &[0, 0, 1]);
@@ -117,9 +118,9 @@ fn read_prompts(backend: &mut impl Backend, plan: &mut StepPlan, kind: Kind) {
         for slice in [&[3; 20][..], &[4; 7], &[5; 13]] {
             plan.clear();
             plan.push(LaneId(1), slice, LogitsWanted::Last);
-            plan.last_needs(Detail::Likeliest(1));
+            plan.last_needs(Detail::Chosen(SamplerState::default()));
             plan.push(LaneId(0), &[6], LogitsWanted::Last);
-            plan.last_needs(Detail::Likeliest(1));
+            plan.last_needs(Detail::Chosen(SamplerState::default()));
             backend.run_step(plan).unwrap();
         }
         backend.truncate(LaneId(0), 256).unwrap();

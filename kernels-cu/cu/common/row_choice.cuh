@@ -164,7 +164,7 @@ __device__ void keep_likeliest(Row& row, bool by_number, u64 amount, RowScratch&
     while (within.low < within.high) {
         uint32_t low = within.low, high = within.high;
         int shift = max(0, 22 - __clz(int(high - low)));
-        fill_bins(within, scratch, [&](float logit) { return int(high - key_of_logit(logit) >> shift); });
+        fill_bins(within, scratch, [&](float logit) { return int((high - key_of_logit(logit)) >> shift); });
         uint32_t new_high = high - (uint32_t(bin_at(scratch, point)) << shift), width = (1u << shift) - 1;
         within.restrict_to(new_high - low > width ? new_high - width : low, new_high);
     }

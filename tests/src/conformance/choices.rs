@@ -102,13 +102,13 @@ fn chosen(talk: &mut Conversation<'_>, mut plan: StepPlan, mut samplers: [Sample
             segment.detail = Detail::Chosen(samplers[segment.lane.0].state());
         }
     }
-    let (chooses, vocab_size) = (asks && talk.makes_lists, talk.backend.spec().vocab_size);
+    let chooses = asks && talk.makes_lists;
     let (tokens, parents) = (&plan.tokens[1..], &plan.parents[1..]);
     let mut output = talk.backend.run_step(&plan).expect("a step");
     let mut choose = |segment: usize, row: usize, sampler: &mut Sampler| {
         let mut row = output.row(segment, row).expect("a row");
-        let is_enough = matches!(sampler.detail(vocab_size), Detail::Likeliest(_));
-        assert_eq!(row.choice().is_some(), chooses && is_enough, "segment {segment}");
+        let made_for = row.choice().map(|choice| choice.sampler);
+        assert_eq!(made_for, chooses.then(|| sampler.state()), "segment {segment}");
         sampler.sample_row(&mut row).expect("a choice")
     };
     let (mut path, mut node) = (Vec::new(), 0);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod choices;
 mod conformance;
 mod draft;
 #[path = "../../../kernels-cu/tests/emulator/mod.rs"]

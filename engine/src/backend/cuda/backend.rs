@@ -181,14 +181,14 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Runs the graph of `shape`, brings what `plan` wants of the logits, lets the head read along where it has to, and waits for all of it: the
+    /// Runs the graph of `shape`, brings what was wanted of the logits, lets the head read along where it has to, and waits for all of it: the
     /// one wait of a step.
-    fn run_graph(&mut self, plan: &StepPlan, shape: StepShape) -> Result<()> {
+    fn run_graph(&mut self, shape: StepShape) -> Result<()> {
         let start = Instant::now();
         self.stream.context().make_current()?;
         let usual = self.graphs.start(&self.stream, shape)?;
         // The step runs: whatever comes of the rest, it is waited for, since it reads and writes what the next one does.
-        let brought = self.rows.bring(&self.stream, plan);
+        let brought = self.rows.bring(&self.stream);
         let limits = (usual, self.options.step_limit);
         let (found, reading) = self.lanes.read_and_wait(&self.stream, &brought, limits)?;
         brought?;
@@ -231,7 +231,7 @@ impl Backend for CudaBackend {
         self.rows.prepare(&self.stream, &mut self.kernels, plan)?;
         let mut host = Host { stream: &self.stream, kernels: &mut self.kernels };
         self.lanes.follow_step(plan, &mut self.input, &mut host)?;
-        let ran = self.run_graph(plan, shape);
+        let ran = self.run_graph(shape);
         self.lanes.end_step(plan, ran)?;
         let feature_len = plan.tokens.len() * self.captured.layers.len() * self.spec.hidden_size;
         let features = match &self.captured.buffers {

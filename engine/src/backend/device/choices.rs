@@ -151,25 +151,27 @@ pub(super) struct Choices {
     results: MappedBuffer,
     /// Both on the device.
     rooms: [DeviceAddress; 2],
+    vocab_size: usize,
     asking: Vec<Asking>,
     /// By row of the step: the token whose logits it has.
     tokens: Vec<TokenId>,
 }
 
 impl Choices {
-    /// None yet, of steps with at most `max_segments` segments and `max_rows` rows, of which `max_places` are on the device. `room` has
+    /// None yet, of steps with at most `max_segments` segments and `max_rows` rows of `vocab_size` logits, of which `max_places` are on the device. `room` has
     /// [`Self::num_bytes`].
     pub(super) fn new(
         context: &Context,
         max_segments: usize,
         (max_rows, max_places): (usize, usize),
-        room: DeviceAddress,
+        (room, vocab_size): (DeviceAddress, usize),
     ) -> Result<Self> {
         let [input, results] = bytes(max_places);
         Ok(Self {
             input: MappedBuffer::new(context, input, "what is to be chosen")?,
             results: MappedBuffer::new(context, results, "what was chosen")?,
             rooms: [room, room.offset(input)?],
+            vocab_size,
             asking: Vec::with_capacity(max_segments),
             tokens: Vec::with_capacity(max_rows),
         })
@@ -210,16 +212,22 @@ impl Choices {
             return;
         };
         let [samplers, tokens, all_parents, num_bytes] = run.fields();
+        let sampler_words = self.words_of(&sampler);
         let mut words = Words { bytes: self.input.part_mut(run.start()..run.start() + num_bytes) };
         words.put(idx * TREE_BYTES, [idx, root, rows.len(), root].map(word));
-        let (top_p, min_weight, random) = (sampler.top_p(), sampler.min_weight(), sampler.random());
-        let scale_and_top_k = [sampler.scale().to_bits(), word(sampler.params().top_k.unwrap_or(0))];
-        let wide =
-            [top_p, min_weight, random].into_iter().flat_map(|wide| [wide as u32, (wide >> 32) as u32]);
-        words.put(samplers + idx * SAMPLER_BYTES, scale_and_top_k.into_iter().chain(wide));
+        words.put(samplers + idx * SAMPLER_BYTES, sampler_words);
         words.put(tokens + root * WORD_BYTES, self.tokens[rows.clone()].iter().copied());
         words.put(all_parents + root * WORD_BYTES, parents.iter().map(|&parent| word(parent)));
         self.asking.push(Asking { sampler, rows, run: run.first_row, result: run.result(idx) });
+    }
+
+    /// An [`accept::SamplerState`].
+    fn words_of(&self, sampler: &SamplerState) -> impl Iterator<Item = u32> + use<> {
+        // One that keeps all is none.
+        let top_k = sampler.params().top_k.filter(|&k| k < self.vocab_size).unwrap_or(0);
+        let wide = [sampler.top_p(), sampler.min_weight(), sampler.random()];
+        let halves = wide.map(|value| [value as u32, (value >> 32) as u32]);
+        [sampler.scale().to_bits(), word(top_k)].into_iter().chain(halves.into_iter().flatten())
     }
 
     /// What chooses in `run`, whose lists of `logits` are found before.

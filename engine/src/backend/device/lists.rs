@@ -14,6 +14,7 @@ use takt_kernels_cu::{
     driver::{context::Context, memory::MappedBuffer, module::Kernels, stream::Stream},
     launch::{
         DeviceAddress,
+        accept::MAX_VOCAB_SIZE,
         logits::{self, Logits, LogitsOutput, LogitsScratch},
     },
 };
@@ -144,6 +145,8 @@ pub(in crate::backend) struct Lists {
     room: ListRoom,
     logits: DeviceAddress,
     vocab_size: usize,
+    /// Whether rows are not too long to be chosen by.
+    chooses: bool,
     /// What the results are of; none when the last step had no lists.
     found: Vec<ListShape>,
 }
@@ -159,7 +162,8 @@ impl Lists {
         let results =
             MappedBuffer::new(context, Self::pinned_bytes(max_rows, vocab_size), "lists of tokens")?;
         let found = Vec::with_capacity(MAX_LISTS);
-        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, found })
+        let chooses = vocab_size <= MAX_VOCAB_SIZE;
+        Ok(Self { graphs: Captures::default(), results, room, logits, vocab_size, chooses, found })
     }
 
     /// Bytes of pinned memory.
@@ -183,13 +187,13 @@ impl Lists {
                 Detail::Likeliest(len) if len <= max_len => {
                     (longest, travels) = (longest.max(len).max(1), true);
                 }
-                Detail::Chosen(sampler) => {
+                Detail::Chosen(sampler) if self.chooses => {
                     let listed = match sampler.detail(self.vocab_size) {
                         Detail::Likeliest(len) if len <= max_len => Some(len),
                         _ => None,
                     };
                     asked.add(segment, listed.is_none());
-                    // A whole row's largest logit, at least.
+                    // Of a whole row that is chosen by, its largest logit.
                     longest = longest.max(listed.unwrap_or(1));
                 }
                 _ => {}
@@ -221,11 +225,12 @@ impl Lists {
 
     /// What is usual of `rows`.
     pub(super) fn usual(&self, rows: Range<usize>, max_segments: usize) -> [ListShape; NUM_USUAL] {
-        [
-            ListShape::choosing(rows.clone(), max_segments, false),
-            ListShape::choosing(rows.clone(), max_segments, true),
-            ListShape::travelling(rows, max_len(self.vocab_size)),
-        ]
+        let choosing = |is_wide| match self.chooses {
+            true => ListShape::choosing(rows.clone(), max_segments, is_wide),
+            false => ListShape::travelling(rows.clone(), 1),
+        };
+        let form = ListShape::travelling(rows.clone(), max_len(self.vocab_size));
+        [choosing(false), choosing(true), form]
     }
 
     /// Captures the graph of `shape`, unless it is there.

@@ -67,7 +67,7 @@ impl StepRows {
         let RowLimits { max_segments, max_rows, max_places } = limits;
         Ok(Self {
             lists: Lists::new(context, max_places, (on_device, vocab_size), room)?,
-            choices: Choices::new(context, max_segments, (max_rows, max_places), room.choices)?,
+            choices: Choices::new(context, max_segments, (max_rows, max_places), (room.choices, vocab_size))?,
             max_segments,
             wanted: Vec::with_capacity(MAX_LISTS),
             on_device,
@@ -185,11 +185,11 @@ impl StepRows {
         self.choices.ask(run, sampler, (rows, place), parents);
     }
 
-    /// Brings what `plan` wants with the step, in the stream's order.
-    pub(in crate::backend) fn bring(&mut self, stream: &Stream, plan: &StepPlan) -> Result<()> {
+    /// Brings what was wanted with the step, in the stream's order.
+    pub(in crate::backend) fn bring(&mut self, stream: &Stream) -> Result<()> {
         self.lists.find(stream, &self.wanted)?;
-        for (segment, rows) in plan.segments.iter().zip(self.first_row.windows(2)) {
-            if segment.detail == Detail::Whole && rows[0] < rows[1] {
+        for rows in self.first_row.windows(2) {
+            if rows[0] < rows[1] && self.whole[rows[0]] {
                 self.copy(stream, rows[0]..rows[1])?;
             }
         }

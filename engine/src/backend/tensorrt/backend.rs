@@ -230,7 +230,7 @@ impl TensorRtBackend {
         if let Some(route) = &mut self.route {
             route.run(&self.stream)?;
         }
-        self.rows.bring(&self.stream, plan)
+        self.rows.bring(&self.stream)
     }
 
     /// Runs the sections and waits for them: the one wait of a step, but for those with more runs of tokens than have room in pinned memory.

@@ -20,10 +20,10 @@
 //! | [`head`] | a draft head beside a plan |
 //! | [`backend`] | all of it as a [`Backend`](crate::backend::Backend) |
 //!
-//! Lanes, rows of logits, their lists and room are the CUDA backend's: `backend::device`. A draft head is, too, and how it goes with the lanes: `cuda::draft`.
+//! Lanes, rows of logits, their lists, choices and room are the CUDA backend's: `backend::device`. A draft head is, too, and how it goes with the lanes: `cuda::draft`.
 //!
 //! Architecture invariants. A section's padding writes rows that no lane holds, and sees none but its own. A step of one kind is one graph, one
-//! more for its lists of likeliest tokens, and one wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
+//! more for its lists of likeliest tokens and what is chosen by them, and one wait, and allocates nothing once its shape was captured. Lanes are zeroed once, and what padding writes to them is finite, because rows that are not
 //! seen are multiplied by nothing all the same.
 
 mod backend;
