@@ -20,6 +20,9 @@ pub(super) trait LoadedPlan {
     fn refit(&mut self, weights: &[(&str, DataType, &[u8])]) -> takt_tensorrt::Result<Box<dyn AsRef<[u8]>>>;
 }
 
+/// Loads a serialized plan onto the device.
+pub(super) type Load<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Box<dyn LoadedPlan>>;
+
 /// The plan that is given other weights, and the engine it is of.
 #[derive(Debug)]
 pub(super) struct Pattern {
@@ -101,7 +104,7 @@ impl Pattern {
     pub fn refit(
         &self,
         model: &ModelWeights,
-        load: &mut dyn FnMut(&[u8]) -> Result<Box<dyn LoadedPlan>>,
+        load: Load<'_>,
         failure: &dyn Fn(takt_tensorrt::TensorRtError) -> BuildError,
     ) -> Result<Box<dyn AsRef<[u8]>>> {
         let file = PlanFile::open(&self.dir, &self.entry)?;

@@ -3,6 +3,8 @@
 //! A token weighs `⌊2⁴⁴ · 2^y⌋` with `y = (logit − largest) · log2(e) / temperature` in F32: the likeliest exactly 2⁴⁴, one with `y < −44` nothing. Every
 //! operation is an addition or multiplication of F32 rounded by itself, or one of integers; `kernels-cu/cu/accept.cu` repeats them bit for bit.
 
+use std::f32::consts::LN_2;
+
 /// Weight of the likeliest token.
 pub(super) const LARGEST_WEIGHT: u64 = 1 << 44;
 /// Below it nothing weighs anything.
@@ -11,7 +13,7 @@ const LOWEST: f32 = -45.0;
 const ROUNDING: f32 = 12_582_912.0;
 /// ln(2)ⁿ / n! from n = 7 down to 1: Taylor's series of 2^r by Horner; the first term left out is below 6e-9 for |r| ≤ ½.
 const SERIES: [f32; 7] =
-    [1.525_273_4e-5, 1.540_353_1e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, 0.693_147_2];
+    [1.525_273_4e-5, 1.540_353_1e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, LN_2];
 /// Bins of a row's tokens by likelihood: 16 for each halving, as far as there is a weight.
 pub(super) const NUM_BINS: usize = 721;
 
@@ -80,7 +82,7 @@ pub(super) fn goal(fraction: u64, total: u64) -> u64 {
 /// Where in `[0, total)` a number of 53 bits points.
 pub(super) fn point(number: u64, total: u64) -> u64 {
     // Below `total`, since the number is below 2^53.
-    (u128::from(number) * u128::from(total) >> 53) as u64
+    ((u128::from(number) * u128::from(total)) >> 53) as u64
 }
 
 #[cfg(test)]
