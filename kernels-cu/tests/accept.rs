@@ -16,6 +16,8 @@ use takt_kernels_cu::launch::{
 
 const VOCAB: usize = 100;
 const MAX_PATH: usize = 9;
+/// Logits that `logits_slices` looks at together.
+const SLICE_LEN: usize = 4096;
 
 fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
@@ -123,7 +125,8 @@ fn run(trees: &[LaneTree], k: usize, samplers: &[SamplerState], is_wide: bool) -
     let samplers = Buffer::from_slice(samplers);
     let (top, values) = (Buffer::filled(num_rows * k, -7), Buffer::filled(num_rows * k, f32::NAN));
     let (sums, status) = (Buffer::filled(num_rows, 0.0_f32), Buffer::filled(num_rows, 9_u32));
-    let (keys, slice_sums) = (Buffer::filled(num_rows * k, 0_u64), Buffer::filled(num_rows * 2, 0.0_f32));
+    let num_slices = num_rows * vocab_size.div_ceil(SLICE_LEN);
+    let (keys, slice_sums) = (Buffer::filled(num_slices * k, 0_u64), Buffer::filled(num_slices * 2, 0.0_f32));
     let lists = LogitsOutput {
         tokens: top.address(),
         values: values.address(),
@@ -318,6 +321,30 @@ fn whole_rows_give_the_hosts_draws() {
             // A block of one warp is quicker to emulate.
             agree(&logits, &params, if kind == 0 { 1 } else { 8.min(vocab_size) }, (idx + kind) % 4 == 0);
         }
+    }
+}
+
+/// As many tokens as real models have, most of them far below the likeliest ones, many as likely as each other.
+#[test]
+fn rows_of_a_real_vocabulary_give_the_hosts_draws() {
+    if emulator().is_none() {
+        return;
+    }
+    let base = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
+    let mut numbers = Numbers(12);
+    for vocab_size in [128_256, 151_936] {
+        // A sum of twelve: a bell curve, in steps as BF16 leaves them.
+        let mut bell = || (0..12).map(|_| numbers.below(1000)).sum::<usize>() as f32 / 500.0 - 12.0;
+        let logits: Vec<f32> = (0..vocab_size).map(|_| (bell() * 16.0).round() / 16.0).collect();
+        let params = [
+            SamplingParams { seed: 3, ..base },
+            SamplingParams { seed: 4, temperature: 4.0, ..base },
+            SamplingParams { seed: 5, top_p: 0.9, ..base },
+            SamplingParams { seed: 6, top_p: 0.999, temperature: 2.0, ..base },
+            SamplingParams { seed: 7, min_p: 0.05, ..base },
+            SamplingParams { seed: 8, top_k: Some(1000), top_p: 0.95, ..base },
+        ];
+        agree(&logits, &params, 1, true);
     }
 }
 
