@@ -1,7 +1,7 @@
 //! Probabilities as integers: sums of them are the same in whatever order they are taken, so that a GPU chooses what the host chooses.
 //!
 //! A token weighs `⌊2⁴⁴ · 2^y⌋` with `y = (logit − largest) · log2(e) / temperature` in F32: the likeliest exactly 2⁴⁴, one with `y < −44` nothing. Every
-//! operation is an addition or multiplication of F32 rounded by itself, or one of integers; `kernels-cu/cu/accept.cu` repeats them bit for bit.
+//! operation is an addition or multiplication of F32 rounded by itself, or one of integers; `kernels-cu/cu/common/token_weight.cuh` repeats them bit for bit.
 
 use std::f32::consts::LN_2;
 

@@ -1,7 +1,7 @@
 // Choosing by a whole row of logits, of any number of tokens: all warps of a block together, every thread with the same result.
 //
 // Everything is a sum of integers, so however the row is divided among threads the result is the host's. A pass over the row reads 4 bytes
-// a token, from L2 after the first: one for the pick, and for each of top-k and top-p two to five, 1 for the likelihoods' histogram, 0 to 3
+// a token, from L2 after the first: one for the pick, and for each of top-k and top-p two to six, 1 for the likelihoods' histogram, 0 to 4
 // for the logits within one bin of it, 1 for tokens with the same logit.
 #pragma once
 

@@ -77,16 +77,17 @@ pub(super) struct Leftover {
     desk: Arc<Desk>,
     /// How often promises had been withdrawn.
     num_withdrawals: u64,
-    /// What sections cost, where that still holds.
-    costs: Option<CostTable>,
+    /// What sections cost, where that still holds, and on what device.
+    costs: Option<(CostTable, DeviceKey)>,
 }
 
 impl Leftover {
-    pub(super) fn of(core: &WorkerCore) -> Self {
+    /// Of a worker whose costs hold for `device_key`.
+    pub(super) fn of(core: &WorkerCore, device_key: DeviceKey) -> Self {
         let desk = Arc::clone(core.desk());
         let num_withdrawals = desk.num_withdrawals();
         // What it learnt since may be of a device that was failing.
-        let costs = desk.is_trusted().then(|| core.costs().calibrated());
+        let costs = desk.is_trusted().then(|| (core.costs().calibrated(), device_key));
         Self { desk, num_withdrawals, costs }
     }
 }
@@ -121,7 +122,8 @@ pub(super) fn open(
     // Measured in any case: it touches every page a section uses.
     let mut effort = if has_stored_costs { Effort::LEAST } else { options.effort };
     if let Some(leftover) = leftover {
-        let still_known = leftover.costs.filter(|costs| *costs.grid() == grid);
+        let holds = |(costs, of): &(CostTable, DeviceKey)| *costs.grid() == grid && *of == device_key;
+        let still_known = leftover.costs.filter(holds).map(|(costs, _)| costs);
         let num_withdrawals = match still_known {
             Some(_) => leftover.num_withdrawals,
             None => leftover.desk.num_withdrawals(),

@@ -215,10 +215,11 @@ fn work(
 ) {
     let refused = rt::apply(&options.realtime);
     let (clock, started) = (MonotonicClock, MonotonicClock.now());
-    let mut core = match open(&mut opener, options, || channels.are_open(), None) {
+    let (mut core, mut device_key) = match open(&mut opener, options, || channels.are_open(), None) {
         Ok((core, facts)) => {
+            let device_key = facts.device_key.clone();
             let _ = ready.send(Ok(Facts { refused, ..facts }));
-            core
+            (core, device_key)
         }
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -238,7 +239,7 @@ fn work(
                 if let Some(reason) = &last {
                     answer_unread(&channels.requests, Some(reason)); // they need not wait for the teardown
                 }
-                let leftover = Leftover::of(&core);
+                let leftover = Leftover::of(&core, device_key);
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
                 channels.heart.beat(TEARDOWN_ALLOWANCE);
@@ -253,8 +254,8 @@ fn work(
                 let reopened = open(&mut opener, options, || channels.are_open(), Some(leftover));
                 channels.is_reopening.store(false, Ordering::SeqCst);
                 match reopened {
-                    Ok((reopened, _)) => {
-                        core = reopened;
+                    Ok((reopened, facts)) => {
+                        (core, device_key) = (reopened, facts.device_key);
                         tracing::info!(
                             "the engine is open again {:.2} s after it failed; opening took {:.2} s at the start",
                             clock.now().saturating_duration_since(failed).as_secs_f64(),

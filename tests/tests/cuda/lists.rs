@@ -210,7 +210,7 @@ fn a_form_a_top_k_and_neither_beside_each_other_answer_as_by_whole_rows() {
         assert_eq!(by_lists, by_rows);
         assert!(by_lists[0].0.starts_with('{') && by_lists.iter().all(|(_, tokens)| tokens.len() > 2));
         println!("{with_lists} bytes by lists, {with_rows} by rows");
-        // The third lane's rows travel whole either way.
+        // A form's lists, and rows where it is steered; of the others what was chosen.
         assert!(with_lists < with_rows * 2 / 3, "{with_lists} of {with_rows}");
         assert_eq!(answers(&mut backend, &text, Some(Detail::OnDemand)), by_rows);
     });

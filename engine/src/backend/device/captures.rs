@@ -9,7 +9,7 @@ use takt_kernels_cu::driver::{
 
 use crate::{EngineError, Result};
 
-/// Most graphs of a kind at a time: three times as many as the usual shapes of an engine with 256 tokens a step. They take memory of the driver's.
+/// Most graphs of a kind at a time, where no more are usual. They take memory of the driver's.
 const MAX_GRAPHS: usize = 96;
 
 /// The graphs of one kind of work.

@@ -52,9 +52,18 @@ pub(in crate::backend) struct ChoiceShape {
 }
 
 impl ChoiceShape {
-    /// A token for each of `num_trees` samplers.
-    pub(super) fn of_tokens(num_trees: usize, is_wide: bool) -> Self {
-        Self { num_trees, max_path: 1, is_wide }
+    /// Tokens of `num_rows` rows for at most `max_segments` samplers, the paths of as many trees, and of one.
+    pub(super) fn usual(num_rows: usize, max_segments: usize, is_wide: bool) -> impl Iterator<Item = Self> {
+        let all = num_rows.min(max_segments);
+        let [tokens, trees] = [1, MAX_PATH].map(|max_path| Self { num_trees: all, max_path, is_wide });
+        let has_trees = num_rows > 1;
+        let several = (has_trees && all > 1).then_some(trees);
+        [tokens].into_iter().chain(has_trees.then_some(Self { num_trees: 1, ..trees })).chain(several)
+    }
+
+    /// Whether a path may have more than its root.
+    pub(super) fn has_branches(self) -> bool {
+        self.max_path > 1
     }
 }
 
@@ -74,11 +83,11 @@ impl Asked {
         self.is_wide |= is_wide;
     }
 
-    /// `None` where nothing is chosen; else of one segment, or of as many as may have some of `num_rows` rows, so that there are few shapes.
+    /// `None` where nothing is chosen; else of one tree, or of as many segments as may have some of `num_rows` rows, so that there are few shapes.
     pub(super) fn shape(self, num_rows: usize, max_segments: usize) -> Option<ChoiceShape> {
-        let num_trees = match self.num_trees {
-            0 => return None,
-            1 => 1,
+        let num_trees = match (self.num_trees, self.has_branches) {
+            (0, _) => return None,
+            (1, true) => 1,
             _ => num_rows.min(max_segments),
         };
         let max_path = if self.has_branches { MAX_PATH } else { 1 };
@@ -217,7 +226,8 @@ impl Choices {
         words.put(idx * TREE_BYTES, [idx, root, rows.len(), root].map(word));
         words.put(samplers + idx * SAMPLER_BYTES, sampler_words);
         words.put(tokens + root * WORD_BYTES, self.tokens[rows.clone()].iter().copied());
-        words.put(all_parents + root * WORD_BYTES, parents.iter().map(|&parent| word(parent)));
+        let parents = parents.iter().take(rows.len());
+        words.put(all_parents + root * WORD_BYTES, parents.map(|&parent| word(parent)));
         self.asking.push(Asking { sampler, rows, run: run.first_row, result: run.result(idx) });
     }
 

@@ -34,8 +34,8 @@ use crate::{
 pub(in crate::backend) const MAX_LISTS: usize = 67;
 /// Lengths that lists are rounded up to. Finding the likeliest takes a pass over what a block holds for each, so they are few but not one.
 const LENS: [usize; 5] = [1, 8, 16, 32, MAX_LIST_LEN];
-/// Graphs of a run of rows that are usual.
-const NUM_USUAL: usize = 3;
+/// Graphs of a run of rows that are usual, at most: of tokens, one tree and several by each length and by whole rows, and a form's.
+const NUM_USUAL: usize = 3 * (LENS.len() + 1) + 1;
 /// In place of a token where a row has no more; the kernel writes −1.
 const NO_TOKEN: TokenId = TokenId::MAX;
 
@@ -58,10 +58,14 @@ impl ListShape {
         Self { first_row: rows.start, num_rows: rows.len(), len, travels: true, choice: None }
     }
 
-    /// Lists of one of `rows`, by which a token is chosen for each of at most `max_segments` samplers.
-    fn choosing(rows: Range<usize>, max_segments: usize, is_wide: bool) -> Self {
-        let choice = Some(ChoiceShape::of_tokens(rows.len().min(max_segments), is_wide));
-        Self { first_row: rows.start, num_rows: rows.len(), len: 1, travels: false, choice }
+    /// Lists of `len` of `rows`, for nobody but what chooses by them.
+    fn choosing(rows: Range<usize>, len: usize, choice: ChoiceShape) -> Self {
+        Self { first_row: rows.start, num_rows: rows.len(), len, travels: false, choice: Some(choice) }
+    }
+
+    /// Whether it is what a decode step asks for that chooses greedily or by whole rows, or a form's.
+    pub(super) fn is_plain(self) -> bool {
+        self.choice.is_none_or(|choice| self.len == 1 && !choice.has_branches())
     }
 
     /// What is chosen, where something is.
@@ -196,6 +200,14 @@ impl Lists {
                     // Of a whole row that is chosen by, its largest logit.
                     longest = longest.max(listed.unwrap_or(1));
                 }
+                // Rows that are too long to be chosen by.
+                Detail::Chosen(sampler) => {
+                    if let Detail::Likeliest(len) = sampler.detail(self.vocab_size)
+                        && len <= max_len
+                    {
+                        (longest, travels) = (longest.max(len), true);
+                    }
+                }
                 _ => {}
             }
         }
@@ -210,8 +222,7 @@ impl Lists {
         self.graphs.make_room(NUM_USUAL * num_runs);
     }
 
-    /// Captures what is usual of `rows`, unless it is there: tokens chosen greedily and by whole rows, for at most `max_segments` at a time, and forms'
-    /// lists.
+    /// Captures what is usual of `rows`, unless it is there: whatever is chosen, for at most `max_segments` at a time, and forms' lists.
     pub(super) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -223,14 +234,23 @@ impl Lists {
         usual.into_iter().try_for_each(|shape| self.capture(stream, kernels, shape, choices))
     }
 
-    /// What is usual of `rows`.
-    pub(super) fn usual(&self, rows: Range<usize>, max_segments: usize) -> [ListShape; NUM_USUAL] {
-        let choosing = |is_wide| match self.chooses {
-            true => ListShape::choosing(rows.clone(), max_segments, is_wide),
-            false => ListShape::travelling(rows.clone(), 1),
-        };
-        let form = ListShape::travelling(rows.clone(), max_len(self.vocab_size));
-        [choosing(false), choosing(true), form]
+    /// What is usual of `rows`: all but choices beside lists.
+    pub(super) fn usual(&self, rows: Range<usize>, max_segments: usize) -> Vec<ListShape> {
+        let max_len = max_len(self.vocab_size);
+        let mut shapes = vec![ListShape::travelling(rows.clone(), max_len)];
+        if !self.chooses {
+            shapes.push(ListShape::travelling(rows, 1));
+            return shapes;
+        }
+        let mut lens = LENS.map(|len| len.min(max_len)).to_vec();
+        lens.dedup();
+        // By whole rows, too, beside lists of one.
+        let kinds = lens.into_iter().map(|len| (len, false)).chain([(1, true)]);
+        for (len, is_wide) in kinds {
+            let choices = ChoiceShape::usual(rows.len(), max_segments, is_wide);
+            shapes.extend(choices.map(|choice| ListShape::choosing(rows.clone(), len, choice)));
+        }
+        shapes
     }
 
     /// Captures the graph of `shape`, unless it is there.

@@ -116,8 +116,8 @@ impl StepRows {
         self.lists.make_room(num_runs);
     }
 
-    /// Captures what decoding, greedily or by whole rows, and forms ask of the rows `rows` on the device. What a top-k of its own asks for is captured
-    /// when it first comes, since any length may: that takes milliseconds, once a length that it is rounded up to.
+    /// Captures what samplers of all kinds and forms ask of the rows `rows` on the device, for single tokens and for trees. Choices beside lists in one
+    /// step are captured when they first come: that takes milliseconds.
     pub(in crate::backend) fn capture_usual(
         &mut self,
         stream: &Stream,
@@ -133,7 +133,7 @@ impl StepRows {
     /// Puts what greedy decoding asks of the rows `rows`, which was captured, into the stream, for nobody: the first time that a graph runs the
     /// driver's function is looked up, which allocates.
     pub(in crate::backend) fn rehearse(&mut self, stream: &Stream, rows: Range<usize>) -> Result<()> {
-        for shape in self.lists.usual(rows, self.max_segments) {
+        for shape in self.lists.usual(rows, self.max_segments).into_iter().filter(|shape| shape.is_plain()) {
             // All of them pad.
             shape.run().into_iter().for_each(|run| self.choices.begin(run));
             self.lists.find(stream, &[shape])?;
