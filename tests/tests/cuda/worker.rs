@@ -13,7 +13,7 @@ use takt_node::{
 
 use crate::{
     draft::{attach, speculation},
-    emulator::driver::Device,
+    emulator::driver::{Device, Report},
     models::{emulated, open, options},
     shipped::build_demo,
 };
@@ -77,8 +77,19 @@ fn reply(events: &Receiver<Event>) -> Reply {
     reply.expect("every request is answered")
 }
 
+/// What opening an engine asks of the driver: to load, capture, allocate and copy.
+type Opening = [u64; 4];
+
+fn opening(before: &Report, after: &Report) -> Opening {
+    let calls = after.calls_since(before);
+    ["cuModuleLoadData", "cuGraphInstantiateWithFlags", "cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2"]
+        .map(|name| calls.get(name).copied().unwrap_or(0))
+}
+
+/// Opening again is what `opened` was, not more: everything once.
 #[track_caller]
-fn fails_and_recovers(device: &Device, worker: &Worker, expected: &Reply, reason: &str) {
+fn fails_and_recovers(device: &Device, worker: &Worker, (expected, opened): (&Reply, Opening), reason: &str) {
+    let failing = device.report();
     let held = || {
         let report = device.report();
         ["device_allocations", "host_allocations", "modules", "streams", "events"]
@@ -96,6 +107,7 @@ fn fails_and_recovers(device: &Device, worker: &Worker, expected: &Reply, reason
     let next = reply(&ask(worker));
     assert_eq!((next.status, &next.token_ids), (expected.status, &expected.token_ids), "{next:?}");
     assert_eq!(held(), before, "what was lost is given back whole, and as much taken again");
+    assert_eq!(opening(&failing, &device.report()), opened);
 }
 
 #[test]
@@ -107,23 +119,15 @@ fn a_device_that_fails_or_hangs_fails_the_open_requests_and_the_next_is_answered
         let dir = scratch.path().join("engine");
         build_demo(&dir);
         let (unopened, worker) = (device.report(), worker(dir, Duration::from_secs(3)));
-        let opened = device.report();
+        let opened = opening(&unopened, &device.report());
+        assert!(opened.iter().all(|count| *count > 0), "{opened:?}");
         let expected = reply(&ask(&worker));
         assert_eq!(expected.status, Status::Complete, "{expected:?}");
         assert!(!expected.token_ids.is_empty());
-        let answered = device.report();
         device.fail_launch(100);
-        fails_and_recovers(device, &worker, &expected, "the device failed in");
-        // Opening again is what opening was, not more: as much is loaded, captured, allocated and copied, once.
-        let (first, again) = (opened.calls_since(&unopened), device.report().calls_since(&answered));
-        for name in
-            ["cuModuleLoadData", "cuGraphInstantiateWithFlags", "cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2"]
-        {
-            assert_ne!(first.get(name), None, "{name}");
-            assert_eq!(again.get(name), first.get(name), "{name}: {again:?}, at first {first:?}");
-        }
+        fails_and_recovers(device, &worker, (&expected, opened), "the device failed in");
         device.hang_launch(100);
-        fails_and_recovers(device, &worker, &expected, "did not finish within");
+        fails_and_recovers(device, &worker, (&expected, opened), "did not finish within");
         worker.shut_down();
         let left = device.report();
         assert_eq!(left.value("contexts"), 0);
@@ -139,7 +143,8 @@ fn a_device_that_fails_with_a_head_is_opened_anew_with_the_head() {
         let dir = scratch.path().join("engine");
         speculation::build_demo(&dir);
         // A device that is emulated is slow with a head beside it, on a busy machine slower.
-        let worker = worker(dir, Duration::from_secs(12));
+        let (unopened, worker) = (device.report(), worker(dir, Duration::from_secs(12)));
+        let opened = opening(&unopened, &device.report());
         let before = device.report().value("launches");
         let expected = reply(&ask(&worker));
         let per_answer = device.report().value("launches") - before;
@@ -147,10 +152,10 @@ fn a_device_that_fails_with_a_head_is_opened_anew_with_the_head() {
         // Steps and readings take turns; four places are in both.
         for place in 0..4 {
             device.fail_launch((per_answer / 2 + place * 11) as _);
-            fails_and_recovers(device, &worker, &expected, "the device failed in");
+            fails_and_recovers(device, &worker, (&expected, opened), "the device failed in");
         }
         device.hang_launch(100);
-        fails_and_recovers(device, &worker, &expected, "did not finish within");
+        fails_and_recovers(device, &worker, (&expected, opened), "did not finish within");
         worker.shut_down();
         assert_eq!(device.report().value("contexts"), 0);
     });
