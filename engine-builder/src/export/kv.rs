@@ -103,10 +103,10 @@ pub(crate) fn choose_cache(target: &Target, newest: Form, wanted: WantedCache) -
     };
     match (wanted.kv, form) {
         (Some(KvType::Fp8), Form::Operators) => Err(BuildError::Unsupported(
-            "an fp8 cache in form operators: what updates a cache in its place takes 16 bits; use form primitives, or a plain cache".into(),
+            "an fp8 cache in form operators: what updates a cache in its place takes 16 bits; use form primitives, or a plain cache (--kv plain, of plans --plan-kv plain)".into(),
         )),
         (Some(KvType::Fp8), Form::Primitives) => match fault {
-            Some(fault) => Err(BuildError::Unsupported(format!("an fp8 cache for {target}: {fault}; use a plain one"))),
+            Some(fault) => Err(BuildError::Unsupported(format!("an fp8 cache for {target}: {fault}; use a plain one (--kv plain, of plans --plan-kv plain)"))),
             None => Ok((form, KvType::Fp8)),
         },
         (None, Form::Primitives) if wanted.of_engine == KvKind::Fp8 && fault.is_none() => {
@@ -163,7 +163,7 @@ impl Writer<'_> {
         match scales.iter().find(|scale| **scale > LARGEST_F16_SCALE) {
             None => Ok(scales.map(|scale| scale.max(SMALLEST_F16_SCALE))),
             Some(scale) => Err(BuildError::Unsupported(format!(
-                "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, and {} times that is past 65,504; use bf16, or a plain cache",
+                "an fp8 cache with products in f16: {prefix} takes a scale of {scale}, and {} times that is past 65,504; use bf16, or a plain cache (--kv plain, of plans --plan-kv plain)",
                 e4m3::MAX
             ))),
         }

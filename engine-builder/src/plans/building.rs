@@ -1,6 +1,7 @@
 //! Engine → ONNX models in a hidden folder → plans in it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     ops::ControlFlow,
     path::Path,
@@ -55,6 +56,10 @@ pub(super) fn build_all(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Built> {
     let folder = place.staging().join(MODELS_FOLDER);
+    let captured = captured(place.engine(), manifest)?;
+    if let Some(pattern) = &plans.pattern {
+        pattern.check_captured(&captured)?;
+    }
     let mut options = plans.export_options(&manifest.spec, manifest.quantization.kv)?;
     options.cancelled = cancelled;
     let mut report = |at: ExportProgress<'_>| {
@@ -69,7 +74,6 @@ pub(super) fn build_all(
     };
     let exported = export(place.engine(), &folder, &options, &mut report)?;
     let cache = TimingCache::new(plans.timing_folder.as_deref(), plans.version(), &plans.timed_on());
-    let captured = captured(place.engine(), manifest)?;
     let mut site = Site {
         plans,
         manifest,
@@ -80,13 +84,21 @@ pub(super) fn build_all(
         cache,
         cancelled,
     };
-    let note = plans.cache_note(manifest.quantization.kv)?;
+    let note = plans.cache_note(&manifest.spec, manifest.quantization.kv)?;
     let warnings = exported.warnings.into_iter().chain(note).collect();
     let mut built = Built { plans: Vec::new(), warnings };
     for model in &exported.contract.models {
         built.plans.push(site.build(model, progress)?);
     }
     Ok(built)
+}
+
+/// What was done when something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Building,
+    /// A plan that was just built.
+    Loading,
 }
 
 /// Where plans are built, and of what.
@@ -144,9 +156,9 @@ impl Site<'_> {
         notes.extend(self.cache.write(&built.timing_cache));
         let mut entry = self.entry(role, &extents, &built)?;
         if options.is_refittable {
-            let (rest, note) = self.look_at_weights(role, &onnx, &built, progress)?;
+            let (rest, of_weights) = self.look_at_weights(role, &onnx, &built, progress)?;
             entry.refittable = Some(rest);
-            notes.extend(note);
+            notes.extend(of_weights);
         }
         self.place.write(&entry, (*built.plan).as_ref())?;
         let report = PlanReport {
@@ -189,18 +201,29 @@ impl Site<'_> {
         Ok(built)
     }
 
-    /// BLAKE3 of what a plan that was just built does not take anew of its model, and a note where that is much.
+    /// BLAKE3 of what a plan that was just built does not take anew of its model, and notes of what it is not given. Its values are read as a refit
+    /// reads them, so that one does not fail for what is known now.
     fn look_at_weights(
         &self,
         role: PlanRole,
         onnx: &Path,
         built: &Compiled,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(String, Option<String>)> {
-        let failure = |source| self.failure(role, source);
+    ) -> Result<(String, Vec<String>)> {
+        let failure = |source| self.failure_at(role, source, At::Loading);
         self.step(role, "which weights it takes", (0, 1), progress)?;
         let plan = self.plans.compiler.load((*built.plan).as_ref()).map_err(failure)?;
         let (taken, model) = (plan.weights().map_err(failure)?, ModelWeights::open(onnx)?);
+        let names = model.values(&taken).map(|given| given.map(|given| given.name));
+        let given = names.collect::<Result<BTreeSet<String>>>()?;
+        let own: Vec<_> = taken.iter().filter(|weights| !given.contains(&weights.name)).collect();
+        let of_own = own.first().map(|first| {
+            format!(
+                "{} of the weights it takes are no constants of the model, as {:?}: a refit does not give them",
+                own.len(),
+                first.name
+            )
+        });
         let others = model.large_others(&taken);
         let note = others.first().map(|first| {
             format!(
@@ -208,7 +231,7 @@ impl Site<'_> {
                 others.len()
             )
         });
-        Ok((model.rest_blake3(&taken)?, note))
+        Ok((model.rest_blake3(&taken)?, note.into_iter().chain(of_own).collect()))
     }
 
     /// The plan of another engine with this one's weights, in the hidden folder.
@@ -266,8 +289,15 @@ impl Site<'_> {
 
     /// An error with what to do about it.
     fn failure(&self, role: PlanRole, source: TensorRtError) -> BuildError {
+        self.failure_at(role, source, At::Building)
+    }
+
+    fn failure_at(&self, role: PlanRole, source: TensorRtError, at: At) -> BuildError {
         let advice = match &source {
             TensorRtError::Cancelled => return BuildError::Cancelled,
+            TensorRtError::Failed { .. } | TensorRtError::OutOfMemory { .. } if at == At::Loading => {
+                "TensorRT has built it; loading it to see which weights it takes needs as much of the GPU's memory again: end what else uses that, or leave out --plan-refit".into()
+            }
             TensorRtError::Failed { .. } | TensorRtError::OutOfMemory { .. } if self.plans.pattern.is_some() => {
                 "build a plan of its own, without --plan-refit-from, or end what else uses the GPU's memory".into()
             }
@@ -278,12 +308,13 @@ impl Site<'_> {
                 let contract = self.contract;
                 let (form, target) = (contract.form.name(), &contract.target);
                 let (dtype, activations) = (contract.compute.name(), contract.activations.name());
+                let kv = contract.kv.name();
                 let other = match self.contract.form {
                     Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
                     Form::Primitives => "",
                 };
                 format!(
-                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --dtype {dtype} --activations {activations} --variant eagle3` writes the model that the plan is built from"
+                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --dtype {dtype} --activations {activations} --kv {kv} --variant eagle3` writes the model that the plan is built from"
                 )
             }
             _ => return source.into(),

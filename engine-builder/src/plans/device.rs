@@ -45,6 +45,8 @@ use crate::{
 pub(super) const PADDING_ROWS: usize = 1 + MAX_TREE_NODES;
 /// A lane's rows are a multiple of so many bytes: with heads of 16 and more a lane's keys then begin at a multiple of 256 bytes, as TensorRT wants addresses.
 const ROW_STEP_BYTES: usize = 16;
+/// The release that leaves biases out of refittable plans, by NVIDIA's list of its known issues.
+const LOSES_BIASES: (u32, u32) = (11, 3);
 /// Rows of a cache of 8 bits are moved in words of so many values.
 const FP8_WORD: usize = 16;
 
@@ -219,11 +221,25 @@ impl DevicePlans {
     /// [`BuildError::Unsupported`] saying which formats it does take, or what the model was made for.
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         self.lane_capacity(spec)?;
+        self.check_biases(spec)?;
         if let Some(pattern) = &self.pattern {
             pattern.check(spec, quantization)?;
         }
         check_formats(spec, quantization, None, &self.export_options(spec, quantization.kv)?)?;
         self.check_activations(quantization)
+    }
+
+    /// That a plan that takes other weights keeps the model's biases.
+    fn check_biases(&self, spec: &DecoderSpec) -> Result<()> {
+        let Version { major, minor, .. } = self.version();
+        let has_some = spec.qkv_bias || spec.o_bias || spec.mlp_bias;
+        if !(self.options.is_refittable && has_some && (major, minor) == LOSES_BIASES) {
+            return Ok(());
+        }
+        Err(BuildError::Unsupported(format!(
+            "a plan that takes other weights, of a model with biases, by TensorRT {}: this release may take such biases for zero; use another, or leave out --plan-refit or --plan-refit-from",
+            self.version()
+        )))
     }
 
     /// That quantized activations are asked for where weights are multiplied with such: minutes are not spent on a plan as any other.
@@ -274,17 +290,11 @@ impl DevicePlans {
         of_engine: KvKind,
     ) -> Result<ExportOptions<'static>> {
         let capacity = self.lane_capacity(spec)?;
-        let (form, kv) = self.cache(of_engine)?;
+        let (form, kv) = self.cache_of(spec, of_engine)?;
         let value_bytes = match kv {
             KvType::Plain => 2,
             KvType::Fp8 => 1,
         };
-        if kv == KvType::Fp8 && !spec.head_dim.is_multiple_of(FP8_WORD) {
-            return Err(BuildError::Unsupported(format!(
-                "plans with an fp8 cache for heads of {}: their rows are moved {FP8_WORD} values at a time; use --plan-kv plain",
-                spec.head_dim
-            )));
-        }
         let row_step = ROW_STEP_BYTES / value_bytes;
         Ok(ExportOptions {
             target: self.target()?,
@@ -332,12 +342,33 @@ impl DevicePlans {
         choose_cache(&self.target()?, newest, self.wanted_cache(of_engine))
     }
 
+    /// [`cache`](Self::cache) for a model: one of 8 bits takes heads of whole words.
+    fn cache_of(&self, spec: &DecoderSpec, of_engine: KvKind) -> Result<(Form, KvType)> {
+        match self.cache(of_engine)? {
+            (form, KvType::Fp8) if !has_whole_words(spec) => match self.options.kv {
+                None => Ok((form, KvType::Plain)),
+                Some(_) => Err(BuildError::Unsupported(format!(
+                    "plans with an fp8 cache for heads of {}: their rows are moved {FP8_WORD} values at a time; use --plan-kv plain",
+                    spec.head_dim
+                ))),
+            },
+            cache => Ok(cache),
+        }
+    }
+
     fn wanted_cache(&self, of_engine: KvKind) -> WantedCache {
         WantedCache { kv: self.options.kv, form: self.options.form, of_engine }
     }
 
     /// What the user should know of a cache that is not the engine's.
-    pub(super) fn cache_note(&self, of_engine: KvKind) -> Result<Option<String>> {
+    pub(super) fn cache_note(&self, spec: &DecoderSpec, of_engine: KvKind) -> Result<Option<String>> {
+        let (best, own) = (self.cache(of_engine)?, self.cache_of(spec, of_engine)?);
+        if best != own {
+            return Ok(Some(format!(
+                "the engine's cache is {of_engine}, the plan's has the type of products, which takes more memory: rows of 8 bits are moved {FP8_WORD} values at a time, and heads have {}",
+                spec.head_dim
+            )));
+        }
         Ok(cache_note(&self.target()?, self.cache(of_engine)?, self.wanted_cache(of_engine)))
     }
 
@@ -352,6 +383,10 @@ impl DevicePlans {
         let Version { major, minor, .. } = self.version();
         PlanVersion { major, minor }
     }
+}
+
+fn has_whole_words(spec: &DecoderSpec) -> bool {
+    spec.head_dim.is_multiple_of(FP8_WORD)
 }
 
 /// The GPU that plans are for.

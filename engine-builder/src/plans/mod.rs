@@ -36,7 +36,7 @@ use place::Place;
 /// stay.
 ///
 /// The engine's weights are written as ONNX models into a hidden folder below `plans/`, a megabyte at a time; it is removed whatever happens. A plan is
-/// in the host's memory once while it is written. New plans lie under new names beside the old ones before `engine.json` is exchanged, by a rename,
+/// in the host's memory once while it is written, beside it, for a refit, the weights it is given. New plans lie under new names beside the old ones before `engine.json` is exchanged, by a rename,
 /// for one that names them: whoever opens the engine meanwhile finds the one or the other, whole.
 ///
 /// # Errors

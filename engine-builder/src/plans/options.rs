@@ -74,6 +74,11 @@ impl PlanOptions {
         if let Some(percent) = self.sm_share.filter(|percent| !(1..=100).contains(percent)) {
             return refuse(format!("plans for {percent} % of the multiprocessors: expected 1 to 100"));
         }
+        if self.is_refittable && self.streams_weights {
+            return refuse(
+                "a plan whose weights are streamed and that takes other weights: taking them needs all of them on the GPU, whose memory streaming is to save; leave out --plan-refit or --plan-streaming".into(),
+            );
+        }
         if self.workspace_bytes == Some(0) {
             return refuse("a workspace of 0 bytes: layers need some; leave it to TensorRT".into());
         }

@@ -54,6 +54,13 @@ impl Pattern {
                 dir.display()
             )));
         }
+        if entry.streams_weights {
+            return Err(BuildError::Unsupported(format!(
+                "a refit of plan {:?} of {}: its weights are streamed, and taking others needs all of them on the GPU; {command} builds one that does not stream",
+                entry.file,
+                dir.display()
+            )));
+        }
         let entry = entry.clone();
         Ok(Self { dir: dir.into(), entry, spec: manifest.spec, quantization: manifest.quantization })
     }
@@ -80,8 +87,10 @@ impl Pattern {
     /// [`BuildError::Unsupported`] with what differs.
     pub fn check(&self, spec: &DecoderSpec, quantization: &Quantization) -> Result<()> {
         let mut facts = Vec::new();
-        // How long its contexts may be is no part of what a plan computes.
-        if (DecoderSpec { max_context: spec.max_context, ..self.spec.clone() }) != *spec {
+        // How long its contexts may be and where it came from is no part of what a plan computes.
+        let like =
+            DecoderSpec { max_context: spec.max_context, family: spec.family.clone(), ..self.spec.clone() };
+        if like != *spec {
             facts.push("another architecture".to_owned());
         }
         let formats =
@@ -94,6 +103,22 @@ impl Pattern {
             true => Ok(()),
             false => Err(self.refusal(&format!("the engine has {}", facts.join(" and ")))),
         }
+    }
+
+    /// That the plan puts out what a draft head takes which looks at the layers `captured`.
+    ///
+    /// # Errors
+    /// [`BuildError::Unsupported`] with both.
+    pub fn check_captured(&self, captured: &[usize]) -> Result<()> {
+        if self.entry.captured == captured {
+            return Ok(());
+        }
+        let layers = |of: &[usize]| match of {
+            [] => "no draft head".to_owned(),
+            of => format!("a draft head that looks at layers {of:?}"),
+        };
+        let (own, others) = (layers(captured), layers(&self.entry.captured));
+        Err(self.refusal(&format!("the engine has {own}, the plan is for {others}")))
     }
 
     /// The plan with the weights of `model`.
@@ -109,6 +134,7 @@ impl Pattern {
     ) -> Result<Box<dyn AsRef<[u8]>>> {
         let file = PlanFile::open(&self.dir, &self.entry)?;
         let mut plan = load(file.bytes())?;
+        drop(file);
         let taken = plan.weights().map_err(failure)?;
         if self.entry.refittable.as_deref() != Some(&*model.rest_blake3(&taken)?) {
             let others = model.large_others(&taken);
@@ -121,7 +147,7 @@ impl Pattern {
             };
             return Err(self.refusal(&fact));
         }
-        let values = model.values(&taken)?;
+        let values = model.values(&taken).collect::<Result<Vec<_>>>()?;
         let given: Vec<_> =
             values.iter().map(|given| (given.name.as_str(), given.data_type, &given.bytes[..])).collect();
         plan.refit(&given).map_err(failure)

@@ -16,6 +16,7 @@ use takt_engine::{
     dir::{EngineDir, Manifest, PlanActivations, PlanCompute, PlanFile, PlanForm, PlanKv, PlanRole},
     kv::KvKind,
     quant::WeightKind,
+    spec::DecoderSpec,
 };
 use takt_kernels_cu::Target as Gpu;
 use takt_tensorrt::{
@@ -407,6 +408,21 @@ fn an_engine_is_built_with_its_plans_or_not_at_all() {
     let mut num_steps = 0;
     let error = build(&source, &folder.path().join("other"), &options, &mut |_| num_steps += 1).unwrap_err();
     assert!(error.to_string().contains("10.8") && num_steps == 0, "{error}");
+}
+
+#[test]
+fn an_fp8_cache_that_nobody_asked_for_is_left_out_where_heads_are_of_no_whole_words() {
+    let (_folder, engine) = engine(WeightKind::Bf16);
+    let spec = DecoderSpec { head_dim: 8, ..Manifest::read(&engine).unwrap().spec };
+    let usual = PlanOptions { form: Some(Form::Primitives), ..PlanOptions::default() };
+    let plans = |options| Compiler::new(10, 16).plans(Gpu::Thor, options).unwrap();
+    let own = plans(usual);
+    assert_eq!(own.export_options(&spec, KvKind::Fp8).unwrap().kv, Some(KvType::Plain));
+    let note = own.cache_note(&spec, KvKind::Fp8).unwrap().unwrap();
+    assert!(note.contains("the engine's cache is fp8") && note.contains("heads have 8"), "{note}");
+    let asked = plans(PlanOptions { kv: Some(KvType::Fp8), ..usual });
+    let message = asked.export_options(&spec, KvKind::Bf16).unwrap_err().to_string();
+    assert!(message.contains("heads of 8") && message.contains("--plan-kv plain"), "{message}");
 }
 
 #[test]

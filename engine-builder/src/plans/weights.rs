@@ -13,7 +13,7 @@ use prost::Message;
 use takt_tensorrt::{runtime::Weights, tensor::DataType};
 
 use crate::{
-    BuildError, Result,
+    Result,
     onnx::{Dtype, ModelFile, proto::TensorProto},
 };
 
@@ -37,23 +37,24 @@ pub(super) struct Given {
 
 impl ModelWeights {
     /// # Errors
-    /// [`BuildError::Io`], [`BuildError::Source`].
+    /// [`BuildError::Io`](crate::BuildError::Io), [`BuildError::Source`](crate::BuildError::Source).
     pub fn open(onnx: &Path) -> Result<Self> {
         Ok(Self { file: ModelFile::open(onnx)? })
     }
 
-    /// BLAKE3 of the model without the values of the constants `taken`: operators, names, types and shapes, the values of all others.
+    /// BLAKE3 of the model without the values of the constants that a plan which takes `taken` is given: operators, names, types and shapes, the values
+    /// of all others.
     ///
     /// # Errors
-    /// [`BuildError::Tensor`], [`BuildError::Io`].
+    /// [`BuildError::Tensor`](crate::BuildError::Tensor), [`BuildError::Io`](crate::BuildError::Io).
     pub fn rest_blake3(&self, taken: &[Weights]) -> Result<String> {
-        let taken: BTreeSet<&str> = taken.iter().map(|weights| weights.name.as_str()).collect();
+        let given: BTreeSet<&str> = self.given(taken).into_iter().map(|(tensor, _)| name(tensor)).collect();
         let mut model = self.file.model.clone();
         // Another version of takt may write the same.
         (model.producer_version, model.metadata_props) = (None, Vec::new());
         let mut hasher = blake3::Hasher::new();
         for tensor in model.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
-            if !taken.contains(name(tensor)) {
+            if !given.contains(name(tensor)) {
                 let stored = self.file.external().stored(tensor)?;
                 hasher.update(&(stored.bytes.len() as u64).to_le_bytes());
                 hasher.update(&stored.bytes);
@@ -70,54 +71,54 @@ impl ModelWeights {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Large constants of real numbers that are not among `taken`.
+    /// Large constants of real numbers that a plan which takes `taken` is not given.
     pub fn large_others(&self, taken: &[Weights]) -> Vec<String> {
-        let is_taken = |tensor: &TensorProto| taken.iter().any(|weights| weights.name == name(tensor));
+        let given: BTreeSet<&str> = self.given(taken).into_iter().map(|(tensor, _)| name(tensor)).collect();
         let is_large = |tensor: &TensorProto| {
             let num_elements = tensor.dims.iter().try_fold(1_i64, |all, dim| all.checked_mul(*dim));
             num_elements.is_none_or(|num| num >= NUM_LARGE as i64) && real_type(tensor).is_some()
         };
-        let constants = self.file.model.graph.iter().flat_map(|graph| &graph.initializer);
-        constants.filter(|it| is_large(it) && !is_taken(it)).map(|it| name(it).to_owned()).collect()
+        self.constants()
+            .filter(|it| is_large(it) && !given.contains(name(it)))
+            .map(|it| name(it).to_owned())
+            .collect()
     }
 
-    /// The values of the constants `taken`.
+    /// The values of the constants among `taken`, each read when its turn comes. Names that the model has not are TensorRT's own, as its parser makes for what it computes of constants:
+    /// whatever they are made of is among the values that [`rest_blake3`](Self::rest_blake3) compares. The same is so of a constant that is listed as
+    /// another type than it has.
     ///
     /// # Errors
-    /// [`BuildError::Unsupported`] with the names that the model has none of; [`BuildError::Tensor`], [`BuildError::Io`].
-    pub fn values(&self, taken: &[Weights]) -> Result<Vec<Given>> {
-        let constants = self.file.model.graph.iter().flat_map(|graph| &graph.initializer);
-        let by_name: BTreeMap<&str, &TensorProto> = constants.map(|tensor| (name(tensor), tensor)).collect();
-        let unknown: Vec<_> = taken.iter().filter(|weights| !by_name.contains_key(&*weights.name)).collect();
-        if let [first, ..] = unknown[..] {
-            return Err(BuildError::Unsupported(format!(
-                "the plan takes {} weights under names that the model has not, the first {:?}: build a plan of its own, without --plan-refit-from",
-                unknown.len(),
-                first.name
-            )));
-        }
-        taken.iter().map(|weights| self.given(by_name[&*weights.name])).collect()
+    /// [`BuildError::Tensor`](crate::BuildError::Tensor), [`BuildError::Io`](crate::BuildError::Io).
+    pub fn values(&self, taken: &[Weights]) -> impl Iterator<Item = Result<Given>> {
+        let value = move |(tensor, data_type): (&TensorProto, DataType)| {
+            let bytes = self.file.external().stored(tensor)?.bytes;
+            Ok(Given { name: name(tensor).into(), data_type, bytes })
+        };
+        self.given(taken).into_iter().map(value)
     }
 
-    /// Every constant of real numbers.
+    /// Constants that a plan is given which takes `taken`, and their types.
+    fn given(&self, taken: &[Weights]) -> Vec<(&TensorProto, DataType)> {
+        let taken: BTreeMap<&str, DataType> =
+            taken.iter().map(|weights| (weights.name.as_str(), weights.data_type)).collect();
+        let of_type = |tensor| data_type(tensor).filter(|own| taken.get(name(tensor)) == Some(own));
+        self.constants().filter_map(|tensor| Some((tensor, of_type(tensor)?))).collect()
+    }
+
+    fn constants(&self) -> impl Iterator<Item = &TensorProto> {
+        self.file.model.graph.iter().flat_map(|graph| &graph.initializer)
+    }
+
+    /// Every constant that TensorRT has a type for.
     #[cfg(test)]
     pub fn all(&self) -> Vec<Weights> {
-        let constants = self.file.model.graph.iter().flat_map(|graph| &graph.initializer);
         let weights = |tensor: &TensorProto| {
             let num_elements =
                 tensor.dims.iter().map(|dim| usize::try_from(*dim).ok()).product::<Option<usize>>()?;
-            Some(Weights { name: name(tensor).into(), data_type: real_type(tensor)?, num_elements })
+            Some(Weights { name: name(tensor).into(), data_type: data_type(tensor)?, num_elements })
         };
-        constants.filter_map(weights).collect()
-    }
-
-    fn given(&self, tensor: &TensorProto) -> Result<Given> {
-        let stored = self.file.external().stored(tensor)?;
-        let data_type = real_type(tensor).ok_or_else(|| BuildError::Tensor {
-            name: name(tensor).into(),
-            fact: format!("is of {:?}, which no plan is given anew", stored.dtype),
-        })?;
-        Ok(Given { name: name(tensor).into(), data_type, bytes: stored.bytes })
+        self.constants().filter_map(weights).collect()
     }
 }
 
@@ -125,9 +126,25 @@ fn name(tensor: &TensorProto) -> &str {
     tensor.name.as_deref().unwrap_or_default()
 }
 
+fn dtype(tensor: &TensorProto) -> Option<Dtype> {
+    Dtype::from_number(tensor.data_type.unwrap_or(0)).ok()
+}
+
+/// As TensorRT calls it; `None` for what it has not.
+fn data_type(tensor: &TensorProto) -> Option<DataType> {
+    match dtype(tensor)? {
+        Dtype::U8 => Some(DataType::U8),
+        Dtype::I8 => Some(DataType::I8),
+        Dtype::I32 => Some(DataType::I32),
+        Dtype::I64 => Some(DataType::I64),
+        Dtype::Bool => Some(DataType::Bool),
+        _ => real_type(tensor),
+    }
+}
+
 /// Of real numbers.
 fn real_type(tensor: &TensorProto) -> Option<DataType> {
-    match Dtype::from_number(tensor.data_type.unwrap_or(0)).ok()? {
+    match dtype(tensor)? {
         Dtype::F32 => Some(DataType::F32),
         Dtype::F16 => Some(DataType::F16),
         Dtype::Bf16 => Some(DataType::Bf16),

@@ -86,7 +86,7 @@ pub(super) fn plans_json(plans: &InspectedPlans) -> Value {
         let mut facts = json!(plan.check.entry);
         // Told of plans as well whose entries leave them out.
         facts["activations"] = json!(plan.check.entry.activations);
-        facts["refittable"] = json!(plan.check.entry.refittable);
+        facts["refittable"] = json!(plan.check.entry.refittable.is_some());
         facts["timed_in_green_context"] = json!(plan.check.entry.timed_in_green_context);
         facts["kv"] = json!(plan.check.entry.kv);
         let fault = plan.check.outcome.as_ref().err().map(ToString::to_string);

@@ -42,7 +42,7 @@ fn whatever_fails_the_engine_is_as_it_was() {
             "plan of the decoder",
             "node 7 (TensorScatter)",
             "--plan-form primitives",
-            "`takt export ENGINE -o DIR --for tensorrt-10.16,sm_110 --form operators --dtype bf16 --activations plain --variant eagle3`",
+            "`takt export ENGINE -o DIR --for tensorrt-10.16,sm_110 --form operators --dtype bf16 --activations plain --kv plain --variant eagle3`",
         ]);
         compiler.fails(|_| {
             Some(TensorRtError::OutOfMemory { call: "buildSerializedNetwork", reason: "1 GiB".into() })

@@ -8,7 +8,7 @@ use std::{
 };
 
 use takt_engine::{
-    dir::{Manifest, PlanEntry, PlanFile},
+    dir::{Manifest, PlanEntry, PlanFile, PlanForm, PlanKv},
     quant::WeightKind,
 };
 use takt_kernels_cu::Target as Gpu;
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::{Compiler, add, fixture, tree};
 use crate::{
     BuildError, BuildOptions, PlansReport, Progress, Result, Stage, TimingCacheUse, build,
+    export::KvType,
     plans::{DevicePlans, PlanOptions, add_plans, refit::LoadedPlan, weights::ModelWeights},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Refits {
     constants: RefCell<Vec<Weights>>,
     /// Names that plans do not take anew.
     folded: RefCell<Vec<String>>,
+    /// Weights that are none of the model's.
+    own: RefCell<Vec<Weights>>,
     given: RefCell<Vec<(String, DataType, Vec<u8>)>>,
     /// What fails: `load`, `weights`, `refit`.
     failing: RefCell<&'static str>,
@@ -60,7 +63,7 @@ impl LoadedPlan for Loaded {
     fn weights(&self) -> takt_tensorrt::Result<Vec<Weights>> {
         self.0.fails("weights")?;
         let is_taken = |weights: &&Weights| !self.0.folded.borrow().contains(&weights.name);
-        Ok(self.0.constants.borrow().iter().filter(is_taken).cloned().collect())
+        Ok(self.0.constants.borrow().iter().filter(is_taken).chain(&*self.0.own.borrow()).cloned().collect())
     }
 
     fn refit(&mut self, weights: &[(&str, DataType, &[u8])]) -> takt_tensorrt::Result<Box<dyn AsRef<[u8]>>> {
@@ -243,11 +246,111 @@ fn what_differs_in_more_than_weights_is_refused_with_what_does() {
     compiler.refits.folded.borrow_mut().clear();
 
     add(&path, &compiler.plans(Gpu::Thor, options()).unwrap()).unwrap();
-    let unknown = Weights { name: "nobody's".into(), data_type: DataType::F32, num_elements: 1 };
-    compiler.refits.constants.borrow_mut().push(unknown);
-    refused(&compiler, &tuned, &["takes 1 weights under names that the model has not", "nobody's"]);
-    compiler.refits.constants.borrow_mut().pop();
     refit(&compiler, &path, &tuned).unwrap();
+
+    // The layers that a draft head looks at.
+    let (_d, drafted) = super::engine(WeightKind::Nvfp4);
+    let message = add(&drafted, &refitting(&compiler, &path).unwrap()).unwrap_err().to_string();
+    for words in ["the engine has a draft head that looks at layers [", "the plan is for no draft head"] {
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn weights_that_the_model_has_not_are_not_given_and_told_of_when_the_plan_is_built() {
+    let (_folder, path, compiler, _) = pattern(WeightKind::Nvfp4);
+    let (_tuned, tuned) = engine("hf/tiny-llama", WeightKind::Nvfp4, true);
+    *compiler.refits.own.borrow_mut() =
+        vec![Weights { name: "tmp_weight_3".into(), data_type: DataType::F32, num_elements: 1 }];
+    let report = add(&path, &compiler.plans(Gpu::Thor, options()).unwrap()).unwrap();
+    let notes = &report.plans[0].warnings;
+    let told =
+        |note: &String| note.contains("1 of the weights it takes") && note.contains("\"tmp_weight_3\"");
+    assert!(notes.iter().any(told), "{notes:?}");
+    refit(&compiler, &path, &tuned).unwrap();
+    let num_constants = compiler.refits.constants.borrow().len();
+    {
+        let given = compiler.refits.given.borrow();
+        assert_eq!(given.len(), num_constants);
+        assert!(given.iter().all(|(name, ..)| name != "tmp_weight_3"));
+        // Constants of integers as well, should TensorRT list them.
+        assert!(given.iter().any(|(_, kind, _)| *kind == DataType::I64));
+    }
+
+    // One that is listed as another type is not given, and so may not differ.
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let other = Weights { name: name.into(), data_type: DataType::F32, num_elements: 1 };
+    *compiler.refits.folded.borrow_mut() = vec![name.into()];
+    *compiler.refits.own.borrow_mut() = vec![other];
+    add(&path, &compiler.plans(Gpu::Thor, options()).unwrap()).unwrap();
+    let message = refit(&compiler, &path, &tuned).unwrap_err().to_string();
+    assert!(
+        message.contains("differs in more than the weights it takes") && message.contains(name),
+        "{message}"
+    );
+    refit(&compiler, &path, &path).unwrap();
+    assert_eq!(compiler.refits.given.borrow().len(), num_constants - 1);
+}
+
+#[test]
+fn where_an_engine_came_from_is_no_difference_and_an_fp8_cache_stays_one() {
+    let (_folder, path) = engine("hf/tiny-llama", WeightKind::Bf16, false);
+    let compiler = Compiler::new(10, 16);
+    let small = PlanOptions { kv: Some(KvType::Fp8), ..options() };
+    let report = add(&path, &compiler.plans(Gpu::Thor, small).unwrap()).unwrap();
+    assert_eq!(report.plans[0].entry.kv, PlanKv::Fp8);
+    let (_tuned, tuned) = engine("hf/tiny-llama", WeightKind::Bf16, false);
+    let json = tuned.join("engine.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    manifest["spec"]["family"] = "mistral".into();
+    fs::write(&json, manifest.to_string()).unwrap();
+    let refitted = refit(&compiler, &path, &tuned).unwrap();
+    let entry = &refitted.plans[0].entry;
+    assert_eq!((entry.kv, entry.form), (PlanKv::Fp8, PlanForm::Primitives));
+}
+
+#[test]
+fn a_plan_that_streams_or_would_lose_biases_takes_no_other_weights() {
+    let compiler = Compiler::new(10, 16);
+    let both = PlanOptions { streams_weights: true, ..options() };
+    let message = compiler.plans(Gpu::Thor, both).unwrap_err().to_string();
+    assert!(message.contains("leave out --plan-refit or --plan-streaming"), "{message}");
+    // As an older takt built them.
+    let (_folder, path, compiler, _) = pattern(WeightKind::Bf16);
+    let json = path.join("engine.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    manifest["plans"][0]["streams_weights"] = true.into();
+    fs::write(&json, manifest.to_string()).unwrap();
+    let message = refitting(&compiler, &path).unwrap_err().to_string();
+    assert!(
+        message.contains("streamed") && message.contains("--plans-only --plan-refit` builds one"),
+        "{message}"
+    );
+
+    let (_a, biased) = engine("hf/tiny-qwen2", WeightKind::Bf16, false);
+    let (_b, plain) = engine("hf/tiny-llama", WeightKind::Bf16, false);
+    let before = tree(&biased);
+    let with = |minor, options| Compiler::new(11, minor).plans(Gpu::Thor, options).unwrap();
+    let message = add(&biased, &with(3, options())).unwrap_err().to_string();
+    for words in ["with biases", "TensorRT 11.3", "use another", "leave out --plan-refit"] {
+        assert!(message.contains(words), "{message}");
+    }
+    assert!(tree(&biased) == before);
+    add(&plain, &with(3, options())).unwrap();
+    add(&biased, &with(3, PlanOptions { is_refittable: false, ..options() })).unwrap();
+    add(&biased, &with(4, options())).unwrap();
+}
+
+#[test]
+fn a_plan_that_is_built_and_cannot_be_looked_at_is_told_so() {
+    let (_folder, path) = engine("hf/tiny-llama", WeightKind::Bf16, false);
+    let compiler = Compiler::new(10, 16);
+    *compiler.refits.failing.borrow_mut() = "load";
+    let message = add(&path, &compiler.plans(Gpu::Thor, options()).unwrap()).unwrap_err().to_string();
+    assert!(
+        message.contains("TensorRT has built it") && message.contains("leave out --plan-refit"),
+        "{message}"
+    );
 }
 
 #[test]

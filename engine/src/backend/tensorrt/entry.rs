@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     EngineError, Result,
-    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanKv, PlanList, PlanRole, PlanVersion},
+    dir::{PlanActivations, PlanCompute, PlanEntry, PlanForm, PlanList, PlanRole, PlanVersion},
     kv::KvKind,
 };
 
@@ -112,7 +112,8 @@ impl Wanted<'_> {
         if plan.streams_weights {
             command += " --plan-streaming";
         }
-        if plan.refittable.is_some() {
+        // No plan is built to do both.
+        if plan.refittable.is_some() && !plan.streams_weights {
             command += " --plan-refit";
         }
         if plan.form == PlanForm::Primitives {
@@ -120,7 +121,8 @@ impl Wanted<'_> {
         }
         match self.kv.unwrap_or(plan.kv.kind()) {
             KvKind::Fp8 => command += " --plan-kv fp8",
-            _ if plan.kv == PlanKv::Fp8 => command += " --plan-kv plain",
+            // In this form an engine whose own cache is fp8 would get one like it.
+            _ if plan.form == PlanForm::Primitives => command += " --plan-kv plain",
             _ => {}
         }
         if let (Some(timed), Some(all)) = (plan.timed_in_green_context, plan.device_num_sms()) {
@@ -137,6 +139,8 @@ fn machine(plan: &PlanEntry) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::dir::PlanKv;
+
     pub(in super::super) fn plan(minor: u32, sm: &str, role: PlanRole) -> PlanEntry {
         PlanEntry {
             file: format!("plans/trt-10.{minor}-{sm}.plan"),
@@ -225,6 +229,11 @@ pub(super) mod tests {
                 format!("{like} 3 --plan-context 512 --plan-form primitives --plan-kv fp8` builds another; or set lanes = 2"),
             ),
             (
+                Wanted { num_lanes: 3, ..wanted },
+                list(&[PlanEntry { refittable: Some("c".repeat(64)), ..plans[3].clone() }]),
+                format!("{like} 3 --plan-context 512 --plan-refit` builds another"),
+            ),
+            (
                 wanted,
                 list(&[]),
                 "there is none at all; `takt build engines/a --tensorrt --plans-only` builds one".to_owned(),
@@ -246,7 +255,7 @@ pub(super) mod tests {
                 list(&[finer]),
                 format!(
                     "other weights than the engine's and has 2 lanes, 8 are asked for and has lanes of 512 tokens, 8192 are asked for; {like} 8 \
-                     --plan-context 8192 --plan-dtype f16 --plan-activations quantized --plan-streaming --plan-refit --plan-form primitives --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
+                     --plan-context 8192 --plan-dtype f16 --plan-activations quantized --plan-streaming --plan-form primitives --plan-kv plain --plan-sm-share 35` builds another; or set lanes = 2 and max_context = 512 in [engine]"
                 ),
             ),
             (
