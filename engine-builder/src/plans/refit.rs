@@ -1,4 +1,4 @@
-//! Another engine's plan, given this engine's weights: seconds instead of minutes.
+//! Another engine's plan, given this engine's weights: no kernel is chosen again.
 
 use std::path::{Path, PathBuf};
 

@@ -37,7 +37,7 @@ pub(super) struct PlanArgs {
     /// The type of a plan's matrix products, and of a plain cache: bf16, or f16, which is finer and overflows above 65504 [default: bf16]
     #[arg(long, value_name = "TYPE", requires = "tensorrt", value_parser = compute)]
     plan_dtype: Option<PlanCompute>,
-    /// What fp8 and nvfp4 weights are multiplied with: plain (16 bits) or quantized (as the weights are, which is faster and less exact) [default: plain]
+    /// What fp8 and nvfp4 weights are multiplied with: plain (16 bits) or quantized (as the weights are, which is less exact) [default: plain]
     #[arg(long, value_name = "KIND", requires = "tensorrt", value_parser = activations)]
     plan_activations: Option<PlanActivations>,
     /// Most device memory a layer may take beside its weights and values, in bytes, or as 512M or 2G [default: TensorRT's]
@@ -53,7 +53,7 @@ pub(super) struct PlanArgs {
     /// prompts and trees may be slower
     #[arg(long, requires = "tensorrt")]
     plan_refit: bool,
-    /// Give the plan of that engine directory, built with --plan-refit, this engine's weights, instead of building one: seconds instead of minutes. The
+    /// Give the plan of that engine directory, built with --plan-refit, this engine's weights, instead of building one: nothing is timed again. The
     /// two have to be one model but for their weights, in the same formats; what the plan can do stays
     #[arg(long, value_name = "DIR", requires = "tensorrt", conflicts_with_all = ["plan_refit", "plan_lanes", "plan_context", "plan_dtype",
         "plan_activations", "plan_workspace", "plan_effort", "plan_streaming", "plan_sm_share", "plan_form", "plan_kv"])]
