@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use rustdds::{DomainParticipant, DomainParticipantStatusEvent as Event, GUID};
 
+use super::heartbeat::{HEARTBEAT_LEN, heartbeat};
 use super::peers::prefix_of;
 use super::ports::user_traffic_port;
-use crate::ros::presence::Guid;
 use crate::ros::{RosError, RosOptions};
 
 /// First bytes of every identity of an eProsima Fast DDS participant.
@@ -32,8 +32,8 @@ const EPROSIMA_VENDOR: [u8; 2] = [0x01, 0x0f];
 const DELAY: Duration = Duration::from_millis(10);
 /// How long two participants need to tell each other their endpoints; earlier, the true heartbeat may still come.
 const INTRODUCTION: Duration = Duration::from_millis(200);
-/// Header, INFO_DST and HEARTBEAT.
-const HEARTBEAT_LEN: usize = 20 + 16 + 32;
+/// Count of its heartbeats: the lowest that RustDDS takes.
+const COUNT: i32 = 1;
 /// Where multicast would go: names the network interface, nothing is sent there.
 const DISCOVERY_GROUP: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 0, 1), 7400);
 
@@ -89,7 +89,7 @@ impl FirstMessages {
             Event::RemoteWriterMatched { local_reader, remote_writer }
                 if is_fast_dds_writer(*remote_writer) =>
             {
-                let datagram = heartbeat(remote_writer.to_bytes(), local_reader.to_bytes());
+                let datagram = heartbeat(remote_writer.to_bytes(), local_reader.to_bytes(), 1, COUNT);
                 self.waiting.push((self.due(*local_reader, *remote_writer, now), datagram));
             }
             _ => {}
@@ -134,32 +134,6 @@ fn own_address(options: &RosOptions) -> IpAddr {
     of_network().map_or(loopback, |address| address.ip())
 }
 
-/// RTPS 2.3, 8.3.7.5 and 9.4.5.6: `writer` tells `reader` that it has message 1, and wants an answer.
-fn heartbeat(writer: Guid, reader: Guid) -> [u8; HEARTBEAT_LEN] {
-    let [writer_prefix, reader_prefix] = [&writer[..12], &reader[..12]];
-    let [writer_id, reader_id] = [&writer[12..], &reader[12..]];
-    let parts: [&[u8]; 11] = [
-        b"RTPS\x02\x03",
-        &EPROSIMA_VENDOR,
-        writer_prefix,
-        // INFO_DST, little endian, 12 bytes.
-        &[0x0e, 0x01, 12, 0],
-        reader_prefix,
-        // HEARTBEAT, little endian and not final, 28 bytes.
-        &[0x07, 0x01, 28, 0],
-        reader_id,
-        writer_id,
-        // First and last sequence number: high half, then low half.
-        &[0, 0, 0, 0, 1, 0, 0, 0],
-        &[0, 0, 0, 0, 1, 0, 0, 0],
-        // Count: the lowest that RustDDS takes.
-        &[1, 0, 0, 0],
-    ];
-    let mut datagram = [0; HEARTBEAT_LEN];
-    datagram.iter_mut().zip(parts.into_iter().flatten()).for_each(|(to, from)| *to = *from);
-    datagram
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,20 +143,6 @@ mod tests {
         bytes[..2].copy_from_slice(&vendor);
         bytes[12..].copy_from_slice(&entity);
         GUID::from_bytes(bytes)
-    }
-
-    #[test]
-    fn the_heartbeat_is_the_writers_of_message_1_to_the_reader() {
-        let mut writer = [0x11; 16];
-        writer[..2].copy_from_slice(&EPROSIMA_VENDOR);
-        writer[12..].copy_from_slice(&[0, 0, 2, 3]);
-        let mut reader = [0x22; 16];
-        reader[12..].copy_from_slice(&[0, 0, 8, 4]);
-        let expected = "52545053 0203 010f 010f11111111111111111111 \
-            0e010c00 222222222222222222222222 \
-            07011c00 00000804 00000203 0000000001000000 0000000001000000 01000000";
-        let hex: String = heartbeat(writer, reader).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expected.replace(' ', ""));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use std::sync::{Arc, Weak};
 use rustdds::rpc::SampleIdentity;
 use rustdds::{DomainParticipant, GUID, Timestamp};
 
+use super::addresses::addresses;
+use super::heartbeat::halves;
 use super::peers::prefix_of;
 use crate::ros::presence::Guid;
 use crate::ros::{RosError, RosOptions};
@@ -81,17 +83,7 @@ impl LongReplies {
     /// Where the participant of `client` reads `topic`.
     fn addresses(&self, topic: &str, client: GUID) -> BTreeSet<SocketAddr> {
         let Some(participant) = self.participant.upgrade() else { return BTreeSet::new() };
-        let readers = participant.discovered_readers();
-        let of_client = readers.iter().filter(|reader| {
-            reader.reader_proxy.remote_reader_guid.prefix == client.prefix
-                && reader.subscription_topic_data.topic_name == topic
-        });
-        of_client
-            .flat_map(|reader| &reader.reader_proxy.unicast_locator_list)
-            .filter(|locator| locator.is_udp())
-            .map(|locator| SocketAddr::from(*locator))
-            .filter(SocketAddr::is_ipv4)
-            .collect()
+        addresses(&participant, |reader, its_topic| reader.prefix == client.prefix && its_topic == topic)
     }
 }
 
@@ -131,11 +123,6 @@ fn datagram(reply: LongReply<'_>, client: Guid) -> Vec<u8> {
 
 fn sequence_number(of: SampleIdentity) -> [u8; 8] {
     halves(i64::from(of.sequence_number).cast_unsigned())
-}
-
-/// High half, then low half, each little endian.
-fn halves(number: u64) -> [u8; 8] {
-    number.rotate_left(32).to_le_bytes()
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! The default transport: ROS 2's wire protocol through `rustdds`, with nothing of ROS 2 installed.
 
+mod addresses;
 mod announcement;
 mod client;
 mod dispatcher;
 #[cfg(target_env = "gnu")]
 mod epoll_wait;
+mod first_heartbeat;
 mod first_message;
+mod heartbeat;
 mod inbox;
 mod long_reply;
 mod participant;
@@ -27,6 +30,7 @@ use rustdds::{DomainParticipant, GUID, QosPolicies, QosPolicyBuilder, RTPSEntity
 use self::announcement::Announcement;
 use self::client::{Calls, Client, write_error};
 use self::dispatcher::Dispatcher;
+use self::first_heartbeat::FirstHeartbeats;
 use self::first_message::FirstMessages;
 use self::inbox::{Cache, Inbox, OnSample, Reader};
 use self::long_reply::LongReplies;
@@ -62,6 +66,7 @@ pub struct DdsTransport {
     peers: Arc<Peers>,
     node: NodeName,
     long_replies: Arc<LongReplies>,
+    first_heartbeats: Arc<FirstHeartbeats>,
     /// Samples after which volatile writers are renewed.
     renew_after: i64,
 }
@@ -102,6 +107,8 @@ impl DdsTransport {
         let subscriber = participant.create_subscriber(&policies(Qos::DEFAULT)).map_err(joining)?;
         let first_messages = FirstMessages::new(&participant, options)?;
         let long_replies = Arc::new(LongReplies::new(participant.domain(), options)?);
+        let first_heartbeats =
+            Arc::new(FirstHeartbeats::new(participant.domain(), Arc::clone(&peers), options)?);
         let dispatcher = Dispatcher::start(&participant, Arc::clone(&peers), first_messages)?;
         let ty = presence::TYPE.message();
         let presence = blueprint(&participant, &publisher, presence::TOPIC, &ty, PRESENCE_QOS)?
@@ -136,6 +143,7 @@ impl DdsTransport {
             peers,
             node,
             long_replies,
+            first_heartbeats,
             renew_after,
         })
     }
@@ -150,7 +158,8 @@ impl DdsTransport {
     ) -> Result<Arc<RenewedWriter>, RosError> {
         let blueprint = blueprint(&self.participant, &self.publisher, topic, ty, qos)?;
         let (peers, waker) = (Arc::clone(&self.peers), self.dispatcher.waker());
-        let writer = RenewedWriter::new(blueprint, renew_after, overlap, peers, waker)
+        let first_heartbeats = Arc::clone(&self.first_heartbeats);
+        let writer = RenewedWriter::new(blueprint, renew_after, overlap, peers, waker, first_heartbeats)
             .map_err(|error| writing(topic, &error))?;
         let writer = Arc::new(writer);
         self.announcement.endpoints().writers.push(Arc::clone(&writer));

@@ -15,6 +15,8 @@ use crate::ros::presence::{Guid, NodeEntities, ParticipantEntities};
 /// How long after an endpoint has left a match of it may be told: RustDDS's discovery tells of departures and its other thread
 /// of matches, and where the latter is behind an endpoint that lived for a moment is matched after it has left.
 const BELATED: Duration = Duration::from_secs(10);
+/// First bytes of every identity of an Eclipse CycloneDDS participant.
+pub(super) const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
 /// Participants remembered by their announcements; each is one process on the robot.
 const MAX_PARTICIPANTS: usize = 1024;
 
@@ -148,6 +150,14 @@ impl Peers {
         all.map(|all| all.into_iter().max())
     }
 
+    /// CycloneDDS's readers that `local` has been matched with since `earliest` or later.
+    pub fn fresh_cyclone_readers(&self, local: GUID, earliest: Instant) -> Vec<GUID> {
+        let state = self.lock();
+        let remotes = state.matched.get(&local).into_iter().flatten();
+        let fresh = remotes.filter(|(guid, since)| is_cyclone(**guid) && **since >= earliest);
+        fresh.map(|(guid, _)| *guid).collect()
+    }
+
     /// When another participant came last.
     pub fn last_arrival(&self) -> Option<Instant> {
         self.lock().last_arrival
@@ -176,6 +186,10 @@ fn warn_incompatible(what: &str, guid: GUID, qos: &QosPolicies) {
 
 fn latest(remotes: &HashMap<GUID, Instant>, is_client: impl Fn(GUID) -> bool) -> Option<Instant> {
     remotes.iter().filter(|(guid, _)| is_client(**guid)).map(|(_, since)| *since).max()
+}
+
+pub(super) fn is_cyclone(guid: GUID) -> bool {
+    guid.prefix.as_ref().starts_with(&CYCLONE_VENDOR)
 }
 
 /// The participant's part of an identity.
@@ -292,6 +306,23 @@ mod tests {
         assert!(peers.follow(old, new).flatten().is_some());
         peers.forget_local(new);
         assert_eq!(peers.follow(old, new), None);
+    }
+
+    #[test]
+    fn cyclones_readers_are_fresh_for_a_while_after_their_match() {
+        let (peers, writer, before) = (Peers::default(), guid(1, 1), Instant::now());
+        let cyclone = |entity| {
+            let mut bytes = [entity; 16];
+            bytes[..2].copy_from_slice(&CYCLONE_VENDOR);
+            GUID::from_bytes(bytes)
+        };
+        reader_matched(&peers, writer, cyclone(4));
+        reader_matched(&peers, writer, guid(2, 4));
+        reader_matched(&peers, guid(1, 2), cyclone(7));
+        assert_eq!(peers.fresh_cyclone_readers(writer, before), [cyclone(4)]);
+        assert!(peers.fresh_cyclone_readers(writer, Instant::now() + BELATED).is_empty());
+        peers.apply(Event::ReaderLost { guid: cyclone(4), reason: LostReason::Disposed });
+        assert!(peers.fresh_cyclone_readers(writer, before).is_empty());
     }
 
     #[test]

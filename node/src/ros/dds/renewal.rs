@@ -26,6 +26,7 @@ use rustdds::no_key::DataWriter;
 use rustdds::rpc::SampleIdentity;
 use rustdds::{GUID, QosPolicies, RTPSEntity, TopicDescription as _, WriteOptions, WriteOptionsBuilder};
 
+use super::first_heartbeat::FirstHeartbeats;
 use super::payload::{AsIs, Payload};
 use super::peers::Peers;
 
@@ -91,6 +92,7 @@ pub(super) struct RenewedWriter {
     renewal: Mutex<Renewal>,
     peers: Arc<Peers>,
     waker: Arc<Waker>,
+    first_heartbeats: Arc<FirstHeartbeats>,
 }
 
 #[derive(Default)]
@@ -135,10 +137,21 @@ impl RenewedWriter {
         overlap: Overlap,
         peers: Arc<Peers>,
         waker: Arc<Waker>,
+        first_heartbeats: Arc<FirstHeartbeats>,
     ) -> Result<Self, CreateError> {
         let current = RwLock::new(Arc::new(blueprint.build()?));
         let (num_written, renewal) = (AtomicI64::new(0), Mutex::default());
-        Ok(Self { blueprint, current, num_written, renew_after, overlap, renewal, peers, waker })
+        Ok(Self {
+            blueprint,
+            current,
+            num_written,
+            renew_after,
+            overlap,
+            renewal,
+            peers,
+            waker,
+            first_heartbeats,
+        })
     }
 
     fn current(&self) -> Arc<Writer> {
@@ -167,6 +180,11 @@ impl RenewedWriter {
         options: WriteOptions,
     ) -> Result<SampleIdentity, WriteError<Payload>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        // Who comes late to a transient-local writer asks for what was written before.
+        if self.blueprint.qos.is_volatile() {
+            // With several threads that write, the number may lag behind: a reader then asks for what it was not told of.
+            self.first_heartbeats.send(current.guid(), self.num_written.load(Ordering::Relaxed));
+        }
         let sample = current.write_with_options(message, options)?;
         let num_written = i64::from(sample.sequence_number);
         self.num_written.store(num_written, Ordering::Relaxed);

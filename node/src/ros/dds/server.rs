@@ -21,7 +21,7 @@ use rustdds::{GUID, SequenceNumber, WriteOptionsBuilder};
 use super::inbox::Sample;
 use super::long_reply::{LongReplies, LongReply, MAX_LONG_REPLY_LEN};
 use super::payload::Payload;
-use super::peers::{ClientIdentity, Peers};
+use super::peers::{ClientIdentity, Peers, is_cyclone};
 use super::renewal::{Look, Overlap, RenewedWriter};
 use crate::ros::name::reply_topic;
 use crate::ros::transport::{OnRequest, Respond};
@@ -49,8 +49,6 @@ pub(super) const HEADER_LEN: usize = 16;
 /// How long two reply writers stand side by side; a client that is just coming is waited for with each reply. Fast DDS clients that just look for the service do not see it meanwhile.
 pub(super) const OVERLAP: Overlap =
     Overlap { min: SETTLE, arrival: Duration::ZERO, settled: Some(MAX_SETTLE), max: Duration::from_secs(1) };
-/// First bytes of every identity of an Eclipse CycloneDDS participant.
-const CYCLONE_VENDOR: [u8; 2] = [0x01, 0x10];
 /// First half of the header that this crate's client puts before its requests, whatever the service. As the length of a
 /// string it would be 1.9 GB, so no request without a header starts like this.
 pub(super) const OWN_HEADER: [u8; 8] = *b"takt-cli";
@@ -379,7 +377,7 @@ fn unmap(sample: &Sample) -> Option<(Mapping, Vec<u8>)> {
 }
 
 fn has_header(writer: GUID, body: &[u8]) -> bool {
-    writer.prefix.as_ref().starts_with(&CYCLONE_VENDOR) || body.starts_with(&OWN_HEADER)
+    is_cyclone(writer) || body.starts_with(&OWN_HEADER)
 }
 
 /// A reply's message with its mapping's header.
@@ -410,6 +408,7 @@ impl Respond for Responder {
 mod tests {
     use rustdds::SequenceNumber;
 
+    use super::super::peers::CYCLONE_VENDOR;
     use super::*;
 
     fn request(vendor: [u8; 2], message: &[u8], related: Option<SampleIdentity>) -> Sample {
