@@ -203,3 +203,19 @@ fn a_form_reaches_the_worker_and_what_stood_in_reaches_the_client() {
         assert!(reply.reason.contains(word), "{}", reply.reason);
     }
 }
+
+#[test]
+fn whoever_has_its_answer_may_ask_in_the_next_form_at_once() {
+    let options = private_options();
+    let worker = EchoWorker::with(|requests| {
+        requests.iter().for_each(|request| send_closed(&request, "{}", Closing::default()));
+    });
+    let _node = serve(&options, worker.sender.clone(), AskDefaults::default()).unwrap();
+    let client = AskClient::connect(&options, PATIENCE).unwrap();
+    for n in 0..300 {
+        let schema = format!(r#"{{"properties": {{"a{n}": {{}}}}}}"#);
+        let question = Question { schema, deadline: RosDuration::from_std(PATIENCE), ..ask("go") };
+        let reply = client.ask(&question, PATIENCE).unwrap();
+        assert_eq!(reply.status, "closed_at_deadline", "{n}: {}", reply.reason);
+    }
+}

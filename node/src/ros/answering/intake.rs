@@ -238,6 +238,15 @@ impl Intake {
     }
 }
 
+/// A place among the requests whose forms are compiled, left when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The way to the worker.
 #[derive(Debug)]
 pub(in crate::ros) struct Gate {
@@ -318,11 +327,15 @@ impl Gate {
 
     /// On the thread that compiles.
     fn submit_newcomer(&self, newcomer: Newcomer) {
-        self.submit(newcomer);
-        self.num_newcomers.fetch_sub(1, Ordering::AcqRel);
+        self.submit_leaving(newcomer, Some(Place(&self.num_newcomers)));
     }
 
     fn submit(&self, newcomer: Newcomer) {
+        self.submit_leaving(newcomer, None);
+    }
+
+    /// `place` is left before the asker can hear anything: it may ask for its next form at once.
+    fn submit_leaving(&self, newcomer: Newcomer, place: Option<Place<'_>>) {
         let Newcomer { ask, asker, about, arrived } = newcomer;
         let deadline = ask.deadline;
         let refuse = |asker, status, reason: String| {
@@ -330,12 +343,14 @@ impl Gate {
         };
         // Counted before the door is looked at: who shuts it and then waits until none is open, waits for this one, too.
         if let Err(reason) = self.open_counts.enter(ask.class, &self.defaults()) {
+            drop(place);
             return refuse(asker, Status::Rejected, reason);
         }
         let requests = match self.door() {
             Door::Open(requests) => requests,
             Door::Shut(reason) => {
                 self.open_counts.leave(about.class);
+                drop(place);
                 return refuse(asker, Status::Rejected, reason);
             }
         };
@@ -345,6 +360,7 @@ impl Gate {
         // Whatever goes wrong there ends with the request.
         let request = ask.into_request(id, arrived, sender);
         let submitted = catch_unwind(AssertUnwindSafe(|| requests.submit(request)));
+        drop(place);
         let (status, reason) = match submitted {
             Err(_) => {
                 tracing::error!("letting a request in panicked: please report it with the request");
