@@ -56,9 +56,12 @@ pub const MEASURES: &[Source] = &[source!("bandwidth"), source!("perception")];
 /// Sources that only tests launch, so that no engine carries them: single steps whose bits the kernels that fuse them are held against.
 pub const REFERENCES: &[Source] = &[source!("swiglu")];
 
+/// Sources that go wrong on purpose, for a check of what is done about it; no engine carries them.
+pub const FAULTS: &[Source] = &[source!("faults")];
+
 /// Every source there is.
 pub fn all() -> impl Iterator<Item = &'static Source> {
-    SOURCES.iter().chain(MEASURES).chain(REFERENCES)
+    SOURCES.iter().chain(MEASURES).chain(REFERENCES).chain(FAULTS)
 }
 
 /// Every header of ours.

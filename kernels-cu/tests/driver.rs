@@ -300,6 +300,29 @@ fn without_a_green_context_the_session_has_the_lowest_priority_and_the_reason() 
     });
 }
 
+/// Whoever waits for memory gets the green context that was asked for, when there is some.
+#[test]
+fn what_the_driver_has_no_memory_for_is_told_and_is_no_reason_to_go_on_without_it() {
+    let test = "what_the_driver_has_no_memory_for_is_told_and_is_no_reason_to_go_on_without_it";
+    emulated(test).run(|emulated| {
+        const OUT_OF_MEMORY: i32 = 2;
+        let (device, green) = (device(), SHARES[0]);
+        for (share, call) in [
+            (green, "cuGreenCtxCreate"),
+            (green, "cuGreenCtxStreamCreate"),
+            (green, "cuModuleLoadData"),
+            (Share::None, "cuCtxCreate_v4"),
+            (Share::None, "cuStreamCreateWithPriority"),
+        ] {
+            emulated.fail_call(call, 1, OUT_OF_MEMORY);
+            let error = Session::open(&device, share).unwrap_err();
+            assert!(matches!(error, DriverError::NoMemory { .. }), "{call}: {error}");
+            assert!(!error.is_lost(), "{call}: {error}");
+            nothing_is_left(emulated, &call);
+        }
+    });
+}
+
 /// Perception keeps what it was left: a device splits off parts of its own sizes, and the driver rounds up.
 #[test]
 fn a_green_context_has_no_more_multiprocessors_than_asked_unless_it_is_the_smallest_part() {

@@ -44,16 +44,15 @@ struct Case {
     args: Vec<String>,
 }
 
-/// Measures everything on `device`, prints a table and writes the outcome. `root` is the compiler's folder.
+/// Measures everything, into `outcome`. `root` is the compiler's folder.
 ///
 /// # Errors
-/// A program that cannot be built, or a measurement that failed for another reason than memory. A goal that is missed is none.
-pub fn run(options: &Measurements, root: &Path, device: &str) -> anyhow::Result<()> {
+/// A program that cannot be built. A measurement that failed is in the outcome.
+pub fn run(options: &Measurements, root: &Path, outcome: &mut Outcome) -> anyhow::Result<()> {
     if options.no_bench {
         return Ok(());
     }
     let takt = built(options.tiny)?;
-    let mut outcome = Outcome::new(device);
     for case in options.cases() {
         println!("measuring {} {}", case.shape, case.format);
         let found = bench(&takt, root, &case.args);
@@ -62,19 +61,15 @@ pub fn run(options: &Measurements, root: &Path, device: &str) -> anyhow::Result<
     println!("measuring perception");
     let found = bench(&takt, root, &options.perception());
     outcome.add_perception(found.map_err(|error| format!("{error:#}")));
-
-    println!("\n{}", outcome.as_text());
-    let path = options.json.clone().unwrap_or_else(|| target_folder().join("gpu-check.json"));
-    let text = serde_json::to_string_pretty(&outcome.as_json())?;
-    std::fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
-    println!("written to {}", path.display());
-    match outcome.num_failed() {
-        0 => Ok(()),
-        failed => bail!("{failed} measurements failed"),
-    }
+    Ok(())
 }
 
 impl Measurements {
+    /// Where the outcome is written.
+    pub fn outcome_path(&self) -> PathBuf {
+        self.json.clone().unwrap_or_else(|| target_folder().join("gpu-check.json"))
+    }
+
     fn cases(&self) -> Vec<Case> {
         let sizes: &[&str] = if self.tiny {
             &["--prompt-len", "8", "--tokens", "3", "--prefill-lens", "20", "--verify-sizes", "8,16"]

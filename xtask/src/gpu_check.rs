@@ -1,5 +1,5 @@
 //! All that can be checked on a machine with a GPU: the kernels' numbers on the device and then under NVIDIA's sanitizer, whole models through
-//! the backend and through a plan of TensorRT's where there is one, and how fast it all is.
+//! the backend and through a plan of TensorRT's where there is one, how fast it all is, and what becomes of a worker when the device is made to fail.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use takt_kernels_cu::driver::device::{Device, probe};
 
-use crate::{cuda_root, gpu_bench, gpu_tensorrt, kernels, repository};
+use crate::{cuda_root, gpu_bench, gpu_faults, gpu_outcome::Outcome, gpu_tensorrt, kernels, repository};
 
 /// How to check.
 #[derive(Args)]
@@ -24,6 +24,9 @@ pub struct Options {
     /// Leaves out the tests
     #[arg(long)]
     no_tests: bool,
+    /// Leaves out making the device fail, where others use it
+    #[arg(long)]
+    no_faults: bool,
     #[command(flatten)]
     bench: gpu_bench::Measurements,
 }
@@ -45,7 +48,28 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !options.no_tests {
         run_tests(options, &root, device)?;
     }
-    gpu_bench::run(&options.bench, &root, &described(device))
+    let mut outcome = Outcome::new(&described(device));
+    gpu_bench::run(&options.bench, &root, &mut outcome)?;
+    if !options.no_faults {
+        // At last: a device that does not come back takes no measurement with it.
+        outcome.add_faults(gpu_faults::run(&root).map_err(|error| format!("{error:#}")));
+    }
+    report(&outcome, &options.bench.outcome_path())
+}
+
+/// Prints what was found and writes it; fails where anything but a goal was missed.
+fn report(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
+    if outcome.is_empty() {
+        return Ok(());
+    }
+    println!("\n{}", outcome.as_text());
+    let text = serde_json::to_string_pretty(&outcome.as_json())?;
+    fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+    println!("written to {}", path.display());
+    match outcome.num_failed() {
+        0 => Ok(()),
+        failed => bail!("{failed} of measurements and faults failed"),
+    }
 }
 
 /// A number that is wrong ends everything: how fast it came does not matter then.
@@ -103,7 +127,8 @@ fn tests(root: &Path, runner: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the engine's suites on the device: those that ask nothing of an emulated one. One after another, as each wants the device to itself.
+/// Runs the engine's suites on the device: those that ask nothing of an emulated one, and do not break it. One after another, as each wants the device
+/// to itself.
 fn suites(root: &Path) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -115,6 +140,8 @@ fn suites(root: &Path) -> anyhow::Result<()> {
         "cuda",
         "--",
         "--test-threads=1",
+        "--skip",
+        gpu_faults::TEST,
     ]);
     command.env("TAKT_REQUIRE_DEVICE", "1").env("TAKT_CUDA_ROOT", root);
     let status = command.stdin(Stdio::null()).status().context("cargo")?;

@@ -14,6 +14,7 @@ pub struct Outcome {
     device: String,
     rows: Vec<Row>,
     perception: Option<Result<Value, String>>,
+    faults: Option<Result<Value, String>>,
 }
 
 struct Row {
@@ -39,7 +40,7 @@ impl Goal {
 
 impl Outcome {
     pub fn new(device: &str) -> Self {
-        Self { device: device.to_owned(), rows: Vec::new(), perception: None }
+        Self { device: device.to_owned(), rows: Vec::new(), perception: None, faults: None }
     }
 
     /// What `takt bench --json` printed, or why it did not.
@@ -52,11 +53,26 @@ impl Outcome {
         self.perception = Some(found);
     }
 
-    /// Measurements that failed for another reason than memory.
+    /// What the check of faults wrote, or why it did not.
+    pub fn add_faults(&mut self, found: Result<Value, String>) {
+        self.faults = Some(found);
+    }
+
+    /// Whether nothing was measured or tried.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.perception.is_none() && self.faults.is_none()
+    }
+
+    /// Measurements that failed for another reason than memory, and what was found wrong after faults.
     pub fn num_failed(&self) -> usize {
         let errors = self.rows.iter().filter_map(|row| row.found.as_ref().err());
         let errors = errors.chain(self.perception.iter().filter_map(|found| found.as_ref().err()));
-        errors.filter(|error| !is_too_large(error)).count()
+        let wrong = match &self.faults {
+            Some(Ok(found)) => found["failures"].as_array().map_or(1, Vec::len),
+            Some(Err(_)) => 1,
+            None => 0,
+        };
+        errors.filter(|error| !is_too_large(error)).count() + wrong
     }
 
     fn goals(&self) -> Vec<Goal> {
@@ -67,25 +83,18 @@ impl Outcome {
 
     pub fn as_text(&self) -> String {
         let mut text = format!("{}\n\n", self.device);
-        let _ = writeln!(
-            text,
-            "{:<16}{:<10}{:>10}{:>9}{:>9}{:>11}{:>11}{:>8}{:>8}{:>8}{:>8}",
-            "shape",
-            "weights",
-            "decode/s",
-            "GB/s",
-            "of copy",
-            "prefill256",
-            "prefill2k",
-            "ver 8",
-            "ver 16",
-            "ver 32",
-            "ver 60"
-        );
+        if !self.rows.is_empty() {
+            text += &rows_head();
+        }
         self.rows.iter().for_each(|row| text += &row.as_text());
         match &self.perception {
             Some(Ok(found)) => text += &perception_text(found),
             Some(Err(error)) => text += &format!("\nperception: {error}\n"),
+            None => {}
+        }
+        match &self.faults {
+            Some(Ok(found)) => text += &faults_text(found),
+            Some(Err(error)) => text += &format!("\nfaults: {error}\n"),
             None => {}
         }
         text += "\ngoals\n";
@@ -121,9 +130,26 @@ impl Outcome {
             .collect();
         json!({
             "device": self.device, "version": env!("CARGO_PKG_VERSION"), "rows": rows,
-            "perception": self.perception.as_ref().map(result), "goals": goals,
+            "perception": self.perception.as_ref().map(result), "faults": self.faults.as_ref().map(result), "goals": goals,
         })
     }
+}
+
+fn rows_head() -> String {
+    format!(
+        "{:<16}{:<10}{:>10}{:>9}{:>9}{:>11}{:>11}{:>8}{:>8}{:>8}{:>8}\n",
+        "shape",
+        "weights",
+        "decode/s",
+        "GB/s",
+        "of copy",
+        "prefill256",
+        "prefill2k",
+        "ver 8",
+        "ver 16",
+        "ver 32",
+        "ver 60"
+    )
 }
 
 /// Not a fault of the program: the device is too small for the shape.
@@ -240,6 +266,33 @@ fn perception_text(found: &Value) -> String {
     text
 }
 
+/// What a GPU was made to do, and how soon the next answer came.
+fn faults_text(found: &Value) -> String {
+    let seconds = |value: &Value| value.as_f64().map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+    let mut text = format!(
+        "\n{} openings that found no memory; a worker is ready after {} s\n{:<34}{:>10}{:>10}{:>14}\n",
+        found["num_openings"],
+        seconds(&found["load_s"]),
+        "fault",
+        "again s",
+        "allowed",
+        "missing KiB"
+    );
+    for row in found["rows"].as_array().into_iter().flatten() {
+        let missing_kib = row["missing_bytes"].as_i64().unwrap_or_default() / 1024;
+        let _ = writeln!(
+            text,
+            "{:<34}{:>10}{:>10}{missing_kib:>14}",
+            row["fault"].as_str().unwrap_or("-"),
+            seconds(&row["again_s"]),
+            seconds(&row["allowed_s"]),
+        );
+    }
+    let failures = found["failures"].as_array().into_iter().flatten();
+    failures.for_each(|failure| text += &format!("FAILED  {}\n", failure.as_str().unwrap_or("-")));
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,5 +351,33 @@ mod tests {
             "{text}"
         );
         assert_eq!(outcome.as_json()["rows"][0]["bench"]["is_too_large"], true);
+    }
+
+    #[test]
+    fn what_is_wrong_after_a_fault_is_a_failure_and_so_is_a_check_without_a_record() {
+        let faults = |failures: &[&str]| {
+            json!({
+                "num_openings": 31, "load_s": 1.25, "failures": failures,
+                "rows": [{"fault": "a trap", "again_s": 3.5, "allowed_s": 2.25, "missing_bytes": 2048}],
+            })
+        };
+        let outcome_of = |found| {
+            let mut outcome = Outcome::new("a GPU");
+            assert!(outcome.is_empty());
+            outcome.add_faults(found);
+            assert!(!outcome.is_empty());
+            outcome
+        };
+        assert_eq!(outcome_of(Ok(faults(&[]))).num_failed(), 0);
+        let outcome = outcome_of(Ok(faults(&["a trap: too late"])));
+        assert_eq!(outcome.num_failed(), 1);
+        let text = outcome.as_text();
+        for part in ["31 openings", "1.25 s", "3.50", "2.25", "FAILED  a trap: too late"] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+        assert!(!text.contains("decode/s"), "nothing was measured: {text}");
+        assert_eq!(outcome.as_json()["faults"]["rows"][0]["again_s"], 3.5);
+        let outcome = outcome_of(Err("the driver took the process with it".into()));
+        assert_eq!((outcome.num_failed(), outcome.as_text().contains("took the process")), (1, true));
     }
 }

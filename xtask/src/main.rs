@@ -7,6 +7,7 @@
 mod cuda_root;
 mod gpu_bench;
 mod gpu_check;
+mod gpu_faults;
 mod gpu_outcome;
 mod gpu_tensorrt;
 mod kernels;
@@ -32,7 +33,7 @@ enum Chore {
     /// Compiles every CUDA kernel for every target; fails on a warning, a spill, local memory, or an instruction that is missing
     Kernels(kernels::Options),
     /// On a machine with a GPU: the kernels' numbers on the device and under compute-sanitizer, whole models, the test with NVIDIA's TensorRT where there
-    /// is one, and then how fast all of it is
+    /// is one, then how fast all of it is, and at last what becomes of a worker when the device is made to fail
     GpuCheck(gpu_check::Options),
     /// Prints the folder of the CUDA compiler, fetched from PyPI if need be: for TAKT_CUDA_ROOT
     CudaRoot(cuda_root::Compiler),

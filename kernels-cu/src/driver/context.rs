@@ -78,10 +78,10 @@ unsafe impl Sync for Inner {}
 
 impl Context {
     /// Opens a context on `device`. A green context that the driver cannot give becomes a plain one with the lowest priority; the second value
-    /// then says why.
+    /// then says why. One that there is only no memory for does not: there may be some later.
     ///
     /// # Errors
-    /// [`DriverError::Call`] or [`DriverError::OutOfMemory`] when there can be no context at all.
+    /// [`DriverError::Call`] or [`DriverError::NoMemory`] when there can be no context at all.
     pub fn open(device: &Device, share: Share) -> Result<(Self, Option<Fallback>)> {
         if let Share::GreenContext { num_sms } = share {
             match green(device, num_sms) {
@@ -89,6 +89,7 @@ impl Context {
                     let inner = Inner::new(context, Some(green), device, share, num_sms);
                     return Ok((Self { inner: Arc::new(inner) }, None));
                 }
+                Err(error @ DriverError::NoMemory { .. }) => return Err(error),
                 Err(error) => {
                     let context = Self::plain(device, Share::Priority)?;
                     return Ok((context, Some(Fallback { reason: error.to_string() })));
@@ -102,7 +103,7 @@ impl Context {
     /// stands in for perception.
     ///
     /// # Errors
-    /// [`DriverError::Call`] or [`DriverError::OutOfMemory`].
+    /// [`DriverError::Call`] or [`DriverError::NoMemory`].
     pub fn primary(device: &Device) -> Result<Self> {
         let mut context = ptr::null_mut();
         // SAFETY: writes one handle; the device is one the driver named.

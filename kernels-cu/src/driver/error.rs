@@ -50,6 +50,12 @@ pub enum DriverError {
         /// Bytes the device has; 0 when the driver does not say.
         total_bytes: usize,
     },
+    /// The driver found no memory for what it makes itself: a context, a module, a stream.
+    #[error("no device memory for what {call} makes: free some, or use a smaller engine")]
+    NoMemory {
+        /// Name of the function.
+        call: &'static str,
+    },
     /// The context is of no use any more: a kernel faulted, hung or the device is gone. Everything in it has to be given up.
     #[error("the device failed in {call}: {reason}; the engine has to be opened anew")]
     Lost {
@@ -94,6 +100,7 @@ impl DriverError {
 pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(DriverError::NoMemory { call }),
         _ if is_sticky(result) => Err(DriverError::Lost { call, reason: words(result) }),
         _ => Err(DriverError::Call { call, reason: words(result) }),
     }

@@ -35,7 +35,7 @@ impl Kernels {
     /// Loads `cubins`, each of the device's target.
     ///
     /// # Errors
-    /// [`DriverError::Call`] for an image the device does not take, [`DriverError::Lost`].
+    /// [`DriverError::Call`] for an image the device does not take, [`DriverError::NoMemory`], [`DriverError::Lost`].
     pub fn load<'a>(context: &Context, cubins: impl IntoIterator<Item = &'a [u8]>) -> Result<Self> {
         context.make_current()?;
         let mut kernels = Self { context: context.clone(), modules: Vec::new(), functions: HashMap::new() };

@@ -46,7 +46,7 @@ impl Stream {
     /// A new stream.
     ///
     /// # Errors
-    /// [`DriverError::Call`] or [`DriverError::Lost`].
+    /// [`DriverError::Call`], [`DriverError::NoMemory`] or [`DriverError::Lost`].
     pub fn new(context: &Context) -> Result<Self> {
         context.make_current()?;
         let (lowest, _) = context.priorities()?;
@@ -56,7 +56,7 @@ impl Stream {
     /// A new stream that goes ahead of all others, for what stands in for perception.
     ///
     /// # Errors
-    /// [`DriverError::Call`] or [`DriverError::Lost`].
+    /// [`DriverError::Call`], [`DriverError::NoMemory`] or [`DriverError::Lost`].
     pub fn ahead_of_others(context: &Context) -> Result<Self> {
         context.make_current()?;
         let (_, highest) = context.priorities()?;

@@ -12,6 +12,7 @@ pub mod bandwidth;
 mod check;
 pub mod embed;
 mod error;
+pub mod faults;
 mod kv;
 pub mod kv_append;
 pub mod kv_compact;

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #include <utility>
 
@@ -268,6 +269,26 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
     *address = old >= limit ? 0 : old + 1;
     return old;
 }
+
+// ---- time, and faults -----------------------------------------------------------------------------------------------------------------
+
+namespace takt_emulated {
+
+// Nanoseconds of the device's timer.
+inline uint64_t timer_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec);
+}
+
+}  // namespace takt_emulated
+
+inline long long clock64() { return (long long)(takt_emulated::timer_ns()); }
+inline void __nanosleep(unsigned ns) {
+    timespec nap = {0, long(ns)};
+    nanosleep(&nap, nullptr);
+}
+#define __trap() ::takt_emulated::fail("a trap")
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------------------------
 

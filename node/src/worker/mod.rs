@@ -12,6 +12,7 @@ mod desk;
 mod heartbeat;
 mod opening;
 mod prompt;
+mod reopening;
 mod thread;
 mod watch;
 
@@ -56,6 +57,8 @@ pub struct WorkerOptions {
     pub drafting: Drafting,
     /// How the thread is to run.
     pub realtime: RealtimeSettings,
+    /// How long an engine that failed is tried to be opened again where there is no memory for it.
+    pub memory_patience: Duration,
     /// Closed when the process is about to end: an engine that is being opened then is not waited for. Nothing is ever sent.
     pub process_end: Receiver<()>,
 }
@@ -74,6 +77,7 @@ impl Default for WorkerOptions {
             system_root: PathBuf::from("/"),
             drafting: Drafting::default(),
             realtime: RealtimeSettings::default(),
+            memory_patience: Duration::from_secs(60),
             process_end: never(),
         }
     }

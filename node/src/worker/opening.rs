@@ -102,7 +102,7 @@ pub(super) fn open(
     opener: &mut Opener,
     options: &WorkerOptions,
     is_wanted: impl Fn() -> bool,
-    leftover: Option<Leftover>,
+    leftover: Option<&Leftover>,
 ) -> Result<(WorkerCore, Facts), EngineError> {
     let Opened { mut backend, text, manifest, draft, costs } = opener()?;
     if options.realtime.lock_memory {
@@ -122,13 +122,13 @@ pub(super) fn open(
     // Measured in any case: it touches every page a section uses.
     let mut effort = if has_stored_costs { Effort::LEAST } else { options.effort };
     if let Some(leftover) = leftover {
-        let holds = |(costs, of): &(CostTable, DeviceKey)| *costs.grid() == grid && *of == device_key;
-        let still_known = leftover.costs.filter(holds).map(|(costs, _)| costs);
+        let holds = |(costs, of): &&(CostTable, DeviceKey)| *costs.grid() == grid && *of == device_key;
+        let still_known = leftover.costs.as_ref().filter(holds).map(|(costs, _)| costs.calibrated());
         let num_withdrawals = match still_known {
             Some(_) => leftover.num_withdrawals,
             None => leftover.desk.num_withdrawals(),
         };
-        desk = Some((leftover.desk, num_withdrawals));
+        desk = Some((Arc::clone(&leftover.desk), num_withdrawals));
         if still_known.is_some() {
             (known, effort) = (still_known, Effort::TOUCH);
         }

@@ -18,6 +18,7 @@ use super::{
     asker::{Asker, Outcome},
     heartbeat::Heartbeat,
     opening::{Facts, Leftover, Opener, open},
+    reopening::reopen,
     watch::Watch,
 };
 use crate::{
@@ -36,7 +37,7 @@ const IDLE_CHECK: Duration = Duration::from_millis(250);
 /// slice of 64 tokens of an 8B model: about 2 s on two cores).
 const SECTION_ALLOWANCE: Duration = Duration::from_secs(30);
 /// What opening an engine may take: hashing, packing and warming up tens of gigabytes from a slow disk.
-const OPEN_ALLOWANCE: Duration = Duration::from_secs(900);
+pub(super) const OPEN_ALLOWANCE: Duration = Duration::from_secs(900);
 /// What giving up an engine that failed may take: freeing its memory, and destroying a context in which a kernel may hang for ever.
 const TEARDOWN_ALLOWANCE: Duration = Duration::from_secs(10);
 /// How often who ends the worker looks whether an engine is being given up.
@@ -180,18 +181,23 @@ impl Drop for Worker {
     }
 }
 
-struct Channels {
-    requests: Receiver<Request>,
+pub(super) struct Channels {
+    pub requests: Receiver<Request>,
     cancels: Receiver<RequestId>,
     /// Closed for shutdown; nothing is ever sent.
-    stop: Receiver<()>,
+    pub stop: Receiver<()>,
     heart: Arc<Heartbeat>,
     is_reopening: Arc<AtomicBool>,
 }
 
 impl Channels {
+    /// The worker lives; the next sign comes within `allowed`.
+    pub(super) fn beat(&self, allowed: Duration) {
+        self.heart.beat(allowed);
+    }
+
     /// The worker is still wanted.
-    fn are_open(&self) -> bool {
+    pub(super) fn are_open(&self) -> bool {
         matches!(self.stop.try_recv(), Err(TryRecvError::Empty))
     }
 
@@ -242,16 +248,15 @@ fn work(
                 let leftover = Leftover::of(&core, device_key);
                 // SYNC POINT: said first, then looked whether the worker is still wanted; who ends it does the reverse.
                 channels.is_reopening.store(true, Ordering::SeqCst);
-                channels.heart.beat(TEARDOWN_ALLOWANCE);
+                channels.beat(TEARDOWN_ALLOWANCE);
                 drop(core); // two engines at once may not fit into memory
                 if last.is_some() {
                     break last;
                 }
-                channels.heart.beat(OPEN_ALLOWANCE);
                 if !channels.are_open() {
                     break None;
                 }
-                let reopened = open(&mut opener, options, || channels.are_open(), Some(leftover));
+                let reopened = reopen(&mut opener, options, channels, &leftover, &reason);
                 channels.is_reopening.store(false, Ordering::SeqCst);
                 match reopened {
                     Ok((reopened, facts)) => {
@@ -276,9 +281,9 @@ fn serve(core: &mut WorkerCore, channels: &Channels, num_failures: &mut usize) -
     loop {
         let mut had_open = 0;
         let round = catch_unwind(AssertUnwindSafe(|| {
-            channels.heart.beat(SECTION_ALLOWANCE);
+            channels.beat(SECTION_ALLOWANCE);
             let goes_on = || {
-                channels.heart.beat(SECTION_ALLOWANCE);
+                channels.beat(SECTION_ALLOWANCE);
                 channels.are_quiet()
             };
             if let Err(error) = core.recalibrate_if_idle(goes_on) {
@@ -347,8 +352,12 @@ fn receive(core: &mut WorkerCore, channels: &Channels) -> bool {
 fn answer_unread(requests: &Receiver<Request>, failure: Option<&str>) {
     let status = if failure.is_some() { Status::Failed } else { Status::Cancelled };
     for request in requests.try_iter() {
-        let reason = Some(failure.unwrap_or("the node is shutting down").to_owned());
-        let now = MonotonicClock.now();
-        Asker::new(&request).reply(status, now, Outcome { reason, ..Outcome::default() });
+        answer(&request, status, failure.unwrap_or("the node is shutting down"));
     }
+}
+
+/// Answers a request that nothing was done for.
+pub(super) fn answer(request: &Request, status: Status, reason: &str) {
+    let outcome = Outcome { reason: Some(reason.to_owned()), ..Outcome::default() };
+    Asker::new(request).reply(status, MonotonicClock.now(), outcome);
 }

@@ -9,6 +9,7 @@ mod draft;
 mod emulator;
 mod faults;
 mod forward;
+mod gpu_faults;
 mod lists;
 mod mapped;
 mod memory;

@@ -87,7 +87,7 @@ pub fn kernel_places() -> GpuOptions {
 }
 
 /// The least image that is one: an ELF header of no machine, in which the emulated device finds every kernel.
-fn image() -> [u8; 64] {
+pub fn image() -> [u8; 64] {
     let mut image = [0; 64];
     image[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
     image

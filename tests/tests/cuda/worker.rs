@@ -1,9 +1,14 @@
 //! A worker on the device: when the device fails, every open request is answered with the reason, and the engine is opened anew.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, bounded};
 use takt_engine::{EngineError, backend::cuda::CudaOptions, dir::EngineDir, kv::KvKind, text::Text};
+use takt_kernels_cu::driver::{
+    context::{Context, Share},
+    device,
+    memory::DeviceBuffer,
+};
 use takt_node::{
     calibrate::Effort,
     request::{Event, Prompt, Reply, Request, RequestId, Status},
@@ -20,16 +25,27 @@ use crate::{
 
 const MAX_TOKENS: u32 = 6;
 
-/// With the engine's head, where it has one.
 fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
-    let cuda_options = CudaOptions {
+    worker_with(dir, cuda_options(step_limit))
+}
+
+fn cuda_options(step_limit: Duration) -> CudaOptions {
+    CudaOptions {
         num_lanes: 1,
         lane_capacity: 64,
         max_step_tokens: 8,
         max_logits_rows: 8,
         step_limit,
         ..options(KvKind::Bf16)
-    };
+    }
+}
+
+/// With the engine's head, where it has one.
+pub fn worker_with(dir: PathBuf, cuda_options: CudaOptions) -> Worker {
+    spawn(dir, cuda_options, WorkerOptions::default())
+}
+
+fn spawn(dir: PathBuf, cuda_options: CudaOptions, options: WorkerOptions) -> Worker {
     let opener = move || {
         let engine = EngineDir::open(&dir)?;
         let text = Text::open(&dir)?.ok_or_else(|| EngineError::Input("no tokenizer".into()))?;
@@ -41,16 +57,24 @@ fn worker(dir: PathBuf, step_limit: Duration) -> Worker {
         let manifest = engine.manifest().clone();
         Ok(Opened { backend, text: Arc::new(text), manifest, draft, costs: None })
     };
-    let options =
-        WorkerOptions { max_prefill_slice_tokens: 8, effort: Effort::LEAST, ..WorkerOptions::default() };
+    let options = WorkerOptions { max_prefill_slice_tokens: 8, effort: Effort::LEAST, ..options };
     Worker::spawn(Box::new(opener), options).unwrap()
 }
 
-fn ask(worker: &Worker) -> Receiver<Event> {
+pub fn ask(worker: &Worker) -> Receiver<Event> {
     ask_for(worker, Prompt::Raw("bring the red wrench".into()))
 }
 
 fn ask_for(worker: &Worker, prompt: Prompt) -> Receiver<Event> {
+    try_ask_for(worker, prompt).expect("the worker takes requests")
+}
+
+/// As [`ask`]; `None` where the worker takes no request any more.
+pub fn try_ask(worker: &Worker) -> Option<Receiver<Event>> {
+    try_ask_for(worker, Prompt::Raw("bring the red wrench".into()))
+}
+
+fn try_ask_for(worker: &Worker, prompt: Prompt) -> Option<Receiver<Event>> {
     let (events, replies) = bounded(1024);
     let request = Request {
         id: RequestId::next(),
@@ -65,11 +89,10 @@ fn ask_for(worker: &Worker, prompt: Prompt) -> Receiver<Event> {
         events,
         admission: None,
     };
-    worker.sender().submit(request).unwrap();
-    replies
+    worker.sender().submit(request).is_ok().then_some(replies)
 }
 
-fn reply(events: &Receiver<Event>) -> Reply {
+pub fn reply(events: &Receiver<Event>) -> Reply {
     let reply = events.iter().find_map(|event| match event {
         Event::Reply(reply) => Some(*reply),
         Event::Tokens { .. } => None,
@@ -191,15 +214,25 @@ fn a_prefix_without_memory_is_not_kept_and_its_request_is_answered_all_the_same(
     });
 }
 
+/// No context, and no memory, is left.
+#[track_caller]
+fn nothing_is_held(device: &Device) {
+    let left = device.report();
+    for name in ["contexts", "green_contexts", "device_allocations", "host_allocations"] {
+        assert_eq!(left.value(name), 0, "{name}");
+    }
+}
+
+/// Without patience it ends at once; the wait itself is the next test's.
 #[test]
-fn an_engine_that_finds_no_memory_when_it_is_opened_again_answers_everybody_and_holds_nothing() {
-    let test =
-        "worker::an_engine_that_finds_no_memory_when_it_is_opened_again_answers_everybody_and_holds_nothing";
+fn an_engine_that_finds_no_memory_for_too_long_when_it_is_opened_again_answers_everybody_and_holds_nothing() {
+    let test = "worker::an_engine_that_finds_no_memory_for_too_long_when_it_is_opened_again_answers_everybody_and_holds_nothing";
     emulated(test).run(|device| {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("engine");
         build_demo(&dir);
-        let worker = worker(dir, Duration::from_secs(30));
+        let options = WorkerOptions { memory_patience: Duration::ZERO, ..WorkerOptions::default() };
+        let worker = spawn(dir, cuda_options(Duration::from_secs(30)), options);
         assert_eq!(reply(&ask(&worker)).status, Status::Complete);
         device.fail_allocation(1);
         device.fail_launch(100);
@@ -209,9 +242,91 @@ fn an_engine_that_finds_no_memory_when_it_is_opened_again_answers_everybody_and_
             assert!(reply.reason.unwrap().contains("the device failed in"));
         }
         worker.shut_down();
-        let left = device.report();
-        for name in ["contexts", "green_contexts", "device_allocations", "host_allocations"] {
-            assert_eq!(left.value(name), 0, "{name}");
+        nothing_is_held(device);
+    });
+}
+
+/// Somebody else who takes all memory there is: what an engine gives back is less than it takes, and the driver's share.
+fn all_memory() -> DeviceBuffer {
+    let device = device::probe().unwrap().remove(0);
+    let (context, _) = Context::open(&device, Share::None).unwrap();
+    let (free, _) = context.memory_bytes().unwrap();
+    DeviceBuffer::new(&context, free - (1 << 20), "somebody else").unwrap()
+}
+
+/// What `worker` says to who asks while there is no memory for an engine.
+#[track_caller]
+fn is_refused(worker: &Worker) {
+    let refused = reply(&ask(worker));
+    assert_eq!(refused.status, Status::Rejected, "{refused:?}");
+    let told = refused.reason.unwrap();
+    for part in ["the device failed in", "no memory to open the engine again", "tried every few seconds"] {
+        assert!(told.contains(part), "{part} not in {told}");
+    }
+}
+
+#[test]
+fn an_engine_that_finds_no_memory_when_it_is_opened_again_is_opened_when_there_is_some() {
+    let test = "worker::an_engine_that_finds_no_memory_when_it_is_opened_again_is_opened_when_there_is_some";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        build_demo(&dir);
+        let worker = worker(dir, Duration::from_secs(30));
+        let expected = reply(&ask(&worker));
+        assert_eq!(expected.status, Status::Complete);
+        let taken = all_memory();
+        device.fail_launch(100);
+        let failed = reply(&ask(&worker));
+        assert_eq!(failed.status, Status::Failed, "{failed:?}");
+        is_refused(&worker);
+        is_refused(&worker);
+        drop(taken);
+        let next = answer_when_open(&worker);
+        assert_eq!((next.status, &next.token_ids), (expected.status, &expected.token_ids), "{next:?}");
+        // What the driver makes for itself finds none, once.
+        for call in ["cuGreenCtxCreate", "cuModuleLoadData", "cuGreenCtxStreamCreate"] {
+            const OUT_OF_MEMORY: i32 = 2;
+            let before = device.report().calls(call);
+            device.fail_call(call, 1, OUT_OF_MEMORY);
+            device.fail_launch(100);
+            assert_eq!(reply(&ask(&worker)).status, Status::Failed);
+            let next = answer_when_open(&worker);
+            assert_eq!((next.status, &next.token_ids), (expected.status, &expected.token_ids), "{next:?}");
+            assert!(device.report().calls(call) > before + 1, "{call} was tried again");
         }
+        worker.shut_down();
+        nothing_is_held(device);
+    });
+}
+
+/// The first answer that is no refusal for want of an engine.
+fn answer_when_open(worker: &Worker) -> Reply {
+    loop {
+        let reply = reply(&ask(worker));
+        if reply.status != Status::Rejected {
+            return reply;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_worker_that_waits_for_memory_ends_when_it_is_told_to() {
+    let test = "worker::a_worker_that_waits_for_memory_ends_when_it_is_told_to";
+    emulated(test).run(|device| {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("engine");
+        build_demo(&dir);
+        let options = WorkerOptions { memory_patience: Duration::MAX, ..WorkerOptions::default() };
+        let worker = spawn(dir, cuda_options(Duration::from_secs(30)), options);
+        assert_eq!(reply(&ask(&worker)).status, Status::Complete);
+        let taken = all_memory();
+        device.fail_launch(100);
+        assert_eq!(reply(&ask(&worker)).status, Status::Failed);
+        is_refused(&worker);
+        worker.shut_down();
+        drop(taken);
+        nothing_is_held(device);
     });
 }

@@ -100,6 +100,20 @@ const RULES: &[Rule] = &[
         what: "16-byte load of rows",
     },
     Rule {
+        kernels: &["fault_trap"],
+        targets: &Target::ALL,
+        opcodes: &["BPT"],
+        modifiers: &["TRAP"],
+        what: "trap",
+    },
+    Rule {
+        kernels: &["fault_write"],
+        targets: &Target::ALL,
+        opcodes: &["STG", "ST"],
+        modifiers: &[],
+        what: "write to the address it is given",
+    },
+    Rule {
         kernels: &["rope_kv_fp8"],
         targets: &SINCE_HOPPER,
         opcodes: &["F2FP"],

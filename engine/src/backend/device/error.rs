@@ -7,7 +7,9 @@ use crate::EngineError;
 impl From<DriverError> for EngineError {
     fn from(error: DriverError) -> Self {
         match error {
-            DriverError::OutOfMemory { .. } => Self::Capacity(error.to_string()),
+            DriverError::OutOfMemory { .. } | DriverError::NoMemory { .. } => {
+                Self::Capacity(error.to_string())
+            }
             DriverError::NoDriver
             | DriverError::NoDevice(_)
             | DriverError::TooOld { .. }

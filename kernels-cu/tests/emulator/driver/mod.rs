@@ -43,7 +43,7 @@ use takt_kernels_cu::{CudaVersion, driver::host_memory::HostReach, source};
 use super::{Compiler, device::is_required as is_device_required, hex, own_folder, run};
 
 /// Names the test that a child process is started for.
-const CHILD: &str = "TAKT_EMULATED_CHILD";
+pub const CHILD: &str = "TAKT_EMULATED_CHILD";
 const LIBRARY: &str = "libcuda.so.1";
 
 /// A test that runs on an emulated device.
@@ -206,7 +206,7 @@ impl EmulatedDevice {
 }
 
 /// Whether `command` ended well within `limit`, and what it wrote.
-fn finished(mut command: Command, limit: Duration) -> (bool, String) {
+pub fn finished(mut command: Command, limit: Duration) -> (bool, String) {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
