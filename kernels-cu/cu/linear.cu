@@ -8,10 +8,10 @@
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
 //
-// Bound by memory: every weight is read once and costs about two instructions. A block computes 16 rows at a time, each of its 8 warps one
-// slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh), the first ones
-// while the kernel before may still run, and goes on into the block's next 16 rows: there are as many blocks as run at once, and their loads
-// never pause. The warps' sums are added in order.
+// Bound by memory: every weight is read once and costs two (INT4) to three (NVFP4) of a thread's instructions. A block computes 16 rows at
+// a time, each of its 8 warps one slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see
+// common/weights.cuh), the first ones while the kernel before may still run, and goes on into the block's next 16 rows: there are as many
+// blocks as run at once, and their loads never pause. The warps' sums are added in order.
 #include "common/weights.cuh"
 
 namespace {

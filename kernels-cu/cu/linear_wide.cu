@@ -6,7 +6,8 @@
 // Bound by memory up to some 64 tokens where the tensor cores keep up, else by them. What counts is how often a decoded weight and an
 // activation are used: a warp computes 16 or 32 rows of every token of the block, so an activation read from shared memory feeds one or
 // two MMAs; a block computes 64 or 128 rows, so activations come num_rows / 128 times from L2. They are copied to shared memory two stages
-// ahead (`cp.async`), weights go straight to registers, one unit ahead.
+// ahead (`cp.async`), and put into the order of 4-bit weights there, by the thread that copied them, rather than by every warp that reads
+// them; weights go straight to registers, one unit ahead. Instructions, loop by loop and target by target: docs/performance-gpu.md.
 //
 // A warp computes one slice after another and adds up their sums in order, as linear.cu's warps do together.
 #include "common/weights.cuh"
@@ -125,7 +126,7 @@ struct Parts {
     RowPart low[S::ROW_TILES], high[S::ROW_TILES];
 };
 
-// Of the unit at `unit_col`; past the last one, and past a row's end, where the activations are 0, of some columns that are there.
+// Of the unit at `unit_col`. Past the last unit, and past the row's end, of some columns that are there: the activations are 0 there.
 template <Format FORMAT, typename S>
 __device__ __forceinline__ Parts<S> load_parts(const Row (&low)[S::ROW_TILES], const Row (&high)[S::ROW_TILES], uint32_t unit_col,
                                                uint32_t num_cols) {
@@ -236,6 +237,7 @@ __device__ __forceinline__ void multiply_rows(const Place& place, uint32_t first
     // Where the current stage lies.
     uint32_t pieces = 0;
     while (!stage.is_past_end()) {
+        // The stages of one slice.
         Sums<S> sums = {};
         for (bool is_end = false; !is_end;) {
             copy_wait<NUM_STAGES - 2>();
