@@ -80,7 +80,9 @@ __device__ __forceinline__ uint32_t bf16x2_multiply(uint32_t a, uint32_t b) { re
 __device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
 #if defined(__CUDA_ARCH__)
     uint32_t result;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    // The table of a function is what it makes of these three.
+    constexpr int TABLE = (0xf0 & 0xcc) ^ 0xaa;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
     return result;
 #else
     return (a & b) ^ c;
