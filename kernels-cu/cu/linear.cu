@@ -8,10 +8,10 @@
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
 //
-// Bound by memory: every weight is read once and costs about two instructions. A block computes 16 rows at a time, each of its 8 warps one
-// slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see common/weights.cuh), the first ones
-// while the kernel before may still run, and goes on into the block's next 16 rows: there are as many blocks as run at once, and their loads
-// never pause. The warps' sums are added in order.
+// Bound by memory: every weight is read once and costs two (INT4) to three (NVFP4) of a thread's instructions. A block computes 16 rows at
+// a time, each of its 8 warps one slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see
+// common/weights.cuh), the first ones while the kernel before may still run, and goes on into the block's next 16 rows: there are as many
+// blocks as run at once, and their loads never pause. The warps' sums are added in order.
 #include "common/weights.cuh"
 
 namespace {
@@ -39,25 +39,27 @@ struct UnitColumns {
     uint32_t count;
 };
 
-// Past the row's end the weights are 0: there the activations need only be numbers, and are where the row begins.
-template <int TOKEN_TILES>
-__device__ __forceinline__ UnitColumns<TOKEN_TILES> unit_columns(const bf16* const (&rows)[TOKEN_TILES], uint32_t col, uint32_t num_cols) {
+// Column `col` of a lane, `x_cols` columns on from where `x` points to. Past the row's end the weights are 0: there the activations need only
+// be numbers, and are where the row begins.
+template <Columns COLUMNS, int TOKEN_TILES>
+__device__ __forceinline__ UnitColumns<TOKEN_TILES> unit_columns(const bf16* const (&x)[TOKEN_TILES], uint32_t x_cols, uint32_t col,
+                                                                 uint32_t num_cols) {
     UnitColumns<TOKEN_TILES> unit;
-    bool is_there = col < num_cols;
+    bool is_there = COLUMNS == UNITS || col < num_cols;
     unit.count = is_there ? num_cols - col : 0;
 #pragma unroll
-    for (int tile = 0; tile < TOKEN_TILES; tile++) unit.x[tile] = rows[tile] + (is_there ? col : 0);
+    for (int tile = 0; tile < TOKEN_TILES; tile++) unit.x[tile] = is_there ? x[tile] + x_cols : x[tile] - (col - x_cols);
     return unit;
 }
 
-template <bool IS_WHOLE>
+template <Columns COLUMNS>
 __device__ __forceinline__ uint4 load_activations(const bf16* x, uint32_t count, uint32_t first) {
-    if (IS_WHOLE) return load_16(x + first);
+    if (COLUMNS != BYTES) return load_16(x + first);
     return load_bytes(reinterpret_cast<const uint8_t*>(x + first), count > first ? (count - first) * 2 : 0);
 }
 
 // sums += the product of eight columns of 16 rows and of every token.
-template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE, int CHUNK>
+template <Format FORMAT, int TOKEN_TILES, Columns COLUMNS, int CHUNK>
 __device__ __forceinline__ void multiply_chunk(const RowPart& low, const RowPart& high, const UnitColumns<TOKEN_TILES>& unit,
                                                float (&sums)[TOKEN_TILES][4]) {
     uint32_t low_pairs[4], high_pairs[4], x_pairs[4];
@@ -65,41 +67,57 @@ __device__ __forceinline__ void multiply_chunk(const RowPart& low, const RowPart
     expand<FORMAT, CHUNK>(high, high_pairs);
 #pragma unroll
     for (int tile = 0; tile < TOKEN_TILES; tile++) {
-        arrange<FORMAT>(load_activations<IS_WHOLE>(unit.x[tile], unit.count, CHUNK * 8), x_pairs);
+        arrange<FORMAT>(load_activations<COLUMNS>(unit.x[tile], unit.count, CHUNK * 8), x_pairs);
         multiply_pairs(low_pairs, high_pairs, x_pairs, sums[tile]);
     }
 }
 
-template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE>
+template <Format FORMAT, int TOKEN_TILES, Columns COLUMNS>
 __device__ __forceinline__ void multiply_chunks(const RowPart& low, const RowPart& high, const UnitColumns<TOKEN_TILES>& unit,
                                                 float (&sums)[TOKEN_TILES][4]) {
-    multiply_chunk<FORMAT, TOKEN_TILES, IS_WHOLE, 0>(low, high, unit, sums);
-    if constexpr (FORMAT != BF16) multiply_chunk<FORMAT, TOKEN_TILES, IS_WHOLE, 1>(low, high, unit, sums);
+    multiply_chunk<FORMAT, TOKEN_TILES, COLUMNS, 0>(low, high, unit, sums);
+    if constexpr (FORMAT != BF16) multiply_chunk<FORMAT, TOKEN_TILES, COLUMNS, 1>(low, high, unit, sums);
     if constexpr (FORMAT == NVFP4 || FORMAT == INT4) {
-        multiply_chunk<FORMAT, TOKEN_TILES, IS_WHOLE, 2>(low, high, unit, sums);
-        multiply_chunk<FORMAT, TOKEN_TILES, IS_WHOLE, 3>(low, high, unit, sums);
+        multiply_chunk<FORMAT, TOKEN_TILES, COLUMNS, 2>(low, high, unit, sums);
+        multiply_chunk<FORMAT, TOKEN_TILES, COLUMNS, 3>(low, high, unit, sums);
     }
 }
 
 // sums += the product of one unit. INT4: a unit is a group, whose scale multiplies the group's sum.
-template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE>
+template <Format FORMAT, int TOKEN_TILES, Columns COLUMNS>
 __device__ __forceinline__ void multiply_unit(const RowPart& low, const RowPart& high, const UnitColumns<TOKEN_TILES>& unit,
                                               float (&sums)[TOKEN_TILES][4]) {
     if constexpr (FORMAT != INT4) {
-        multiply_chunks<FORMAT, TOKEN_TILES, IS_WHOLE>(low, high, unit, sums);
+        multiply_chunks<FORMAT, TOKEN_TILES, COLUMNS>(low, high, unit, sums);
     } else {
         static_assert(Layout<INT4>::UNIT_COLS == INT4_GROUP, "a unit is a group");
         float group_sums[TOKEN_TILES][4] = {};
-        multiply_chunks<FORMAT, TOKEN_TILES, IS_WHOLE>(low, high, unit, group_sums);
+        multiply_chunks<FORMAT, TOKEN_TILES, COLUMNS>(low, high, unit, group_sums);
 #pragma unroll
         for (int tile = 0; tile < TOKEN_TILES; tile++) add_group(low, high, group_sums[tile], sums[tile]);
     }
 }
 
+// The matrices of a launch.
+struct Matrices {
+    LinearMatrix first, second, third;
+    Output output;
+
+    // Of one matrix.
+    __device__ __forceinline__ uint32_t rows_of_tile() const { return output == SWIGLU ? TILE_ROWS / 2 : TILE_ROWS; }
+    __device__ __forceinline__ uint32_t num_tiles() const {
+        uint32_t num_rows = rows_of_tile();
+        if (output == SWIGLU) return (first.num_rows + num_rows - 1) / num_rows;
+        uint32_t tiles = (first.num_rows + num_rows - 1) / num_rows + (second.num_rows + num_rows - 1) / num_rows;
+        return tiles + (third.num_rows + num_rows - 1) / num_rows;
+    }
+    __device__ __forceinline__ Place place(uint32_t tile) const { return place_of<TILE_ROWS>(tile, first, second, third, output); }
+};
+
 // Adds the warps' sums in order, and stores the outputs of 16 rows.
 template <Format FORMAT, int TOKEN_TILES>
-__device__ __forceinline__ void finish(const Place& place, const Activations& x, const float (&sums)[TOKEN_TILES][4],
-                                       uint32_t tile_count) {
+__device__ __forceinline__ void finish(const Matrices& matrices, uint32_t tile_idx, const Activations& x,
+                                       const float (&sums)[TOKEN_TILES][4], uint32_t tile_count) {
     constexpr int TOKENS = TOKEN_TILES * TILE_TOKENS;
     // Two in turn: when a warp writes one again, a barrier lies between it and those who read.
     __shared__ float partials[2][NUM_SLICES][TOKENS * PARTIAL_STRIDE];
@@ -120,11 +138,14 @@ __device__ __forceinline__ void finish(const Place& place, const Activations& x,
         for (int slice = 0; slice < NUM_SLICES; slice++) sum += partial[slice][token * PARTIAL_STRIDE + row];
         return sum;
     };
-    int rows = int(place.rows_of_tile());
-    for (int output = int(threadIdx.x); output < TOKENS * rows; output += THREADS) {
-        int token_idx = output / rows, row_idx = output % rows;
-        uint32_t token = x.first_token + token_idx, row = place.first_row + row_idx;
+    // 8 or 16: nothing is divided.
+    uint32_t rows = matrices.rows_of_tile(), rows_log2 = rows == 8 ? 3 : 4;
+    for (uint32_t output = threadIdx.x; output < TOKENS * rows; output += THREADS) {
+        int token_idx = int(output >> rows_log2), row_idx = int(output & (rows - 1));
+        uint32_t token = x.first_token + token_idx;
         if (token >= x.num_tokens) continue;
+        Place place = matrices.place(tile_idx);
+        uint32_t row = place.first_row + row_idx;
         if (place.output == SWIGLU) {
             place.write_swiglu<FORMAT>(row, token, total(token_idx, row_idx), total(token_idx, row_idx + 8));
         } else {
@@ -132,20 +153,6 @@ __device__ __forceinline__ void finish(const Place& place, const Activations& x,
         }
     }
 }
-
-// The matrices of a launch.
-struct Matrices {
-    LinearMatrix first, second, third;
-    Output output;
-
-    __device__ __forceinline__ uint32_t num_tiles() const {
-        uint32_t num_rows = TILE_ROWS / (output == SWIGLU ? 2 : 1);
-        if (output == SWIGLU) return (first.num_rows + num_rows - 1) / num_rows;
-        uint32_t tiles = (first.num_rows + num_rows - 1) / num_rows + (second.num_rows + num_rows - 1) / num_rows;
-        return tiles + (third.num_rows + num_rows - 1) / num_rows;
-    }
-    __device__ __forceinline__ Place place(uint32_t tile) const { return place_of<TILE_ROWS>(tile, first, second, third, output); }
-};
 
 // A lane's two rows of a tile.
 struct RowPair {
@@ -165,58 +172,62 @@ __device__ __forceinline__ RowPair rows_of(const Place& place, uint32_t col, uin
     return pair.at<FORMAT>(col);
 }
 
-// Tile after tile of the block. Each warp computes its slice of both of the lane's rows, a round of AHEAD units at a time; while it does, it
-// loads the next round, past the end of a tile the first one of the next tile.
-template <Format FORMAT, int TOKEN_TILES, bool IS_WHOLE>
+// Tile after tile of the block. Each warp computes its slice of both of the lane's rows, a round of AHEAD units at a time; as soon as a unit's
+// weights are used, those of the next round take their registers, past the end of a tile the first ones of the next tile.
+template <Format FORMAT, int TOKEN_TILES, Columns COLUMNS>
 __device__ __forceinline__ void multiply_tiles(const Matrices& matrices, const Activations& x) {
     // As far as the registers go: what hides the memory's latency.
-    constexpr int AHEAD = !IS_WHOLE ? 1 : TOKEN_TILES == 1 ? 4 : 2;
-    constexpr uint32_t UNIT = Layout<FORMAT>::UNIT_COLS, STEP = UNIT * NUM_SLICES, ROUND = AHEAD * STEP, NOWHERE = 0x80000000u;
-    uint32_t num_cols = x.num_cols, lane_col = lane_idx() % 4 * Layout<FORMAT>::LANE_COLS, first_col = warp_idx() * UNIT + lane_col;
+    constexpr uint32_t AHEAD = COLUMNS == BYTES ? 1 : TOKEN_TILES == 1 ? 4 : 2;
+    constexpr uint32_t UNIT = Layout<FORMAT>::UNIT_COLS, STEP = UNIT * NUM_SLICES, ROUND = AHEAD * STEP;
+    uint32_t num_cols = x.num_cols, first_col = warp_idx() * UNIT + lane_idx() % 4 * Layout<FORMAT>::LANE_COLS;
+    uint32_t num_units = (num_cols + (NUM_SLICES - 1 - warp_idx()) * UNIT + UNIT - 1) / STEP;
     const bf16* x_rows[TOKEN_TILES];
 #pragma unroll
-    for (int tile = 0; tile < TOKEN_TILES; tile++) x_rows[tile] = x.row_of_tile(tile);
+    for (int tile = 0; tile < TOKEN_TILES; tile++) x_rows[tile] = x.row_of_tile(tile) + first_col;
     // The loads of a round are at constant distances from `at`.
     RowPair at = rows_of<FORMAT>(matrices.place(blockIdx.x), first_col, num_cols);
     RowPart low[AHEAD], high[AHEAD];
-    auto load = [&](int idx, uint32_t round_col) {
+    auto load = [&](uint32_t idx, uint32_t round_col) {
         RowPair there = at.at<FORMAT>(idx * STEP);
-        low[idx] = load_part<FORMAT, IS_WHOLE>(there.low, round_col + idx * STEP, num_cols);
-        high[idx] = load_part<FORMAT, IS_WHOLE>(there.high, round_col + idx * STEP, num_cols);
+        load_part<FORMAT, COLUMNS>(low[idx], there.low, round_col + idx * STEP, num_cols);
+        load_part<FORMAT, COLUMNS>(high[idx], there.high, round_col + idx * STEP, num_cols);
     };
 #pragma unroll
-    for (int idx = 0; idx < AHEAD; idx++) load(idx, first_col);
+    for (uint32_t idx = 0; idx < AHEAD; idx++) {
+        low[idx] = high[idx] = {};
+        if (idx < num_units) load(idx, first_col);
+    }
     await_previous_kernel();
     uint32_t num_tiles = matrices.num_tiles(), tile_count = 0;
     for (uint32_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x, tile_count++) {
         float sums[TOKEN_TILES][4] = {};
-        for (uint32_t round = 0; round < num_cols; round += ROUND) {
-            uint32_t next_col = round + ROUND + first_col;
-            if (round + ROUND < num_cols) {
+        const bf16* x_at[TOKEN_TILES];
+#pragma unroll
+        for (int token_tile = 0; token_tile < TOKEN_TILES; token_tile++) x_at[token_tile] = x_rows[token_tile];
+        uint32_t col = first_col;
+        for (uint32_t units_left = num_units; units_left > 0;) {
+            uint32_t next_left = 0, next_col = first_col;
+            if (units_left > AHEAD) {
+                next_left = units_left - AHEAD, next_col = col + ROUND;
                 at = at.at<FORMAT>(ROUND);
             } else if (tile + gridDim.x < num_tiles) {
+                next_left = num_units;
                 at = rows_of<FORMAT>(matrices.place(tile + gridDim.x), first_col, num_cols);
-                next_col = first_col;
-            } else {
-                next_col = NOWHERE;
-            }
-            uint32_t unit_col = round + warp_idx() * UNIT;
-            // Written so that the compiler leaves each load before the multiplication that it is to overlap: with the second loop's condition in
-            // the first one it gathers them behind all of them.
-#pragma unroll
-            for (int idx = 0; idx < AHEAD; idx++) {
-                if (unit_col + idx * STEP >= num_cols) break;
-                RowPart low_part = low[idx], high_part = high[idx];
-                load(idx, next_col);
-                UnitColumns<TOKEN_TILES> unit = unit_columns<TOKEN_TILES>(x_rows, unit_col + lane_col + idx * STEP, num_cols);
-                multiply_unit<FORMAT, TOKEN_TILES, IS_WHOLE>(low_part, high_part, unit, sums);
             }
 #pragma unroll
-            for (int idx = 0; idx < AHEAD; idx++) {
-                if (unit_col + idx * STEP >= num_cols) load(idx, next_col);
+            for (uint32_t idx = 0; idx < AHEAD; idx++) {
+                if (idx < units_left) {
+                    UnitColumns<TOKEN_TILES> unit = unit_columns<COLUMNS>(x_at, idx * STEP, col + idx * STEP, num_cols);
+                    multiply_unit<FORMAT, TOKEN_TILES, COLUMNS>(low[idx], high[idx], unit, sums);
+                }
+                if (idx < next_left) load(idx, next_col);
             }
+#pragma unroll
+            for (int token_tile = 0; token_tile < TOKEN_TILES; token_tile++) x_at[token_tile] += ROUND;
+            col += ROUND;
+            units_left = units_left > AHEAD ? units_left - AHEAD : 0;
         }
-        finish<FORMAT, TOKEN_TILES>(matrices.place(tile), x, sums, tile_count);
+        finish<FORMAT, TOKEN_TILES>(matrices, tile, x, sums, tile_count);
     }
 }
 
@@ -224,10 +235,12 @@ template <Format FORMAT, int TOKEN_TILES>
 __device__ __forceinline__ void linear(const Matrices& matrices, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     release_next_kernel();
     Activations activations = {x, blockIdx.y * TOKEN_TILES * TILE_TOKENS, num_tokens, num_cols};
-    if (num_cols % Layout<FORMAT>::LANE_COLS == 0) {
-        multiply_tiles<FORMAT, TOKEN_TILES, true>(matrices, activations);
+    if (num_cols % Layout<FORMAT>::UNIT_COLS == 0) {
+        multiply_tiles<FORMAT, TOKEN_TILES, UNITS>(matrices, activations);
+    } else if (num_cols % Layout<FORMAT>::LANE_COLS == 0) {
+        multiply_tiles<FORMAT, TOKEN_TILES, PIECES>(matrices, activations);
     } else {
-        multiply_tiles<FORMAT, TOKEN_TILES, false>(matrices, activations);
+        multiply_tiles<FORMAT, TOKEN_TILES, BYTES>(matrices, activations);
     }
 }
 

@@ -6,7 +6,8 @@
 // Bound by memory up to some 64 tokens where the tensor cores keep up, else by them. What counts is how often a decoded weight and an
 // activation are used: a warp computes 16 or 32 rows of every token of the block, so an activation read from shared memory feeds one or
 // two MMAs; a block computes 64 or 128 rows, so activations come num_rows / 128 times from L2. They are copied to shared memory two stages
-// ahead (`cp.async`), weights go straight to registers, one unit ahead.
+// ahead (`cp.async`), and put into the order of 4-bit weights there, by the thread that copied them, rather than by every warp that reads
+// them; weights go straight to registers, one unit ahead. Instructions, loop by loop and target by target: docs/performance-gpu.md.
 //
 // A warp computes one slice after another and adds up their sums in order, as linear.cu's warps do together.
 #include "common/weights.cuh"
@@ -29,20 +30,37 @@ __device__ __forceinline__ int piece_of(int token, int chunk, int lane) {
     return token * STAGE_PIECES + ((chunk * 4 + lane) ^ (token % 2 * 4));
 }
 
-// A stage of a block's way through the columns: slice by slice, in each unit by unit.
+// The activations of a stage as a lane reads them: every chunk and every eighth token is at a constant distance from one of two places.
+struct LaneStage {
+    const uint4 *even, *odd;
+
+    __device__ __forceinline__ explicit LaneStage(const uint4* shared_x)
+        : even(shared_x + piece_of(lane_idx() / 4, 0, lane_idx() % 4)), odd(shared_x + piece_of(lane_idx() / 4, 1, lane_idx() % 4)) {}
+    __device__ __forceinline__ LaneStage at(uint32_t pieces) const {
+        LaneStage there = *this;
+        there.even += pieces, there.odd += pieces;
+        return there;
+    }
+    // Chunk `chunk` of token g of token tile `tile`.
+    __device__ __forceinline__ uint4 load(int chunk, int tile) const {
+        return load_16((chunk % 2 == 0 ? even : odd) + tile * TILE_TOKENS * STAGE_PIECES + chunk / 2 * 8);
+    }
+};
+
+// A stage of a block's way through the columns: slice by slice, in each unit by unit. Slices without a column are left out.
 template <Format FORMAT, typename S>
 struct Stage {
-    static constexpr uint32_t UNIT_STEP = NUM_SLICES * Layout<FORMAT>::UNIT_COLS, STEP = UNIT_STEP * S::STAGE_UNITS;
-    uint32_t slice, first_col, num_cols;
+    static constexpr uint32_t UNIT = Layout<FORMAT>::UNIT_COLS, UNIT_STEP = NUM_SLICES * UNIT, STEP = UNIT_STEP * S::STAGE_UNITS;
+    uint32_t slice_col, first_col, num_cols;
 
-    // First column of a unit; past the last where the slice is shorter than others, and after the last stage.
+    // First column of a unit; past the last where the slice is shorter than others.
     __device__ __forceinline__ uint32_t unit_col(uint32_t unit) const { return first_col + unit * UNIT_STEP; }
-    __device__ __forceinline__ bool ends_slice() const { return first_col - slice * Layout<FORMAT>::UNIT_COLS + STEP >= num_cols; }
-    __device__ __forceinline__ bool is_past_end() const { return slice == NUM_SLICES; }
+    __device__ __forceinline__ bool ends_slice() const { return first_col + STEP >= num_cols; }
+    __device__ __forceinline__ bool is_past_end() const { return slice_col >= min(num_cols, UNIT_STEP); }
     __device__ __forceinline__ Stage next() const {
-        if (!ends_slice()) return {slice, first_col + STEP, num_cols};
-        if (slice + 1 >= NUM_SLICES) return {NUM_SLICES, num_cols, num_cols};
-        return {slice + 1, (slice + 1) * Layout<FORMAT>::UNIT_COLS, num_cols};
+        bool ends = ends_slice();
+        uint32_t next_slice = ends ? slice_col + UNIT : slice_col;
+        return {next_slice, ends ? next_slice : first_col + STEP, num_cols};
     }
 };
 
@@ -51,25 +69,56 @@ struct Tokens {
     uint32_t first_token, num_tokens;
 };
 
-// Begins to copy a stage's activations to `stage_x`. Past the last column the weights are 0, past the last token nobody stores: there any
-// numbers do, the row's first ones and the last token's.
+// A thread's share of the copies: one place of a stage, of every TOKENS_AT_ONCE-th token.
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void copy_stage(const Stage<FORMAT, S>& stage, const Tokens& tokens, uint4* stage_x) {
-    constexpr int UNIT_PIECES = STAGE_PIECES / S::STAGE_UNITS, TOKENS_AT_ONCE = S::THREADS / STAGE_PIECES;
-    if (!stage.is_past_end()) {
-        int piece = int(threadIdx.x) % STAGE_PIECES, unit = piece / UNIT_PIECES, in_unit = piece % UNIT_PIECES;
-        int chunk = unit * S::CHUNKS + in_unit % S::CHUNKS, lane = in_unit / S::CHUNKS;
-        uint32_t col = stage.unit_col(unit) + in_unit * 8;
-        const bf16* column = tokens.x + (col < stage.num_cols ? col : 0);
+struct Copier {
+    static constexpr int TOKENS_AT_ONCE = S::THREADS / STAGE_PIECES, COPIES = S::TOKENS / TOKENS_AT_ONCE;
+    // The row of the first token, in bytes from the lane's columns of a unit on.
+    const uint8_t* x;
+    // Tokens from the first one on, and the bytes of one.
+    uint32_t num_tokens, row_bytes;
+    // Of the lane's columns in a unit, the unit in a stage.
+    uint32_t lane_col, unit;
+    uint4* place;
+
+    __device__ __forceinline__ Copier(const Tokens& tokens, uint32_t num_cols, uint4* shared_x) {
+        // Pieces in the order of their places, so that threads side by side write to different banks.
+        int piece = int(threadIdx.x) % STAGE_PIECES, token = int(threadIdx.x) / STAGE_PIECES, chunk = piece / 4, lane = piece % 4;
+        lane_col = lane * Layout<FORMAT>::LANE_COLS + chunk % S::CHUNKS * 8, unit = chunk / S::CHUNKS;
+        uint32_t first = tokens.first_token + token;
+        x = kept(reinterpret_cast<const uint8_t*>(tokens.x + size_t(first) * num_cols + lane_col));
+        num_tokens = first < tokens.num_tokens ? tokens.num_tokens - first : 0, row_bytes = num_cols * 2;
+        place = shared_x + piece_of(token, chunk, lane);
+    }
+
+    // Begins to copy a stage's activations, `pieces` on from the first stage; zeros past the last column and the last token.
+    __device__ __forceinline__ void copy(const Stage<FORMAT, S>& stage, uint32_t pieces) const {
+        if (!stage.is_past_end()) {
+            uint32_t col = stage.unit_col(unit);
+            uint32_t tokens_there = col + lane_col < stage.num_cols ? num_tokens : 0;
+            const uint8_t* from = kept(x + size_t(col) * 2);
 #pragma unroll
-        for (int first = 0; first < S::TOKENS; first += TOKENS_AT_ONCE) {
-            int token_idx = first + int(threadIdx.x) / STAGE_PIECES;
-            uint32_t token = min(tokens.first_token + token_idx, tokens.num_tokens - 1);
-            copy_16_async(stage_x + piece_of(token_idx, chunk, lane), column + size_t(token) * stage.num_cols);
+            for (int idx = 0; idx < COPIES; idx++) {
+                uint32_t token = idx * TOKENS_AT_ONCE;
+                copy_16_async(place + pieces + token * STAGE_PIECES, from + size_t(row_bytes) * token, token < tokens_there);
+            }
+        }
+        copy_commit();
+    }
+
+    // Puts what this thread has copied into the order that `expand` gives the columns, once for all warps.
+    __device__ __forceinline__ void arrange_copied(uint32_t pieces) const {
+        if constexpr (FORMAT == NVFP4 || FORMAT == INT4) {
+#pragma unroll
+            for (int idx = 0; idx < COPIES; idx++) {
+                uint4* there = place + pieces + idx * TOKENS_AT_ONCE * STAGE_PIECES;
+                uint32_t pairs[4];
+                arrange<FORMAT>(load_16(there), pairs);
+                store_16(there, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+            }
         }
     }
-    copy_commit();
-}
+};
 
 // What a lane holds of a unit's rows: g and g + 8 of each row tile.
 template <typename S>
@@ -77,15 +126,17 @@ struct Parts {
     RowPart low[S::ROW_TILES], high[S::ROW_TILES];
 };
 
+// Of the unit at `unit_col`. Past the last unit, and past the row's end, of some columns that are there: the activations are 0 there.
 template <Format FORMAT, typename S>
 __device__ __forceinline__ Parts<S> load_parts(const Row (&low)[S::ROW_TILES], const Row (&high)[S::ROW_TILES], uint32_t unit_col,
                                                uint32_t num_cols) {
     Parts<S> parts;
-    uint32_t col = unit_col + lane_idx() % 4 * Layout<FORMAT>::LANE_COLS;
+    uint32_t unit = unit_col < num_cols ? unit_col : 0, in_unit = lane_idx() % 4 * Layout<FORMAT>::LANE_COLS;
+    uint32_t col = unit + in_unit < num_cols ? unit + in_unit : unit;
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
-        parts.low[tile] = load_part<FORMAT, true>(low[tile].template at<FORMAT>(col), col, num_cols);
-        parts.high[tile] = load_part<FORMAT, true>(high[tile].template at<FORMAT>(col), col, num_cols);
+        load_part<FORMAT, UNITS>(parts.low[tile], low[tile].template at<FORMAT>(col), col, num_cols);
+        load_part<FORMAT, UNITS>(parts.high[tile], high[tile].template at<FORMAT>(col), col, num_cols);
     }
     return parts;
 }
@@ -95,7 +146,7 @@ using Sums = float[S::ROW_TILES][S::TOKEN_TILES][4];
 
 // sums += the product of chunk CHUNK of a unit; `stage_chunk` is its number in the stage.
 template <Format FORMAT, typename S, int CHUNK>
-__device__ __forceinline__ void multiply_chunk(const Parts<S>& parts, const uint4* stage_x, int stage_chunk, Sums<S>& sums) {
+__device__ __forceinline__ void multiply_chunk(const Parts<S>& parts, const LaneStage& x, int stage_chunk, Sums<S>& sums) {
     uint32_t low[S::ROW_TILES][4], high[S::ROW_TILES][4];
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
@@ -104,32 +155,31 @@ __device__ __forceinline__ void multiply_chunk(const Parts<S>& parts, const uint
     }
 #pragma unroll
     for (int tokens = 0; tokens < S::TOKEN_TILES; tokens++) {
-        int token = tokens * TILE_TOKENS + lane_idx() / 4;
-        uint32_t x_pairs[4];
-        arrange<FORMAT>(load_16(stage_x + piece_of(token, stage_chunk, lane_idx() % 4)), x_pairs);
+        uint4 words = x.load(stage_chunk, tokens);
+        const uint32_t x_pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int tile = 0; tile < S::ROW_TILES; tile++) multiply_pairs(low[tile], high[tile], x_pairs, sums[tile][tokens]);
     }
 }
 
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void multiply_chunks(const Parts<S>& parts, const uint4* stage_x, int first_chunk, Sums<S>& sums) {
-    multiply_chunk<FORMAT, S, 0>(parts, stage_x, first_chunk, sums);
-    if constexpr (S::CHUNKS >= 2) multiply_chunk<FORMAT, S, 1>(parts, stage_x, first_chunk + 1, sums);
+__device__ __forceinline__ void multiply_chunks(const Parts<S>& parts, const LaneStage& x, int first_chunk, Sums<S>& sums) {
+    multiply_chunk<FORMAT, S, 0>(parts, x, first_chunk, sums);
+    if constexpr (S::CHUNKS >= 2) multiply_chunk<FORMAT, S, 1>(parts, x, first_chunk + 1, sums);
     if constexpr (S::CHUNKS >= 4) {
-        multiply_chunk<FORMAT, S, 2>(parts, stage_x, first_chunk + 2, sums);
-        multiply_chunk<FORMAT, S, 3>(parts, stage_x, first_chunk + 3, sums);
+        multiply_chunk<FORMAT, S, 2>(parts, x, first_chunk + 2, sums);
+        multiply_chunk<FORMAT, S, 3>(parts, x, first_chunk + 3, sums);
     }
 }
 
-// sums += the product of one unit.
+// sums += the product of one unit. INT4: a unit is a group, whose scale multiplies the group's sum.
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void multiply_unit(const Parts<S>& parts, const uint4* stage_x, int unit, Sums<S>& sums) {
+__device__ __forceinline__ void multiply_unit(const Parts<S>& parts, const LaneStage& x, int unit, Sums<S>& sums) {
     if constexpr (FORMAT != INT4) {
-        multiply_chunks<FORMAT, S>(parts, stage_x, unit * S::CHUNKS, sums);
+        multiply_chunks<FORMAT, S>(parts, x, unit * S::CHUNKS, sums);
     } else {
         Sums<S> group_sums = {};
-        multiply_chunks<FORMAT, S>(parts, stage_x, unit * S::CHUNKS, group_sums);
+        multiply_chunks<FORMAT, S>(parts, x, unit * S::CHUNKS, group_sums);
 #pragma unroll
         for (int tile = 0; tile < S::ROW_TILES; tile++) {
 #pragma unroll
@@ -148,15 +198,14 @@ __device__ __forceinline__ float& total_of(float* totals, int tile, int tokens, 
 
 // totals += sums, sums = 0: the end of a slice.
 template <typename S>
-__device__ __forceinline__ void end_slice(Sums<S>& sums, float* totals, bool is_first) {
+__device__ __forceinline__ void end_slice(Sums<S>& sums, float* totals) {
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
 #pragma unroll
         for (int tokens = 0; tokens < S::TOKEN_TILES; tokens++) {
 #pragma unroll
             for (int idx = 0; idx < 4; idx++) {
-                float& total = total_of<S>(totals, tile, tokens, idx);
-                total = (is_first ? 0.0f : total) + sums[tile][tokens][idx];
+                total_of<S>(totals, tile, tokens, idx) += sums[tile][tokens][idx];
                 sums[tile][tokens][idx] = 0.0f;
             }
         }
@@ -170,36 +219,47 @@ __device__ __forceinline__ void multiply_rows(const Place& place, uint32_t first
     Row low[S::ROW_TILES], high[S::ROW_TILES];
 #pragma unroll
     for (int tile = 0; tile < S::ROW_TILES; tile++) {
-        low[tile] = place.low_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
-        high[tile] = place.high_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols);
+        low[tile] = place.low_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols).kept_in_registers();
+        high[tile] = place.high_row<FORMAT>(first_row + tile * place.rows_of_tile(), num_cols).kept_in_registers();
     }
     Parts<S> ahead = load_parts<FORMAT, S>(low, high, 0, num_cols);
+#pragma unroll
+    for (int idx = 0; idx < S::ROW_TILES * S::TOKEN_TILES * 4; idx++) totals[idx * S::THREADS + int(threadIdx.x)] = 0.0f;
     await_previous_kernel();
     Stage<FORMAT, S> stage = {0, 0, num_cols}, copied = stage;
+    Copier<FORMAT, S> copier(tokens, num_cols, shared_x);
+    LaneStage lane_x(shared_x);
 #pragma unroll
-    for (int buffer = 0; buffer < NUM_STAGES - 1; buffer++) {
-        copy_stage<FORMAT, S>(copied, tokens, shared_x + buffer * STAGE_SIZE);
+    for (uint32_t buffer = 0; buffer < NUM_STAGES - 1; buffer++) {
+        copier.copy(copied, buffer * STAGE_SIZE);
         copied = copied.next();
     }
-    Sums<S> sums = {};
-    uint32_t buffer = 0;
+    // Where the current stage lies.
+    uint32_t pieces = 0;
     while (!stage.is_past_end()) {
-        copy_wait<NUM_STAGES - 2>();
-        // Everyone's copies of this stage are there, and everyone is done with the stage before, whose place is filled next.
-        __syncthreads();
-        copy_stage<FORMAT, S>(copied, tokens, shared_x + (buffer == 0 ? NUM_STAGES - 1 : buffer - 1) * STAGE_SIZE);
-        copied = copied.is_past_end() ? copied : copied.next();
-        Stage<FORMAT, S> following = stage.next();
+        // The stages of one slice.
+        Sums<S> sums = {};
+        for (bool is_end = false; !is_end;) {
+            copy_wait<NUM_STAGES - 2>();
+            copier.arrange_copied(pieces);
+            // Everyone's copies of this stage are there, and everyone is done with the stage before, whose place is filled next.
+            __syncthreads();
+            copier.copy(copied, pieces == 0 ? (NUM_STAGES - 1) * STAGE_SIZE : pieces - STAGE_SIZE);
+            copied = copied.next();
+            Stage<FORMAT, S> following = stage.next();
+            LaneStage x = lane_x.at(pieces);
 #pragma unroll
-        for (int unit = 0; unit < S::STAGE_UNITS; unit++) {
-            uint32_t ahead_col = unit + 1 < S::STAGE_UNITS ? stage.unit_col(unit + 1) : following.first_col;
-            Parts<S> parts = ahead;
-            ahead = load_parts<FORMAT, S>(low, high, ahead_col, num_cols);
-            if (stage.unit_col(unit) < num_cols) multiply_unit<FORMAT, S>(parts, shared_x + buffer * STAGE_SIZE, unit, sums);
+            for (int unit = 0; unit < S::STAGE_UNITS; unit++) {
+                uint32_t ahead_col = unit + 1 < S::STAGE_UNITS ? stage.unit_col(unit + 1) : following.first_col;
+                Parts<S> parts = ahead;
+                ahead = load_parts<FORMAT, S>(low, high, ahead_col, num_cols);
+                if (unit == 0 || stage.unit_col(unit) < num_cols) multiply_unit<FORMAT, S>(parts, x, unit, sums);
+            }
+            is_end = stage.ends_slice();
+            stage = following;
+            pieces = pieces == (NUM_STAGES - 1) * STAGE_SIZE ? 0 : pieces + STAGE_SIZE;
         }
-        if (following.slice != stage.slice) end_slice<S>(sums, totals, stage.slice == 0);
-        stage = following;
-        buffer = buffer == NUM_STAGES - 1 ? 0 : buffer + 1;
+        end_slice<S>(sums, totals);
     }
     copy_wait<0>();
 }
@@ -227,15 +287,32 @@ __device__ __forceinline__ void write_outputs(const Place& place, uint32_t first
     }
 }
 
+// The matrices of a launch.
+struct Matrices {
+    LinearMatrix first, second, third;
+    Output output;
+
+    template <typename S>
+    __device__ __forceinline__ Place place(uint32_t block) const {
+        return place_of<S::ROWS>(block, first, second, third, output);
+    }
+};
+
+template <typename S>
+__device__ __forceinline__ uint32_t first_row_of(const Place& place) {
+    return place.first_row + warp_idx() * S::ROW_TILES * place.rows_of_tile() + lane_idx() / 4;
+}
+
 template <Format FORMAT, typename S>
-__device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
+__device__ __forceinline__ void linear(const Matrices& matrices, const bf16* x, uint32_t num_tokens, uint32_t num_cols) {
     TAKT_DYNAMIC_SHARED(uint4, shared_x);
     release_next_kernel();
     Tokens tokens = {x, blockIdx.y * S::TOKENS, num_tokens};
-    uint32_t first_row = place.first_row + warp_idx() * S::ROW_TILES * place.rows_of_tile() + lane_idx() / 4;
     float* totals = reinterpret_cast<float*>(shared_x + NUM_STAGES * S::TOKENS * STAGE_PIECES);
-    multiply_rows<FORMAT, S>(place, first_row, tokens, num_cols, shared_x, totals);
-    write_outputs<FORMAT, S>(place, first_row, tokens, totals);
+    Place place = matrices.place<S>(blockIdx.x);
+    multiply_rows<FORMAT, S>(place, first_row_of<S>(place), tokens, num_cols, shared_x, totals);
+    place = matrices.place<S>(anew(blockIdx.x));
+    write_outputs<FORMAT, S>(place, first_row_of<S>(place), tokens, totals);
 }
 
 }  // namespace
@@ -245,9 +322,8 @@ __device__ __forceinline__ void linear(const Place& place, const bf16* x, uint32
     extern "C" __global__ void __launch_bounds__(num_warps * WARP_SIZE, min_blocks) name##_wide_##token_tiles(                    \
         TAKT_MATRIX(0), TAKT_MATRIX(1), TAKT_MATRIX(2), const bf16* x, uint32_t num_tokens, uint32_t num_cols, uint32_t output) { \
         typedef Shape<format, token_tiles, row_tiles, num_warps> S;                                                               \
-        LinearMatrix first = TAKT_MATRIX_OF(0), second = TAKT_MATRIX_OF(1), third = TAKT_MATRIX_OF(2);                            \
-        Place place = place_of<S::ROWS>(blockIdx.x, first, second, third, Output(output));                                        \
-        linear<format, S>(place, x, num_tokens, num_cols);                                                                        \
+        Matrices matrices = {TAKT_MATRIX_OF(0), TAKT_MATRIX_OF(1), TAKT_MATRIX_OF(2), Output(output)};                            \
+        linear<format, S>(matrices, x, num_tokens, num_cols);                                                                     \
     }
 
 // 16 tokens, 128 rows; 32 tokens, 64 rows; 64 tokens, 128 rows. INT4's sums of groups take registers: half the rows a warp there.

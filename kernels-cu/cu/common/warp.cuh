@@ -38,6 +38,23 @@ __device__ __forceinline__ float block_sum(float value, float* partial) {
     return sum;
 }
 
+// The same address, computed once and kept: the compiler takes none of its parts out of a loop to put it together again in there.
+template <typename T>
+__device__ __forceinline__ T* kept(T* address) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+l"(address));
+#endif
+    return address;
+}
+
+// The same number, which the compiler takes for another: what follows from it is computed again, and not kept in registers meanwhile.
+__device__ __forceinline__ uint32_t anew(uint32_t value) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
 // ---- 16 bytes at a time; addresses are multiples of 16 --------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint4 load_16(const void* address) {

@@ -58,6 +58,7 @@ struct Row {
         size_t scale_bytes = FORMAT == NVFP4 ? cols / NVFP4_BLOCK : FORMAT == INT4 ? cols / INT4_GROUP * 2 : 0;
         return {codes + size_t(cols) * Layout<FORMAT>::BITS / 8, scales + scale_bytes};
     }
+    __device__ __forceinline__ Row kept_in_registers() const { return {kept(codes), kept(scales)}; }
 };
 
 template <Format FORMAT>
@@ -79,29 +80,35 @@ __device__ __noinline__ uint4 load_bytes(const uint8_t* bytes, uint32_t count) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The lane's 16 bytes of codes at `row`, which is at column `col`, and their scales; zeros past the row's end. IS_WHOLE: rows are whole
-// 16-byte pieces.
-template <Format FORMAT, bool IS_WHOLE>
-__device__ __forceinline__ RowPart load_part(const Row& row, uint32_t col, uint32_t num_cols) {
-    RowPart part = {make_uint4(0, 0, 0, 0), 0};
+// How a row's columns come: in whole units, where every lane of a unit has all its columns; in whole 16-byte pieces; or neither.
+enum Columns { UNITS, PIECES, BYTES };
+
+// part = the lane's 16 bytes of codes at `row`, which is at column `col`, and their scales; zeros past the row's end.
+template <Format FORMAT, Columns COLUMNS>
+__device__ __forceinline__ void load_part(RowPart& part, const Row& row, uint32_t col, uint32_t num_cols) {
+    if (COLUMNS == UNITS) {
+        part.codes = load_16_streaming(row.codes);
+        if (FORMAT == NVFP4 || FORMAT == INT4) part.scales = load_2_ahead(row.scales);
+        return;
+    }
+    part = {make_uint4(0, 0, 0, 0), 0};
     // A lane past the row's end still holds sums of the group.
     if (FORMAT == INT4 && col / INT4_GROUP * INT4_GROUP < num_cols) {
         part.scales = load_2_ahead(row.scales);
     }
-    if (col >= num_cols) return part;
-    if (IS_WHOLE) {
+    if (col >= num_cols) return;
+    if (COLUMNS == PIECES) {
         part.codes = load_16_streaming(row.codes);
     } else {
         part.codes = load_bytes(row.codes, (num_cols - col) * Layout<FORMAT>::BITS / 8);
     }
     if (FORMAT == NVFP4) {
-        if (IS_WHOLE) {
+        if (COLUMNS == PIECES) {
             part.scales = load_2_ahead(row.scales);
         } else {
             part.scales = row.scales[0] | (col + NVFP4_BLOCK < num_cols ? uint32_t(row.scales[1]) << 8 : 0);
         }
     }
-    return part;
 }
 
 template <int idx>
