@@ -172,7 +172,8 @@ fn a_kernel_that_faults_or_hangs_in_a_draft_ends_the_backend_and_another_can_be_
         for n in [2, 14] {
             is_lost(&fixture, || device.fail_launch(n), limit, "opened anew", |_| {});
         }
-        let short = Duration::from_millis(300);
+        // Long enough for what goes well on a busy machine.
+        let short = Duration::from_secs(3);
         is_lost(&fixture, || device.hang_launch(12), short, "did not finish within", |_| {});
         device.fail_launch(0);
         device.hang_launch(0);
