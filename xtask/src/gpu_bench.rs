@@ -44,16 +44,15 @@ struct Case {
     args: Vec<String>,
 }
 
-/// Measures everything on `device`, prints a table and writes the outcome. `root` is the compiler's folder.
+/// Measures everything, prints a table and writes what becomes of `outcome`. `root` is the compiler's folder.
 ///
 /// # Errors
 /// A program that cannot be built, or a measurement that failed for another reason than memory. A goal that is missed is none.
-pub fn run(options: &Measurements, root: &Path, device: &str) -> anyhow::Result<()> {
+pub fn run(options: &Measurements, root: &Path, mut outcome: Outcome) -> anyhow::Result<()> {
     if options.no_bench {
         return Ok(());
     }
     let takt = built(options.tiny)?;
-    let mut outcome = Outcome::new(device);
     for case in options.cases() {
         println!("measuring {} {}", case.shape, case.format);
         let found = bench(&takt, root, &case.args);
