@@ -30,7 +30,9 @@ pub fn run(root: &Path) -> anyhow::Result<Vec<String>> {
         println!("{missing}");
         return Ok(vec![missing]);
     }
-    println!("plans of NVIDIA's own TensorRT: every backend's suite, refits, streamed weights, a part of the GPU, bad input");
+    println!(
+        "plans of NVIDIA's own TensorRT: every backend's suite, refits, streamed weights, a part of the GPU, bad input"
+    );
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(repository()).args(TEST.split(' ')).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -123,7 +125,10 @@ mod tests {
 
     #[test]
     fn what_tests_record_is_kept_and_nothing_else() {
-        assert_eq!(recorded("test real::refit ... recorded: refit, bf16: Refitted").unwrap(), "refit, bf16: Refitted");
+        assert_eq!(
+            recorded("test real::refit ... recorded: refit, bf16: Refitted").unwrap(),
+            "refit, bf16: Refitted"
+        );
         assert_eq!(recorded("recorded: one").unwrap(), "one");
         assert_eq!(recorded("test real::refit ... ok"), None);
         // What the tests write.

@@ -53,9 +53,7 @@ impl Failed<'_> {
         let (dtype, activations) = (contract.compute.name(), contract.activations.name());
         let kv = contract.kv.name();
         let other = match contract.form {
-            Form::Operators => {
-                "--plan-form primitives does without newer operators, if it is one of those; "
-            }
+            Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
             Form::Primitives => "",
         };
         format!(

@@ -160,7 +160,9 @@ impl Pattern {
     fn hint_of_scales(&self) -> &'static str {
         match (self.entry.activations, self.entry.kv) {
             (PlanActivations::Plain, PlanKv::Plain) => "",
-            _ => ", perhaps in scales of quantized activations or of an fp8 cache, which follow from the weights",
+            _ => {
+                ", perhaps in scales of quantized activations or of an fp8 cache, which follow from the weights"
+            }
         }
     }
 

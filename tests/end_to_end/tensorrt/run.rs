@@ -146,7 +146,7 @@ fn a_plan_with_quantized_activations_answers_and_its_scores_say_what_they_cost()
 }
 
 /// A checkpoint with the architecture of the fixture and other numbers.
-fn tuned(machine: &Machine) -> String {
+pub(super) fn tuned(machine: &Machine) -> String {
     let checkpoint = machine.path("tuned-checkpoint");
     fs::create_dir(&checkpoint).unwrap();
     for entry in fs::read_dir(fixture("hf/tiny-llama")).unwrap() {

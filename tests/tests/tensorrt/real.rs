@@ -18,7 +18,7 @@ use takt_tests::{heldout, memory_weights::MemoryWeights};
 
 use crate::{
     conformance::conforms,
-    models::{FP8_CACHE, KINDS, Place, Planned, QUANTIZED, tokens},
+    models::{FP8_CACHE, FP8_CACHE_BF16, KINDS, Place, Planned, QUANTIZED, tokens},
     trials::{
         Ground, green, record,
         refit::{Came, every_case},
@@ -71,7 +71,7 @@ fn the_backend_does_with_nvidias_library_what_every_backend_must() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let mut num_checked = 0;
-    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE]) {
+    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE, FP8_CACHE_BF16]) {
         let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         let place = Place::here(&gpu(scratch.path()));

@@ -75,9 +75,10 @@ fn scales_that_tensorrt_takes_are_given_anew_and_others_may_not_differ() {
         assert_eq!(given(&same), [], "{kind}");
         let before = tree(&other);
         let message = refit(&compiler, &pattern, &other).unwrap_err().to_string();
-        for words in
-            ["differs in more than the weights it takes", "scales of quantized activations or of an fp8 cache"]
-        {
+        for words in [
+            "differs in more than the weights it takes",
+            "scales of quantized activations or of an fp8 cache",
+        ] {
             assert!(message.contains(words), "{kind}: {message}");
         }
         assert!(tree(&other) == before, "{kind}");

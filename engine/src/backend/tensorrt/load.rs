@@ -83,8 +83,7 @@ impl Loaded {
             let fixed = weights.saturating_sub(plan.streamable_bytes());
             let beside =
                 |others: Needs| Budget::new(Needs { weights: fixed, ..others }, &sizes, options).left();
-            left =
-                stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)), beside)?;
+            left = stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)), beside)?;
         }
         let scratch_bytes = scratch_bytes(&plan)?;
         needs(spec, &sizes, (0, scratch_bytes)).check(&Room::of(context)?)?;

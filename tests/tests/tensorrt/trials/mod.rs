@@ -143,11 +143,17 @@ pub fn entry(dir: &Path) -> PlanEntry {
     plans[0].clone()
 }
 
-/// Writes what is said of the only plan of an engine anew.
-pub fn edit_entry(dir: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
-    let path = dir.join("engine.json");
+/// Says of the only plan of an engine what `edit` makes of it, as a `takt` that built such a one would have.
+pub fn relabel(dir: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let (path, file) = (dir.join("engine.json"), dir.join(entry(dir).file));
     let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    edit(&mut manifest["plans"][0]);
+    let plan = &mut manifest["plans"][0];
+    edit(plan);
+    // A name without a hash may be of any bytes, a name of another machine is that machine's.
+    let word = |name: &str| plan[name].as_str().unwrap().to_owned();
+    let name = format!("plans/trt-{}-{}.plan", word("tensorrt"), word("sm"));
+    fs::rename(file, dir.join(&name)).unwrap();
+    plan["file"] = name.into();
     fs::write(path, manifest.to_string()).unwrap();
 }
 

@@ -44,12 +44,8 @@ pub struct Case {
     pub spoilt: Spoilt,
 }
 
-const PLAIN: Case = Case {
-    weights: WeightKind::Bf16,
-    activations: PlanActivations::Plain,
-    kv: None,
-    spoilt: Spoilt::Layers,
-};
+const PLAIN: Case =
+    Case { weights: WeightKind::Bf16, activations: PlanActivations::Plain, kv: None, spoilt: Spoilt::Layers };
 
 /// Every format of weights, quantized activations with the scales of the first model and with others, and a cache of 8 bits beside them.
 pub const CASES: [Case; 7] = [
@@ -110,7 +106,9 @@ impl Ground {
 
         let entry = match self.add(&refitted, &DevicePlans::open_refit(&nonsense).unwrap()) {
             Ok(entry) => entry,
-            Err(BuildError::Unsupported(fact)) if fact.contains("differs in more than the weights it takes") => {
+            Err(BuildError::Unsupported(fact))
+                if fact.contains("differs in more than the weights it takes") =>
+            {
                 println!("{case:?}: {fact}");
                 return Came::Refused;
             }
@@ -146,7 +144,8 @@ impl Ground {
         let mut num_spoilt = 0;
         for (name, tensor) in header.iter().filter(|(name, _)| spoilt.has(name)) {
             assert_eq!(tensor["dtype"], "BF16", "{name}");
-            let at = |idx: usize| begin + usize::try_from(tensor["data_offsets"][idx].as_u64().unwrap()).unwrap();
+            let at =
+                |idx: usize| begin + usize::try_from(tensor["data_offsets"][idx].as_u64().unwrap()).unwrap();
             // The sign is in the second byte of two.
             bytes[at(0)..at(1)].iter_mut().skip(1).step_by(4).for_each(|byte| *byte ^= 0x80);
             num_spoilt += 1;
@@ -169,7 +168,9 @@ pub fn every_case(ground: &Ground) -> Vec<(Case, Came)> {
         let how = ground.refits(case);
         let Case { weights, activations, kv, spoilt } = case;
         let kv = kv.map_or("plain", KvType::name);
-        record(&format!("refit, {weights}, activations {activations:?}, cache {kv}, other {spoilt:?}: {how:?}"));
+        record(&format!(
+            "refit, {weights}, activations {activations:?}, cache {kv}, other {spoilt:?}: {how:?}"
+        ));
         came.push((case, how));
     }
     came

@@ -12,7 +12,7 @@ use takt_tensorrt::{
     build::{PlanFlags, PlanRequest, build_plan},
 };
 
-use super::{Ground, demo, edit_entry, entry, record};
+use super::{Ground, demo, entry, record, relabel};
 
 /// An operator that nobody has, as long as the one whose place it takes.
 pub const NO_OPERATOR: &str = "NoSuch";
@@ -33,9 +33,9 @@ impl Ground {
 }
 
 /// Puts `bytes` in the place of the only plan of an engine, as if they had been built.
-pub fn replace_plan(dir: &Path, bytes: &[u8]) {
+fn replace_plan(dir: &Path, bytes: &[u8]) {
     fs::write(dir.join(entry(dir).file), bytes).unwrap();
-    edit_entry(dir, |plan| {
+    relabel(dir, |plan| {
         plan["size_bytes"] = bytes.len().into();
         plan["blake3"] = blake3_hex(bytes).into();
     });
@@ -47,7 +47,7 @@ pub fn of_bad_input(ground: &Ground) {
     let plans = ground.plans(PlanOptions::default()).unwrap();
     ground.add(&dir, &plans).unwrap();
     let expected = ground.answers(ground.open(&dir, |_| {}).unwrap());
-    let (own, manifest) = (entry(&dir), fs::read(dir.join("engine.json")).unwrap());
+    let own = entry(&dir);
     let bytes = fs::read(dir.join(&own.file)).unwrap();
 
     let Version { major, minor, .. } = plans.version();
@@ -57,9 +57,10 @@ pub fn of_bad_input(ground: &Ground) {
         ("tensorrt", format!("{major}.{}", minor + 1)),
         ("sm", if own.sm == "sm_87" { "sm_110a".into() } else { "sm_87".into() }),
     ] {
-        edit_entry(&dir, |plan| plan[field] = value.clone().into());
-        ground.assert_refused(&dir, &[&here, &value, command]);
-        fs::write(dir.join("engine.json"), &manifest).unwrap();
+        let before = serde_json::to_value(&own).unwrap();
+        relabel(&dir, |plan| plan[field] = value.clone().into());
+        ground.assert_refused(&dir, &[&here, "there are plans for", &value, command]);
+        relabel(&dir, |plan| *plan = before);
     }
 
     // Of the size and the hash that the manifest has, and no plan.
@@ -70,13 +71,13 @@ pub fn of_bad_input(ground: &Ground) {
         ground.assert_refused(&dir, &["loading the plan failed", "--plans-only` builds the plan again"]);
     }
     // Damaged since.
-    fs::write(dir.join("engine.json"), &manifest).unwrap();
-    fs::write(dir.join(&own.file), &beheaded).unwrap();
+    replace_plan(&dir, &bytes);
+    fs::write(dir.join(entry(&dir).file), &beheaded).unwrap();
     ground.assert_refused(&dir, &["BLAKE3 is ", "--plans-only"]);
 
     refuses_an_operator(ground, &dir);
 
-    fs::write(dir.join(&own.file), &bytes).unwrap();
+    fs::write(dir.join(entry(&dir).file), &bytes).unwrap();
     assert_eq!(ground.answers(ground.open(&dir, |_| {}).unwrap()), expected);
     record("bad input: plans of other machines, damaged plans and an unknown operator are refused");
 }
@@ -91,8 +92,12 @@ fn refuses_an_operator(ground: &Ground, dir: &Path) {
     let exported = export(dir, &model, &options, &mut |_| {}).unwrap();
     let path = model.join(exported.contract.models[0].file);
     let mut bytes = fs::read(&path).unwrap();
-    let places: Vec<usize> =
-        bytes.windows(OPERATOR.len()).enumerate().filter(|(_, at)| *at == OPERATOR.as_bytes()).map(|(at, _)| at).collect();
+    let places: Vec<usize> = bytes
+        .windows(OPERATOR.len())
+        .enumerate()
+        .filter(|(_, at)| *at == OPERATOR.as_bytes())
+        .map(|(at, _)| at)
+        .collect();
     assert!(!places.is_empty(), "a decoder multiplies");
     places.iter().for_each(|&at| bytes[at..][..OPERATOR.len()].copy_from_slice(NO_OPERATOR.as_bytes()));
     fs::write(&path, bytes).unwrap();
