@@ -1,22 +1,26 @@
-//! Every format of weights with either cache, as the command line builds, refits, shows and scores it.
+//! Formats of weights with either cache, as the command line builds, refits, shows and scores it.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{machine::Machine, run::tuned};
 use crate::harness::*;
 
-/// A format, what it is multiplied with, and how many nats a token its score may be from the processor's, with a plain cache and with one of 8 bits.
+/// A format, what it is multiplied with, and how many nats a token its score may be from the processor's, with a plain cache and with one of 8 bits: with
+/// four bits on both sides a random model of two layers is 0.63 from it, with eight 0.08.
 struct Kind {
     weights: &'static str,
     activations: &'static str,
     bounds: [f64; 2],
 }
 
+/// INT4 takes columns that 64 divides, which the fixture has not: `run` has the demo model in it.
 const KINDS: [Kind; 4] = [
-    Kind { weights: "bf16", activations: "plain", bounds: [0.0, 0.0] },
-    Kind { weights: "int4", activations: "plain", bounds: [0.0, 0.0] },
-    Kind { weights: "fp8", activations: "quantized", bounds: [0.0, 0.0] },
-    Kind { weights: "nvfp4", activations: "quantized", bounds: [0.0, 0.0] },
+    Kind { weights: "bf16", activations: "plain", bounds: [0.05, 0.15] },
+    Kind { weights: "fp8", activations: "plain", bounds: [0.05, 0.15] },
+    Kind { weights: "fp8", activations: "quantized", bounds: [0.2, 0.2] },
+    Kind { weights: "nvfp4", activations: "quantized", bounds: [1.0, 1.0] },
 ];
 const TEXT: &str = "1,5,9,17,33,3,8,120,77,400,12,9,5,63,64,65";
 
@@ -28,7 +32,7 @@ impl Machine {
 }
 
 #[test]
-fn every_format_is_built_refitted_and_scored_with_either_cache() {
+fn formats_are_built_refitted_and_scored_with_either_cache() {
     let Some(machine) = Machine::running() else { return };
     let sources = [fixture("hf/tiny-llama").display().to_string(), tuned(&machine)];
     for Kind { weights, activations, bounds } in KINDS {
@@ -38,7 +42,9 @@ fn every_format_is_built_refitted_and_scored_with_either_cache() {
         }
         let dirs = ["base", "new"].map(|name| machine.path(&format!("{weights}-{name}")));
         for (source, dir) in sources.iter().zip(&dirs) {
-            succeed(["build", source, "-o", dir, "--weights", weights, "--lm-head", "bf16"]);
+            if !Path::new(dir).exists() {
+                succeed(["build", source, "-o", dir, "--weights", weights, "--lm-head", "bf16"]);
+            }
         }
         let [base, new] = &dirs;
         let on_the_processor = [base, new].map(|dir| machine.score(dir, "cpu"));
@@ -60,6 +66,12 @@ fn every_format_is_built_refitted_and_scored_with_either_cache() {
             }
             assert_eq!(shown["runs_here"], true, "{what}");
             let found = [base, new].map(|dir| machine.score(dir, "tensorrt"));
+            into(new, &[&size[..], &kinds].concat());
+            let fresh = machine.score(new, "tensorrt");
+            assert!(
+                found[1] == fresh && found[0] != fresh,
+                "{what}: {found:?}, {fresh} of a plan that was built"
+            );
             for (found, expected) in found.iter().zip(on_the_processor) {
                 println!("{what}: {found}, on the processor {expected}");
                 assert!((found - expected).abs() < bound, "{what}: {found}, on the processor {expected}");

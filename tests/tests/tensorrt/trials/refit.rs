@@ -92,10 +92,11 @@ impl Ground {
             is_refittable: true,
             ..PlanOptions::default()
         };
-        let plans = self.plans(how).unwrap();
-        if !plans.takes(case.weights) {
+        // An FP8 cache is for those that take such weights.
+        if !self.plans(PlanOptions::default()).unwrap().takes(case.weights) {
             return Came::NotHere;
         }
+        let plans = self.plans(how).unwrap();
         let Case { weights, activations, kv, spoilt } = case;
         let name = |what: &str| format!("{weights}-{activations:?}-{kv:?}-{spoilt:?}-{what}");
         let nonsense = self.engine(&name("nonsense"), &self.spoilt(spoilt), weights);
