@@ -101,11 +101,11 @@ impl Ground {
             SequenceOptions { max_tokens: Some(MAX_TOKENS), eos_token_ids, ..SequenceOptions::default() };
         let text = engine.text.take().unwrap();
         let lines = heldout::read(&demo().join("eval/heldout.jsonl"), self.stride).unwrap();
-        let mut said = |line| {
+        let said = |line: &heldout::Line| {
             let prompt = heldout::prompt(&text, line).unwrap();
             answer(engine.backend.as_mut(), &prompt, &options, Method::Plain).unwrap().tokens
         };
-        lines.iter().map(|line| said(line)).collect()
+        lines.iter().map(said).collect()
     }
 
     /// What the processor says to them.

@@ -22,14 +22,18 @@ pub fn every_budget(ground: &Ground) {
     };
     let said = refusal(1);
     // With none of what can be streamed on the device.
-    let least = number(&said, "the engine takes");
+    let (least, resident) = (number(&said, "the engine takes"), number(&said, "(plan"));
+    let all = entry(&dir).size_bytes;
+    assert!(resident < all, "{resident} bytes of {all} have to be there");
     assert_eq!(number(&refusal(least - 1), "the engine takes"), least);
     let expected = ground.answers(opened(None).unwrap());
     for quarters in QUARTERS {
-        let budget = least + entry(&dir).size_bytes * quarters / 4;
+        let budget = least + all * quarters / 4;
         // The same kernels, whatever is sent when: the same bits.
         assert_eq!(ground.answers(opened(Some(budget)).unwrap()), expected, "{budget} bytes");
     }
     ground.assert_alike(&expected, &ground.answers_of_the_processor(&dir), "streamed");
-    record(&format!("weight streaming: the same tokens with {least} bytes and more"));
+    record(&format!(
+        "weight streaming: the same tokens with {resident} to {all} bytes of the plan on the GPU"
+    ));
 }
