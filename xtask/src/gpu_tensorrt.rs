@@ -41,8 +41,9 @@ pub fn run(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut child = command.spawn().context("cargo")?;
     let said = child.stdout.take().context("cargo's output")?;
     let mut kept = Vec::new();
-    for line in BufReader::new(said).lines() {
+    for line in BufReader::new(said).split(b'\n') {
         let line = line.context("cargo's output")?;
+        let line = String::from_utf8_lossy(&line);
         println!("{line}");
         kept.extend(recorded(&line));
     }
