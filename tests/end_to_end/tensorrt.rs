@@ -4,6 +4,8 @@
 #[path = "../tests/tensorrt/cubins.rs"]
 mod cubins;
 #[cfg(feature = "tensorrt")]
+mod kinds;
+#[cfg(feature = "tensorrt")]
 mod machine;
 #[cfg(feature = "tensorrt")]
 mod plans;

@@ -45,10 +45,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let root = options.cuda.folder_for(device.driver_version)?;
     kernels::compile_for(&root, target)?;
 
-    if !options.no_tests {
-        run_tests(options, &root, device)?;
-    }
-    let mut outcome = Outcome::new(&described(device));
+    let with_tensorrt = match options.no_tests {
+        true => Vec::new(),
+        false => run_tests(options, &root, device)?,
+    };
+    let mut outcome = Outcome::new(&described(device), with_tensorrt);
     gpu_bench::run(&options.bench, &root, &mut outcome)?;
     if !options.no_faults {
         // At last: a device that does not come back takes no measurement with it.
@@ -72,28 +73,28 @@ fn report(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// A number that is wrong ends everything: how fast it came does not matter then.
-fn run_tests(options: &Options, root: &Path, device: &Device) -> anyhow::Result<()> {
+/// A number that is wrong ends everything: how fast it came does not matter then. Gives what was found with TensorRT.
+fn run_tests(options: &Options, root: &Path, device: &Device) -> anyhow::Result<Vec<String>> {
     println!("kernels' numbers, on {}", device.name);
     tests(root, None)?;
     println!("whole models, on {}", device.name);
     suites(root)?;
-    gpu_tensorrt::run(root)?;
+    let with_tensorrt = gpu_tensorrt::run(root)?;
     if options.no_sanitizer || options.bench.quick {
-        return Ok(());
+        return Ok(with_tensorrt);
     }
     let Some(sanitizer) = cuda_root::sanitizer(device.driver_version)? else {
         println!(
             "compute-sanitizer is left out: PyPI has none for a driver of CUDA {}; with the program of a toolkit in PATH or /usr/local/cuda/bin it runs",
             device.driver_version
         );
-        return Ok(());
+        return Ok(with_tensorrt);
     };
     for tool in SANITIZERS {
         println!("kernels under compute-sanitizer's {tool}");
         tests(root, Some(&format!("{} --tool {tool} --error-exitcode 1", sanitizer.display())))?;
     }
-    Ok(())
+    Ok(with_tensorrt)
 }
 
 fn described(device: &Device) -> String {

@@ -12,6 +12,8 @@ const VERIFY_GOALS: [(u64, f64); 2] = [(16, 1.15), (60, 1.5)];
 /// Everything that was measured.
 pub struct Outcome {
     device: String,
+    /// What the tests with TensorRT found, in words; none where they were left out.
+    with_tensorrt: Vec<String>,
     rows: Vec<Row>,
     perception: Option<Result<Value, String>>,
     faults: Option<Result<Value, String>>,
@@ -39,8 +41,8 @@ impl Goal {
 }
 
 impl Outcome {
-    pub fn new(device: &str) -> Self {
-        Self { device: device.to_owned(), rows: Vec::new(), perception: None, faults: None }
+    pub fn new(device: &str, with_tensorrt: Vec<String>) -> Self {
+        Self { device: device.to_owned(), with_tensorrt, rows: Vec::new(), perception: None, faults: None }
     }
 
     /// What `takt bench --json` printed, or why it did not.
@@ -60,7 +62,8 @@ impl Outcome {
 
     /// Whether nothing was measured or tried.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.perception.is_none() && self.faults.is_none()
+        let is_measured = !self.rows.is_empty() || self.perception.is_some() || self.faults.is_some();
+        !is_measured && self.with_tensorrt.is_empty()
     }
 
     /// Measurements that failed for another reason than memory, and what was found wrong after faults.
@@ -97,8 +100,15 @@ impl Outcome {
             Some(Err(error)) => text += &format!("\nfaults: {error}\n"),
             None => {}
         }
-        text += "\ngoals\n";
-        for goal in self.goals() {
+        if !self.with_tensorrt.is_empty() {
+            text += "\nTensorRT\n";
+        }
+        self.with_tensorrt.iter().for_each(|fact| text += &format!("  {fact}\n"));
+        let goals = self.goals();
+        if !goals.is_empty() {
+            text += "\ngoals\n";
+        }
+        for goal in goals {
             let (sign, met) =
                 (if goal.at_least { "≥" } else { "≤" }, if goal.is_met() { "met" } else { "MISSED" });
             let _ =
@@ -131,6 +141,7 @@ impl Outcome {
         json!({
             "device": self.device, "version": env!("CARGO_PKG_VERSION"), "rows": rows,
             "perception": self.perception.as_ref().map(result), "faults": self.faults.as_ref().map(result), "goals": goals,
+            "tensorrt": self.with_tensorrt,
         })
     }
 }
@@ -307,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_missed_goal_is_shown_and_no_failure() {
-        let mut outcome = Outcome::new("a GPU");
+        let mut outcome = Outcome::new("a GPU", vec!["refit, bf16: Refitted".into()]);
         outcome.add("qwen3-8b", "nvfp4", Ok(bench(0.79, 1.15)));
         outcome.add("qwen3-8b", "bf16", Ok(bench(0.81, 2.0)));
         outcome.add("qwen3-4b", "bf16", Ok(bench(0.1, 3.0)));
@@ -332,16 +343,18 @@ mod tests {
             "in-process 30 Hz, green context: p99 over alone",
             "in-process 60 Hz, green context: not judged: all of 8",
             "green_context*",
+            "\nTensorRT\n  refit, bf16: Refitted\n",
         ] {
             assert!(text.contains(part), "{part} not in {text}");
         }
         let value = outcome.as_json();
+        assert_eq!(value["tensorrt"], json!(["refit, bf16: Refitted"]));
         assert_eq!((&value["goals"][0]["met"], value["rows"].as_array().unwrap().len()), (&json!(false), 3));
     }
 
     #[test]
     fn what_does_not_fit_is_no_failure_and_what_breaks_is_one() {
-        let mut outcome = Outcome::new("a GPU");
+        let mut outcome = Outcome::new("a GPU", Vec::new());
         outcome.add("qwen3-8b", "bf16", Err("the engine takes 17 bytes of device memory".into()));
         outcome.add("qwen3-8b", "int4", Err("the device failed in cuLaunchKernel".into()));
         assert_eq!(outcome.num_failed(), 1);
@@ -362,7 +375,7 @@ mod tests {
             })
         };
         let outcome_of = |found| {
-            let mut outcome = Outcome::new("a GPU");
+            let mut outcome = Outcome::new("a GPU", Vec::new());
             assert!(outcome.is_empty());
             outcome.add_faults(found);
             assert!(!outcome.is_empty());

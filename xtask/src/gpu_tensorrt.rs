@@ -1,7 +1,8 @@
-//! The test with NVIDIA's own TensorRT, where a machine with a GPU has it.
+//! The tests with NVIDIA's own TensorRT, where a machine with a GPU has it.
 
 use std::{
     env, fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -16,22 +17,44 @@ const HEADER: &str = "NvInfer.h";
 /// What names of the library's files begin with.
 const LIBRARY: &str = "libnvinfer.so.";
 
-/// Runs the demo model through a plan of NVIDIA's, and holds it against the processor; says so where there is no TensorRT. Kernels beside the plan
-/// are compiled with the CUDA folder `root`.
-pub fn run(root: &Path) -> anyhow::Result<()> {
+/// Where lines of the tests begin that are kept.
+const RECORDED: &str = "recorded: ";
+
+/// Runs the suites with plans of NVIDIA's, and gives what they found in words; one sentence where there is no TensorRT. Kernels beside a plan are
+/// compiled with the CUDA folder `root`.
+///
+/// # Errors
+/// A test that fails.
+pub fn run(root: &Path) -> anyhow::Result<Vec<String>> {
     if let Some(missing) = missing(&header_folders(), &libraries()) {
         println!("{missing}");
-        return Ok(());
+        return Ok(vec![missing]);
     }
-    println!("a plan of NVIDIA's own TensorRT, against the processor");
+    println!(
+        "plans of NVIDIA's own TensorRT: every backend's suite, refits, streamed weights, a part of the GPU, bad input"
+    );
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(repository()).args(TEST.split(' ')).stdin(Stdio::null());
+    command.current_dir(repository()).args(TEST.split(' ')).stdin(Stdio::null()).stdout(Stdio::piped());
     // It is there: a library that cannot be used is no reason to skip.
     command.env("TAKT_REQUIRE_TENSORRT", "1").env("TAKT_CUDA_ROOT", root);
-    let status = command.status().context("cargo")?;
-    ensure!(status.success(), "the test with TensorRT: {status}");
-    Ok(())
+    let mut child = command.spawn().context("cargo")?;
+    let said = child.stdout.take().context("cargo's output")?;
+    let mut kept = Vec::new();
+    for line in BufReader::new(said).split(b'\n') {
+        let line = line.context("cargo's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        kept.extend(recorded(&line));
+    }
+    let status = child.wait().context("cargo")?;
+    ensure!(status.success(), "the tests with TensorRT: {status}");
+    Ok(kept)
+}
+
+/// What of a line of the tests is kept. The name of a test may be before it.
+fn recorded(line: &str) -> Option<String> {
+    line.split_once(RECORDED).map(|(_, fact)| fact.to_owned())
 }
 
 /// One sentence, where headers or library are not there.
@@ -99,6 +122,19 @@ mod tests {
             assert!(said.starts_with("skipped") && said.contains(words) && !said.contains('\n'), "{said}");
         }
         fs::remove_dir_all(there).unwrap();
+    }
+
+    #[test]
+    fn what_tests_record_is_kept_and_nothing_else() {
+        assert_eq!(
+            recorded("test real::refit ... recorded: refit, bf16: Refitted").unwrap(),
+            "refit, bf16: Refitted"
+        );
+        assert_eq!(recorded("recorded: one").unwrap(), "one");
+        assert_eq!(recorded("test real::refit ... ok"), None);
+        // What the tests write.
+        let text = fs::read_to_string(repository().join("tests/tests/tensorrt/trials/mod.rs")).unwrap();
+        assert!(text.contains(&format!("println!(\"{RECORDED}{{fact}}\")")));
     }
 
     #[test]

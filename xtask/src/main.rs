@@ -13,6 +13,7 @@ mod gpu_tensorrt;
 mod kernels;
 mod python;
 mod tensorrt;
+mod tensorrt_headers;
 
 use std::{
     path::{Path, PathBuf},

@@ -1,5 +1,5 @@
 //! TensorRT without its library: the shim compiled with the headers of two major versions, for two kinds of processor; with `--test`, every test
-//! of it on a stand-in.
+//! of it on a stand-in, which `--include` has made of the headers of other releases.
 //!
 //! The headers are NVIDIA's, as crate `trtx-sys` carries them. They are fetched into cargo's registry and read there; nothing of them is kept here.
 
@@ -16,12 +16,13 @@ use clap::Args;
 use serde_json::Value;
 use takt_kernels_cu::Target;
 
-use crate::{cuda_root, kernels, repository, target_folder};
+use crate::{cuda_root, kernels, repository, target_folder, tensorrt_headers::gathered};
 
 /// What to do.
 #[derive(Args)]
 pub struct Options {
-    /// Afterwards lints what only is there with the feature, and runs the tests that need TensorRT's headers, on a stand-in for its libraries
+    /// Afterwards lints what only is there with the feature, and runs the tests that need TensorRT's headers, on a stand-in for its libraries; with
+    /// --include on one made of each of those headers instead, without lints
     #[arg(long)]
     test: bool,
     /// Fails where there is no aarch64-linux-gnu-g++, rather than compile for this processor alone
@@ -38,16 +39,20 @@ pub struct Options {
 const CRATE: (&str, &str) = ("trtx-sys", "=0.9.1");
 const HEADERS: &str = "TensorRT-Headers";
 
+/// The newest release among them, which tests are run on unless others are named.
+const TESTED: &str = "TRT-Enterprise-11.4";
+
 /// Headers of one release.
+#[derive(Clone)]
 struct Headers {
     name: String,
     folders: Vec<PathBuf>,
     flags: &'static [&'static str],
 }
 
-/// What has to have the headers, for cargo.
-const WITH_HEADERS: [&str; 5] = [
-    "clippy -p takt-tensorrt -p takt-tests -p takt-node --features takt-tests/tensorrt,takt-node/tensorrt --all-targets -- -D warnings",
+/// What has to have the headers, for cargo: lints once, tests with those of each release.
+const LINTS: &str = "clippy -p takt-tensorrt -p takt-tests -p takt-node --features takt-tests/tensorrt,takt-node/tensorrt --all-targets -- -D warnings";
+const TESTS: [&str; 4] = [
     "test -p takt-tensorrt --features tensorrt",
     "test -p takt-tests --features tensorrt --test tensorrt --test no_alloc_tensorrt",
     // What the next one has computed plans.
@@ -64,11 +69,9 @@ const FOREIGN: [&str; 5] = ["infer", "onnx", "plugin", "cuda", "cudnn"];
 /// Fetches, compiles, and tests if asked to.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let folder = fetched()?;
+    let given = given(&options.include);
     let mut sets = published(&folder);
-    for given in &options.include {
-        let folders = given.split(',').map(PathBuf::from).collect();
-        sets.push(Headers { name: given.clone(), folders, flags: &[] });
-    }
+    sets.extend(given.iter().cloned());
     let compilers = compilers(options.require_aarch64)?;
     for compiler in &compilers {
         header_is_c(compiler)?;
@@ -78,16 +81,36 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     if options.test {
-        tests(&folder.join("TRT-Enterprise-11.4"), &options.cuda.folder()?)?;
+        let cuda_root = options.cuda.folder()?;
+        kernels::compile_for(&cuda_root, EMULATED)?;
+        if given.is_empty() {
+            let include = folder.join(TESTED);
+            cargo(LINTS, &include, &cuda_root)?;
+            tests(TESTED, &include, &cuda_root)?;
+        }
+        for set in &given {
+            let sets = target_folder().join("tensorrt-headers/sets");
+            tests(&set.name, &gathered(&set.folders, &folder, &sets)?, &cuda_root)?;
+        }
     }
     Ok(())
+}
+
+/// The sets that are named on the command line.
+fn given(include: &[String]) -> Vec<Headers> {
+    let set = |given: &String| Headers {
+        name: given.clone(),
+        folders: given.split(',').map(PathBuf::from).collect(),
+        flags: &[],
+    };
+    include.iter().map(set).collect()
 }
 
 /// The sets that are compiled with: TensorRT 11, and the nearest that there is to TensorRT 10, which counts its versions anew.
 fn published(folder: &Path) -> Vec<Headers> {
     let set = |name: &str, flags| Headers { name: name.into(), folders: vec![folder.join(name)], flags };
     vec![
-        set("TRT-Enterprise-11.4", &[]),
+        set(TESTED, &[]),
         // Timing caches are deprecated in it, as they are not in TensorRT.
         set(
             "TRT-RTX-1.3",
@@ -191,20 +214,24 @@ fn foreign(listed: &str) -> Vec<&str> {
     symbols.filter(|symbol| FOREIGN.iter().any(|part| symbol.to_ascii_lowercase().contains(part))).collect()
 }
 
-/// Lints and tests with the headers in `include`; the emulated device takes cubins.
-fn tests(include: &Path, cuda_root: &Path) -> anyhow::Result<()> {
-    kernels::compile_for(cuda_root, EMULATED)?;
-    for arguments in WITH_HEADERS {
-        println!("cargo {arguments}");
-        let mut cargo = Command::new("cargo");
-        cargo.current_dir(repository()).args(arguments.split(' '));
-        cargo.env("TENSORRT_INCLUDE_DIR", include).env("TAKT_CUDA_ROOT", cuda_root);
-        for required in ["TAKT_REQUIRE_TENSORRT_HEADERS", "TAKT_REQUIRE_CXX", "TAKT_REQUIRE_CUBINS"] {
-            cargo.env(required, "1");
-        }
-        succeed(&mut cargo)?;
+/// Tests on a stand-in made of the headers in `include`, which are of `release`.
+fn tests(release: &str, include: &Path, cuda_root: &Path) -> anyhow::Result<()> {
+    for arguments in TESTS {
+        println!("{release}: cargo {arguments}");
+        cargo(arguments, include, cuda_root).with_context(|| format!("with the headers of {release}"))?;
     }
     Ok(())
+}
+
+/// With the headers in `include`; the emulated device takes cubins.
+fn cargo(arguments: &str, include: &Path, cuda_root: &Path) -> anyhow::Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(repository()).args(arguments.split(' '));
+    cargo.env("TENSORRT_INCLUDE_DIR", include).env("TAKT_CUDA_ROOT", cuda_root);
+    for required in ["TAKT_REQUIRE_TENSORRT_HEADERS", "TAKT_REQUIRE_CXX", "TAKT_REQUIRE_CUBINS"] {
+        cargo.env(required, "1");
+    }
+    succeed(&mut cargo)
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<()> {

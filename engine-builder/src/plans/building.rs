@@ -21,7 +21,9 @@ use takt_tensorrt::{
 
 use super::{
     DevicePlans,
-    device::{Compiled, PADDING_ROWS},
+    compiler::Compiled,
+    device::PADDING_ROWS,
+    failure::{At, Failed},
     green::Green,
     place::Place,
     profiles::Extents,
@@ -91,14 +93,6 @@ pub(super) fn build_all(
         built.plans.push(site.build(model, progress)?);
     }
     Ok(built)
-}
-
-/// What was done when something failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
-    Building,
-    /// A plan that was just built.
-    Loading,
 }
 
 /// Where plans are built, and of what.
@@ -293,33 +287,8 @@ impl Site<'_> {
     }
 
     fn failure_at(&self, role: PlanRole, source: TensorRtError, at: At) -> BuildError {
-        let advice = match &source {
-            TensorRtError::Cancelled => return BuildError::Cancelled,
-            TensorRtError::Failed { .. } | TensorRtError::OutOfMemory { .. } if at == At::Loading => {
-                "TensorRT has built it; loading it to see which weights it takes needs as much of the GPU's memory again: end what else uses that, or leave out --plan-refit".into()
-            }
-            TensorRtError::Failed { .. } | TensorRtError::OutOfMemory { .. } if self.plans.pattern.is_some() => {
-                "build a plan of its own, without --plan-refit-from, or end what else uses the GPU's memory".into()
-            }
-            TensorRtError::OutOfMemory { .. } => {
-                "ask for less with --plan-workspace, --plan-lanes or --plan-context, or end what else uses the memory".into()
-            }
-            TensorRtError::Failed { .. } => {
-                let contract = self.contract;
-                let (form, target) = (contract.form.name(), &contract.target);
-                let (dtype, activations) = (contract.compute.name(), contract.activations.name());
-                let kv = contract.kv.name();
-                let other = match self.contract.form {
-                    Form::Operators => "--plan-form primitives does without newer operators, if it is one of those; ",
-                    Form::Primitives => "",
-                };
-                format!(
-                    "{other}`takt export ENGINE -o DIR --for {target} --form {form} --dtype {dtype} --activations {activations} --kv {kv} --variant eagle3` writes the model that the plan is built from"
-                )
-            }
-            _ => return source.into(),
-        };
-        BuildError::Plan { role, source, advice }
+        let place = Failed { at, is_refit: self.plans.pattern.is_some(), contract: self.contract };
+        place.told(role, source)
     }
 
     fn extents(&self) -> Result<Extents> {

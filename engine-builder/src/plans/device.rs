@@ -1,10 +1,6 @@
 //! With what plans are built, and for which machine: found before anything is done, so that a machine that cannot build one is told at once.
 
-use std::{
-    fmt,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use takt_engine::{
     backend::cuda::usable_device,
@@ -16,23 +12,11 @@ use takt_engine::{
 };
 use takt_kernels_cu::{
     Target as Gpu,
-    driver::{
-        context::{Context, Share},
-        device::{self, Device},
-    },
+    driver::device::{self, Device},
 };
-use takt_tensorrt::{
-    TensorRt, TensorRtError, Version,
-    build::{BuildProgress, BuiltPlan, PlanRequest, build_plan},
-    runtime::{Plan, Weights},
-    tensor::DataType,
-};
+use takt_tensorrt::{TensorRt, TensorRtError, Version};
 
-use super::{
-    PlanOptions,
-    green::Green,
-    refit::{LoadedPlan, Pattern},
-};
+use super::{PlanOptions, compiler::PlanCompiler, green::Green, refit::Pattern};
 use crate::{
     BuildError, Result,
     export::{
@@ -49,72 +33,6 @@ const ROW_STEP_BYTES: usize = 16;
 const LOSES_BIASES: (u32, u32) = (11, 3);
 /// Rows of a cache of 8 bits are moved in words of so many values.
 const FP8_WORD: usize = 16;
-
-/// A plan that was made of a model.
-pub(super) struct Compiled {
-    pub plan: Box<dyn AsRef<[u8]>>,
-    pub timing_cache: Vec<u8>,
-    pub used_timing_cache: bool,
-    pub warnings: Vec<String>,
-}
-
-/// What makes a plan of a model.
-pub(super) trait PlanCompiler: fmt::Debug {
-    fn version(&self) -> Version;
-
-    /// Of the headers it is called through.
-    fn header_version(&self) -> Version;
-
-    fn build(
-        &self,
-        request: &PlanRequest<'_>,
-        progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<Compiled>;
-
-    /// Copies a plan that takes other weights to the device.
-    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>>;
-}
-
-impl PlanCompiler for TensorRt {
-    fn version(&self) -> Version {
-        self.version()
-    }
-
-    fn header_version(&self) -> Version {
-        self.header_version()
-    }
-
-    fn build(
-        &self,
-        request: &PlanRequest<'_>,
-        progress: &mut dyn FnMut(BuildProgress<'_>) -> ControlFlow<()>,
-    ) -> takt_tensorrt::Result<Compiled> {
-        let BuiltPlan { plan, timing_cache, used_timing_cache, warnings, .. } =
-            build_plan(self, request, progress)?;
-        Ok(Compiled { plan: Box::new(plan), timing_cache, used_timing_cache, warnings })
-    }
-
-    fn load(&self, plan: &[u8]) -> takt_tensorrt::Result<Box<dyn LoadedPlan>> {
-        let devices = device::probe()?;
-        // There was one when this was opened.
-        let first =
-            devices.first().ok_or_else(|| TensorRtError::Missing("there is no GPU any more".into()))?;
-        // Nothing runs in it: multiprocessors make no difference.
-        let (context, _) = Context::open(first, Share::None)?;
-        Ok(Box::new(Plan::load(self, &context, plan)?))
-    }
-}
-
-impl LoadedPlan for Plan {
-    fn weights(&self) -> takt_tensorrt::Result<Vec<Weights>> {
-        self.refittable_weights()
-    }
-
-    fn refit(&mut self, weights: &[(&str, DataType, &[u8])]) -> takt_tensorrt::Result<Box<dyn AsRef<[u8]>>> {
-        Self::refit(self, weights)?;
-        Ok(Box::new(self.serialize()?))
-    }
-}
 
 /// Plans to be built for this machine: with its TensorRT, for its GPU. Made before the engine, so that a machine without either is told at once and not
 /// after the weights were quantized.

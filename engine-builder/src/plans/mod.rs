@@ -1,15 +1,17 @@
 //! `plans/`: TensorRT plans of an engine, built on the device that runs them.
 //!
-//! 1. `options`: what is wanted. `device`: with what and for what they are built, found before anything is done.
+//! 1. `options`: what is wanted. `device`: for what they are built, found before anything is done; `compiler`: with what.
 //!    `green`: what kernels are timed in, for plans that share the GPU.
 //! 2. `profiles`: shapes that a plan is optimized for, from the inputs of an exported model.
-//! 3. `building`: engine → ONNX in a hidden folder → plans in it. `timing_cache`: what TensorRT measured, kept for the next time. `space`: whether
-//!    there is room.
+//! 3. `building`: engine → ONNX in a hidden folder → plans in it. `failure`: what to do where TensorRT fails. `timing_cache`: what it measured, kept for
+//!    the next time. `space`: whether there is room.
 //! 4. `refit`: another engine's plan, given this one's weights; `weights`: which of a model's it takes.
 //! 5. `place`: the hidden folder, and how plans get from there into the engine: all of them, or none.
 
 mod building;
+mod compiler;
 mod device;
+mod failure;
 mod green;
 mod options;
 mod place;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use takt_engine::{
-    dir::{Manifest, PlanEntry, PlanFile, PlanRole, PlanVersion, Quantization},
+    dir::{Manifest, PlanActivations, PlanEntry, PlanFile, PlanKv, PlanRole, PlanVersion, Quantization},
     spec::DecoderSpec,
 };
 use takt_tensorrt::{runtime::Weights, tensor::DataType};
@@ -139,7 +139,10 @@ impl Pattern {
         if self.entry.refittable.as_deref() != Some(&*model.rest_blake3(&taken)?) {
             let others = model.large_others(&taken);
             let fact = match others.first() {
-                None => "the model differs in more than the weights it takes, or takt writes models otherwise than it did".to_owned(),
+                None => format!(
+                    "the model differs in more than the weights it takes{}, or takt writes models otherwise than it did",
+                    self.hint_of_scales()
+                ),
                 Some(first) => format!(
                     "the model differs in more than the weights it takes, which {} large constants are not among, as {first:?}",
                     others.len()
@@ -151,6 +154,16 @@ impl Pattern {
         let given: Vec<_> =
             values.iter().map(|given| (given.name.as_str(), given.data_type, &given.bytes[..])).collect();
         plan.refit(&given).map_err(failure)
+    }
+
+    /// Where two models of the same architecture may differ in small constants.
+    fn hint_of_scales(&self) -> &'static str {
+        match (self.entry.activations, self.entry.kv) {
+            (PlanActivations::Plain, PlanKv::Plain) => "",
+            _ => {
+                ", perhaps in scales of quantized activations or of an fp8 cache, which follow from the weights"
+            }
+        }
     }
 
     fn refusal(&self, fact: &str) -> BuildError {

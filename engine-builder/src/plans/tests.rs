@@ -2,6 +2,7 @@
 
 mod faults;
 mod refit;
+mod refit_scales;
 
 use std::{
     cell::RefCell,
@@ -26,7 +27,7 @@ use takt_tensorrt::{
 use tempfile::TempDir;
 
 use super::{
-    device::{Compiled, PlanCompiler},
+    compiler::{Compiled, PlanCompiler},
     refit::LoadedPlan,
     *,
 };

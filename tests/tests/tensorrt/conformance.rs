@@ -6,11 +6,13 @@ use takt_engine::{
 };
 use takt_engine_builder::export::{Activations, Compute, KvType};
 use takt_tests::conformance::{
-    self, BF16_PLAN, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, FP8_ACTIVATIONS_PLAN, NVFP4_ACTIVATIONS_PLAN,
-    Subject, Tier,
+    self, BF16_PLAN, BF16_PLAN_OVER_E4M3_CACHE, F16_PLAN, F16_PLAN_OVER_E4M3_CACHE, FP8_ACTIVATIONS_PLAN,
+    NVFP4_ACTIVATIONS_PLAN, Subject, Tier,
 };
 
-use crate::models::{FP8_CACHE, KINDS, Kind, MAX_TREE, Planned, QUANTIZED, emulated, options};
+use crate::models::{
+    FP8_CACHE, FP8_CACHE_BF16, KINDS, Kind, MAX_TREE, Planned, QUANTIZED, emulated, options,
+};
 
 /// Holds a backend over `planned` to it.
 pub fn conforms(planned: &Planned, kind: Kind) {
@@ -29,7 +31,10 @@ pub fn conforms(planned: &Planned, kind: Kind) {
 fn tier(kind: Kind) -> Tier {
     match (kind.activations, kind.weights, kind.compute, kind.kv) {
         (Activations::Plain, _, Compute::F16, KvType::Fp8) => F16_PLAN_OVER_E4M3_CACHE,
-        (_, _, compute, KvType::Fp8) => panic!("no tier for an E4M3 cache beside {compute:?}"),
+        (Activations::Plain, _, Compute::Bf16, KvType::Fp8) => BF16_PLAN_OVER_E4M3_CACHE,
+        (activations, _, compute, KvType::Fp8) => {
+            panic!("no tier for an E4M3 cache beside {activations:?} activations in {compute:?}")
+        }
         (Activations::Quantized, WeightKind::Fp8, ..) => FP8_ACTIVATIONS_PLAN,
         (Activations::Quantized, WeightKind::Nvfp4, ..) => NVFP4_ACTIVATIONS_PLAN,
         (_, _, Compute::F16, _) => F16_PLAN,
@@ -85,8 +90,14 @@ fn with_quantized_activations_it_does_all_of_that_as_near_as_they_let_it() {
 #[test]
 fn a_plan_with_a_cache_of_8_bits_does_what_every_backend_must() {
     emulated("conformance::a_plan_with_a_cache_of_8_bits_does_what_every_backend_must", |_, _, _| {
-        let planned = Planned::new(FP8_CACHE);
-        assert_eq!((planned.entry.kv, planned.cache_scales.len()), (PlanKv::Fp8, planned.spec.num_layers));
-        conforms(&planned, FP8_CACHE);
+        for kind in [FP8_CACHE, FP8_CACHE_BF16] {
+            println!("{kind:?}");
+            let planned = Planned::new(kind);
+            assert_eq!(
+                (planned.entry.kv, planned.cache_scales.len()),
+                (PlanKv::Fp8, planned.spec.num_layers)
+            );
+            conforms(&planned, kind);
+        }
     });
 }

@@ -20,9 +20,11 @@ mod opened;
 mod padding;
 mod plans;
 mod real;
+mod rehearsal;
 mod road;
 #[path = "../../../tensorrt/tests/standin/mod.rs"]
 #[allow(unused_imports, reason = "its own tests use more of it")]
 mod standin;
 mod steps;
 mod streaming;
+mod trials;

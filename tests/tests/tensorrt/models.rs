@@ -164,6 +164,9 @@ pub const FP8_CACHE: Kind = Kind {
     has_windows: true,
 };
 
+/// The same with products in BF16.
+pub const FP8_CACHE_BF16: Kind = Kind { compute: Compute::Bf16, ..FP8_CACHE };
+
 pub const KINDS: [Kind; 4] = [
     Kind {
         form: Form::Operators,

@@ -18,7 +18,12 @@ use takt_tests::{heldout, memory_weights::MemoryWeights};
 
 use crate::{
     conformance::conforms,
-    models::{FP8_CACHE, KINDS, Place, Planned, QUANTIZED, tokens},
+    models::{FP8_CACHE, FP8_CACHE_BF16, KINDS, Place, Planned, QUANTIZED, tokens},
+    trials::{
+        Ground, green, record,
+        refit::{Came, every_case},
+        refusals, streaming,
+    },
 };
 
 /// Every 240th line: 10 of 2,400.
@@ -66,7 +71,7 @@ fn the_backend_does_with_nvidias_library_what_every_backend_must() {
     }
     let scratch = tempfile::tempdir().unwrap();
     let mut num_checked = 0;
-    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE]) {
+    for kind in KINDS.into_iter().chain(QUANTIZED).chain([FP8_CACHE, FP8_CACHE_BF16]) {
         let spec = kind.spec();
         let weights = MemoryWeights::random(&spec, kind.weights, WeightKind::Bf16, 1);
         let place = Place::here(&gpu(scratch.path()));
@@ -81,6 +86,7 @@ fn the_backend_does_with_nvidias_library_what_every_backend_must() {
         }
         num_checked += 1;
     }
+    record(&format!("conformance: {num_checked} kinds of plans"));
     assert!(num_checked > 0, "BF16 weights in form primitives are for every machine");
 }
 
@@ -117,5 +123,42 @@ fn the_demo_model_answers_and_scores_with_nvidias_library_as_on_the_processor() 
     let lines = heldout::read(&demo.join("eval/heldout.jsonl"), STRIDE).unwrap();
     let text = on_device.text.take().unwrap();
     let tally = heldout::evaluate(on_device.backend.as_mut(), &text, &lines, &mut |_, _, _| {}).unwrap();
+    let ((right, all), tensorrt) = (tally.total(), report.tensorrt);
+    record(&format!("TensorRT {tensorrt}: the demo model answers {right} of {all} lines right"));
     assert!(tally.share() > 0.9, "{tally:?}");
+}
+
+/// Where there is TensorRT.
+fn ground() -> Option<Ground> {
+    is_there().then(|| Ground::new(gpu, STRIDE, false))
+}
+
+#[test]
+fn a_plan_with_other_weights_says_what_a_plan_built_of_them_says() {
+    let Some(ground) = ground() else { return };
+    for (case, came) in every_case(&ground) {
+        // Of which constants TensorRT takes no other values is its to say; weights of 16 bits are what refits are for.
+        assert!(came != Came::Refused || case.weights != WeightKind::Bf16, "{case:?}: {came:?}");
+    }
+}
+
+#[test]
+fn a_plan_that_streams_says_the_same_with_every_budget() {
+    if let Some(ground) = ground() {
+        streaming::every_budget(&ground);
+    }
+}
+
+#[test]
+fn a_plan_timed_on_a_part_of_the_gpu_says_there_what_it_says_on_all_of_it() {
+    if let Some(ground) = ground() {
+        green::on_a_part_of_the_gpu(&ground);
+    }
+}
+
+#[test]
+fn what_cannot_be_a_plan_of_this_machine_is_refused_and_what_can_runs_on() {
+    if let Some(ground) = ground() {
+        refusals::of_bad_input(&ground);
+    }
 }

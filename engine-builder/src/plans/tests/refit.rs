@@ -26,12 +26,12 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Refits {
     /// Of the last model.
-    constants: RefCell<Vec<Weights>>,
+    pub constants: RefCell<Vec<Weights>>,
     /// Names that plans do not take anew.
-    folded: RefCell<Vec<String>>,
+    pub folded: RefCell<Vec<String>>,
     /// Weights that are none of the model's.
     own: RefCell<Vec<Weights>>,
-    given: RefCell<Vec<(String, DataType, Vec<u8>)>>,
+    pub given: RefCell<Vec<(String, DataType, Vec<u8>)>>,
     /// What fails: `load`, `weights`, `refit`.
     failing: RefCell<&'static str>,
     num_loads: RefCell<usize>,
@@ -78,16 +78,31 @@ impl LoadedPlan for Loaded {
 
 /// An engine of the fixture `source`; of the same model with other weights where it is `tuned`.
 fn engine(source: &str, kind: WeightKind, tuned: bool) -> (TempDir, PathBuf) {
+    // The last bits of every number: little-endian, of two or four bytes.
+    let tune = |_: &str, bytes: &mut [u8]| bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 0x55);
+    engine_with(source, kind, if tuned { &tune } else { &|_, _| {} })
+}
+
+/// What is done to a tensor of some name.
+pub(super) type Change<'a> = &'a dyn Fn(&str, &mut [u8]);
+
+/// An engine of the fixture `source` whose tensors were changed.
+pub(super) fn engine_with(source: &str, kind: WeightKind, change: Change<'_>) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let (checkpoint, path) = (folder.path().join("checkpoint"), folder.path().join("engine"));
     fs::create_dir(&checkpoint).unwrap();
     for entry in fs::read_dir(fixture(source)).unwrap() {
         let from = entry.unwrap().path();
         let mut bytes = fs::read(&from).unwrap();
-        if tuned && from.extension().is_some_and(|extension| extension == "safetensors") {
-            let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
-            // The last bits of every number: little-endian, of two or four bytes.
-            bytes[header..].iter_mut().step_by(4).for_each(|byte| *byte ^= 0x55);
+        if from.extension().is_some_and(|extension| extension == "safetensors") {
+            let begin = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+            let header: serde_json::Value = serde_json::from_slice(&bytes[8..begin]).unwrap();
+            for (name, tensor) in header.as_object().unwrap() {
+                let at = |idx: usize| tensor["data_offsets"][idx].as_u64().map(|at| begin + at as usize);
+                if let (Some(from), Some(to)) = (at(0), at(1)) {
+                    change(name, &mut bytes[from..to]);
+                }
+            }
         }
         fs::write(checkpoint.join(from.file_name().unwrap()), bytes).unwrap();
     }
@@ -95,7 +110,7 @@ fn engine(source: &str, kind: WeightKind, tuned: bool) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn refit(compiler: &Compiler, pattern: &Path, engine: &Path) -> Result<PlansReport> {
+pub(super) fn refit(compiler: &Compiler, pattern: &Path, engine: &Path) -> Result<PlansReport> {
     add(engine, &refitting(compiler, pattern)?)
 }
 
@@ -103,7 +118,7 @@ fn refitting(compiler: &Compiler, pattern: &Path) -> Result<DevicePlans> {
     DevicePlans::refit_of(Box::new(compiler.clone()), Gpu::Thor, "a device".into(), pattern)
 }
 
-fn options() -> PlanOptions {
+pub(super) fn options() -> PlanOptions {
     PlanOptions { is_refittable: true, num_lanes: 3, lane_capacity: Some(64), ..PlanOptions::default() }
 }
 

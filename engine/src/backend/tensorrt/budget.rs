@@ -20,7 +20,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Of a plan that takes `plan`, all of its weights included, without a head.
+    /// Of a plan that takes `plan`, those of its weights included that are on the device, without a head.
     pub(super) fn new(plan: Needs, sizes: &Sizes, options: &TensorRtOptions) -> Self {
         let snapshot = plan.kv / sizes.limits.num_lanes.max(1);
         let TensorRtOptions { max_bytes, num_snapshots, .. } = *options;
@@ -32,20 +32,31 @@ impl Budget {
         Self { embedding: num_bytes, ..self }
     }
 
+    /// Bytes that are allowed beside all of it, without a head.
+    pub(super) fn left(&self) -> usize {
+        let allowed = self.max_bytes.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        allowed.saturating_sub(sum(self.own()))
+    }
+
+    /// Weights, lanes, snapshots, workspace, pinned memory, embedding.
+    fn own(&self) -> [usize; 6] {
+        let Self { plan: Needs { weights, kv, workspace, pinned, .. }, embedding, num_snapshots, .. } = *self;
+        [weights, kv, self.snapshot.saturating_mul(num_snapshots), workspace, pinned, embedding]
+    }
+
     /// That all of it, with `head`, stays within what is allowed.
     ///
     /// # Errors
     /// [`EngineError::Capacity`] with every size.
     pub(super) fn check(&self, head: Option<&HeadNeeds>) -> Result<()> {
         let Some(max_bytes) = self.max_bytes else { return Ok(()) };
-        let Self { plan: Needs { weights, kv, workspace, pinned, .. }, embedding, num_snapshots, .. } = *self;
-        let snapshots = self.snapshot.saturating_mul(num_snapshots);
-        let own = [weights, kv, snapshots, workspace, pinned, embedding];
+        let num_snapshots = self.num_snapshots;
+        let [weights, kv, snapshots, workspace, pinned, embedding] = self.own();
         let heads = head.map_or([0; 5], |head| {
             let snapshots = head.snapshot.saturating_mul(num_snapshots);
             [head.weights, head.kv, snapshots, head.workspace, head.pinned]
         });
-        let total = own.into_iter().chain(heads).fold(0_usize, usize::saturating_add);
+        let total = sum(self.own().into_iter().chain(heads));
         if total as u64 <= max_bytes {
             return Ok(());
         }
@@ -67,4 +78,8 @@ impl Budget {
              (--plan-context)"
         )))
     }
+}
+
+fn sum(parts: impl IntoIterator<Item = usize>) -> usize {
+    parts.into_iter().fold(0, usize::saturating_add)
 }

@@ -43,30 +43,34 @@ pub(super) fn check_kv(sizes: &Sizes, entry: &PlanEntry, options: &TensorRtOptio
     }
 }
 
-/// Leaves weights in the host's memory as far as there is no room for them beside everything else.
+/// Leaves weights in the host's memory as far as there is no room for them beside everything else, or `allowed`, which is told of everything else, gives
+/// none; how many bytes that are.
 pub(super) fn stream_weights(
     plan: &mut Plan,
     context: &Context,
     others: impl Fn(usize) -> Needs,
-) -> Result<()> {
+    allowed: impl Fn(Needs) -> usize,
+) -> Result<usize> {
     // What TensorRT takes while it runs has a place for what is sent: it is most when nothing stays.
     plan.set_weight_budget(0)?;
     let others = others(scratch_bytes(plan)?);
     let room = Room::of(context)?;
     let (streamable, available) = (plan.streamable_bytes(), room.available_beside(0));
-    let budget = available.saturating_sub(others.of_device(&room)).min(streamable);
+    let has_room = available.saturating_sub(others.of_device(&room));
+    let budget = has_room.min(allowed(others)).min(streamable);
     if context.device().is_integrated {
         tracing::warn!(
             "the plan sends weights from the host's memory, which on this board is the device's: it saves nothing here; build it without --plan-streaming"
         );
     }
-    if budget < streamable {
-        let left = streamable - budget;
+    let left = streamable - budget;
+    if left > 0 {
         tracing::warn!(
             "{left} of {streamable} bytes of weights stay in the host's memory and are sent with every step"
         );
     }
-    Ok(plan.set_weight_budget(budget)?)
+    plan.set_weight_budget(budget)?;
+    Ok(left)
 }
 
 /// For the largest sections of any profile, none of which run at the same time.

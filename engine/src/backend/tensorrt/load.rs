@@ -77,12 +77,18 @@ impl Loaded {
         let ports = Ports::new(plan.tensors(), spec, entry)?;
         guessed.check_profiles(&plan, entry)?;
         let sizes = Sizes::new(spec, entry, options, ports.input)?;
+        let mut left = 0;
         if entry.streams_weights {
-            stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)))?;
+            // What cannot be streamed is on the device already.
+            let fixed = weights.saturating_sub(plan.streamable_bytes());
+            let beside =
+                |others: Needs| Budget::new(Needs { weights: fixed, ..others }, &sizes, options).left();
+            left = stream_weights(&mut plan, context, |scratch| needs(spec, &sizes, (0, scratch)), beside)?;
         }
         let scratch_bytes = scratch_bytes(&plan)?;
         needs(spec, &sizes, (0, scratch_bytes)).check(&Room::of(context)?)?;
-        let budget = Budget::new(needs(spec, &sizes, (weights, scratch_bytes)), &sizes, options);
+        let resident = weights.saturating_sub(left);
+        let budget = Budget::new(needs(spec, &sizes, (resident, scratch_bytes)), &sizes, options);
         budget.check(None)?;
         Ok(Self { plan, ports, sizes, scratch_bytes, budget })
     }
