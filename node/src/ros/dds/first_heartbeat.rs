@@ -10,14 +10,13 @@
 //! nothing from it, and its count keeps it from being answered.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustdds::{DomainParticipant, GUID};
 
-use super::addresses::addresses;
+use super::bypass::{self, addresses};
 use super::heartbeat::heartbeat;
 use super::peers::Peers;
 use crate::ros::{RosError, RosOptions};
@@ -47,17 +46,7 @@ impl FirstHeartbeats {
         peers: Arc<Peers>,
         options: &RosOptions,
     ) -> Result<Self, RosError> {
-        let network = if options.localhost_only { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
-        let open = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((network, 0))?;
-            // Whoever publishes may not wait.
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| RosError::Transport {
-            what: "opening a socket for first heartbeats".to_owned(),
-            reason: error.to_string(),
-        })?;
+        let socket = bypass::socket(options, "first heartbeats")?;
         Ok(Self { socket, participant: Arc::downgrade(participant), peers, addresses: Mutex::default() })
     }
 
@@ -94,6 +83,8 @@ impl FirstHeartbeats {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use rustdds::DomainParticipantStatusEvent as Event;
 
     use super::super::peers::CYCLONE_VENDOR;

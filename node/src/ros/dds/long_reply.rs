@@ -10,14 +10,13 @@
 //! learns that, and may ask again.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 
 use rustdds::rpc::SampleIdentity;
 use rustdds::{DomainParticipant, GUID, Timestamp};
 
-use super::addresses::addresses;
+use super::bypass::{self, addresses};
 use super::heartbeat::halves;
 use super::peers::prefix_of;
 use crate::ros::presence::Guid;
@@ -50,17 +49,7 @@ pub(super) struct LongReply<'a> {
 impl LongReplies {
     /// For `participant`, which joined with `options`.
     pub fn new(participant: &Arc<DomainParticipant>, options: &RosOptions) -> Result<Self, RosError> {
-        let network = if options.localhost_only { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
-        let open = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((network, 0))?;
-            // Replies are sent by threads that may not wait.
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|error| RosError::Transport {
-            what: "opening a socket for long replies".to_owned(),
-            reason: error.to_string(),
-        })?;
+        let socket = bypass::socket(options, "long replies")?;
         Ok(Self { socket, participant: Arc::downgrade(participant) })
     }
 

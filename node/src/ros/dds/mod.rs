@@ -1,7 +1,7 @@
 //! The default transport: ROS 2's wire protocol through `rustdds`, with nothing of ROS 2 installed.
 
-mod addresses;
 mod announcement;
+mod bypass;
 mod client;
 mod dispatcher;
 #[cfg(target_env = "gnu")]
