@@ -4,7 +4,7 @@
 //   fault_write  writes one word to `to`, which is to be an address that nothing lies at: as above, found by the memory's side.
 //   fault_spin   does nothing until `ns` nanoseconds have passed, and then ends by itself.
 //
-//   to   any address; nothing is written where it is one of memory's
+//   to   an address that is none of memory's: what lay there would be written over
 //   ns   nanoseconds of the device's timer
 //
 // Bound by nothing. No engine carries them, and nothing but a check of faults launches them.
