@@ -54,6 +54,25 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// How long an answer is waited for: a driver that waits for a kernel that hangs takes less.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// How much of it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Every kind of fault; three times over on a GPU.
+    Everything,
+    /// One fault, with all that there is to opening again.
+    OneFault,
+}
+
+impl Extent {
+    fn kinds(self) -> impl Iterator<Item = Kind> {
+        let (kinds, num_rounds): (&[Kind], usize) = match self {
+            Self::Everything => (&Kind::ALL, if is_required() { 3 } else { 1 }),
+            Self::OneFault => (&[Kind::TrapAndNoMemory], 1),
+        };
+        kinds.iter().copied().cycle().take(kinds.len() * num_rounds)
+    }
+}
+
 /// What is made to go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -105,7 +124,7 @@ struct Check<'a> {
 }
 
 /// Runs all of it on the driver behind `front`; `emulated` is asked only if that is the emulated one.
-pub fn run(front: &Front, emulated: &driver::Device) -> Record {
+pub fn run(front: &Front, emulated: &driver::Device, extent: Extent) -> Record {
     let device = device::probe().unwrap().remove(0);
     let is_emulated = front.is_of_emulated_device();
     let tolerance_bytes = match (is_emulated, device.is_integrated) {
@@ -122,7 +141,7 @@ pub fn run(front: &Front, emulated: &driver::Device) -> Record {
     let before = check.free_bytes().unwrap();
     check.openings(&dir);
     check.note_missing(before, "after openings without memory");
-    check.faults(&dir);
+    check.faults(&dir, extent);
     check.note_missing(before, "after everything");
     if is_emulated {
         let left = emulated.report();
@@ -164,6 +183,7 @@ impl Check<'_> {
         let before = self.front.counts().memory;
         open_once().unwrap();
         let num_calls = self.front.counts().memory - before;
+        self.expect(num_calls > 0, || "an opening takes no memory".to_owned());
         let start = Instant::now();
         for n in 1..=num_calls {
             self.front.fail_memory(n);
@@ -180,8 +200,8 @@ impl Check<'_> {
         self.expect(again.is_ok(), || format!("an opening after those without memory: {again:?}"));
     }
 
-    /// Every kind of fault while a worker has requests open, and again, so that what is lost with each adds up.
-    fn faults(&mut self, dir: &Path) {
+    /// One kind of fault after another while a worker has requests open, and again, so that what is lost with each adds up.
+    fn faults(&mut self, dir: &Path, extent: Extent) {
         let start = Instant::now();
         let worker = worker_with(dir.to_owned(), cuda_options());
         self.record.load_s = start.elapsed().as_secs_f64();
@@ -189,7 +209,7 @@ impl Check<'_> {
         self.record.answer_s = start.elapsed().as_secs_f64();
         assert_eq!(expected.status, Status::Complete, "{expected:?}");
         let free = self.free_bytes().unwrap();
-        for kind in Kind::ALL.into_iter().cycle().take(Kind::ALL.len() * if is_required() { 3 } else { 1 }) {
+        for kind in extent.kinds() {
             let mut row = self.row(kind);
             let goes_on = self.fault(kind, &worker, &expected, &mut row);
             row.failures.extend(goes_on.clone().err());
@@ -240,14 +260,22 @@ impl Check<'_> {
             }
         }
         let failed = Instant::now();
+        let mut was_without_memory = false;
         let again = loop {
             let again = answer(try_ask(worker))?;
+            let reason = again.reason.as_deref().unwrap_or_default();
+            was_without_memory |= reason.contains("no memory to open the engine again");
             if again.status != Status::Rejected || failed.elapsed() > LIMIT {
                 break again;
             }
             thread::sleep(Duration::from_millis(20));
         };
         row.again_s = failed.elapsed().as_secs_f64();
+        if was_without_memory != (kind == Kind::TrapAndNoMemory) {
+            row.failures.push(format!(
+                "that there was no memory to open the engine again was said: {was_without_memory}"
+            ));
+        }
         if (again.status, &again.token_ids) != (expected.status, &expected.token_ids) {
             row.failures.push(format!(
                 "the next answer is {:?} {:?} ({:?}), expected {:?}",

@@ -44,7 +44,7 @@ static void *real(const char *name) {
     return library == NULL ? NULL : dlsym(library, name);
 }
 
-// Declares `real_name`, or has the function return that there is none: what a driver that is too old for it makes of it.
+// Declares `real_name`, or has the function return that there is none.
 #define REAL(name, ...)                                                  \
     CUresult (*real_##name)(__VA_ARGS__) = (CUresult(*)(__VA_ARGS__))real(#name); \
     if (real_##name == NULL) return CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND
@@ -81,17 +81,22 @@ EXPORTED CUresult cuModuleLoadData(Handle *module, const void *image) {
     return real_cuModuleLoadData(module, image);
 }
 
+// Who opens the driver asks it for these two, and goes on without green contexts where it has not both: those that the real one lacks are left out.
+#ifndef TAKT_NO_cuGreenCtxCreate
 EXPORTED CUresult cuGreenCtxCreate(Handle *context, Handle description, int device, unsigned flags) {
     REAL(cuGreenCtxCreate, Handle *, Handle, int, unsigned);
     TAKES_MEMORY();
     return real_cuGreenCtxCreate(context, description, device, flags);
 }
+#endif
 
+#ifndef TAKT_NO_cuGreenCtxStreamCreate
 EXPORTED CUresult cuGreenCtxStreamCreate(Handle *stream, Handle context, unsigned flags, int priority) {
     REAL(cuGreenCtxStreamCreate, Handle *, Handle, unsigned, int);
     TAKES_MEMORY();
     return real_cuGreenCtxStreamCreate(stream, context, flags, priority);
 }
+#endif
 
 EXPORTED CUresult cuGraphInstantiateWithFlags(Handle *exec, Handle graph, unsigned long long flags) {
     REAL(cuGraphInstantiateWithFlags, Handle *, Handle, unsigned long long);

@@ -17,6 +17,9 @@ use takt_kernels_cu::launch::Launch;
 /// What cudarc opens, among other names.
 pub const LIBRARY: &str = "libcuda.so.1";
 
+/// What not every driver has, of what `front.c` has.
+const MAY_BE_MISSING: [&str; 2] = ["cuGreenCtxCreate", "cuGreenCtxStreamCreate"];
+
 /// Makes the library in front of the one at `real`, in `folder`, which is to be searched first; an error where there is no C compiler.
 pub fn make(real: &Path, folder: &Path) -> io::Result<()> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/gpu_faults/front.c");
@@ -25,16 +28,26 @@ pub fn make(real: &Path, folder: &Path) -> io::Result<()> {
     let nothing = folder.join("nothing.c");
     fs::write(&nothing, "")?;
     compile(&[&nothing], &named, &[format!("-Wl,-soname,{}", real.display())])?;
-    compile(
-        &[&source, &named],
-        &folder.join(LIBRARY),
-        &[
-            format!("-DTAKT_REAL_LIBCUDA=\"{}\"", real.display()),
-            format!("-Wl,-soname,{LIBRARY}"),
-            "-Wl,--no-as-needed".into(),
-        ],
-    )?;
+    let mut flags = vec![
+        format!("-DTAKT_REAL_LIBCUDA=\"{}\"", real.display()),
+        format!("-Wl,-soname,{LIBRARY}"),
+        "-Wl,--no-as-needed".into(),
+    ];
+    for name in MAY_BE_MISSING {
+        if !has(real, name, folder)? {
+            flags.push(format!("-DTAKT_NO_{name}"));
+        }
+    }
+    compile(&[&source, &named], &folder.join(LIBRARY), &flags)?;
     symlink(LIBRARY, folder.join("libcuda.so"))
+}
+
+/// Whether what calls `name` can be linked to the library at `real`.
+fn has(real: &Path, name: &str, folder: &Path) -> io::Result<bool> {
+    let caller = folder.join("caller.c");
+    fs::write(&caller, format!("void {name}(void);\nvoid call(void);\nvoid call(void) {{ {name}(); }}\n"))?;
+    let flags = ["-Wl,--no-undefined".to_owned(), "-Wl,--allow-shlib-undefined".to_owned()];
+    Ok(compile(&[&caller, real], &folder.join("caller.so"), &flags).is_ok())
 }
 
 fn compile(inputs: &[&Path], output: &Path, flags: &[String]) -> io::Result<()> {
