@@ -8,10 +8,11 @@
 // Up to three matrices with the same x in one launch (query, key and value; gate and up): `num_rows` of an unused one is 0.
 // Names: linear_<format>_<token tiles>; a block serves 8 tokens a tile, more tokens take grid.y. linear_wide.cu is for more tokens.
 //
-// Bound by memory: every weight is read once and costs two (INT4) to three (NVFP4) of a thread's instructions. A block computes 16 rows at
-// a time, each of its 8 warps one slice of them, so that a small matrix fills the GPU too; a lane loads several units ahead (see
-// common/weights.cuh), the first ones while the kernel before may still run, and goes on into the block's next 16 rows: there are as many
-// blocks as run at once, and their loads never pause. The warps' sums are added in order.
+// Bound by memory: every weight is read once, and one of 4 bits costs two (INT4) to three (NVFP4) of a thread's instructions. A block
+// computes 16 rows at a time, each of its 8 warps one slice of them, so that a small matrix fills the GPU too; a lane loads several units
+// ahead (see common/weights.cuh) and goes on into the block's next 16 rows: there are as many blocks as run at once, and their loads never
+// pause. The first loads may begin while the kernel before still runs, in a launch that lets it (none does yet) and where the compiler leaves
+// them ahead of the wait. The warps' sums are added in order.
 #include "common/weights.cuh"
 
 namespace {
@@ -40,7 +41,7 @@ struct UnitColumns {
 };
 
 // Column `col` of a lane, `x_cols` columns on from where `x` points to. Past the row's end the weights are 0: there the activations need only
-// be numbers, and are where the row begins.
+// be finite, and are where the row begins.
 template <Columns COLUMNS, int TOKEN_TILES>
 __device__ __forceinline__ UnitColumns<TOKEN_TILES> unit_columns(const bf16* const (&x)[TOKEN_TILES], uint32_t x_cols, uint32_t col,
                                                                  uint32_t num_cols) {

@@ -3,11 +3,12 @@
 //
 // Names: linear_<format>_wide_<token tiles>. Columns come in whole 16-byte pieces of a row.
 //
-// Bound by memory up to some 64 tokens where the tensor cores keep up, else by them. What counts is how often a decoded weight and an
-// activation are used: a warp computes 16 or 32 rows of every token of the block, so an activation read from shared memory feeds one or
-// two MMAs; a block computes 64 or 128 rows, so activations come num_rows / 128 times from L2. They are copied to shared memory two stages
-// ahead (`cp.async`), and put into the order of 4-bit weights there, by the thread that copied them, rather than by every warp that reads
-// them; weights go straight to registers, one unit ahead. Instructions, loop by loop and target by target: docs/performance-gpu.md.
+// Bound, as predicted, by memory up to some 64 tokens on Jetsons, by instructions from some 32 on an H200, and by tensor cores beyond. What
+// counts is how often a decoded weight and an activation are used: a warp computes 16 or 32 rows of every token of the block, so an
+// activation read from shared memory feeds one or two MMAs; a block computes 64 or 128 rows, so activations come as often from L2 as a
+// matrix has such blocks. They are copied to shared memory two stages ahead (`cp.async`), and put into the order of 4-bit weights there,
+// by the thread that copied them, rather than by every warp that reads them; weights go straight to registers, one unit ahead.
+// Instructions, loop by loop and target by target: docs/performance-gpu.md.
 //
 // A warp computes one slice after another and adds up their sums in order, as linear.cu's warps do together.
 #include "common/weights.cuh"

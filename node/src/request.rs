@@ -262,6 +262,12 @@ impl RequestSender {
         self.desk.as_ref().and_then(|desk| desk.no_speculation())
     }
 
+    /// Why the worker has no engine, which failed and is being opened again; `None` while it has one.
+    #[must_use]
+    pub fn no_engine(&self) -> Option<String> {
+        self.desk.as_ref().and_then(|desk| desk.no_engine())
+    }
+
     /// Whether rounds of speculation are wanted, from the next section on.
     pub fn set_speculation(&self, is_wanted: bool) {
         if let Some(desk) = &self.desk {

@@ -192,6 +192,8 @@ struct Losing {
     /// Told when the engine is being opened again, which then waits for `open`.
     reopening: Receiver<()>,
     open: Sender<()>,
+    /// Whether it then finds memory.
+    has_memory: Arc<AtomicBool>,
     /// Last, so that a test that fails lets it go on before it waits for it.
     worker: Worker,
 }
@@ -202,12 +204,17 @@ impl Losing {
         let ((reopening_in, reopening), (open, opened)) = (bounded(1), bounded::<()>(0));
         let is_lost = Arc::new(AtomicBool::new(false));
         let num_sections = Arc::new(AtomicUsize::new(0));
+        let has_memory = Arc::new(AtomicBool::new(true));
+        let memory = Arc::clone(&has_memory);
         let (lost, sections, mut num_opened) = (Arc::clone(&is_lost), Arc::clone(&num_sections), 0);
         let opener = move || {
             num_opened += 1;
             if num_opened > 1 {
                 reopening_in.send(()).unwrap();
                 let _ = opened.recv();
+            }
+            if !memory.load(Ordering::SeqCst) {
+                return Err(EngineError::Capacity("the test left no memory".into()));
             }
             let engine = Engine::open(&engine_dir(), &engine_options(1))?;
             let backend = Box::new(Losable {
@@ -222,13 +229,18 @@ impl Losing {
         };
         let options = WorkerOptions { process_end, effort: Effort::LEAST, ..WorkerOptions::default() };
         let worker = Worker::spawn(Box::new(opener), options).unwrap();
-        Self { worker, is_lost, num_sections, blocked, release, reopening, open }
+        Self { worker, is_lost, num_sections, blocked, release, reopening, open, has_memory }
     }
 
     fn answer(&self) -> Reply {
+        reply(&self.ask().1)
+    }
+
+    fn ask(&self) -> (RequestId, Receiver<Event>) {
         let (events, replies) = bounded(256);
+        let id = RequestId::next();
         let request = Request {
-            id: RequestId::next(),
+            id,
             prompt: raw("pick the red cup"),
             arrived: Instant::now(),
             deadline: None,
@@ -241,11 +253,7 @@ impl Losing {
             admission: None,
         };
         self.worker.sender().submit(request).unwrap();
-        let reply = replies.iter().find_map(|event| match event {
-            Event::Reply(reply) => Some(*reply),
-            Event::Tokens { .. } => None,
-        });
-        reply.expect("every request is answered")
+        (id, replies)
     }
 
     /// Loses the device in a request, which is answered before anything is given up.
@@ -256,6 +264,43 @@ impl Losing {
         assert!(reply.reason.unwrap().contains("the test lost the device"));
         self.blocked.recv().unwrap();
     }
+}
+
+#[track_caller]
+fn reply(events: &Receiver<Event>) -> Reply {
+    let reply = events.iter().find_map(|event| match event {
+        Event::Reply(reply) => Some(*reply),
+        Event::Tokens { .. } => None,
+    });
+    reply.expect("every request is answered")
+}
+
+#[test]
+fn while_there_is_no_memory_for_an_engine_whoever_asked_is_told_and_so_is_whoever_looks() {
+    let losing = Losing::spawn(never());
+    let expected = losing.answer();
+    let no_engine = || losing.worker.sender().no_engine();
+    assert_eq!(no_engine(), None);
+    losing.has_memory.store(false, Ordering::SeqCst);
+    losing.lose();
+    losing.release.send(()).unwrap();
+    losing.reopening.recv().unwrap();
+    assert!(no_engine().unwrap().contains("the test lost the device"));
+    // During a try nobody is answered; who thinks better of it has that for an answer.
+    let ((_, waiting), (id, cancelled)) = (losing.ask(), losing.ask());
+    losing.worker.sender().cancel(id);
+    losing.open.send(()).unwrap();
+    let told = reply(&waiting);
+    assert_eq!(told.status, Status::Rejected);
+    assert!(told.reason.unwrap().contains("the test left no memory"));
+    assert_eq!(reply(&cancelled).status, Status::Cancelled);
+    assert!(no_engine().unwrap().contains("the test left no memory"));
+    losing.reopening.recv().unwrap();
+    losing.has_memory.store(true, Ordering::SeqCst);
+    losing.open.send(()).unwrap();
+    let again = losing.answer();
+    assert_eq!((again.status, again.token_ids), (Status::Complete, expected.token_ids));
+    assert_eq!(no_engine(), None);
 }
 
 #[test]

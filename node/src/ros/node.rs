@@ -284,7 +284,9 @@ impl RosNode {
         let info = names.resolve_service("~/engine_info")?;
         serve_at_once(network, &info, ENGINE_INFO, move |_: EngineInfoRequest| {
             let ready = engine.get();
-            let distrust = ready.as_ref().and_then(|ready| ready.requests.distrust());
+            let distrust = ready
+                .as_ref()
+                .and_then(|ready| ready.requests.no_engine().or_else(|| ready.requests.distrust()));
             EngineInfo {
                 takt_version: env!("CARGO_PKG_VERSION").to_owned(),
                 lifecycle_state: lifecycle.state().label().to_owned(),

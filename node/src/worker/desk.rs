@@ -126,6 +126,7 @@ pub struct Desk {
     distrust: Mutex<Distrust>,
     /// Why nothing is drafted although something could be.
     no_speculation: Mutex<Option<String>>,
+    no_engine: Mutex<Option<String>>,
     /// Whether the node wants speculation at all.
     speculates: AtomicBool,
 }
@@ -173,6 +174,7 @@ impl Desk {
             is_trusted: AtomicBool::new(true),
             distrust: Mutex::default(),
             no_speculation: Mutex::default(),
+            no_engine: Mutex::default(),
             speculates: AtomicBool::new(true),
         }
     }
@@ -244,6 +246,17 @@ impl Desk {
     #[must_use]
     pub fn no_speculation(&self) -> Option<String> {
         self.no_speculation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The worker: why its engine is being opened again; `None` once it is.
+    pub(super) fn note_no_engine(&self, reason: Option<String>) {
+        *self.no_engine.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Why no engine is open; `None` while one is.
+    #[must_use]
+    pub fn no_engine(&self) -> Option<String> {
+        self.no_engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Nothing is promised until the next [`Self::set_bounds`].

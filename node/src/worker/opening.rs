@@ -82,6 +82,11 @@ pub(super) struct Leftover {
 }
 
 impl Leftover {
+    /// Where requests are let in.
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
     /// Of a worker whose costs hold for `device_key`.
     pub(super) fn of(core: &WorkerCore, device_key: DeviceKey) -> Self {
         let desk = Arc::clone(core.desk());

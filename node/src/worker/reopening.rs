@@ -4,7 +4,10 @@
 //! a camera's pipeline that started, a model that another process loads. So a lack of memory, and nothing else, is waited out, with pauses in
 //! which every request is answered at once.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{after, select_biased};
 use takt_engine::EngineError;
@@ -37,11 +40,16 @@ pub(super) fn reopen(
     reason: &str,
 ) -> Result<(WorkerCore, Facts), EngineError> {
     let (started, mut pause) = (MonotonicClock.now(), FIRST_PAUSE);
+    leftover.desk().note_no_engine(Some(reason.to_owned()));
     loop {
         channels.beat(OPEN_ALLOWANCE);
         let error = match open(opener, options, || channels.are_open(), Some(leftover)) {
             Err(error) if error.is_capacity() => error,
-            done => return done,
+            Ok(opened) => {
+                leftover.desk().note_no_engine(None);
+                return Ok(opened);
+            }
+            Err(error) => return Err(error),
         };
         let now = MonotonicClock.now();
         let patience = options.memory_patience.saturating_sub(now.saturating_duration_since(started));
@@ -56,6 +64,7 @@ pub(super) fn reopen(
         let told = format!(
             "{reason}; there is no memory to open the engine again, which is tried every few seconds: {error}"
         );
+        leftover.desk().note_no_engine(Some(told.clone()));
         if !refuse_until(now + pause, channels, &told) {
             return Err(EngineError::Interrupted);
         }
@@ -65,13 +74,21 @@ pub(super) fn reopen(
 
 /// Answers whoever asks, and has asked, with `reason` until `end`; false for shutdown.
 fn refuse_until(end: Instant, channels: &Channels, reason: &str) -> bool {
+    let mut cancelled = HashSet::new();
     let ended = after(end.saturating_duration_since(MonotonicClock.now()));
     loop {
         select_biased! {
             recv(channels.stop) -> _ => return false,
             recv(ended) -> _ => return true, // also where requests never cease
             recv(channels.requests) -> request => match request {
-                Ok(request) => answer(&request, Status::Rejected, reason),
+                Ok(request) => {
+                    // Of who asked before this pause, most likely: whoever asks now is answered before it can think better of it.
+                    cancelled.extend(channels.cancels.try_iter());
+                    match cancelled.remove(&request.id) {
+                        true => answer(&request, Status::Cancelled, None),
+                        false => answer(&request, Status::Rejected, Some(reason)),
+                    }
+                }
                 Err(_) => return false, // every sender is gone
             },
         }

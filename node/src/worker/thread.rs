@@ -183,7 +183,7 @@ impl Drop for Worker {
 
 pub(super) struct Channels {
     pub requests: Receiver<Request>,
-    cancels: Receiver<RequestId>,
+    pub cancels: Receiver<RequestId>,
     /// Closed for shutdown; nothing is ever sent.
     pub stop: Receiver<()>,
     heart: Arc<Heartbeat>,
@@ -352,12 +352,12 @@ fn receive(core: &mut WorkerCore, channels: &Channels) -> bool {
 fn answer_unread(requests: &Receiver<Request>, failure: Option<&str>) {
     let status = if failure.is_some() { Status::Failed } else { Status::Cancelled };
     for request in requests.try_iter() {
-        answer(&request, status, failure.unwrap_or("the node is shutting down"));
+        answer(&request, status, Some(failure.unwrap_or("the node is shutting down")));
     }
 }
 
 /// Answers a request that nothing was done for.
-pub(super) fn answer(request: &Request, status: Status, reason: &str) {
-    let outcome = Outcome { reason: Some(reason.to_owned()), ..Outcome::default() };
+pub(super) fn answer(request: &Request, status: Status, reason: Option<&str>) {
+    let outcome = Outcome { reason: reason.map(str::to_owned), ..Outcome::default() };
     Asker::new(request).reply(status, MonotonicClock.now(), outcome);
 }

@@ -6,8 +6,11 @@
 //! long enough to lose an answer to a robot that asks as soon as it sees the node.
 //!
 //! So before a sample is handed to RustDDS, a heartbeat of the samples before it goes to every reader of CycloneDDS that has
-//! not been there for long. It is small, waits for nothing, and says what is true at any time; whoever has had one already takes
-//! nothing from it, and its count keeps it from being answered.
+//! not been there for long. It is small and waits for nothing, and whoever has had one takes nothing from it. A reader is told
+//! the same number for as long as it is fresh, that of the first time: what came after that is asked for again where it was lost,
+//! and a number that grew could pass a sample which RustDDS has yet to send.
+//!
+//! What is left is the moment between RustDDS's match and ours, who are told of it on another thread.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -23,10 +26,8 @@ use crate::ros::{RosError, RosOptions};
 
 /// How long a reader is fresh. It asks for a heartbeat 10 ms after it has heard of the writer, which may have to be told again.
 const FRESH: Duration = Duration::from_secs(5);
-/// Below the count of all of RustDDS's: CycloneDDS answers none that is not above the last.
+/// Below the count of all of RustDDS's, which are answered whatever we send.
 const COUNT: i32 = 0;
-/// Readers whose addresses are remembered.
-const MAX_READERS: usize = 256;
 
 /// The heartbeats that one participant sends past RustDDS.
 #[derive(Debug)]
@@ -35,8 +36,17 @@ pub(super) struct FirstHeartbeats {
     /// Does not keep it alive.
     participant: Weak<DomainParticipant>,
     peers: Arc<Peers>,
-    /// Where fresh readers listen; looked up once each.
-    addresses: Mutex<HashMap<GUID, Vec<SocketAddr>>>,
+    /// What fresh readers were told, by writer and reader.
+    told: Mutex<HashMap<(GUID, GUID), Told>>,
+}
+
+/// What a fresh reader was told at first, and is told until it is fresh no more.
+#[derive(Debug)]
+struct Told {
+    num_written: i64,
+    /// Where it listens; looked up once.
+    addresses: Vec<SocketAddr>,
+    at: Instant,
 }
 
 impl FirstHeartbeats {
@@ -47,15 +57,29 @@ impl FirstHeartbeats {
         options: &RosOptions,
     ) -> Result<Self, RosError> {
         let socket = bypass::socket(options, "first heartbeats")?;
-        Ok(Self { socket, participant: Arc::downgrade(participant), peers, addresses: Mutex::default() })
+        Ok(Self { socket, participant: Arc::downgrade(participant), peers, told: Mutex::default() })
     }
 
     /// Tells the fresh readers of `writer` that it has written `num_written` samples; to be called before the next is.
     pub fn send(&self, writer: GUID, num_written: i64) {
-        let Some(earliest) = Instant::now().checked_sub(FRESH) else { return };
-        for reader in self.peers.fresh_cyclone_readers(writer, earliest) {
-            let datagram = heartbeat(writer.to_bytes(), reader.to_bytes(), num_written, COUNT);
-            for to in self.addresses(reader) {
+        let now = Instant::now();
+        let Some(earliest) = now.checked_sub(FRESH) else { return };
+        let fresh = self.peers.fresh_cyclone_readers(writer, earliest);
+        if fresh.is_empty() {
+            return;
+        }
+        let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for reader in fresh {
+            if !all.contains_key(&(writer, reader)) {
+                all.retain(|_, told| told.at > earliest);
+            }
+            let untold = Told { num_written, addresses: Vec::new(), at: now };
+            let told = all.entry((writer, reader)).or_insert(untold);
+            if told.addresses.is_empty() {
+                told.addresses = self.addresses(reader);
+            }
+            let datagram = heartbeat(writer.to_bytes(), reader.to_bytes(), told.num_written, COUNT);
+            for to in &told.addresses {
                 if let Err(error) = self.socket.send_to(&datagram, to) {
                     tracing::debug!(%error, %to, "what is published as a subscriber comes may be lost");
                 }
@@ -64,20 +88,10 @@ impl FirstHeartbeats {
     }
 
     fn addresses(&self, reader: GUID) -> Vec<SocketAddr> {
-        let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(addresses) = known.get(&reader) {
-            return addresses.clone();
-        }
-        let Some(participant) = self.participant.upgrade() else { return Vec::new() };
-        let found: Vec<SocketAddr> =
-            addresses(&participant, |other, _| other == reader).into_iter().collect();
-        if !found.is_empty() {
-            if known.len() >= MAX_READERS {
-                known.clear();
-            }
-            known.insert(reader, found.clone());
-        }
-        found
+        let participant = self.participant.upgrade();
+        participant
+            .map(|participant| addresses(&participant, |other, _| other == reader).into_iter().collect())
+            .unwrap_or_default()
     }
 }
 
@@ -85,9 +99,12 @@ impl FirstHeartbeats {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use rustdds::DomainParticipantStatusEvent as Event;
+    use rustdds::{DomainParticipantStatusEvent as Event, WriteOptions};
 
+    use super::super::payload::Payload;
     use super::super::peers::CYCLONE_VENDOR;
+    use super::super::renewal::{NEVER, Overlap};
+    use super::super::{DdsTransport, Durability, Qos};
     use super::*;
 
     fn guid(vendor: [u8; 2], entity: u8) -> GUID {
@@ -96,29 +113,66 @@ mod tests {
         GUID::from_bytes(bytes)
     }
 
-    #[test]
-    fn a_fresh_reader_of_cyclone_is_told_what_was_written_before_the_next_sample() {
+    /// Where a reader of CycloneDDS would listen.
+    fn inbox() -> UdpSocket {
         let inbox = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         inbox.set_nonblocking(true).unwrap();
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (writer, reader, other) = (guid([0x01, 0x12], 3), guid(CYCLONE_VENDOR, 4), guid([0x01, 0x0f], 5));
-        let listens = vec![inbox.local_addr().unwrap()];
-        let addresses = Mutex::new(HashMap::from([(reader, listens.clone()), (other, listens)]));
-        let peers = Arc::new(Peers::default());
-        let first =
-            FirstHeartbeats { socket, participant: Weak::new(), peers: Arc::clone(&peers), addresses };
-        let mut datagram = [0; 100];
+        inbox
+    }
 
+    fn at(inbox: &UdpSocket, num_written: i64) -> Told {
+        Told { num_written, addresses: vec![inbox.local_addr().unwrap()], at: Instant::now() }
+    }
+
+    fn received(inbox: &UdpSocket) -> Option<Vec<u8>> {
+        let mut datagram = [0; 100];
+        inbox.recv(&mut datagram).ok().map(|len| datagram[..len].to_vec())
+    }
+
+    #[test]
+    fn a_fresh_reader_of_cyclone_is_told_what_was_written_before_it_came() {
+        let (inbox, peers) = (inbox(), Arc::new(Peers::default()));
+        let (writer, reader, other) = (guid([0x01, 0x12], 3), guid(CYCLONE_VENDOR, 4), guid([0x01, 0x0f], 5));
+        let told = HashMap::from([((writer, reader), at(&inbox, 7)), ((writer, other), at(&inbox, 7))]);
+        let first = FirstHeartbeats {
+            socket: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+            participant: Weak::new(),
+            peers: Arc::clone(&peers),
+            told: Mutex::new(told),
+        };
         first.send(writer, 7);
-        assert!(inbox.recv(&mut datagram).is_err(), "nobody listens");
+        assert_eq!(received(&inbox), None, "nobody listens");
         for remote_reader in [reader, other] {
             peers.apply(Event::RemoteReaderMatched { local_writer: writer, remote_reader });
         }
-        first.send(writer, 7);
-        let len = inbox.recv(&mut datagram).unwrap();
-        assert_eq!(datagram[..len], heartbeat(writer.to_bytes(), reader.to_bytes(), 7, 0));
-        assert!(inbox.recv(&mut datagram).is_err(), "the others drop nothing");
+        let expected = heartbeat(writer.to_bytes(), reader.to_bytes(), 7, 0).to_vec();
+        for num_written in [7, 8, 9] {
+            first.send(writer, num_written);
+            assert_eq!(received(&inbox).as_ref(), Some(&expected), "the first number again");
+            assert_eq!(received(&inbox), None, "the others drop nothing");
+        }
         first.send(guid([0x01, 0x12], 6), 7);
-        assert!(inbox.recv(&mut datagram).is_err(), "another writer's readers");
+        assert_eq!(received(&inbox), None, "another writer's readers");
+    }
+
+    #[test]
+    fn writers_tell_before_each_sample_but_those_that_keep_samples_for_late_readers_do_not() {
+        // The suites use 1 to 230, the ports 231.
+        let options = RosOptions { domain_id: 232, localhost_only: true, ..RosOptions::default() };
+        let transport = DdsTransport::join(&options).unwrap();
+        let (inbox, reader) = (inbox(), guid(CYCLONE_VENDOR, 4));
+        for (durability, tells) in [(Durability::Volatile, true), (Durability::TransientLocal, false)] {
+            let qos = Qos { durability, ..Qos::DEFAULT };
+            let name = format!("rt/told_{tells}");
+            let writer = transport.create_writer(&name, "T", qos, NEVER, Overlap::TOPIC).unwrap();
+            let matched = Event::RemoteReaderMatched { local_writer: writer.guid(), remote_reader: reader };
+            transport.peers.apply(matched);
+            transport.first_heartbeats.told.lock().unwrap().insert((writer.guid(), reader), at(&inbox, 0));
+            for _ in 0..2 {
+                writer.write(Payload(vec![0, 1, 0, 0]), WriteOptions::default()).unwrap();
+                let expected = heartbeat(writer.guid().to_bytes(), reader.to_bytes(), 0, 0).to_vec();
+                assert_eq!(received(&inbox), tells.then_some(expected), "{durability:?}");
+            }
+        }
     }
 }

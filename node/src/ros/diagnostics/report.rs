@@ -87,7 +87,7 @@ impl Source {
 
     fn deadlines(&self, ready: Option<&Ready>, counts: &Counts) -> Part {
         let distrust = match ready {
-            Some(ready) => ready.requests.distrust(),
+            Some(ready) => ready.requests.no_engine().or_else(|| ready.requests.distrust()),
             None => Some("no engine is open".to_owned()),
         };
         let (level, message) = promises(distrust.as_deref(), counts.missed - self.last.missed);
@@ -182,7 +182,10 @@ fn costs(ready: &Ready) -> Part {
 
 fn engine(ready: &Ready) -> Part {
     let info = &ready.info;
-    let message = format!("{} {} on {}", info.architecture, info.weights, info.backend);
+    let (level, message) = match ready.requests.no_engine() {
+        Some(reason) => (Level::Error, format!("it failed and is being opened again: {reason}")),
+        None => (Level::Ok, format!("{} {} on {}", info.architecture, info.weights, info.backend)),
+    };
     let mib = |bytes: u64| (bytes >> 20).to_string();
     let values = vec![
         ("directory", info.engine_dir.clone()),
@@ -197,7 +200,7 @@ fn engine(ready: &Ready) -> Part {
         ("context (tokens)", info.max_context.to_string()),
         ("takt", env!("CARGO_PKG_VERSION").to_owned()),
     ];
-    (Level::Ok, message, values)
+    (level, message, values)
 }
 
 /// Temperatures, clocks, memory, and how the worker runs.
