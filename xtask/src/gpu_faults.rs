@@ -41,7 +41,9 @@ pub fn run(root: &Path) -> anyhow::Result<Value> {
 fn confirmed(found: Value, status: ExitStatus) -> anyhow::Result<Value> {
     let is_clean = found["failures"].as_array().is_none_or(Vec::is_empty);
     if is_clean && !status.success() {
-        bail!("the record of faults has no failure, but the program that wrote it ended with {status}: see what it printed");
+        bail!(
+            "the record of faults has no failure, but the program that wrote it ended with {status}: see what it printed"
+        );
     }
     Ok(found)
 }
